@@ -1,0 +1,50 @@
+# Every target prepares what it needs: on a fresh machine with Python >= 3.11 nothing else has to be run first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TYPED := build/typecheck/helios_serve
+
+# The repository's own kernels/ must never shadow Hugging Face's package of that name.
+export PYTHONSAFEPATH = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: install serve format lint typecheck test test-slow test-integrations bench wheel clean
+
+install: $(READY)  ## a virtual environment with this package, editable, and the development tools, pinned
+
+# torch comes first and alone, so that the pinned build is chosen before anything asks for "some torch".
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "helios-serve needs Python >= 3.11, got $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+format: $(READY)
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: $(READY)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+# mypy reads the tree as it is imported, not as it is stored.
+typecheck: $(READY)
+	rm -rf $(TYPED) && mkdir -p $(TYPED)
+	ln -s $(CURDIR)/helios_serve/* $(CURDIR)/model_executor $(CURDIR)/kernels $(TYPED)
+	MYPYPATH=build/typecheck $(BIN)/mypy -p helios_serve
+
+test: $(READY)  ## everything fast
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(READY)  ## full matrices, faults, soaks, fuzzing
+	$(BIN)/pytest -m slow
+
+test-integrations: $(READY)  ## the real engines we plug into
+	@echo "No engine integrations yet."
+
+wheel: $(READY)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info

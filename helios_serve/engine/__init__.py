@@ -1,0 +1,1 @@
+"""The engine: requests in, scheduled steps to executors, chunks of video out."""

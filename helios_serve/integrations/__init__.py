@@ -1,0 +1,1 @@
+"""Adapters that run the engine inside other servers; each imports its server lazily."""

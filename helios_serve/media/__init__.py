@@ -1,0 +1,1 @@
+"""Frames to and from files: MP4 segments, reference images and videos."""

@@ -1,0 +1,1 @@
+"""Numerical kernels of the packed forward, each with a plain torch reference."""

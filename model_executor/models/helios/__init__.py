@@ -1,0 +1,1 @@
+"""Helios: transformer, schedules, samplers and conditioning."""

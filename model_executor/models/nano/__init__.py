@@ -1,0 +1,1 @@
+"""A tiny built-in Helios with random weights that runs anywhere."""

@@ -1,0 +1,1 @@
+"""One device's share of the work: history pool, packed batches, model runner."""

@@ -1,0 +1,106 @@
+"""A floor imports only what lies below it, at import time and in functions; no cycles."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {"helios_serve.model_executor": "model_executor", "helios_serve.kernels": "kernels"}
+CONTRACTS = {
+    f"helios_serve.{name}"
+    for name in (
+        "config",
+        "errors",
+        "logger",
+        "messages",
+        "metrics",
+        "model_config",
+        "sampling_params",
+    )
+}
+MAY_IMPORT = {
+    "helios_serve.kernels": set(),
+    "helios_serve.media": CONTRACTS,
+    "helios_serve.store": CONTRACTS,
+    "helios_serve.core": CONTRACTS,
+    "helios_serve.model_executor": CONTRACTS | {"helios_serve.kernels", "helios_serve.media"},
+    "helios_serve.engine": CONTRACTS
+    | {
+        "helios_serve.core",
+        "helios_serve.media",
+        "helios_serve.model_executor",
+        "helios_serve.store",
+    },
+    "helios_serve.entrypoints": CONTRACTS
+    | {"helios_serve.engine", "helios_serve.media", "helios_serve.store"},
+    "helios_serve.integrations": CONTRACTS | {"helios_serve.engine"},
+} | dict.fromkeys(CONTRACTS, CONTRACTS)
+TORCH_FREE = ("helios_serve/core", "helios_serve/media", "helios_serve/store")
+
+
+def sources(package: str) -> list[Path]:
+    folder = ROOT / FOLDERS.get(package, package.replace(".", "/"))
+    return list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def imports(source: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_name(source: Path) -> str:
+    parts = source.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "helios_serve" else ("helios_serve", *parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+ALL_SOURCES = [
+    path
+    for folder in ("helios_serve", "model_executor", "kernels")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("floor", MAY_IMPORT)
+def test_a_floor_imports_only_what_it_may(floor: str) -> None:
+    for source in filter(Path.exists, sources(floor)):
+        for name in imports(source):
+            parts = name.split(".")
+            where = f"{source.relative_to(ROOT)} imports {name}"
+            assert parts[0] not in ("kernels", "model_executor"), where
+            if parts[0] == "helios_serve" and parts[1:] != ["__version__"]:
+                assert ".".join(parts[:2]) in MAY_IMPORT[floor] | {floor}, where
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    for source in ALL_SOURCES:
+        name = module_name(source)
+        assert name == "helios_serve" or ".".join(name.split(".")[:2]) in MAY_IMPORT, name
+
+
+def test_modules_form_no_cycle() -> None:
+    names = {module_name(source) for source in ALL_SOURCES}
+    graph = {
+        module_name(source): {
+            target
+            for name in imports(source)
+            for target in (name, name.rpartition(".")[0])
+            if target in names - {module_name(source), "helios_serve"}
+        }
+        for source in ALL_SOURCES
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def test_policy_and_files_need_no_torch() -> None:
+    contracts = [ROOT / f"{name.replace('.', '/')}.py" for name in CONTRACTS]
+    for source in ALL_SOURCES:
+        if str(source.relative_to(ROOT)).startswith(TORCH_FREE) or source in contracts:
+            assert "torch" not in {name.split(".")[0] for name in imports(source)}, source

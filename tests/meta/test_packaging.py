@@ -1,0 +1,63 @@
+"""What is installed is what is on disk, and nothing leaks to the top level."""
+
+import importlib.util
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import helios_serve
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+FOLDERS = {"helios_serve": "helios_serve"} | {v: k for k, v in SETUPTOOLS["package-dir"].items()}
+PACKAGES = {
+    ".".join([name, *init.parent.relative_to(ROOT / folder).parts])
+    for folder, name in FOLDERS.items()
+    for init in (ROOT / folder).rglob("__init__.py")
+}
+
+
+def test_every_package_on_disk_is_listed() -> None:
+    assert set(SETUPTOOLS["packages"]) == PACKAGES
+
+
+def test_every_source_lies_in_a_package() -> None:
+    for folder in FOLDERS:
+        for source in (ROOT / folder).rglob("*.py"):
+            assert (source.parent / "__init__.py").exists(), source
+
+
+def test_mapped_packages_are_imported_under_our_name_only() -> None:
+    assert importlib.util.find_spec("helios_serve.kernels") is not None
+    assert importlib.util.find_spec("helios_serve.model_executor") is not None
+    assert importlib.util.find_spec("kernels") is None
+    assert importlib.util.find_spec("model_executor") is None
+
+
+def test_version_is_said_once() -> None:
+    assert helios_serve.__version__ == version("helios-serve") == PROJECT["project"]["version"]
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        "/".join([*name.split("."), str(source.relative_to(ROOT / folder))])
+        for folder, name in FOLDERS.items()
+        for source in (ROOT / folder).rglob("*.py")
+    }
+    assert {name for name in held if name.endswith(".py")} == expected
+    assert {name.split("/")[0] for name in held} == {"helios_serve"}
+    assert "helios_serve/py.typed" in held
