@@ -1,0 +1,71 @@
+"""Which session's history lies in which blocks of one worker's pool."""
+
+from helios_serve.core.block_pool import BlockPool
+from helios_serve.core.history import History, chunk_blocks
+from helios_serve.messages import ChunkBlocks
+from helios_serve.model_config import HISTORY_FRAMES, Geometry
+
+
+class HistoryManager:
+    """Allocates, slides and frees histories; a slide moves pointers and copies nothing."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.pool = BlockPool(num_blocks)
+        self._histories: dict[str, History] = {}
+
+    @staticmethod
+    def peak_blocks(geometry: Geometry) -> int:
+        """The most blocks one session ever holds: anchor, 19 frames, the chunk in the making."""
+        return (1 + HISTORY_FRAMES) * geometry.blocks_per_frame + chunk_blocks(geometry)
+
+    def can_allocate(self, geometry: Geometry) -> bool:
+        return self.peak_blocks(geometry) <= self.pool.num_free
+
+    def open(self, session_id: str, geometry: Geometry, *, initial_frames: int = 0) -> ChunkBlocks:
+        """Start a history; with `initial_frames` also an anchor of its own (I2V, V2V).
+
+        Returns blocks to write the anchor (`window`) and the initial frames (`append`) to.
+        """
+        assert session_id not in self._histories, f"session {session_id} has a history already"
+        history = self._histories[session_id] = History(geometry)
+        if not initial_frames:
+            return ChunkBlocks((), ())
+        anchor = self.pool.allocate(geometry.blocks_per_frame)
+        frames = self.pool.allocate(initial_frames * geometry.blocks_per_frame)
+        (history.anchor,) = history.split_frames(anchor)
+        history.frames = history.split_frames(frames)
+        return ChunkBlocks(tuple(anchor), tuple(frames))
+
+    def begin_chunk(self, session_id: str, geometry: Geometry) -> ChunkBlocks:
+        """The window that the chunk sees, and fresh blocks for the frames it will make."""
+        history = self._histories[session_id]
+        assert not history.pending, f"session {session_id} is in the middle of a chunk"
+        blocks = self.pool.allocate(chunk_blocks(geometry))
+        history.pending = history.split_frames(blocks)
+        return ChunkBlocks(history.window, tuple(blocks))
+
+    def end_chunk(self, session_id: str, *, new_anchor: bool) -> None:
+        """Slide over the finished chunk, whose first frame may become the anchor."""
+        history = self._histories[session_id]
+        if new_anchor:
+            self.pool.free(history.anchor)
+            history.anchor = history.pending[0]
+            self.pool.share(history.anchor)
+        frames = history.frames + history.pending
+        for frame in frames[:-HISTORY_FRAMES]:
+            self.pool.free(frame)
+        history.frames, history.pending = frames[-HISTORY_FRAMES:], []
+
+    def close(self, session_id: str) -> None:
+        history = self._histories.pop(session_id)
+        for frame in (history.anchor, *history.frames, *history.pending):
+            self.pool.free(frame)
+
+    def check_integrity(self) -> None:
+        self.pool.check_integrity(
+            [
+                frame
+                for history in self._histories.values()
+                for frame in (history.anchor, *history.frames, *history.pending)
+            ]
+        )

@@ -1,0 +1,80 @@
+"""What the scheduler and the workers say to each other."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from helios_serve.sampling_params import Frames, VideoRequest
+
+NULL_BLOCK = 0
+"""Block 0 of every history pool holds zeros and is never written."""
+
+
+class StepCursor(NamedTuple):
+    """Where a session stands: all schedules are pure functions of it."""
+
+    chunk: int
+    stage: int
+    step: int
+
+
+class ChunkBlocks(NamedTuple):
+    """What a worker needs to know of the history for one chunk.
+
+    `window` is the anchor and the last 19 frames, oldest first; `append` is where the chunk's own
+    nine frames go. Both are flat lists of block ids, frame by frame, tiles row major.
+    """
+
+    window: tuple[int, ...]
+    append: tuple[int, ...]
+
+
+class NewSession(msgspec.Struct, frozen=True):
+    """A session that the worker has not seen.
+
+    For I2V and V2V `blocks.window` takes the anchor's own blocks and `blocks.append` those of the
+    initial history frames; for T2V both are empty.
+    """
+
+    session_id: str
+    request: VideoRequest
+    blocks: ChunkBlocks
+
+
+class ScheduledStep(msgspec.Struct, frozen=True):
+    """One denoise step of one session; `blocks` comes with the first step of a chunk."""
+
+    session_id: str
+    cursor: StepCursor
+    blocks: ChunkBlocks | None = None
+
+
+class SchedulerOutput(msgspec.Struct, frozen=True):
+    new_sessions: tuple[NewSession, ...] = ()
+    scheduled_steps: tuple[ScheduledStep, ...] = ()
+    finished: tuple[str, ...] = ()
+
+
+class Latents(msgspec.Struct, frozen=True):
+    """A (1, 16, frames, height / 8, width / 8) tensor as raw bytes; `dtype` is torch's name."""
+
+    data: bytes
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class ChunkResult(msgspec.Struct, frozen=True):
+    """A finished chunk: its nine latent frames and the 33 frames decoded from them.
+
+    `input_latents` comes with the first chunk of a request that keeps them.
+    """
+
+    session_id: str
+    chunk: int
+    latents: Latents
+    frames: Frames
+    input_latents: Latents | None = None
+
+
+class RunnerOutput(msgspec.Struct, frozen=True):
+    chunks: tuple[ChunkResult, ...] = ()

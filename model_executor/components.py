@@ -1,0 +1,118 @@
+"""The modules of a checkpoint, on the meta device, and how their files become parameters."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from helios_serve.errors import CheckpointError
+from helios_serve.model_config import LATENT_CHANNELS, HeliosConfig
+from helios_serve.model_executor.models.helios.config import read_json
+from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.weights import Component
+
+PATCH_KERNELS = {
+    "patch_embedding": (1, 2, 2),
+    "patch_short": (1, 2, 2),
+    "patch_mid": (2, 4, 4),
+    "patch_long": (4, 8, 8),
+}
+FP32_PARTS = ("time_embedder", "scale_shift_table", "norm2", "history_key_scale")
+"""Parameters that stay in fp32 whatever the model's dtype (helios.md, section 5)."""
+
+
+class Part(NamedTuple):
+    """One module on the meta device, and how its files fill it."""
+
+    module: nn.Module
+    component: Component
+
+
+def build_parts(folder: Path, config: HeliosConfig, dtype: torch.dtype) -> dict[str, Part]:
+    """Transformer, text encoder and VAE of the checkpoint in `folder`, by their folders' names."""
+    return {
+        "transformer": build_transformer(folder, config, dtype),
+        "text_encoder": build_text_encoder(folder, config, dtype),
+        "vae": build_vae(folder),
+    }
+
+
+def build_transformer(folder: Path, config: HeliosConfig, dtype: torch.dtype) -> Part:
+    with torch.device("meta"):
+        module = HeliosTransformer(config.transformer)
+    component = Component(
+        folder / "transformer",
+        rename_transformer_key,
+        dtype_of=lambda name: torch.float32 if any(part in name for part in FP32_PARTS) else dtype,
+        convert=flatten_patch_weight,
+        stored_shape=stored_patch_shape,
+    )
+    return Part(module, component)
+
+
+def build_text_encoder(folder: Path, config: HeliosConfig, dtype: torch.dtype) -> Part:
+    settings = read_json(folder, "text_encoder/config.json")
+    if settings.get("d_model") != config.transformer.text_dim:
+        raise CheckpointError(
+            f"text_encoder/config.json: d_model: got {settings.get('d_model')}, "
+            f"expected the transformer's text_dim {config.transformer.text_dim}"
+        )
+    with torch.device("meta"):
+        module = UMT5EncoderModel(UMT5Config(**(settings | {"tie_word_embeddings": True})))
+    tied = "encoder.embed_tokens.weight"
+    component = Component(
+        folder / "text_encoder",
+        rename=lambda key: "shared.weight" if key == tied else key,
+        dtype_of=lambda _: dtype,
+        optional=frozenset({tied}),
+    )
+    return Part(module, component)
+
+
+def build_vae(folder: Path) -> Part:
+    """The VAE stays in fp32, as documented for these checkpoints."""
+    settings = read_json(folder, "vae/config.json")
+    with torch.device("meta"):
+        module = AutoencoderKLWan.from_config(settings)
+    component = Component(folder / "vae", rename=lambda key: key, dtype_of=lambda _: torch.float32)
+    return Part(module, component)
+
+
+def rename_transformer_key(key: str) -> str | None:
+    """Official checkpoints keep the final table at the top level, and an unused norm."""
+    if "norm_added_q" in key:
+        return None
+    return "norm_out.scale_shift_table" if key == "scale_shift_table" else key
+
+
+def stored_patch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Patch weights are stored as convolutions: (dim, 16, frames, height, width)."""
+    kernel = patch_kernel(name)
+    return shape if kernel is None else (shape[0], LATENT_CHANNELS, *kernel)
+
+
+def flatten_patch_weight(name: str, weight: Tensor) -> Tensor:
+    """A convolution over patches as a matmul over rows of base patches.
+
+    (dim, 16, t, 2y, 2x) -> (dim, t * y * x * 64), base patches in order t, y, x and each row laid
+    out (ph, pw, channel).
+    """
+    if patch_kernel(name) is None:
+        return weight
+    dim, channels, t, height, width = weight.shape
+    patches = weight.reshape(dim, channels, t, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 3, 5, 4, 6, 1).flatten(1)
+
+
+def patch_kernel(name: str) -> tuple[int, int, int] | None:
+    layer, _, leaf = name.partition(".")
+    return PATCH_KERNELS.get(layer) if leaf == "weight" else None
+
+
+def tie_embeddings(text_encoder: nn.Module) -> None:
+    """One embedding for both names: files hold `shared.weight` alone."""
+    shared = text_encoder.get_submodule("shared")
+    text_encoder.get_submodule("encoder.embed_tokens").weight = shared.weight

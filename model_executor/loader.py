@@ -1,0 +1,133 @@
+"""From the name of a model to its parts on a device."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoTokenizer
+
+from helios_serve.errors import CheckpointError, DeviceError
+from helios_serve.model_config import HeliosConfig
+from helios_serve.model_executor.components import build_parts, tie_embeddings
+from helios_serve.model_executor.models.helios.config import read_config
+from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
+from helios_serve.model_executor.models.published import published_checkpoint
+from helios_serve.model_executor.models.text_encoder import TextEncoder
+from helios_serve.model_executor.models.vae import Vae
+from helios_serve.model_executor.weights import fill_random, find_sources, stream_weights
+
+LoadFormat = Literal["auto", "dummy"]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+HUB_PATTERNS = ["*.json", "*.safetensors", "spiece.model", "tokenizer/*"]
+HUB_IGNORED = ["transformer_ode/*"]
+
+
+class LoadedModel(NamedTuple):
+    """A checkpoint ready to run. `note` says what a user must know of its weights."""
+
+    name: str
+    config: HeliosConfig
+    transformer: HeliosTransformer
+    text_encoder: TextEncoder
+    vae: Vae
+    device: torch.device
+    note: str | None
+
+
+def load_model(
+    model: str, *, device: str = "auto", dtype: str = "auto", load_format: LoadFormat = "auto"
+) -> LoadedModel:
+    """Load `model`: a local folder, a hub id, or nano, nano-mid, nano-base.
+
+    Every file is checked before the first weight is read. With `load_format="dummy"` weights are
+    random and only the json files are needed, or none for a published hub id. Raises
+    CheckpointError and DeviceError.
+    """
+    target = resolve_device(device)
+    kind = resolve_dtype(dtype, target)
+    folder, note = find_checkpoint(model, load_format)
+    config = read_config(folder)
+    dummy = load_format == "dummy"
+    parts = build_parts(folder, config, kind)
+    sources = {} if dummy else {name: find_sources(*part) for name, part in parts.items()}
+    tokenizer = load_tokenizer(folder)
+    for seed, (name, (module, component)) in enumerate(parts.items()):
+        if dummy:
+            fill_random(module, component, target, seed)
+        else:
+            stream_weights(module, component, sources[name], target)
+        module.eval().requires_grad_(False)
+    transformer, text_encoder, vae = (part.module for part in parts.values())
+    assert isinstance(transformer, HeliosTransformer)
+    tie_embeddings(text_encoder)
+    return LoadedModel(
+        model, config, transformer, TextEncoder(text_encoder, tokenizer), Vae(vae), target, note
+    )
+
+
+def find_checkpoint(model: str, load_format: LoadFormat) -> tuple[Path, str | None]:
+    """The folder of `model`, and a note where its weights are not real."""
+    if (nano := nano_checkpoint(model)) is not None:
+        return nano, f"{model} has random weights: it shows the machinery, not pictures"
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder, "weights are random (dummy)" if load_format == "dummy" else None
+    if load_format == "dummy":
+        if (published := published_checkpoint(model)) is not None:
+            return published, f"{model} with random weights (dummy): for measuring speed only"
+        return download(model, ["*.json", "tokenizer/*"]), "weights are random (dummy)"
+    return download(model, HUB_PATTERNS), None
+
+
+def download(model: str, patterns: list[str]) -> Path:
+    """The local snapshot of a hub repository."""
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=HUB_IGNORED))
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"got model {model!r}, expected a folder, a hub id such as OWNER/NAME, "
+            "or nano, nano-mid, nano-base"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{model} is no local folder and could not be had from the hub: {reason}"
+        ) from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the first accelerator, or the CPU; raises DeviceError for one not present."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    present = ["cpu", *([accelerator.type] if accelerator else [])]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    count = torch.accelerator.device_count() if accelerator else 0
+    if device is None or device.type not in present or (device.index or 0) >= max(count, 1):
+        raise DeviceError(f"got device {name!r}, expected auto or one of {', '.join(present)}")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on an accelerator and float32 on the CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise DeviceError(f"got dtype {name!r}, expected auto or one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / 'tokenizer'} holds no usable tokenizer: {error}"
+        ) from error

@@ -1,0 +1,87 @@
+"""LoRA adapters in diffusers' format, from a file or folder to the layers of a transformer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from helios_serve.errors import CheckpointError
+from helios_serve.model_executor.models.helios.lora import LoraAdapter, LoraLinear, LowRank
+from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+PREFIX = "transformer."
+DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
+
+
+def load_adapter(path: str, transformer: HeliosTransformer, scale: float) -> LoraAdapter:
+    """The adapter in `path`, fitted to `transformer`; raises CheckpointError.
+
+    An adapter that would apply to no layer, or that names a layer we do not have, is refused: a
+    silently ignored adapter looks like a bad one.
+    """
+    file = find_file(path)
+    tensors, metadata = read_tensors(file)
+    targets = {
+        name: layer for name, layer in transformer.named_modules() if isinstance(layer, LoraLinear)
+    }
+    names = [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]
+    if not names:
+        raise CheckpointError(
+            f"{file}: no LoRA layer found, expected keys such as {PREFIX}blocks.0.attn1.to_q{DOWN}"
+        )
+    layers = {}
+    for name in names:
+        layer = targets.get(name.removeprefix(PREFIX))
+        if layer is None:
+            raise CheckpointError(f"{file}: {name}{DOWN}: the model has no such linear layer")
+        layers[layer.name] = low_rank(file, name, tensors, metadata, layer, scale)
+    return LoraAdapter(f"{path}@{scale}", layers)
+
+
+def find_file(path: str) -> Path:
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / FILE_NAME
+    if not file.is_file():
+        raise CheckpointError(f"got LoRA {path!r}, expected a safetensors file or a folder with it")
+    return file
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and adapter metadata of a LoRA file."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            header = stored.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
+    return tensors, json.loads(header.get("lora_adapter_metadata", "{}"))
+
+
+def low_rank(
+    file: Path,
+    name: str,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, Any],
+    layer: LoraLinear,
+    scale: float,
+) -> LowRank:
+    """One layer's term, with alpha / rank and `scale` folded into its upper half."""
+    down, up = tensors[name + DOWN], tensors.get(name + UP)
+    if up is None:
+        raise CheckpointError(f"{file} lacks {name}{UP}")
+    rank = len(down)
+    expected = ((rank, layer.in_features), (layer.out_features, rank))
+    if (tuple(down.shape), tuple(up.shape)) != expected:
+        raise CheckpointError(
+            f"{file}: {name}: got shapes {list(down.shape)} and {list(up.shape)}, "
+            f"expected {list(expected[0])} and {list(expected[1])}"
+        )
+    alpha = tensors.get(name + ALPHA)
+    strength = float(metadata.get(PREFIX + "lora_alpha", rank) if alpha is None else alpha)
+    weight = layer.weight
+    up = (up.float() * (scale * strength / rank)).to(weight.device, weight.dtype)
+    return LowRank(down.to(weight.device, weight.dtype), up)

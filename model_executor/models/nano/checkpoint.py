@@ -1,0 +1,89 @@
+"""nano: Helios' architecture at a ten-thousandth of its size, written on first use.
+
+Its weights are random but reproducible: it shows the machinery, not pictures. It is a checkpoint
+folder like any other, so everything that runs on it runs the real code.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from helios_serve import __version__
+from helios_serve.model_config import Variant
+from helios_serve.model_executor.components import build_parts
+from helios_serve.model_executor.models.helios.config import read_config
+from helios_serve.model_executor.models.nano.tokenizer import save_tokenizer
+from helios_serve.model_executor.models.published import (
+    TRANSFORMER,
+    UMT5_XXL,
+    WAN_VAE,
+    model_index,
+    scheduler_config,
+    write_json,
+)
+from helios_serve.model_executor.weights import STEMS, random_tensor
+
+NANO: dict[str, Variant] = {"nano": "distilled", "nano-mid": "mid", "nano-base": "base"}
+
+WIDTHS = {
+    "num_layers": 3,
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "ffn_dim": 256,
+    "text_dim": 64,
+    "rope_dim": [12, 10, 10],
+}
+TEXT_WIDTHS = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+VAE_WIDTHS = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+
+
+def nano_checkpoint(model: str) -> Path | None:
+    """The folder of nano, nano-mid or nano-base, made if it is not there; None for other names."""
+    if (variant := NANO.get(model)) is None:
+        return None
+    folder = cache_folder() / f"{model}-{__version__}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+        write_nano(scratch, variant)
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process was faster, with the same content
+            shutil.rmtree(scratch)
+    return folder
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "helios-serve"
+
+
+def write_nano(folder: Path, variant: Variant) -> None:
+    """Write the checkpoint; all three variants share their weights."""
+    vocab_size = save_tokenizer(folder / "tokenizer")
+    write_json(folder, "model_index.json", model_index(variant))
+    write_json(folder, "scheduler/scheduler_config.json", scheduler_config(variant))
+    write_json(folder, "transformer/config.json", TRANSFORMER | WIDTHS)
+    write_json(
+        folder, "text_encoder/config.json", UMT5_XXL | TEXT_WIDTHS | {"vocab_size": vocab_size}
+    )
+    write_json(folder, "vae/config.json", WAN_VAE | VAE_WIDTHS)
+    parts = build_parts(folder, read_config(folder), torch.float32)
+    for seed, (module, component) in enumerate(parts.values()):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            name: random_tensor(
+                name,
+                component.stored_shape(name, tuple(meta.shape)),
+                torch.float32,
+                generator,
+            )
+            for name, meta in module.state_dict().items()
+            if name not in component.optional
+        }
+        stem = STEMS[component.folder.name == "text_encoder"]
+        save_file(tensors, component.folder / f"{stem}.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,148 @@
+"""Safetensors files of one component: checked whole by their headers, then streamed to the device.
+
+Every tensor goes from the mapped file straight to where it stays, one at a time, so a model never
+exists twice in memory.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from helios_serve.errors import CheckpointError
+
+STEMS = ("diffusion_pytorch_model", "model")
+
+Rename = Callable[[str], str | None]
+"""Checkpoint key -> parameter name, or None for a key to ignore."""
+
+
+class Component(NamedTuple):
+    """How the files of one component become the parameters of a module.
+
+    `dtype_of` gives a parameter's dtype by its name, `convert` turns a stored tensor into the
+    parameter, `stored_shape` a parameter's shape into the stored one. Parameters in `optional` may
+    be absent from the files.
+    """
+
+    folder: Path
+    rename: Rename
+    dtype_of: Callable[[str], torch.dtype]
+    convert: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
+    stored_shape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda _, shape: shape
+    optional: frozenset[str] = frozenset()
+
+
+class Source(NamedTuple):
+    """Where a parameter is stored."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component; raises CheckpointError naming what is missing."""
+    for stem in STEMS:
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return indexed_files(index)
+        single = folder / f"{stem}.safetensors"
+        if single.is_file():
+            return [single]
+    raise CheckpointError(f"{folder} has no weights: expected {STEMS[0]}.safetensors or an index")
+
+
+def indexed_files(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of safetensors files: {error!r}") from error
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is not there")
+    return [index.parent / name for name in names]
+
+
+def stored_tensors(paths: list[Path]) -> Iterator[Source]:
+    """Every tensor of the files, from their headers; a truncated file raises CheckpointError."""
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (a handle, not a dict)
+                    yield Source(path, key, tuple(file.get_slice(key).get_shape()))
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+
+
+def find_sources(module: nn.Module, component: Component) -> dict[str, Source]:
+    """Where each parameter of `module` is stored; refuses missing, extra and misshapen keys."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    paths = weight_files(component.folder)
+    sources = {}
+    for source in stored_tensors(paths):
+        name = component.rename(source.key)
+        if name is None:
+            continue
+        if name not in wanted:
+            raise CheckpointError(f"{source.path}: {source.key}: the model has no such parameter")
+        expected = component.stored_shape(name, wanted[name])
+        if source.shape != expected:
+            raise CheckpointError(
+                f"{source.path}: {source.key}: got shape {list(source.shape)}, "
+                f"expected {list(expected)}"
+            )
+        sources[name] = source
+    missing = sorted(wanted.keys() - sources.keys() - component.optional)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{paths[0].parent} lacks {missing[0]}{more}")
+    return sources
+
+
+def stream_weights(
+    module: nn.Module, component: Component, sources: dict[str, Source], device: torch.device
+) -> None:
+    """Fill the meta parameters of `module` from its files, on `device`."""
+    by_file: dict[Path, list[str]] = {}
+    for name, source in sources.items():
+        by_file.setdefault(source.path, []).append(name)
+    for path, names in by_file.items():
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name in names:
+                stored = file.get_tensor(sources[name].key)
+                tensor = component.convert(name, stored).to(component.dtype_of(name)).contiguous()
+                place(module, name, tensor)
+
+
+def fill_random(module: nn.Module, component: Component, device: torch.device, seed: int) -> None:
+    """Fill the meta parameters of `module` with reproducible random numbers, on `device`."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, meta in module.state_dict().items():
+        tensor = random_tensor(name, tuple(meta.shape), component.dtype_of(name), generator)
+        place(module, name, tensor)
+
+
+def random_tensor(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    """Noise at the scale that an initialised parameter of that name and shape has."""
+    tensor = torch.empty(shape, dtype=dtype, device=generator.device)
+    if name.endswith("gamma") or (len(shape) == 1 and name.endswith("weight")):
+        return tensor.normal_(1, 0.02, generator=generator)
+    std = tensor[0].numel() ** -0.5 if len(shape) > 1 else 0.02
+    return tensor.normal_(0, std, generator=generator)
+
+
+def place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put `tensor` where the parameter `name` of `module` was."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

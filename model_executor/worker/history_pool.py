@@ -1,0 +1,88 @@
+"""The history of every session on one device: blocks of base patches, addressed by block tables."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helios_serve.kernels import reference as kernels
+from helios_serve.messages import NULL_BLOCK
+from helios_serve.model_config import (
+    BLOCK_ROWS,
+    LONG_FRAMES,
+    PATCH_DIM,
+    TILE_PATCHES,
+    WINDOW_FRAMES,
+    Geometry,
+)
+from helios_serve.model_executor.models.helios.inputs import HistoryPatches
+from helios_serve.model_executor.models.helios.samplers import patchify
+
+TILE_PIXELS = 2 * TILE_PATCHES
+"""Latent pixels a side of a tile."""
+
+
+class HistoryPool:
+    """`blocks` is (num_blocks, 16, 64): a block is one frame's tile of 4 x 4 base patches.
+
+    Block 0 stays zero. A frame is written once and never changes while any table names it.
+    """
+
+    def __init__(self, num_blocks: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.blocks = torch.zeros(num_blocks, BLOCK_ROWS, PATCH_DIM, dtype=dtype, device=device)
+
+    def write(self, latents: Tensor, block_ids: Sequence[int]) -> None:
+        """Store latent frames (16, frames, h, w) in as many blocks as their tiles.
+
+        Edge tiles are filled by repeating the last latent pixel, as the patch kernels pad.
+        """
+        assert NULL_BLOCK not in block_ids, "the null block is never written"
+        height, width = latents.shape[-2:]
+        padding = (0, -width % TILE_PIXELS, 0, -height % TILE_PIXELS)
+        padded = F.pad(latents, padding, mode="replicate")
+        tile_rows, tile_cols = padded.shape[-2] // TILE_PIXELS, padded.shape[-1] // TILE_PIXELS
+        grid = (-1, tile_rows, TILE_PATCHES, tile_cols, TILE_PATCHES, PATCH_DIM)
+        tiles = patchify(padded).view(grid).transpose(2, 3)
+        index = torch.tensor(block_ids, device=self.blocks.device)
+        rows = tiles.reshape(-1, BLOCK_ROWS, PATCH_DIM)
+        self.blocks[index] = rows.to(self.blocks.device, self.blocks.dtype)
+
+    def gather(self, window: Tensor, geometry: Geometry) -> HistoryPatches:
+        """The windows of one session as patches; `window` is its flat block table of 20 frames."""
+        rows = [
+            window[places // BLOCK_ROWS] * BLOCK_ROWS + places % BLOCK_ROWS
+            for places in window_places(geometry, self.blocks.device)
+        ]
+        long, mid, short = (kernels.gather_window(self.blocks, index) for index in rows)
+        return HistoryPatches(long, mid, short)
+
+
+@lru_cache(maxsize=64)
+def window_places(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each base patch of each long, mid and short patch lies: (patches, base patches).
+
+    A place is (position in the block table) * 16 + (row in the block).
+    """
+    tiles, mid, full = geometry.tiles, geometry.mid_patches, geometry.patches
+    frame = torch.arange(WINDOW_FRAMES, device=device).view(-1, 1, 1)
+    row = torch.arange(tiles.rows * TILE_PATCHES, device=device).view(-1, 1)
+    col = torch.arange(tiles.cols * TILE_PATCHES, device=device)
+    tile = row // TILE_PATCHES * tiles.cols + col // TILE_PATCHES
+    within = row % TILE_PATCHES * TILE_PATCHES + col % TILE_PATCHES
+    places = (frame * tiles.size + tile) * BLOCK_ROWS + within  # (frames, rows, cols)
+    first_mid = 1 + LONG_FRAMES
+    anchor_and_last = places[[0, WINDOW_FRAMES - 1], : full.rows, : full.cols]
+    return (
+        cut(places[1:first_mid], 4),
+        cut(places[first_mid:-1, : 2 * mid.rows, : 2 * mid.cols], 2),
+        cut(anchor_and_last, 1),
+    )
+
+
+def cut(places: Tensor, side: int) -> Tensor:
+    """(frames, rows, cols) into cubes of side^3: (cubes, side^3), both in order t, y, x."""
+    frames, rows, cols = (size // side for size in places.shape)
+    cubes = places.reshape(frames, side, rows, side, cols, side)
+    return cubes.permute(0, 2, 4, 1, 3, 5).reshape(frames * rows * cols, side**3)

@@ -1,0 +1,196 @@
+"""Runs scheduled steps on one device: sessions in, finished chunks out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from helios_serve.messages import (
+    ChunkBlocks,
+    ChunkResult,
+    Latents,
+    NewSession,
+    RunnerOutput,
+    ScheduledStep,
+    SchedulerOutput,
+)
+from helios_serve.model_config import Geometry
+from helios_serve.model_executor.loader import LoadedModel
+from helios_serve.model_executor.lora_files import load_adapter
+from helios_serve.model_executor.models.helios.conditioning import (
+    HistorySeed,
+    block_noise_factor,
+    draw_chunk_noise,
+    seed_from_image,
+    seed_from_video,
+)
+from helios_serve.model_executor.models.helios.inputs import TextContext
+from helios_serve.model_executor.models.helios.lora import LoraAdapter
+from helios_serve.model_executor.models.helios.samplers import (
+    SamplerState,
+    advance,
+    enter_stage,
+    unpatchify,
+)
+from helios_serve.model_executor.worker.history_pool import HistoryPool
+from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
+from helios_serve.model_executor.worker.prompt_reader import PromptReader
+from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
+from helios_serve.sampling_params import (
+    Frames,
+    PromptWeight,
+    VideoRequest,
+    prompt_weights,
+)
+
+
+class ModelRunner:
+    """The state of every session on one device, and the model that advances them."""
+
+    def __init__(
+        self, model: LoadedModel, num_blocks: int, *, batch_invariant: bool = False
+    ) -> None:
+        self.model = model
+        self.batch_invariant = batch_invariant
+        self.pool = HistoryPool(num_blocks, model.transformer.dtype, model.device)
+        self.prompts = PromptReader(model.text_encoder, model.transformer)
+        self.sessions: dict[str, SessionState] = {}
+        self._noise_factor = block_noise_factor(model.config.scheduler.gamma)
+
+    def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
+        """Open new sessions, take one step of each scheduled one, close finished ones."""
+        for new in output.new_sessions:
+            self.sessions[new.session_id] = self._open(new)
+        jobs = [self._prepare(step) for step in output.scheduled_steps]
+        self._denoise(jobs)
+        chunks = [
+            self._finish_chunk(step)
+            for step in output.scheduled_steps
+            if self.sessions[step.session_id].is_last_step(step.cursor)
+        ]
+        for session_id in output.finished:
+            self.sessions.pop(session_id, None)
+        return RunnerOutput(tuple(chunks))
+
+    def _open(self, new: NewSession) -> SessionState:
+        request = new.request
+        request.check_media()
+        session = SessionState(
+            request=request,
+            params=request.params.resolve(self.model.config),
+            geometry=Geometry(request.params.height, request.params.width),
+            adapter=self._adapter(request),
+        )
+        if (seed := self._seed_history(session)) is not None:
+            self.pool.write(seed.anchor, new.blocks.window)
+            self.pool.write(seed.frames, new.blocks.append)
+            session.input_latents = seed.inputs if request.keep_input_latents else None
+        return session
+
+    def _adapter(self, request: VideoRequest) -> LoraAdapter | None:
+        if request.lora is None:
+            return None
+        return load_adapter(request.lora, self.model.transformer, request.lora_scale)
+
+    def _seed_history(self, session: SessionState) -> HistorySeed | None:
+        request, generator = session.request, session.generator
+        if request.image is not None:
+            image = as_tensor(request.image)
+            return seed_from_image(image, self.model.vae, generator, request.params)
+        if request.video is not None:
+            return seed_from_video(
+                as_tensor(request.video),
+                self.model.vae,
+                generator,
+                request.params,
+                keep_inputs=request.keep_input_latents,
+            )
+        return None
+
+    def _prepare(self, scheduled: ScheduledStep) -> Job:
+        """Bring the session to the step's cursor: begin its chunk and its stage if they are new."""
+        session = self.sessions[scheduled.session_id]
+        chunk_index, stage, step = scheduled.cursor
+        if scheduled.blocks is not None:
+            session.chunk = self._begin_chunk(session, chunk_index, scheduled.blocks)
+        assert session.chunk is not None, f"{scheduled.session_id} has no chunk to go on with"
+        if step == 0 and stage > 0:
+            self._enter_stage(session, session.chunk, stage)
+        return Job(session, session.chunk, stage, session.chunk.schedule[stage].steps[step])
+
+    def _begin_chunk(self, session: SessionState, index: int, blocks: ChunkBlocks) -> ChunkState:
+        noise = draw_chunk_noise(
+            session.generator, session.geometry, self.model.config.stages, self._noise_factor
+        )
+        params = session.params.params
+        mix = prompt_weights(session.request.prompt, params, index)
+        negative = (PromptWeight(params.negative_prompt, 1.0),)
+        return ChunkState(
+            blocks=blocks,
+            window=torch.tensor(blocks.window, device=self.model.device),
+            schedule=session.schedule(self.model.config, index),
+            noise=noise,
+            prompt=self._read(session, mix),
+            negative=self._read(session, negative) if session.params.is_guided else None,
+            sampler=SamplerState.at_stage_start(noise.start.to(self.model.device)),
+        )
+
+    def _read(self, session: SessionState, mix: tuple[PromptWeight, ...]) -> TextContext:
+        return self.prompts.read(mix, session.params.params.max_sequence_length, session.adapter)
+
+    def _enter_stage(self, session: SessionState, chunk: ChunkState, stage: int) -> None:
+        transition = chunk.schedule[stage].transition
+        assert transition is not None
+        grid = session.geometry.stage_patches(stage - 1, self.model.config.stages)
+        noise = chunk.noise.stages[stage - 1].to(self.model.device, self.model.transformer.dtype)
+        latents = enter_stage(chunk.sampler.latents, grid, transition, noise)
+        chunk.sampler = SamplerState.at_stage_start(latents)
+
+    @torch.inference_mode()
+    def _denoise(self, jobs: Sequence[Job]) -> None:
+        """One packed forward for all jobs but the zero-init ones, then each one's sampler step."""
+        running = [job for job in jobs if not job.step.skip_forward]
+        flows: list[Tensor] = []
+        if running:
+            batch = PackedBatch(running, self.model.config, self.pool)
+            flows = batch.flows(self.model.transformer, one_by_one=self.batch_invariant)
+        for job, flow in zip(running, flows, strict=True):
+            advance(job.chunk.sampler, job.step, flow)
+        for job in jobs:
+            if job.step.skip_forward:
+                advance(job.chunk.sampler, job.step, None)
+
+    def _finish_chunk(self, scheduled: ScheduledStep) -> ChunkResult:
+        """Store the chunk's frames in its blocks and decode them."""
+        session = self.sessions[scheduled.session_id]
+        assert session.chunk is not None
+        latents = unpatchify(session.chunk.sampler.latents, session.geometry.patches)
+        self.pool.write(latents, session.chunk.blocks.append)
+        frames = self.model.vae.decode(latents)
+        inputs, session.input_latents, session.chunk = session.input_latents, None, None
+        return ChunkResult(
+            session_id=scheduled.session_id,
+            chunk=scheduled.cursor.chunk,
+            latents=as_message(latents),
+            frames=Frames(frames.numpy().tobytes(), *frames.shape[:3]),
+            input_latents=None if inputs is None else as_message(inputs),
+        )
+
+
+def as_tensor(frames: Frames) -> Tensor:
+    """(count, height, width, 3), uint8."""
+    flat = torch.frombuffer(bytearray(frames.data), dtype=torch.uint8)
+    return flat.view(frames.count, frames.height, frames.width, 3)
+
+
+def as_message(latents: Tensor) -> Latents:
+    """(16, frames, h, w) as raw bytes, in its own dtype."""
+    held = latents.contiguous().cpu()
+    raw = held.view(torch.uint8).numpy().tobytes()
+    return Latents(raw, (1, *held.shape), str(held.dtype).removeprefix("torch."))
+
+
+def as_latents(message: Latents) -> Tensor:
+    """The (1, 16, frames, h, w) tensor of a message."""
+    dtype = getattr(torch, message.dtype)
+    return torch.frombuffer(bytearray(message.data), dtype=dtype).view(message.shape)

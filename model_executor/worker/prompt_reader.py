@@ -1,0 +1,63 @@
+"""Prompts to cross-attention keys and values, remembered while there is room."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from helios_serve.model_executor.models.helios.inputs import TextContext
+from helios_serve.model_executor.models.helios.lora import LoraAdapter
+from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.models.text_encoder import TextEncoder
+from helios_serve.sampling_params import PromptWeight
+
+DEFAULT_CACHE_BYTES = 1 << 30
+
+Key = tuple[tuple[PromptWeight, ...], int, LoraAdapter | None]
+
+
+class PromptReader:
+    """An LRU cache of text contexts, bounded in bytes; sessions keep the contexts they use."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        transformer: HeliosTransformer,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        self.encoder = encoder
+        self.transformer = transformer
+        self.cache_bytes = cache_bytes
+        self._contexts: OrderedDict[Key, TextContext] = OrderedDict()
+        self._held_bytes = 0
+
+    def read(
+        self, mix: tuple[PromptWeight, ...], max_length: int, adapter: LoraAdapter | None
+    ) -> TextContext:
+        """The context of a weighted mix of prompts."""
+        key = (mix, max_length, adapter)
+        if key in self._contexts:
+            self._contexts.move_to_end(key)
+            return self._contexts[key]
+        rows = mix_states(
+            [(self.encoder.encode(item.prompt, max_length), item.weight) for item in mix]
+        )
+        context = self.transformer.read_text(rows, max_length - len(rows), adapter)
+        self._contexts[key] = context
+        self._held_bytes += context.num_bytes
+        while self._held_bytes > self.cache_bytes and len(self._contexts) > 1:
+            self._held_bytes -= self._contexts.popitem(last=False)[1].num_bytes
+        return context
+
+
+@torch.inference_mode()
+def mix_states(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """The weighted sum of encoder states, shorter ones continued by their zero padding."""
+    if len(parts) == 1:
+        return parts[0][0]
+    states, _ = parts[0]
+    mixed = states.new_zeros(max(len(rows) for rows, _ in parts), states.shape[1]).float()
+    for rows, weight in parts:
+        mixed[: len(rows)].add_(rows, alpha=weight)
+    return mixed

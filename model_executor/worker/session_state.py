@@ -1,0 +1,58 @@
+"""What a worker keeps of a session between steps."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from helios_serve.messages import ChunkBlocks, StepCursor
+from helios_serve.model_config import Geometry, HeliosConfig
+from helios_serve.model_executor.models.helios.conditioning import ChunkNoise
+from helios_serve.model_executor.models.helios.inputs import TextContext
+from helios_serve.model_executor.models.helios.lora import LoraAdapter
+from helios_serve.model_executor.models.helios.samplers import SamplerState
+from helios_serve.model_executor.models.helios.schedule import StageSchedule, denoise_schedule
+from helios_serve.sampling_params import ResolvedParams, VideoRequest
+
+
+@dataclass
+class ChunkState:
+    """A chunk in the making: its blocks, schedule, noise, prompts and latents."""
+
+    blocks: ChunkBlocks
+    window: Tensor
+    schedule: tuple[StageSchedule, ...]
+    noise: ChunkNoise
+    prompt: TextContext
+    negative: TextContext | None
+    sampler: SamplerState
+
+
+@dataclass
+class SessionState:
+    """One session: its request, its generator, and the chunk that it is at."""
+
+    request: VideoRequest
+    params: ResolvedParams
+    geometry: Geometry
+    adapter: LoraAdapter | None
+    generator: Generator = field(init=False)
+    input_latents: Tensor | None = None
+    chunk: ChunkState | None = None
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.params.params.seed)
+
+    def schedule(self, config: HeliosConfig, chunk: int) -> tuple[StageSchedule, ...]:
+        params = self.params.params
+        zeroed = config.cfg_zero_star and self.params.is_guided and params.use_zero_init
+        return denoise_schedule(
+            config,
+            self.geometry,
+            self.params.stage_steps(chunk),
+            zero_init_steps=params.zero_steps + 1 if zeroed else 0,
+        )
+
+    def is_last_step(self, cursor: StepCursor) -> bool:
+        steps = self.params.stage_steps(cursor.chunk)
+        return (cursor.stage, cursor.step) == (len(steps) - 1, steps[-1] - 1)

@@ -1,0 +1,73 @@
+"""Checkpoints, pipelines and models that tests share."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from tiny_checkpoint import write_tiny_checkpoints
+
+from helios_serve.model_executor.loader import LoadedModel, load_model
+
+diffusers_logging.set_verbosity_error()
+diffusers_logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+ModelLoader = Callable[[Path], LoadedModel]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny checkpoints by variant."""
+    return write_tiny_checkpoints(tmp_path_factory.mktemp("tiny"))
+
+
+def blank_frames(latents: Tensor) -> Tensor:
+    """A stand-in for VAE decoding, which would take most of the time of a latent test."""
+    return torch.zeros(33, 8 * latents.shape[-2], 8 * latents.shape[-1], 3, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def latent_model() -> ModelLoader:
+    """Loads a checkpoint once, without decoding."""
+
+    @cache
+    def load(folder: Path) -> LoadedModel:
+        model = load_model(str(folder), device="cpu")
+        model.vae.decode = blank_frames  # type: ignore[method-assign]
+        return model
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def latent_pipeline() -> Callable[[Path], Any]:
+    """Loads diffusers' pipeline of a checkpoint once, without decoding."""
+
+    @cache
+    def load(folder: Path) -> Any:
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.decode = lambda *_, **__: (torch.zeros(1, 3, 33, 8, 8),)
+        return pipeline
+
+    return load
+
+
+@pytest.fixture
+def cholesky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Tensor], None]]:
+    """Makes diffusers use a given block noise factor: its own fp32 Cholesky fails on the CPU."""
+
+    def use(factor: Tensor) -> None:
+        monkeypatch.setattr(torch.linalg, "cholesky", lambda _: factor)
+
+    return use

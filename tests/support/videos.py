@@ -1,0 +1,163 @@
+"""The same request to diffusers' pipeline and to our engine, and the latents of each."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from helios_serve.engine.core import EngineCore
+from helios_serve.model_executor.loader import LoadedModel
+from helios_serve.model_executor.worker.model_runner import ModelRunner, as_latents
+from helios_serve.sampling_params import (
+    Frames,
+    PromptSwitch,
+    SamplingParams,
+    VideoRequest,
+    prompt_weights,
+)
+
+PROMPT = "a dog runs over the green hill"
+NEGATIVE = "static, blurred"
+NUM_BLOCKS = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video in words that both sides understand; `options` are diffusers' own."""
+
+    variant: str
+    task: str = "t2v"
+    height: int = 64
+    width: int = 128
+    chunks: int = 3
+    steps: tuple[int, ...] = ()
+    guidance: float = 5.0
+    prompt: str = PROMPT
+    switches: tuple[PromptSwitch, ...] = ()
+    seed: int = 7
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def with_defaults(self) -> "Case":
+        default = {"base": (4,), "mid": (3, 2, 2), "distilled": (2, 2, 2)}[self.variant]
+        guidance = 1.0 if self.variant == "distilled" else self.guidance
+        return replace(self, steps=self.steps or default, guidance=guidance)
+
+    @property
+    def params(self) -> SamplingParams:
+        renamed = {
+            "is_amplify_first_chunk": "amplify_first_chunk",
+            "is_skip_first_chunk": "skip_first_chunk",
+            "add_noise_to_image_latents": "add_input_noise",
+        }
+        options = {renamed.get(name, name): value for name, value in self.options.items()}
+        return SamplingParams(
+            width=self.width,
+            height=self.height,
+            num_frames=33 * self.chunks,
+            seed=self.seed,
+            steps=self.steps,
+            guidance_scale=self.guidance,
+            negative_prompt=NEGATIVE,
+            switches=self.switches,
+            **options,
+        )
+
+    @property
+    def image(self) -> np.ndarray:
+        return self._pixels(1)[0]
+
+    @property
+    def video(self) -> np.ndarray:
+        return self._pixels(70)
+
+    def _pixels(self, frames: int) -> np.ndarray:
+        shape = (frames, self.height, self.width, 3)
+        return np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+
+    def request(self, request_id: str = "session", **extra: Any) -> VideoRequest:
+        image, video = None, None
+        if self.task == "i2v":
+            image = Frames(self.image.tobytes(), 1, self.height, self.width)
+        if self.task == "v2v":
+            video = Frames(self.video.tobytes(), 70, self.height, self.width)
+        return VideoRequest(
+            request_id=request_id,
+            prompt=self.prompt,
+            params=self.params,
+            image=image,
+            video=video,
+            **extra,
+        )
+
+
+def diffusers_latents(pipeline: Any, case: Case) -> Tensor:
+    """What diffusers returns with output_type="latent"."""
+    options = dict(case.options)
+    if case.task == "i2v":
+        options["image"] = Image.fromarray(case.image)
+    if case.task == "v2v":
+        options["video"] = [Image.fromarray(frame) for frame in case.video]
+    if case.variant == "base":
+        options["num_inference_steps"] = case.steps[0]
+    else:
+        options["pyramid_num_inference_steps_list"] = list(case.steps)
+    if case.switches:
+        options["callback_on_step_end"] = prompt_switcher(pipeline, case)
+        options["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+    return pipeline(
+        case.prompt,
+        negative_prompt=NEGATIVE,
+        height=case.height,
+        width=case.width,
+        num_frames=33 * case.chunks,
+        guidance_scale=case.guidance,
+        generator=torch.Generator().manual_seed(case.seed),
+        output_type="latent",
+        **options,
+    ).frames
+
+
+def prompt_switcher(pipeline: Any, case: Case) -> Any:
+    """A step callback that changes the prompt's embedding at chunk edges."""
+    done = 0
+
+    def on_step_end(_: Any, __: int, ___: Any, ____: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        done += 1
+        chunk, rest = divmod(done, sum(case.steps))
+        if rest:
+            return {}
+        mix = prompt_weights(case.prompt, case.params, chunk)
+        encode = lambda text: pipeline.encode_prompt(  # noqa: E731
+            text, do_classifier_free_guidance=False, max_sequence_length=512
+        )[0]
+        return {"prompt_embeds": sum(item.weight * encode(item.prompt) for item in mix)}
+
+    return on_step_end
+
+
+def run_sessions(
+    model: LoadedModel, requests: list[VideoRequest], *, batch_invariant: bool = False
+) -> dict[str, Tensor]:
+    """Latents of every request, all of them batched together, by request id."""
+    runner = ModelRunner(model, NUM_BLOCKS, batch_invariant=batch_invariant)
+    engine = EngineCore(runner, model.config, NUM_BLOCKS)
+    parts: dict[str, list[Tensor]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        engine.add_request(request)
+    while engine.has_unfinished:
+        for chunk in engine.step():
+            if chunk.input_latents is not None:
+                parts[chunk.session_id].append(as_latents(chunk.input_latents))
+            parts[chunk.session_id].append(as_latents(chunk.latents))
+        engine.history.check_integrity()
+    return {request_id: torch.cat(chunks, dim=2) for request_id, chunks in parts.items()}
+
+
+def our_latents(model: LoadedModel, case: Case, **extra: Any) -> Tensor:
+    """The latents of one request, alone, with the input's in front as diffusers has them."""
+    request = case.request(keep_input_latents=case.task != "t2v", **extra)
+    return run_sessions(model, [request])[request.request_id]
