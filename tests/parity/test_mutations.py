@@ -1,0 +1,107 @@
+"""Parity tests can fail: each thing they protect, broken on purpose, shows in the latents."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from videos import Case, our_latents
+
+from helios_serve.model_config import CHUNK_LATENTS, Geometry, TransformerConfig
+from helios_serve.model_executor.models.helios import embeddings, schedule
+from helios_serve.model_executor.models.helios.inputs import HistoryPatches
+from helios_serve.model_executor.worker import history_pool, packed_batch
+from helios_serve.model_executor.worker.history_pool import TILE_PIXELS, HistoryPool
+
+TOLERANCE = 5e-5
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def forget(window: str) -> Mutation:
+    """Gather zeros for one window."""
+
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        gather = HistoryPool.gather
+
+        def without(pool: HistoryPool, table: Tensor, geometry: Geometry) -> HistoryPatches:
+            patches = gather(pool, table, geometry)
+            kept = getattr(patches, window).clone()
+            kept[: len(kept) // 2 if window == "short" else None] = 0
+            return patches._replace(**{window: kept})
+
+        patch.setattr(HistoryPool, "gather", without)
+
+    return mutate
+
+
+def shift_rope(patch: pytest.MonkeyPatch) -> None:
+    """Noise frames at 21 to 29 instead of 20 to 28."""
+    table = embeddings.rope_table
+
+    def shifted(
+        config: TransformerConfig, geometry: Geometry, stage: int, stages: int, device: Any
+    ) -> Tensor:
+        right = table(config, geometry, stage, stages, device)
+        grid = geometry.stage_patches(stage, stages)
+        noise = embeddings.rotary_grid(range(21, 21 + CHUNK_LATENTS), grid, config).flatten(0, 2)
+        return torch.cat([right[: -len(noise)], noise])
+
+    patch.setattr(packed_batch, "rope_table", shifted)
+
+
+def use_own_tokens_for_mu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        schedule,
+        "lagged_tokens",
+        lambda geometry, stage, stages: geometry.noise_tokens(stage, stages),
+    )
+
+
+def pad_by_patches(patch: pytest.MonkeyPatch) -> None:
+    """Fill edge tiles by repeating the last patch instead of the last latent pixel."""
+
+    def pad(latents: Tensor, padding: tuple[int, ...], mode: str) -> Tensor:
+        assert mode == "replicate"
+        for dim, spare in ((-1, padding[1]), (-2, padding[3])):
+            last = latents.narrow(dim, latents.shape[dim] - 2, 2)
+            latents = torch.cat([latents, *[last] * (spare // 2)], dim=dim)
+        assert latents.shape[-1] % TILE_PIXELS == 0
+        return latents
+
+    class Padding:
+        def __getattr__(self, name: str) -> Any:
+            return pad if name == "pad" else getattr(F, name)
+
+    patch.setattr(history_pool, "F", Padding())
+
+
+MUTATIONS: dict[str, tuple[Mutation, Case]] = {
+    "no long window": (forget("long"), Case("distilled")),
+    "no mid window": (forget("mid"), Case("distilled")),
+    "no anchor": (forget("short"), Case("distilled")),
+    "RoPE shifted by one": (shift_rope, Case("distilled", chunks=1)),
+    "mu not lagged": (
+        use_own_tokens_for_mu,
+        Case("mid", height=128, width=192, chunks=1, steps=(4, 4, 4)),
+    ),
+    "padding by patches": (pad_by_patches, Case("base", height=48, width=80)),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_fails_parity(
+    name: str, checkpoints: dict[str, Path], latent_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our unbroken latents stand for diffusers', to which the parity suite holds them."""
+    mutate, case = MUTATIONS[name]
+    case = case.with_defaults()
+    model = latent_model(checkpoints[case.variant])
+    expected = our_latents(model, case)
+    schedule.denoise_schedule.cache_clear()
+    mutate(monkeypatch)
+    broken = our_latents(model, case)
+    schedule.denoise_schedule.cache_clear()
+    assert (broken - expected).abs().max() > 20 * TOLERANCE
