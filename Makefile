@@ -22,6 +22,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
 
+serve: $(READY)  ## one video from the built-in model
+	$(BIN)/helios-serve generate "a dog runs over a green hill" --output video.mp4
+
 format: $(READY)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 

@@ -26,8 +26,18 @@ HUB_PATTERNS = ["*.json", "*.safetensors", "spiece.model", "tokenizer/*"]
 HUB_IGNORED = ["transformer_ode/*"]
 
 
+class Checkpoint(NamedTuple):
+    """A checkpoint whose json files were read. `note` says what a user must know of its weights."""
+
+    name: str
+    folder: Path
+    config: HeliosConfig
+    load_format: LoadFormat
+    note: str | None
+
+
 class LoadedModel(NamedTuple):
-    """A checkpoint ready to run. `note` says what a user must know of its weights."""
+    """A checkpoint ready to run."""
 
     name: str
     config: HeliosConfig
@@ -35,37 +45,56 @@ class LoadedModel(NamedTuple):
     text_encoder: TextEncoder
     vae: Vae
     device: torch.device
-    note: str | None
 
 
 def load_model(
     model: str, *, device: str = "auto", dtype: str = "auto", load_format: LoadFormat = "auto"
 ) -> LoadedModel:
-    """Load `model`: a local folder, a hub id, or nano, nano-mid, nano-base.
+    """Load `model`, a local folder, a hub id, or nano, nano-mid, nano-base.
 
-    Every file is checked before the first weight is read. With `load_format="dummy"` weights are
-    random and only the json files are needed, or none for a published hub id. Raises
-    CheckpointError and DeviceError.
+    Raises CheckpointError and DeviceError.
     """
     target = resolve_device(device)
-    kind = resolve_dtype(dtype, target)
+    return load_checkpoint(
+        open_checkpoint(model, load_format), target, resolve_dtype(dtype, target)
+    )
+
+
+def open_checkpoint(model: str, load_format: LoadFormat) -> Checkpoint:
+    """Find `model` and read its configuration; raises CheckpointError.
+
+    With `load_format="dummy"` weights are random and only the json files are needed, or none for
+    a published hub id.
+    """
     folder, note = find_checkpoint(model, load_format)
-    config = read_config(folder)
-    dummy = load_format == "dummy"
-    parts = build_parts(folder, config, kind)
+    return Checkpoint(model, folder, read_config(folder), load_format, note)
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> LoadedModel:
+    """Load the weights; every file is checked before the first of them is read."""
+    folder, config = checkpoint.folder, checkpoint.config
+    dummy = checkpoint.load_format == "dummy"
+    parts = build_parts(folder, config, dtype)
     sources = {} if dummy else {name: find_sources(*part) for name, part in parts.items()}
     tokenizer = load_tokenizer(folder)
     for seed, (name, (module, component)) in enumerate(parts.items()):
         if dummy:
-            fill_random(module, component, target, seed)
+            fill_random(module, component, device, seed)
         else:
-            stream_weights(module, component, sources[name], target)
+            stream_weights(module, component, sources[name], device)
         module.eval().requires_grad_(False)
     transformer, text_encoder, vae = (part.module for part in parts.values())
     assert isinstance(transformer, HeliosTransformer)
     tie_embeddings(text_encoder)
     return LoadedModel(
-        model, config, transformer, TextEncoder(text_encoder, tokenizer), Vae(vae), target, note
+        checkpoint.name,
+        config,
+        transformer,
+        TextEncoder(text_encoder, tokenizer),
+        Vae(vae),
+        device,
     )
 
 

@@ -86,10 +86,12 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add_request(self, request: VideoRequest) -> None:
+    def add_request(self, request: VideoRequest) -> Session:
         """Queue a request; raises InvalidRequestError if it cannot be served."""
         request.check_media()
-        self.waiting.append(Session(request, request.params.resolve(self.config)))
+        session = Session(request, request.params.resolve(self.config))
+        self.waiting.append(session)
+        return session
 
     def step(self) -> tuple[ChunkResult, ...]:
         """One denoise step of every running session; returns the chunks that it finished."""

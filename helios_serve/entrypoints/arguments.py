@@ -1,0 +1,56 @@
+"""Values of command-line flags, with messages that say what is allowed."""
+
+import argparse
+from collections.abc import Callable
+from typing import TypeVar
+
+from helios_serve.sampling_params import PromptSwitch
+
+T = TypeVar("T")
+
+
+def parser_of(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse`, with any ValueError told as "got X, expected `expected`"."""
+
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from error
+
+    return checked
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = text.lower().split("x")
+    return int(width), int(height)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _bounds(text: str) -> tuple[float, float]:
+    low, high = (float(part) for part in text.split(","))
+    return low, high
+
+
+def _switch(text: str) -> PromptSwitch:
+    chunk, separator, prompt = text.partition(":")
+    if not separator or not prompt.strip():
+        raise ValueError("no prompt")
+    return PromptSwitch(int(chunk), prompt)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 3600:
+        raise ValueError("out of range")
+    return seconds
+
+
+size = parser_of("WIDTHxHEIGHT in pixels, such as 640x384", _size)
+steps = parser_of("whole numbers separated by commas, such as 2,2,2", _steps)
+bounds = parser_of("MIN,MAX, such as 0.111,0.135", _bounds)
+switch = parser_of("CHUNK:TEXT, such as 2:the sun sets", _switch)
+seconds = parser_of("a number of seconds above 0, up to 3600", _seconds)

@@ -1,0 +1,196 @@
+"""Helios from Python: `Helios(model).generate(prompt)`."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from helios_serve.config import DEFAULT_MODEL, default_size
+from helios_serve.engine.inline import InlineEngine, StepDone
+from helios_serve.errors import InvalidRequestError
+from helios_serve.media.latent_file import save_latents
+from helios_serve.media.mp4 import Mp4Writer, as_array
+from helios_serve.media.references import load_image, load_video
+from helios_serve.messages import Latents
+from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
+from helios_serve.sampling_params import Frames, SamplingParams, VideoRequest
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class VideoChunk:
+    """Up to 33 finished frames, (frames, height, width, 3), uint8.
+
+    `latents` are the chunk's own, behind those of the reference where these were asked for.
+    """
+
+    index: int
+    frames: NDArray[np.uint8]
+    latents: tuple[Latents, ...]
+
+    def as_frames(self) -> Frames:
+        count, height, width, _ = self.frames.shape
+        return Frames(self.frames.tobytes(), count, height, width)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A finished video: (frames, height, width, 3), uint8, and the latents behind it."""
+
+    frames: NDArray[np.uint8]
+    fps: int
+    latents: tuple[Latents, ...]
+
+    def save(self, path: PathLike) -> None:
+        """Write an MP4."""
+        with Mp4Writer(Path(path), fps=self.fps) as writer:
+            for start in range(0, len(self.frames), CHUNK_FRAMES):
+                part = self.frames[start : start + CHUNK_FRAMES]
+                writer.append(VideoChunk(start, part, ()).as_frames())
+
+    def save_latents(self, path: PathLike) -> None:
+        """Write the latents as safetensors, in diffusers' layout."""
+        save_latents(Path(path), self.latents)
+
+
+class Helios:
+    """A model in this process.
+
+    `model` is nano, nano-mid, nano-base, a local folder in Hugging Face layout, or a hub id. Its
+    configuration is read at once; its weights are loaded by `load()`, or with the first video
+    after all that was asked for it has been checked. Raises CheckpointError or DeviceError.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        load_format: Literal["auto", "dummy"] = "auto",
+    ) -> None:
+        self.name = model
+        self._engine = InlineEngine(model, device=device, dtype=dtype, load_format=load_format)
+
+    def load(self) -> None:
+        """Load the weights, if they are not loaded yet."""
+        self._engine.load()
+
+    @property
+    def config(self) -> HeliosConfig:
+        return self._engine.config
+
+    @property
+    def note(self) -> str | None:
+        """What a user must know of the weights, where they are not a trained model's."""
+        return self._engine.note
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) where none is given."""
+        return default_size(self.name)
+
+    def generate(self, prompt: str, **options: Any) -> Video:
+        """The whole video at once; options are those of `stream`."""
+        chunks = list(self.stream(prompt, **options))
+        return Video(
+            frames=np.concatenate([chunk.frames for chunk in chunks]),
+            fps=options.get("fps", SamplingParams().fps),
+            latents=tuple(part for chunk in chunks for part in chunk.latents),
+        )
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        image: PathLike | None = None,
+        video: PathLike | None = None,
+        lora: PathLike | None = None,
+        lora_scale: float = 1.0,
+        keep_input_latents: bool = False,
+        on_step: Callable[[StepDone], None] | None = None,
+        **params: Any,
+    ) -> Iterator[VideoChunk]:
+        """Chunks of the video as they are finished.
+
+        `params` are the fields of SamplingParams: width, height, num_frames, fps, seed, steps,
+        guidance_scale, negative_prompt, switches and so on. Everything is checked before the
+        first step; raises InvalidRequestError and CheckpointError.
+        """
+        request = self.request(
+            prompt,
+            self.params(params),
+            image=image,
+            video=video,
+            lora=lora,
+            lora_scale=lora_scale,
+            keep_input_latents=keep_input_latents,
+        )
+        return self._run(request, on_step)
+
+    def params(self, options: dict[str, Any]) -> SamplingParams:
+        """Sampling parameters from keyword arguments, with this model's default size."""
+        unknown = sorted(options.keys() - set(SamplingParams.__struct_fields__))
+        if unknown:
+            expected = ", ".join(SamplingParams.__struct_fields__)
+            raise TypeError(f"got unknown option {unknown[0]!r}, expected one of {expected}")
+        width, height = self.default_size
+        try:
+            return msgspec.convert({"width": width, "height": height} | options, SamplingParams)
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(str(error), param="params") from error
+
+    def request(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        *,
+        image: PathLike | None,
+        video: PathLike | None,
+        lora: PathLike | None,
+        lora_scale: float,
+        keep_input_latents: bool,
+    ) -> VideoRequest:
+        """A checked request with its reference media loaded at the video's size."""
+        if image is not None and video is not None:
+            raise InvalidRequestError(
+                "got both an image and a video, expected at most one of them", param="video"
+            )
+        params.resolve(self.config)
+        if lora is not None and not Path(lora).exists():
+            raise InvalidRequestError(
+                f"got LoRA {os.fspath(lora)!r}, expected a file or folder that exists",
+                param="lora",
+            )
+        size = {"width": params.width, "height": params.height}
+        return VideoRequest(
+            request_id="offline",
+            prompt=prompt,
+            params=params,
+            image=None if image is None else load_image(Path(image), **size),
+            video=None if video is None else load_video(Path(video), **size),
+            lora=None if lora is None else os.fspath(lora),
+            lora_scale=lora_scale,
+            keep_input_latents=keep_input_latents,
+        )
+
+    def _run(
+        self, request: VideoRequest, on_step: Callable[[StepDone], None] | None
+    ) -> Iterator[VideoChunk]:
+        for step in self._engine.generate(request):
+            if on_step is not None:
+                on_step(step)
+            if step.chunk is not None:
+                index, inputs = step.chunk.chunk, step.chunk.input_latents
+                wanted = request.params.num_frames - index * CHUNK_FRAMES
+                yield VideoChunk(
+                    index=index,
+                    frames=as_array(step.chunk.frames)[:wanted],
+                    latents=(*([inputs] if inputs else []), step.chunk.latents),
+                )

@@ -1,0 +1,163 @@
+"""Chunks to fragmented MP4, each encoded alone, and from there to a plain file.
+
+Every chunk is one container of its own, so any worker can encode any chunk and a retry gives the
+same bytes. Its header (ftyp and moov) is the same for all chunks of a video and is kept once; the
+fragment (moof and mdat) gets its place in time and its sequence number patched in.
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.sampling_params import Frames
+
+TICKS_PER_FRAME = 512
+CODEC_OPTIONS = {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"}
+MUXER_OPTIONS = "empty_moov+default_base_moof+frag_keyframe+skip_trailer"
+
+
+class Segment(NamedTuple):
+    """One chunk of a video: `header` + all fragments in order is a playable file."""
+
+    header: bytes
+    fragment: bytes
+
+
+class Box(NamedTuple):
+    """A box of an MP4 file: its kind and where its content lies."""
+
+    kind: bytes
+    start: int
+    stop: int
+
+    @property
+    def whole(self) -> slice:
+        return slice(self.start - 8, self.stop)
+
+
+def encode_chunk(frames: Frames, *, chunk: int, fps: int) -> Segment:
+    """Encode the frames of chunk number `chunk`, counted from 0, as H.264.
+
+    Raises ValueError for more frames than a chunk has, which would not be one fragment.
+    """
+    if not 1 <= frames.count <= CHUNK_FRAMES:
+        raise ValueError(f"got {frames.count} frames, expected 1 to {CHUNK_FRAMES}")
+    buffer = io.BytesIO()
+    options = {"movflags": MUXER_OPTIONS, "video_track_timescale": str(fps * TICKS_PER_FRAME)}
+    with av.open(buffer, "w", format="mp4", container_options=options) as container:
+        stream = container.add_stream("libx264", rate=fps, options=CODEC_OPTIONS)
+        stream.width, stream.height, stream.pix_fmt = frames.width, frames.height, "yuv420p"
+        context = stream.codec_context
+        context.gop_size, context.max_b_frames = CHUNK_FRAMES, 0
+        context.time_base = Fraction(1, fps)
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        for index, pixels in enumerate(as_array(frames)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709
+            )
+            frame.pts, frame.time_base = index, context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return split_segment(buffer.getvalue(), chunk)
+
+
+def as_array(frames: Frames) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(count, height, width, 3), without a copy."""
+    shape = (frames.count, frames.height, frames.width, 3)
+    return np.frombuffer(frames.data, np.uint8).reshape(shape)
+
+
+def split_segment(data: bytes, chunk: int) -> Segment:
+    """Header and fragment of a one-chunk file, the fragment moved to its place in the video."""
+    boxes = {box.kind: box for box in child_boxes(data, 0, len(data))}
+    header = data[boxes[b"ftyp"].whole] + data[boxes[b"moov"].whole]
+    moof, mdat = boxes[b"moof"], boxes[b"mdat"]
+    patched = bytearray(data)
+    inside = {box.kind: box for box in child_boxes(data, moof.start, moof.stop)}
+    struct.pack_into(">I", patched, inside[b"mfhd"].start + 4, chunk + 1)
+    track = {
+        box.kind: box for box in child_boxes(data, inside[b"traf"].start, inside[b"traf"].stop)
+    }
+    start = track[b"tfdt"].start
+    wide = data[start] == 1  # version 1 counts in 64 bits
+    ticks = chunk * CHUNK_FRAMES * TICKS_PER_FRAME
+    struct.pack_into(">Q" if wide else ">I", patched, start + 4, ticks)
+    return Segment(header, bytes(patched[moof.whole] + patched[mdat.whole]))
+
+
+def child_boxes(data: bytes, start: int, stop: int) -> Iterator[Box]:
+    while start < stop:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        yield Box(kind, start + 8, start + size)
+        start += size
+
+
+class Mp4Writer:
+    """A file that grows by a chunk at a time and can be played whenever writing stops.
+
+    On a clean exit it is rewritten as a plain MP4 with its index in front, which every player and
+    browser takes; until then, and after a crash, it is a fragmented MP4 of the finished chunks.
+    """
+
+    def __init__(self, path: Path, *, fps: int) -> None:
+        self.path = path
+        self.fps = fps
+        self.chunks = 0
+        self._file = path.open("wb")
+
+    def append(self, frames: Frames) -> None:
+        """Write the next chunk through to the disk."""
+        segment = encode_chunk(frames, chunk=self.chunks, fps=self.fps)
+        if self.chunks == 0:
+            self._file.write(segment.header)
+        self._file.write(segment.fragment)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.chunks += 1
+
+    def __enter__(self) -> "Mp4Writer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self.chunks == 0:
+            self.path.unlink()
+        elif kind is None:
+            defragment(self.path)
+
+
+def defragment(path: Path) -> None:
+    """Rewrite a fragmented MP4 in place as a plain one; no frame is encoded again."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with (
+            av.open(str(path)) as source,
+            av.open(
+                str(scratch), "w", format="mp4", container_options={"movflags": "faststart"}
+            ) as target,
+        ):
+            stream = source.streams.video[0]
+            copy = target.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    target.mux(packet)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""Reference images and videos, decoded and brought to the size of the video to make."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.error import FFmpegError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from helios_serve.errors import InvalidRequestError
+from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.sampling_params import Frames
+
+MAX_SIDE = 16384
+MAX_PIXELS = 64_000_000
+MAX_FRAMES = 1800
+"""The longest reference video; decoded at 640x384 it takes 1.3 GB."""
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def load_image(path: Path, *, width: int, height: int) -> Frames:
+    """The image in `path` as one frame; raises InvalidRequestError."""
+    check_exists(path, "image")
+    return pack([fit(open_image(path, "image"), width, height)])
+
+
+def load_video(path: Path, *, width: int, height: int) -> Frames:
+    """All frames of a video file, or of a folder of images in the order of their names."""
+    check_exists(path, "video")
+    source = read_folder(path) if path.is_dir() else read_video(path)
+    frames = []
+    for image in source:
+        frames.append(fit(image, width, height))
+        if len(frames) > MAX_FRAMES:
+            raise invalid(path, f"more than {MAX_FRAMES} frames", f"{MAX_FRAMES} at most", "video")
+    if len(frames) < CHUNK_FRAMES:
+        got = f"a video of {len(frames)} frames"
+        raise invalid(path, got, f"at least {CHUNK_FRAMES}", "video")
+    return pack(frames)
+
+
+def read_folder(folder: Path) -> Iterator[Image.Image]:
+    names = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not names:
+        raise invalid(folder, "a folder without images", "a video file or images", "video")
+    for path in names:
+        yield open_image(path, "video")
+
+
+def read_video(path: Path) -> Iterator[Image.Image]:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise invalid(path, "a file without a video stream", "a video file", "video")
+            stream = container.streams.video[0]
+            check_size(path, stream.width, stream.height, "video")
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+    except (FFmpegError, OSError) as error:
+        raise invalid(path, f"{error}", "a video file that FFmpeg reads", "video") from error
+
+
+def open_image(path: Path, param: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            check_size(path, *image.size, param)
+            upright = ImageOps.exif_transpose(image)
+            return upright.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        raise invalid(path, f"{error}", "a picture such as PNG or JPEG", param) from error
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale to cover width x height and cut what hangs over, equally on both sides."""
+    return ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+
+
+def pack(images: list[Image.Image]) -> Frames:
+    first = images[0]
+    return Frames(
+        b"".join(image.tobytes() for image in images), len(images), first.height, first.width
+    )
+
+
+def check_exists(path: Path, param: str) -> None:
+    if not path.exists():
+        raise invalid(path, "no such file", "one that exists", param)
+
+
+def check_size(path: Path, width: int, height: int, param: str) -> None:
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        expected = f"sides up to {MAX_SIDE} and {MAX_PIXELS} pixels at most"
+        raise invalid(path, f"{width}x{height} pixels", expected, param)
+
+
+def invalid(path: Path, got: str, expected: str, param: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{path}: got {got}, expected {expected}", param=param)

@@ -1,0 +1,102 @@
+"""Reference media as users have it: files and folders, good and bad."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helios_serve.errors import InvalidRequestError
+from helios_serve.media import references
+from helios_serve.media.mp4 import Mp4Writer, as_array
+from helios_serve.media.references import load_image, load_video
+from helios_serve.sampling_params import Frames
+
+
+def write_image(path: Path, width: int, height: int, **options: object) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def write_video(path: Path, count: int) -> Path:
+    with Mp4Writer(path, fps=24) as writer:
+        for start in range(0, count, 33):
+            part = min(33, count - start)
+            writer.append(Frames(bytes(part * 64 * 128 * 3), part, 64, 128))
+    return path
+
+
+def test_an_image_of_the_right_size_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", 128, 64)
+    frames = load_image(path, width=128, height=64)
+    assert (as_array(frames)[0] == np.asarray(Image.open(path))).all()
+
+
+def test_an_image_is_scaled_to_cover_and_cut_in_the_middle(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 300, 3), np.uint8)
+    pixels[:, 100:200] = 255
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    frames = as_array(load_image(tmp_path / "image.png", width=64, height=64))
+    assert frames.shape == (1, 64, 64, 3)
+    assert frames.min() > 240
+
+
+def test_an_image_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, :64] = 255
+    Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
+    frame = as_array(load_image(tmp_path / "image.png", width=64, height=128))[0]
+    assert frame[:60].min() > 250
+    assert frame[68:].max() < 5
+
+
+def test_a_video_file_and_a_folder_of_images_are_read_in_order(tmp_path: Path) -> None:
+    video = load_video(write_video(tmp_path / "video.mp4", 40), width=128, height=64)
+    assert video.count == 40
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index in range(33):
+        Image.new("RGB", (128, 64), (index, 0, 0)).save(folder / f"{index:03}.png")
+    frames = as_array(load_video(folder, width=128, height=64))
+    assert frames[:, 0, 0, 0].tolist() == list(range(33))
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+def test_unreadable_media_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "media"
+    path.write_bytes(content)
+    for load in (load_image, load_video):
+        with pytest.raises(InvalidRequestError, match=r"media: got .*, expected "):
+            load(path, width=128, height=64)
+
+
+def test_missing_and_empty_references_are_refused(tmp_path: Path) -> None:
+    for load in (load_image, load_video):
+        with pytest.raises(InvalidRequestError, match="no such file"):
+            load(tmp_path / "nothing", width=128, height=64)
+    with pytest.raises(InvalidRequestError, match="a folder without images"):
+        load_video(tmp_path, width=128, height=64)
+
+
+def test_too_short_and_too_long_videos_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "video.mp4", 32)
+    with pytest.raises(InvalidRequestError, match="got a video of 32 frames, expected at least 33"):
+        load_video(path, width=128, height=64)
+    monkeypatch.setattr(references, "MAX_FRAMES", 20)
+    with pytest.raises(InvalidRequestError, match="got more than 20 frames"):
+        load_video(path, width=128, height=64)
+
+
+def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (16385, 16)).save(path)
+    with pytest.raises(InvalidRequestError, match="got 16385x16 pixels"):
+        load_image(path, width=128, height=64)
+    Image.new("1", (9000, 9000)).save(path)
+    with pytest.raises(InvalidRequestError, match="64000000 pixels at most"):
+        load_image(path, width=128, height=64)
