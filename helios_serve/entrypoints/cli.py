@@ -30,3 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("helios-serve: interrupted", file=sys.stderr)
         return INTERRUPTED
     return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """`helios-serve generate`: a prompt in, an MP4 out."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from helios_serve.messages import Latents
 from helios_serve.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from helios_serve.entrypoints.offline import Helios
+    from helios_serve.engine.inline import StepDone
 
 EPILOG = """\
 examples:
@@ -149,41 +150,63 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         load_format=arguments.load_format,
     )
+    progress = Progress()
+    options = sampling_options(arguments)
+    chunks = model.stream(arguments.prompt, on_step=progress.on_step, **options)
     if model.note:
         print(f"note: {model.note}", file=sys.stderr)
-    options = sampling_options(arguments)
-    started = time.perf_counter()
-    with tqdm(unit="step", dynamic_ncols=True, file=sys.stderr) as bar:
-        frames, latents = write_video(model, arguments, options, bar)
-    elapsed = time.perf_counter() - started
+    model.load()
+    progress.on_load()
+    latents: list[Latents] = []
+    with progress, Mp4Writer(arguments.output, fps=arguments.fps) as writer:
+        for chunk in chunks:
+            writer.append(chunk.as_frames())
+            progress.on_frames(len(chunk.frames))
+            if arguments.output_latents is not None:
+                latents += chunk.latents
     if arguments.output_latents is not None:
         shape = save_latents(arguments.output_latents, latents)
         print(f"{arguments.output_latents}: latents {list(shape)}")
-    print(f"{arguments.output}: {frames} frames, {frames / elapsed:.2f} frames/s")
+    print(f"{arguments.output}: {progress.frames} frames, {progress.rate:.2f} frames/s")
     return 0
 
 
-def write_video(
-    model: "Helios", arguments: argparse.Namespace, options: dict[str, Any], bar: "tqdm[Any]"
-) -> tuple[int, list[Latents]]:
-    """Number of frames written, and all latents where they were asked for."""
-    started, frames = time.perf_counter(), 0
-    latents: list[Latents] = []
+class Progress:
+    """A bar over chunks and steps, with frames per second since the model was loaded."""
 
-    def on_step(step: Any) -> None:
-        bar.total = step.total
-        bar.set_description(f"chunk {step.cursor.chunk} stage {step.cursor.stage}", refresh=False)
-        bar.update()
+    def __init__(self) -> None:
+        self.frames = 0
+        self._started = time.perf_counter()
+        self._last = self._started
+        self._bar: tqdm[Any] | None = None
 
-    chunks = model.stream(arguments.prompt, on_step=on_step, **options)
-    with Mp4Writer(arguments.output, fps=arguments.fps) as writer:
-        for chunk in chunks:
-            writer.append(chunk.as_frames())
-            frames += len(chunk.frames)
-            bar.set_postfix_str(f"{frames / (time.perf_counter() - started):.2f} frames/s")
-            if arguments.output_latents is not None:
-                latents += chunk.latents
-    return frames, latents
+    @property
+    def rate(self) -> float:
+        """Frames per second, from the start of the work to the last finished chunk."""
+        return self.frames / max(self._last - self._started, 1e-9)
+
+    def on_load(self) -> None:
+        self._started = self._last = time.perf_counter()
+
+    def on_step(self, step: "StepDone") -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=step.total, unit="step", dynamic_ncols=True, file=sys.stderr)
+        chunk, stage, _ = step.cursor
+        self._bar.set_description(f"chunk {chunk} stage {stage}", refresh=False)
+        self._bar.update()
+
+    def on_frames(self, count: int) -> None:
+        self.frames += count
+        self._last = time.perf_counter()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self.rate:.2f} frames/s")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -213,7 +236,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         path: Path | None = getattr(arguments, name)
         if path is None:
             continue
-        if path.is_dir() or not path.parent.is_dir():
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             flag = name.replace("_", "-")
-            expected = "a file in a folder that exists"
+            expected = "a file that can be written, in a folder that exists"
             raise InvalidRequestError(f"got --{flag} {path}, expected {expected}", param=flag)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import av
 import numpy as np
@@ -108,18 +108,20 @@ class Mp4Writer:
 
     On a clean exit it is rewritten as a plain MP4 with its index in front, which every player and
     browser takes; until then, and after a crash, it is a fragmented MP4 of the finished chunks.
+    A file that was there before stays untouched until the first chunk.
     """
 
     def __init__(self, path: Path, *, fps: int) -> None:
         self.path = path
         self.fps = fps
         self.chunks = 0
-        self._file = path.open("wb")
+        self._file: IO[bytes] | None = None
 
     def append(self, frames: Frames) -> None:
         """Write the next chunk through to the disk."""
         segment = encode_chunk(frames, chunk=self.chunks, fps=self.fps)
-        if self.chunks == 0:
+        if self._file is None:
+            self._file = self.path.open("wb")
             self._file.write(segment.header)
         self._file.write(segment.fragment)
         self._file.flush()
@@ -135,11 +137,10 @@ class Mp4Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if self.chunks == 0:
-            self.path.unlink()
-        elif kind is None:
-            defragment(self.path)
+        if self._file is not None:
+            self._file.close()
+            if kind is None:
+                defragment(self.path)
 
 
 def defragment(path: Path) -> None:

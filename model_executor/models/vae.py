@@ -16,7 +16,7 @@ class Vae:
     """Thin wrapper of AutoencoderKLWan.
 
     Chunks decode independently of each other: the causal cache starts fresh for each. Posteriors
-    of reference images are cached by the hash of their pixels.
+    of reference images are cached by size and the hash of their pixels.
     """
 
     def __init__(self, model: Any) -> None:
@@ -25,12 +25,13 @@ class Vae:
         options = {"dtype": model.dtype, "device": model.device}
         self._mean = torch.tensor(model.config.latents_mean, **options).view(shape)
         self._scale = 1.0 / torch.tensor(model.config.latents_std, **options).view(shape)
-        self._posteriors: OrderedDict[str, Posterior] = OrderedDict()
+        self._posteriors: OrderedDict[tuple[tuple[int, ...], str], Posterior] = OrderedDict()
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Posterior:
         """RGB frames (frames, height, width, 3), uint8 -> posterior of (1, 16, latents, h, w)."""
-        key = hashlib.sha256(frames.contiguous().numpy().tobytes()).hexdigest()
+        pixels = hashlib.sha256(frames.contiguous().numpy().tobytes())
+        key = (tuple(frames.shape), pixels.hexdigest())
         if key in self._posteriors:
             self._posteriors.move_to_end(key)
             return self._posteriors[key]
