@@ -1,0 +1,258 @@
+"""One chunk with diffusers' pipeline and with our engine: same weights, same noise, in turns.
+
+    python benchmarks/vs_diffusers.py [--device cuda] [--output results.json]
+
+Text encoding and VAE decoding are left out of both sides. Each side's time is the median over
+rounds that alternate, so that a noisy machine disturbs both alike; the ratio is what counts. The
+default model is small enough for a CPU; --heads 40 --head-dim 128 --layers 40 --ffn-dim 13824
+--size 640x384 --dtype bfloat16 is the published one.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    HeliosDMDScheduler,
+    HeliosPyramidPipeline,
+    HeliosTransformer3DModel,
+)
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from helios_serve.core.history_manager import HistoryManager
+from helios_serve.engine.core import EngineCore
+from helios_serve.entrypoints.arguments import size, steps
+from helios_serve.model_config import Geometry
+from helios_serve.model_executor.components import build_transformer
+from helios_serve.model_executor.loader import DTYPES, LoadedModel
+from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
+from helios_serve.model_executor.models.helios.config import read_config
+from helios_serve.model_executor.models.published import (
+    WAN_VAE,
+    model_index,
+    scheduler_config,
+    write_json,
+)
+from helios_serve.model_executor.weights import find_sources, stream_weights
+from helios_serve.model_executor.worker.model_runner import ModelRunner, as_latents
+from helios_serve.sampling_params import SamplingParams, VideoRequest
+
+TEXT_DIM, PROMPT_TOKENS, PADDED_TOKENS = 256, 40, 512
+SEED = 7
+ROPE_DIM = {32: (12, 10, 10), 64: (24, 20, 20), 128: (44, 42, 42)}
+KINDS = {"matmul": ("mm", "linear"), "attention": ("attention", "flash", "fmha")}
+
+
+class BlankVae:
+    """Stands for our VAE: decodes to one blank frame."""
+
+    def decode(self, latents: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+
+
+class FixedText:
+    """Stands for the text encoder: every prompt has the same states."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+    def encode(self, prompt: str, max_length: int) -> Tensor:  # noqa: ARG002
+        return self.states
+
+
+def make_transformer(arguments: argparse.Namespace, dtype: torch.dtype) -> Any:
+    """diffusers' transformer with random weights, on the device."""
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(arguments.device):
+            module = HeliosTransformer3DModel(
+                num_attention_heads=arguments.heads,
+                attention_head_dim=arguments.head_dim,
+                num_layers=arguments.layers,
+                ffn_dim=arguments.ffn_dim,
+                text_dim=TEXT_DIM,
+                rope_dim=ROPE_DIM[arguments.head_dim],
+            )
+    finally:
+        torch.set_default_dtype(default)
+    for name, parameter in module.named_parameters():
+        if any(part in name for part in module._keep_in_fp32_modules):
+            parameter.data = parameter.data.float()
+    module.rope.float()
+    return module.eval().requires_grad_(False)
+
+
+def their_side(module: Any, arguments: argparse.Namespace, states: Tensor) -> Callable[[], Tensor]:
+    settings = {k: v for k, v in scheduler_config("distilled").items() if k != "_class_name"}
+    vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    vae.decode = lambda *_, **__: (torch.zeros(1, 3, 1, 8, 8),)
+    pipeline = HeliosPyramidPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae.to(arguments.device),
+        scheduler=HeliosDMDScheduler(**settings),
+        transformer=module,
+        is_distilled=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    padded = states.new_zeros(1, PADDED_TOKENS, TEXT_DIM)
+    padded[:, :PROMPT_TOKENS] = states
+    factor = block_noise_factor(pipeline.scheduler.config.gamma).to(arguments.device)
+    torch.linalg.cholesky = lambda _: factor  # its own fp32 Cholesky fails on the CPU
+    width, height = arguments.size
+
+    def run() -> Tensor:
+        latents: Tensor = pipeline(
+            prompt_embeds=padded,
+            height=height,
+            width=width,
+            num_frames=33,
+            guidance_scale=1.0,
+            pyramid_num_inference_steps_list=list(arguments.steps),
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="latent",
+        ).frames
+        return latents
+
+    return run
+
+
+def our_side(
+    module: Any, arguments: argparse.Namespace, states: Tensor, dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    device = torch.device(arguments.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_json(folder, "model_index.json", model_index("distilled"))
+        write_json(folder, "scheduler/scheduler_config.json", scheduler_config("distilled"))
+        write_json(folder, "vae/config.json", WAN_VAE)
+        module.save_pretrained(folder / "transformer")
+        config = read_config(folder)
+        transformer, component = build_transformer(folder, config, dtype)
+        stream_weights(transformer, component, find_sources(transformer, component), device)
+        transformer.eval().requires_grad_(False)
+        if device.type == "cpu":  # weights are mapped from files that are about to go
+            transformer.load_state_dict(
+                {k: v.clone() for k, v in transformer.state_dict().items()}, assign=True
+            )
+    text: Any = FixedText(states)
+    vae: Any = BlankVae()
+    model = LoadedModel("benchmark", config, transformer, text, vae, device)  # type: ignore[arg-type]
+    width, height = arguments.size
+    params = SamplingParams(
+        width=width, height=height, num_frames=33, seed=SEED, steps=arguments.steps
+    )
+    blocks = HistoryManager.peak_blocks(Geometry(height, width)) + 1
+
+    def run() -> Tensor:
+        core = EngineCore(ModelRunner(model, blocks), config, blocks)
+        core.add_request(VideoRequest(request_id="x", prompt="x", params=params))
+        chunks = [chunk for _ in range(sum(arguments.steps)) for chunk in core.step()]
+        return as_latents(chunks[0].latents)
+
+    return run
+
+
+def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    started = time.perf_counter()
+    latents = run().cpu()  # waits for the device
+    return time.perf_counter() - started, latents.float()
+
+
+def split(run: Callable[[], Tensor], device: str) -> dict[str, float]:
+    """Shares of the operators' own time: matmul, attention, other."""
+    on_device = device != "cpu"
+    activities = [ProfilerActivity.CUDA if on_device else ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler:
+        run()
+    spent = dict.fromkeys((*KINDS, "other"), 0.0)
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        kind = next(
+            (kind for kind in reversed(KINDS) if any(part in name for part in KINDS[kind])), "other"
+        )
+        spent[kind] += event.self_device_time_total if on_device else event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: round(value / total, 3) for kind, value in spent.items()}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=64, choices=sorted(ROPE_DIM))
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--ffn-dim", type=int, default=1408)
+    parser.add_argument("--size", type=size, default=(320, 192), metavar="WIDTHxHEIGHT")
+    parser.add_argument("--steps", type=steps, default=(2, 2, 2), metavar="N,N,N")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    dtype = DTYPES[arguments.dtype]
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(PROMPT_TOKENS, TEXT_DIM, generator=generator).to(arguments.device, dtype)
+    module = make_transformer(arguments, dtype)
+    theirs = their_side(module, arguments, states)
+    ours = our_side(module, arguments, states, dtype)
+    times: dict[str, list[float]] = {"diffusers": [], "helios-serve": []}
+    error = 0.0
+    for number in range(arguments.rounds + 1):
+        their_time, expected = timed(theirs)
+        our_time, got = timed(ours)
+        error = max(error, (got - expected).abs().max().item())
+        if number == 0:  # warms both up
+            continue
+        times["diffusers"].append(their_time)
+        times["helios-serve"].append(our_time)
+        print(f"round {number}: diffusers {their_time:.3f} s, helios-serve {our_time:.3f} s")
+    tolerance = 5e-5 if dtype == torch.float32 else 0.1
+    if error > tolerance:
+        raise SystemExit(f"outputs differ by {error:.2e}, expected at most {tolerance}")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    result = {
+        "settings": {k: str(v) for k, v in vars(arguments).items() if k != "output"},
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "machine": machine(arguments.device),
+        "seconds": times,
+        "median_seconds": medians,
+        "ratio": medians["diffusers"] / medians["helios-serve"],
+        "max_difference": error,
+        "our_split": split(ours, arguments.device),
+    }
+    print(
+        f"diffusers {medians['diffusers']:.3f} s, helios-serve {medians['helios-serve']:.3f} s, "
+        f"{result['ratio']:.2f} times as fast; outputs differ by {error:.1e}; "
+        f"our time: {result['our_split']}"
+    )
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def machine(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()
