@@ -46,6 +46,9 @@ test-slow: $(READY)  ## full matrices, faults, soaks, fuzzing
 test-integrations: $(READY)  ## the real engines we plug into
 	@echo "No engine integrations yet."
 
+bench: $(READY)  ## results go to benchmarks/results
+	$(BIN)/python benchmarks/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
+
 wheel: $(READY)
 	$(BIN)/python -m build
 

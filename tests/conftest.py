@@ -1,5 +1,6 @@
 """Checkpoints, pipelines and models that tests share."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -8,6 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # read when huggingface_hub is imported: no test leaves this machine
+)
+
 from torch import Tensor
 
 with warnings.catch_warnings():

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.engine.core import EngineCore
+from helios_serve.logger import logger
 from helios_serve.messages import ChunkResult, StepCursor
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.loader import (
@@ -50,20 +51,17 @@ class InlineEngine:
         self.dtype = resolve_dtype(dtype, self.device)
         self._model: LoadedModel | None = None
 
-    @property
-    def config(self) -> HeliosConfig:
-        return self.checkpoint.config
-
-    @property
-    def note(self) -> str | None:
-        """What a user must know of the model's weights."""
-        return self.checkpoint.note
-
     def load(self) -> LoadedModel:
         """The model, loaded if it was not yet."""
         if self._model is None:
+            if self.checkpoint.note is not None:
+                logger.warning(self.checkpoint.note)
             self._model = load_checkpoint(self.checkpoint, self.device, self.dtype)
         return self._model
+
+    @property
+    def config(self) -> HeliosConfig:
+        return self.checkpoint.config
 
     def generate(self, request: VideoRequest) -> Iterator[StepDone]:
         """Run `request` to its end; raises InvalidRequestError before the first step.

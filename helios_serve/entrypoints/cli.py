@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from helios_serve import __version__
 from helios_serve.entrypoints import generate
 from helios_serve.errors import HeliosError
+from helios_serve.logger import show_logs
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate.add_command(commands)
     arguments = parser.parse_args(argv)
+    show_logs()
     try:
         status: int = arguments.run(arguments)
     except HeliosError as error:

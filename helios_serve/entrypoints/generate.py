@@ -153,8 +153,6 @@ def run(arguments: argparse.Namespace) -> int:
     progress = Progress()
     options = sampling_options(arguments)
     chunks = model.stream(arguments.prompt, on_step=progress.on_step, **options)
-    if model.note:
-        print(f"note: {model.note}", file=sys.stderr)
     model.load()
     progress.on_load()
     latents: list[Latents] = []

@@ -87,11 +87,6 @@ class Helios:
         return self._engine.config
 
     @property
-    def note(self) -> str | None:
-        """What a user must know of the weights, where they are not a trained model's."""
-        return self._engine.note
-
-    @property
     def default_size(self) -> tuple[int, int]:
         """(width, height) where none is given."""
         return default_size(self.name)

@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import HeliosTransformer3DModel
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5EncoderModel
@@ -212,9 +214,27 @@ def test_published_checkpoints_are_known_by_their_numbers(variant: str) -> None:
     assert sum(tensor.numel() for tensor in state.values()) == 14_312_427_584
 
 
+def test_a_hub_id_is_taken_from_the_local_cache(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As huggingface_hub leaves it after a download; offline, nothing else is asked."""
+    monkeypatch.setattr(loader, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path))
+    repository = tmp_path / "models--someone--Helios"
+    shutil.copytree(checkpoints["mid"], repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    assert load_model("someone/Helios", device="cpu").config.variant == "mid"
+    with pytest.raises(CheckpointError, match="someone/Else is no local folder and could not be"):
+        load_model("someone/Else", device="cpu")
+
+
 def test_unknown_names_devices_and_dtypes_are_refused() -> None:
     with pytest.raises(CheckpointError, match="got model 'no/such/thing', expected a folder"):
         load_model("no/such/thing")
+    with pytest.raises(
+        CheckpointError, match="got model 'nano-max', expected one of nano, nano-mi"
+    ):
+        load_model("nano-max")
     for name in ("tpu", "cuda:99", "nonsense"):
         with pytest.raises(DeviceError, match=f"got device '{name}', expected auto or one of cpu"):
             load_model("nano", device=name)

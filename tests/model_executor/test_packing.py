@@ -1,21 +1,17 @@
 """Packed equals alone: a session's latents do not depend on who shares its batch."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_files import write_lora
-from videos import Case, run_sessions
+from videos import NUM_BLOCKS, Case, run_sessions
 
-from helios_serve.model_config import WINDOW_FRAMES, Geometry
-from helios_serve.model_executor.loader import LoadedModel
-from helios_serve.model_executor.lora_files import load_adapter
-from helios_serve.model_executor.models.helios.embeddings import rope_table
-from helios_serve.model_executor.models.helios.inputs import Segment
-from helios_serve.model_executor.worker.history_pool import HistoryPool
+from helios_serve.engine.core import EngineCore
+from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.sampling_params import VideoRequest
 
 FORWARD_TOLERANCE = 5e-6
@@ -24,40 +20,32 @@ SIZES = [(64, 64), (64, 128), (128, 64), (128, 192)]
 PROMPTS = ["waves rise", "a dog runs over the green hill", "x" * 40]
 
 
+class Wish(NamedTuple):
+    """One session of a random set, and the step at which it meets the others."""
+
+    case: Case
+    lora_scale: float | None
+    steps_before: int
+
+
 @st.composite
-def segments_of(draw: st.DrawFn) -> dict[str, Any]:
+def wishes(draw: st.DrawFn) -> Wish:
     height, width = draw(st.sampled_from(SIZES))
-    return {
-        "geometry": Geometry(height, width),
-        "stage": draw(st.integers(0, 2)),
-        "prompt": draw(st.sampled_from(PROMPTS)),
-        "timestep": draw(st.sampled_from([998.0, 742.0, 174.0])),
-        "history_frames": draw(st.integers(0, WINDOW_FRAMES)),
-        "lora": draw(st.sampled_from([None, 0.5, 1.0])),
-        "seed": draw(st.integers(0, 1000)),
-    }
-
-
-def build_segment(model: LoadedModel, lora_path: Path, choice: dict[str, Any]) -> Segment:
-    geometry, stage = choice["geometry"], choice["stage"]
-    generator = torch.Generator().manual_seed(choice["seed"])
-    height, width = geometry.latent_size
-    frames = torch.randn(16, WINDOW_FRAMES, height, width, generator=generator)
-    size = geometry.blocks_per_frame
-    pool = HistoryPool(WINDOW_FRAMES * size + 1, torch.float32, torch.device("cpu"))
-    table = torch.arange(1, WINDOW_FRAMES * size + 1)
-    pool.write(frames, table.tolist())
-    table[: (WINDOW_FRAMES - choice["history_frames"]) * size] = 0
-    scale = choice["lora"]
-    adapter = load_adapter(str(lora_path), model.transformer, scale) if scale else None
-    rows = model.text_encoder.encode(choice["prompt"], 64)
-    return Segment(
-        history=pool.gather(table, geometry),
-        noise=torch.randn(geometry.noise_tokens(stage, 3), 64, generator=generator),
-        rope=rope_table(model.config.transformer, geometry, stage, 3, torch.device("cpu")),
-        timestep=choice["timestep"],
-        text=model.transformer.read_text(rows, 64 - len(rows), adapter),
-        adapter=adapter,
+    case = Case(
+        "mid",
+        task=draw(st.sampled_from(["t2v", "i2v", "v2v"])),
+        height=height,
+        width=width,
+        chunks=2,
+        steps=(3, 1, 1),
+        guidance=draw(st.sampled_from([1.0, 5.0])),
+        prompt=draw(st.sampled_from(PROMPTS)),
+        seed=draw(st.integers(0, 1000)),
+    )
+    return Wish(
+        case,
+        lora_scale=draw(st.sampled_from([None, 0.5, 1.0])),
+        steps_before=draw(st.integers(2, 9)),
     )
 
 
@@ -67,22 +55,34 @@ def lora_path(checkpoints: dict[str, Path], latent_model: Any, tmp_path_factory:
     return write_lora(tmp_path_factory.mktemp("lora") / "adapter.safetensors", model.transformer)
 
 
+def job_of(wish: Wish, engine: EngineCore, runner: ModelRunner, name: str, lora: str) -> Job:
+    """The wish as a session in the middle of its video, about to take its next step."""
+    scale = wish.lora_scale
+    extra = {} if scale is None else {"lora": lora, "lora_scale": scale}
+    session = engine.add_request(wish.case.request(name, **extra))
+    for _ in range(wish.steps_before):
+        engine.step()
+    return runner._prepare(engine._schedule(session.request.request_id))
+
+
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(choices=st.lists(segments_of(), min_size=2, max_size=5))
+@given(chosen=st.lists(wishes(), min_size=2, max_size=4))
 def test_a_packed_forward_equals_each_segment_alone(
-    choices: list[dict[str, Any]],
-    checkpoints: dict[str, Path],
-    latent_model: Any,
-    lora_path: Path,
+    chosen: list[Wish], checkpoints: dict[str, Path], latent_model: Any, lora_path: Path
 ) -> None:
-    model = latent_model(checkpoints["distilled"])
-    segments = [build_segment(model, lora_path, choice) for choice in choices]
-    packed = model.transformer(segments).split([len(item.noise) for item in segments])
+    model = latent_model(checkpoints["mid"])
+    segments = []
+    for wish in chosen:
+        runner = ModelRunner(model, NUM_BLOCKS)
+        engine = EngineCore(runner, model.config, NUM_BLOCKS)
+        job = job_of(wish, engine, runner, "session", str(lora_path))
+        segments += PackedBatch([job], model.config, runner.pool).segments
+    packed = model.transformer(segments).split([len(segment.noise) for segment in segments])
     for segment, got in zip(segments, packed, strict=True):
         assert (got - model.transformer([segment])).abs().max() < FORWARD_TOLERANCE
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from helios_serve import __version__
+from helios_serve.errors import CheckpointError
 from helios_serve.model_config import Variant
 from helios_serve.model_executor.components import build_parts
 from helios_serve.model_executor.models.helios.config import read_config
@@ -42,9 +43,14 @@ VAE_WIDTHS = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 
 
 def nano_checkpoint(model: str) -> Path | None:
-    """The folder of nano, nano-mid or nano-base, made if it is not there; None for other names."""
-    if (variant := NANO.get(model)) is None:
+    """The folder of nano, nano-mid or nano-base, made if it is not there; None for other models.
+
+    Raises CheckpointError for an unknown variant of nano.
+    """
+    if model.split("-")[0] != "nano":
         return None
+    if (variant := NANO.get(model)) is None:
+        raise CheckpointError(f"got model {model!r}, expected one of {', '.join(NANO)}")
     folder = cache_folder() / f"{model}-{__version__}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
