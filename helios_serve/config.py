@@ -1,4 +1,8 @@
-"""Defaults that every command shares."""
+"""How a server is set up, and the defaults that every command shares."""
+
+import msgspec
+
+from helios_serve.sampling_params import ServiceTier
 
 DEFAULT_MODEL = "nano"
 
@@ -9,3 +13,39 @@ PUBLISHED_SIZE = (640, 384)
 def default_size(model: str) -> tuple[int, int]:
     """(width, height) where none is given: what the published checkpoints are made for, or nano."""
     return NANO_SIZE if model.split("-")[0] == DEFAULT_MODEL else PUBLISHED_SIZE
+
+
+class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's share and limits; None is no limit of its own."""
+
+    weight: float = 1.0
+    max_sessions: int | None = None
+    max_queued: int | None = None
+
+
+class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits and policies of the scheduler.
+
+    A batch holds at most `max_num_seqs` sessions and `max_num_batched_tokens` tokens; the default
+    lets the small pyramid stages share a step and full-resolution steps at 384x640 go alone.
+    `realtime_share` of a worker's rate may be promised to priority sessions; `batch_share` of
+    what it does goes to the other tiers while they have work. `start_buffer` is the lead, in
+    seconds, that a real-time player builds up before it starts.
+    """
+
+    max_num_batched_tokens: int = 12288
+    max_num_seqs: int = 32
+    max_queued: int = 1024
+    realtime_share: float = 0.85
+    batch_share: float = 0.15
+    flex_weight: float = 0.25
+    start_buffer: float = 1.0
+    tenants: dict[str, TenantConfig] = {}
+
+    def tenant(self, name: str) -> TenantConfig:
+        return self.tenants.get(name, TenantConfig())
+
+    def weight(self, tenant: str, tier: ServiceTier) -> float:
+        """A flow's share of service: its tenant's, of which flex counts a part."""
+        weight = self.tenant(tenant).weight
+        return weight * self.flex_weight if tier == "flex" else weight

@@ -16,6 +16,18 @@ class InvalidRequestError(HeliosError, ValueError):
         self.param = param
 
 
+class CapacityError(HeliosError):
+    """A request that is fine but finds no room now.
+
+    `code` is the API's word for the reason, `retry_after` seconds after which to try again.
+    """
+
+    def __init__(self, message: str, *, code: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after = retry_after
+
+
 class CheckpointError(HeliosError, ValueError):
     """A checkpoint that is wrong, truncated or incomplete; the message names file and key."""
 

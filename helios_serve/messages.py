@@ -30,15 +30,16 @@ class ChunkBlocks(NamedTuple):
 
 
 class NewSession(msgspec.Struct, frozen=True):
-    """A session that the worker has not seen.
+    """A session that the worker has not seen, or has to take up again at `chunk`.
 
-    For I2V and V2V `blocks.window` takes the anchor's own blocks and `blocks.append` those of the
-    initial history frames; for T2V both are empty.
+    Where it has a history already (I2V, V2V, or an earlier chunk) `blocks.window` is to take the
+    anchor and `blocks.append` the history frames; otherwise both are empty.
     """
 
     session_id: str
     request: VideoRequest
     blocks: ChunkBlocks
+    chunk: int = 0
 
 
 class ScheduledStep(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """What a user asks for: one video, and how to sample it."""
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -10,8 +11,13 @@ from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
 MAX_SIDE = 4096
 MAX_FRAMES = 24 * 3600
 MAX_STEPS = 1000
+DEFAULT_TENANT = "default"
 DEFAULT_STEPS = {"base": (50,), "mid": (20, 20, 20), "distilled": (2, 2, 2)}
 DEFAULT_GUIDANCE = {"base": 5.0, "mid": 5.0, "distilled": 1.0}
+
+
+ServiceTier = Literal["priority", "default", "flex"]
+"""priority is real-time, flex takes what the others leave."""
 
 
 class PromptSwitch(msgspec.Struct, frozen=True):
@@ -127,6 +133,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     lora: str | None = None
     lora_scale: float = 1.0
     keep_input_latents: bool = False
+    tenant: str = DEFAULT_TENANT
+    tier: ServiceTier = "default"
 
     def check_media(self) -> None:
         """Raise InvalidRequestError unless the reference media can be used."""

@@ -1,0 +1,71 @@
+"""Who may wait: bounded queues, overall and by tenant."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from helios_serve.config import SchedulingConfig
+from helios_serve.core.session import Session
+from helios_serve.errors import CapacityError
+
+RETRY_AFTER = 5.0
+
+
+class Admission:
+    """Counts live and waiting sessions; refuses at once what would exceed a limit."""
+
+    def __init__(self, config: SchedulingConfig) -> None:
+        self.config = config
+        self._live: Counter[str] = Counter()
+        self._queued: Counter[str] = Counter()
+        self._waiting = 0
+
+    def check(self, session: Session) -> None:
+        """Raise CapacityError if no more sessions of the tenant, or of anyone, may be accepted."""
+        name = session.request.tenant
+        tenant = self.config.tenant(name)
+        if tenant.max_sessions is not None and self._live[name] >= tenant.max_sessions:
+            raise CapacityError(
+                f"tenant {name} has {self._live[name]} sessions, "
+                f"at most {tenant.max_sessions} are allowed",
+                code="tenant_quota",
+                retry_after=RETRY_AFTER,
+            )
+        if tenant.max_queued is not None and self._queued[name] >= tenant.max_queued:
+            raise CapacityError(
+                f"tenant {name} has {self._queued[name]} sessions waiting, "
+                f"at most {tenant.max_queued} are allowed",
+                code="tenant_quota",
+                retry_after=RETRY_AFTER,
+            )
+        if self._waiting >= self.config.max_queued:
+            raise CapacityError(
+                f"{self._waiting} sessions are waiting, at most {self.config.max_queued} may",
+                code="queue_full",
+                retry_after=RETRY_AFTER,
+            )
+
+    def accept(self, session: Session) -> None:
+        self._live[session.request.tenant] += 1
+        self.requeue(session)
+
+    def start(self, session: Session) -> None:
+        """The session runs: it no longer counts as waiting."""
+        self._queued[session.request.tenant] -= 1
+        self._waiting -= 1
+
+    def requeue(self, session: Session) -> None:
+        """A running session waits again; it was accepted, so no limit turns it away."""
+        self._queued[session.request.tenant] += 1
+        self._waiting += 1
+
+    def finish(self, session: Session) -> None:
+        """The session is over."""
+        self._live[session.request.tenant] -= 1
+
+    def check_integrity(self, live: Iterable[Session], queued: Collection[str]) -> None:
+        """Raise AssertionError unless the counts are those of the sessions given."""
+        sessions = list(live)
+        assert +self._live == Counter(item.request.tenant for item in sessions)
+        waiting = Counter(item.request.tenant for item in sessions if item.session_id in queued)
+        assert +self._queued == waiting
+        assert self._waiting == waiting.total()

@@ -1,0 +1,55 @@
+"""What a step costs, in FLOPs (one multiply-add is two): known before it runs.
+
+The scheduler charges tenants by it, real-time admission adds it up, and benchmarks and simulators
+use the same numbers. A worker's measured rate turns it into seconds.
+"""
+
+from functools import lru_cache
+
+from helios_serve.model_config import PATCH_DIM, Geometry, HeliosConfig, TransformerConfig
+from helios_serve.sampling_params import ResolvedParams
+
+TYPICAL_PROMPT_TOKENS = 64
+"""Keys of a prompt, its padding collapsed; cross-attention is a percent of a step at most."""
+
+
+@lru_cache(maxsize=4096)
+def stage_step_cost(config: HeliosConfig, geometry: Geometry, stage: int, branches: int) -> float:
+    """FLOPs of one denoise step at `stage`; guidance makes two branches.
+
+    Prompt keys and values are cached and not counted. In the last layer history serves as keys
+    and values only.
+    """
+    model = config.transformer
+    history = geometry.history_tokens
+    noise = geometry.noise_tokens(stage, config.stages)
+    inner = (model.num_layers - 1) * layer_cost(model, history + noise, history + noise, noise)
+    last = layer_cost(model, noise, history + noise, noise)
+    patches = 2 * PATCH_DIM * model.inner_dim * patch_rows(geometry, noise)
+    return branches * (inner + last + patches)
+
+
+def layer_cost(model: TransformerConfig, queries: int, keys: int, noise: int) -> float:
+    """FLOPs of one block for `queries` tokens that attend to `keys`, `noise` of them to text."""
+    dim = model.inner_dim
+    projections = 2 * dim * dim * (2 * queries + 2 * keys + 2 * noise)
+    attention = 4 * dim * (queries * keys + noise * TYPICAL_PROMPT_TOKENS)
+    feed_forward = 4 * dim * model.ffn_dim * queries
+    return float(projections + attention + feed_forward)
+
+
+def patch_rows(geometry: Geometry, noise: int) -> int:
+    """Base patches that are embedded in a step, the output projection's included."""
+    long, mid, short = geometry.long_tokens, geometry.mid_tokens, geometry.short_tokens
+    return 64 * long + 8 * mid + short + 2 * noise
+
+
+def chunk_cost(
+    config: HeliosConfig, geometry: Geometry, params: ResolvedParams, chunk: int
+) -> float:
+    """FLOPs of all steps of `chunk`."""
+    branches = 2 if params.is_guided else 1
+    return sum(
+        count * stage_step_cost(config, geometry, stage, branches)
+        for stage, count in enumerate(params.stage_steps(chunk))
+    )

@@ -1,0 +1,130 @@
+"""Weighted fair queueing over tenants, by what their steps cost.
+
+Every flow (a tenant in a tier) has a virtual time that grows by cost / weight with each step it is
+charged for, and the flow that is furthest behind goes first. A flow that comes back starts at the
+least virtual time of those waiting, so nobody saves up a claim by being idle.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from itertools import count
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+class Flow(Generic[Item]):
+    """The waiting items of one tenant; those in the middle of a chunk are `started`."""
+
+    def __init__(self, weight: float, virtual_time: float) -> None:
+        self.weight = weight
+        self.virtual_time = virtual_time
+        self.members = 0
+        self.started: OrderedDict[Item, None] = OrderedDict()
+        self.fresh: OrderedDict[Item, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.started) + len(self.fresh)
+
+
+class FairQueue(Generic[Item]):
+    """Items join a flow once, and are pushed and popped many times while they belong to it.
+
+    Every operation is O(log n).
+    """
+
+    def __init__(self) -> None:
+        self.virtual_time = 0.0
+        self._flows: dict[Hashable, Flow[Item]] = {}
+        self._flow_of: dict[Item, Hashable] = {}
+        self._tie = count()
+        self._waiting: list[tuple[float, int, Hashable]] = []
+        self._started: list[tuple[float, int, Hashable]] = []
+
+    def __len__(self) -> int:
+        return sum(len(flow) for flow in self._flows.values())
+
+    def __contains__(self, item: Item) -> bool:
+        if item not in self._flow_of:
+            return False
+        flow = self._flows[self._flow_of[item]]
+        return item in flow.started or item in flow.fresh
+
+    def join(self, item: Item, key: Hashable, weight: float) -> None:
+        """Make `item` a member of flow `key`, which has `weight`."""
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = Flow(weight, self.virtual_time)
+        elif flow.members == 0:
+            flow.virtual_time = max(flow.virtual_time, self.virtual_time)
+        flow.weight = weight
+        flow.members += 1
+        self._flow_of[item] = key
+
+    def leave(self, item: Item) -> None:
+        """Forget `item`, waiting or not."""
+        self.withdraw(item)
+        self._flows[self._flow_of.pop(item)].members -= 1
+
+    def push(self, item: Item, *, started: bool, front: bool = False) -> None:
+        """Queue a member, behind or in front of its flow; a `started` one is within a chunk."""
+        key = self._flow_of[item]
+        flow = self._flows[key]
+        line = flow.started if started else flow.fresh
+        line[item] = None
+        if front:
+            line.move_to_end(item, last=False)
+        self._index(key, flow)
+
+    def withdraw(self, item: Item) -> None:
+        """Take `item` out of the line; it stays a member."""
+        flow = self._flows[self._flow_of[item]]
+        flow.started.pop(item, None)
+        flow.fresh.pop(item, None)
+
+    def pop(self, lead: Callable[[Item], float] = lambda _: 0.0) -> Item | None:
+        """The next item, or None.
+
+        A started chunk goes on first, unless its flow is more than `lead(item)` FLOPs of service
+        ahead of the flow that is furthest behind.
+        """
+        behind = self._top(self._waiting, started=False)
+        if behind is None:
+            return None
+        key, first = behind, self._flows[behind]
+        ahead = self._top(self._started, started=True)
+        if ahead is not None:
+            flow = self._flows[ahead]
+            gap = (flow.virtual_time - first.virtual_time) * flow.weight
+            if gap <= lead(next(iter(flow.started))):
+                key = ahead
+        self.virtual_time = max(self.virtual_time, first.virtual_time)
+        flow = self._flows[key]
+        item, _ = (flow.started or flow.fresh).popitem(last=False)
+        self._index(key, flow)
+        return item
+
+    def charge(self, item: Item, cost: float) -> None:
+        """Charge the item's flow for `cost` FLOPs."""
+        key = self._flow_of[item]
+        flow = self._flows[key]
+        flow.virtual_time += cost / flow.weight
+        self._index(key, flow)
+
+    def _index(self, key: Hashable, flow: Flow[Item]) -> None:
+        """Enter a flow's present virtual time; entries with an older one are passed over."""
+        if len(flow):
+            heapq.heappush(self._waiting, (flow.virtual_time, next(self._tie), key))
+        if flow.started:
+            heapq.heappush(self._started, (flow.virtual_time, next(self._tie), key))
+
+    def _top(self, heap: list[tuple[float, int, Hashable]], *, started: bool) -> Hashable | None:
+        while heap:
+            virtual_time, _, key = heap[0]
+            flow = self._flows[key]
+            queued = flow.started if started else flow
+            if len(queued) and flow.virtual_time == virtual_time:
+                return key
+            heapq.heappop(heap)
+        return None

@@ -1,0 +1,55 @@
+"""On which worker a session runs."""
+
+from collections.abc import Iterable
+
+from helios_serve.config import SchedulingConfig
+from helios_serve.core.session import Session
+from helios_serve.core.worker_state import WorkerState
+from helios_serve.errors import CapacityError, InvalidRequestError
+
+RETRY_AFTER = 5.0
+
+
+class Placement:
+    """Least outstanding work among the workers that have the blocks; then the session stays."""
+
+    def __init__(self, config: SchedulingConfig) -> None:
+        self.config = config
+
+    def check(self, session: Session, workers: Iterable[WorkerState]) -> None:
+        """Refuse what no worker could ever run, and real time that none can promise now.
+
+        Raises InvalidRequestError or CapacityError. Without workers everything may wait.
+        """
+        known = list(workers)
+        largest = max((worker.history.pool.num_blocks - 1 for worker in known), default=None)
+        if largest is not None and session.peak_blocks > largest:
+            params = session.request.params
+            raise InvalidRequestError(
+                f"got size {params.width}x{params.height}, whose history takes "
+                f"{session.peak_blocks} blocks, expected at most the {largest} of a worker",
+                param="size",
+            )
+        if (
+            session.is_priority
+            and known
+            and not any(worker.keeps_up(session, self.config.realtime_share) for worker in known)
+        ):
+            raise CapacityError(
+                "no worker can make another video in real time",
+                code="realtime_capacity",
+                retry_after=RETRY_AFTER,
+            )
+
+    def choose(self, session: Session, workers: Iterable[WorkerState]) -> WorkerState | None:
+        """The worker for `session`, or None if none has room."""
+        fits = [worker for worker in workers if worker.has_room(session)]
+        if session.is_priority:
+            share = self.config.realtime_share
+            fits = [worker for worker in fits if worker.keeps_up(session, share)] or fits
+        return min(fits, key=expected_wait, default=None)
+
+
+def expected_wait(worker: WorkerState) -> tuple[float, str]:
+    """Seconds of outstanding work, or FLOPs as long as no worker was measured."""
+    return worker.outstanding_cost / (worker.rate or 1.0), worker.worker_id

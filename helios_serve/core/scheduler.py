@@ -1,0 +1,318 @@
+"""Continuous batching of denoise steps: which sessions take their next step, on which worker."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from helios_serve.config import SchedulingConfig
+from helios_serve.core.admission import Admission
+from helios_serve.core.fair_queue import FairQueue
+from helios_serve.core.placement import Placement
+from helios_serve.core.session import Session, SessionStatus
+from helios_serve.core.worker_state import Plan, WorkerState
+from helios_serve.messages import NewSession, ScheduledStep, SchedulerOutput
+
+MAX_PASSED_OVER = 8
+"""Sessions that do not fit a batch and are looked past, at most."""
+
+
+class Batch:
+    """Sessions for one step, filled to the token budget."""
+
+    def __init__(self, config: SchedulingConfig) -> None:
+        self.config = config
+        self.sessions: list[Session] = []
+        self.tokens = 0
+        self.has_priority = False
+
+    def fits(self, session: Session) -> bool:
+        """A single session always fits, whatever its size."""
+        within = self.tokens + session.step_tokens <= self.config.max_num_batched_tokens
+        return not self.sessions or (within and len(self.sessions) < self.config.max_num_seqs)
+
+    def add(self, session: Session) -> None:
+        self.sessions.append(session)
+        self.tokens += session.step_tokens
+        self.has_priority |= session.is_priority
+
+
+class SchedulerStats(NamedTuple):
+    """Counts of one moment."""
+
+    waiting: int
+    running: int
+    paused: int
+    used_blocks: int
+    total_blocks: int
+
+
+class Scheduler:
+    """Sessions in; for each worker, step after step, what to do next.
+
+    Plans never wait for results: a worker may be given the next one while it still computes.
+    `clock` tells seconds that only ever grow.
+    """
+
+    def __init__(self, config: SchedulingConfig, clock: Callable[[], float]) -> None:
+        self.config = config
+        self.clock = clock
+        self.sessions: dict[str, Session] = {}
+        self.workers: dict[str, WorkerState] = {}
+        self.admission = Admission(config)
+        self.placement = Placement(config)
+        self.waiting: set[str] = set()
+        self._line: FairQueue[str] = FairQueue()
+        self._head: Session | None = None
+
+    def add_worker(self, worker_id: str, num_blocks: int) -> None:
+        assert worker_id not in self.workers, f"worker {worker_id} is known already"
+        self.workers[worker_id] = WorkerState(worker_id, num_blocks, self.config)
+        self._place_waiting()
+
+    def add_session(self, session: Session) -> None:
+        """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing."""
+        assert session.session_id not in self.sessions, f"{session.session_id} is known already"
+        self.admission.check(session)
+        self.placement.check(session, self.workers.values())
+        self.admission.accept(session)
+        self.sessions[session.session_id] = session
+        self._wait(session)
+        self._place_waiting()
+
+    def schedule(self, worker_id: str) -> SchedulerOutput:
+        """The worker's next batch: one step for each of the sessions that policy picks."""
+        worker = self.workers[worker_id]
+        batch = Batch(self.config)
+        passed_over: list[Session] = []
+        while len(passed_over) < MAX_PASSED_OVER:
+            session = worker.queue.pop(beside_priority=batch.has_priority)
+            if session is None:
+                break
+            if batch.fits(session):
+                batch.add(session)
+            else:
+                passed_over.append(session)
+        for session in reversed(passed_over):
+            worker.queue.push(session, worker.rate, front=True)
+        cost = sum(session.step_cost for session in batch.sessions)
+        steps = tuple(self._plan(session, worker) for session in batch.sessions)
+        if steps:
+            worker.plans.append(Plan(tuple(step.session_id for step in steps), cost))
+        new, closed = worker.take_changes()
+        return SchedulerOutput(new, steps, closed)
+
+    def update_from_output(self, worker_id: str, seconds: float = 0.0) -> None:
+        """The worker's oldest plan is done; `seconds` is the time it took, 0 if not measured."""
+        worker = self.workers[worker_id]
+        plan = worker.plans.popleft()
+        worker.measure(plan.cost, seconds)
+        for session_id in plan.session_ids:
+            session = self.sessions.get(session_id)
+            if session is not None and session.worker_id == worker_id:
+                session.in_flight -= 1
+                self._settle(session, worker)
+        self._place_waiting()
+
+    def finish_chunk(self, session_id: str, chunk: int) -> None:
+        """Results of `chunk` are safe: the session could be taken up again behind it."""
+        session = self.sessions.get(session_id)
+        if session is not None:
+            session.edge_chunk = max(session.edge_chunk, chunk + 1)
+            session.clock.deliver_first(self.clock())
+
+    def abort(
+        self, session_id: str, status: SessionStatus = SessionStatus.FINISHED_ABORTED
+    ) -> None:
+        """End a session now; its blocks are freed when the last step given out has returned."""
+        session = self.sessions.get(session_id)
+        if session is None or session.status.is_finished:
+            return
+        session.status = status
+        if session.worker_id is None:
+            self._stop_waiting(session)
+            self._forget(session)
+        else:
+            worker = self.workers[session.worker_id]
+            worker.queue.withdraw(session)
+            self._settle(session, worker)
+        self._place_waiting()
+
+    def pause(self, session_id: str) -> None:
+        """Give no more steps until `resume`; latents and blocks stay where they are."""
+        session = self.sessions[session_id]
+        session.clock.pause(self.clock())
+        if session.worker_id is None:
+            self._step_aside(session)
+            self._place_waiting()
+        elif session.status is SessionStatus.RUNNING:
+            session.status = SessionStatus.PAUSED
+            self.workers[session.worker_id].queue.withdraw(session)
+
+    def resume(self, session_id: str) -> None:
+        session = self.sessions[session_id]
+        session.clock.resume(self.clock())
+        if session.worker_id is None:
+            self._line_up(session)
+            self._place_waiting()
+        elif session.status is SessionStatus.PAUSED:
+            session.status = SessionStatus.RUNNING
+            worker = self.workers[session.worker_id]
+            if not session.is_planned:
+                worker.queue.push(session, worker.rate)
+
+    def drain(self, worker_id: str) -> None:
+        """Give the worker no new sessions; those it has run on."""
+        self.workers[worker_id].is_draining = True
+
+    def remove_worker(self, worker_id: str) -> None:
+        """The worker is gone: its sessions wait to be taken up again at their last chunk edge."""
+        worker = self.workers.pop(worker_id)
+        for session in list(worker.queue.sessions.values()):
+            if session.status.is_finished:
+                self._forget(session)
+            else:
+                self._requeue(session)
+        self._place_waiting()
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.sessions)
+
+    def stats(self) -> SchedulerStats:
+        statuses = [session.status for session in self.sessions.values()]
+        pools = [worker.history.pool for worker in self.workers.values()]
+        return SchedulerStats(
+            waiting=len(self.waiting),
+            running=statuses.count(SessionStatus.RUNNING),
+            paused=statuses.count(SessionStatus.PAUSED),
+            used_blocks=sum(pool.num_blocks - 1 - pool.num_free for pool in pools),
+            total_blocks=sum(pool.num_blocks - 1 for pool in pools),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless all accounts agree with each other."""
+        placed: set[str] = set()
+        for worker in self.workers.values():
+            worker.check_integrity()
+            placed |= worker.queue.sessions.keys()
+        assert placed.isdisjoint(self.waiting), "a placed session waits"
+        assert placed | self.waiting == self.sessions.keys(), "a session was lost"
+        self.admission.check_integrity(self.sessions.values(), self.waiting)
+
+    def _plan(self, session: Session, worker: WorkerState) -> ScheduledStep:
+        """Give out the step at the session's cursor, and move on as if it were done."""
+        cursor, name, blocks = session.cursor, session.session_id, None
+        cost = session.step_cost
+        if session.at_chunk_edge:
+            blocks = worker.history.begin_chunk(name, session.geometry)
+        session.advance()
+        if session.cursor.chunk > cursor.chunk:
+            worker.history.end_chunk(name, new_anchor=session.makes_anchor(cursor.chunk))
+        session.in_flight += 1
+        worker.outstanding_cost -= cost
+        worker.queue.charge(session, cost)
+        if session.is_leaving and session.may_leave and not session.is_planned:
+            session.status = SessionStatus.PREEMPTED
+        elif not session.is_planned:
+            worker.queue.push(session, worker.rate)
+        return ScheduledStep(name, cursor, blocks)
+
+    def _settle(self, session: Session, worker: WorkerState) -> None:
+        """End or evict a session whose last step given out has returned."""
+        if session.in_flight:
+            return
+        if session.status is SessionStatus.PREEMPTED:
+            self._leave(session, worker)
+            self._requeue(session)
+        elif session.status.is_finished or session.is_planned:
+            if not session.status.is_finished:
+                session.status = SessionStatus.FINISHED_COMPLETED
+            self._leave(session, worker)
+            self._forget(session)
+
+    def _leave(self, session: Session, worker: WorkerState) -> None:
+        """Free all that the session holds on its worker."""
+        worker.queue.leave(session)
+        worker.remove(session)
+        worker.history.close(session.session_id)
+        worker.close(session.session_id)
+
+    def _forget(self, session: Session) -> None:
+        del self.sessions[session.session_id]
+        self.admission.finish(session)
+
+    def _wait(self, session: Session) -> None:
+        """Put a session in the line for a worker; a paused one waits beside it."""
+        flow = session.request.tenant, session.request.tier
+        self.waiting.add(session.session_id)
+        self._line.join(session.session_id, flow, self.config.weight(*flow))
+        if not session.clock.is_paused:
+            self._line_up(session)
+
+    def _line_up(self, session: Session) -> None:
+        self._line.push(session.session_id, started=session.is_priority)
+
+    def _step_aside(self, session: Session) -> None:
+        self._line.withdraw(session.session_id)
+        if self._head is session:
+            self._head = None
+
+    def _stop_waiting(self, session: Session) -> None:
+        self._step_aside(session)
+        self._line.leave(session.session_id)
+        self.waiting.remove(session.session_id)
+        self.admission.start(session)
+
+    def _requeue(self, session: Session) -> None:
+        """A session that lost its worker or its blocks waits to be taken up again."""
+        session.rewind()
+        session.status = SessionStatus.PREEMPTED
+        self.admission.requeue(session)
+        self._wait(session)
+
+    def _place_waiting(self) -> None:
+        """Give workers to waiting sessions, in fair order, until the first that finds no room.
+
+        That one stays the head of the line: smaller ones do not slip past it for ever.
+        """
+        while (session := self._head or self._next_in_line()) is not None:
+            self._head = session
+            worker = self.placement.choose(session, self.workers.values())
+            if worker is None and self._make_room(session):
+                worker = self.placement.choose(session, self.workers.values())
+            if worker is None:
+                return
+            self._line.charge(session.session_id, session.remaining_cost)
+            self._stop_waiting(session)
+            self._start(session, worker)
+
+    def _next_in_line(self) -> Session | None:
+        session_id = self._line.pop(lambda _: float("inf"))
+        return None if session_id is None else self.sessions[session_id]
+
+    def _start(self, session: Session, worker: WorkerState) -> None:
+        blocks = worker.history.open(
+            session.session_id, session.geometry, initial_frames=session.edge_frames
+        )
+        session.worker_id = worker.worker_id
+        session.placed_chunk = session.edge_chunk
+        session.status = SessionStatus.RUNNING
+        worker.add(session)
+        worker.opening.append(
+            NewSession(session.session_id, session.request, blocks, session.edge_chunk)
+        )
+        worker.queue.join(session)
+
+    def _make_room(self, session: Session) -> bool:
+        """Evict for `session` what may be evicted; whether there is room at once."""
+        for worker in self.workers.values():
+            victims = worker.evictable(session)
+            for victim in victims:
+                if victim.status is SessionStatus.PAUSED or victim.may_leave:
+                    worker.queue.withdraw(victim)
+                    victim.status = SessionStatus.PREEMPTED
+                    self._settle(victim, worker)
+                else:
+                    victim.is_leaving = True
+            if victims:
+                return worker.has_room(session)
+        return False

@@ -1,0 +1,269 @@
+"""Policies of the scheduler, in virtual time on fake workers."""
+
+import random
+from collections import Counter
+
+import pytest
+from scheduling import CONFIG, RATE, World, make_request
+
+from helios_serve.config import SchedulingConfig, TenantConfig
+from helios_serve.core.session import Session
+from helios_serve.errors import CapacityError, InvalidRequestError
+
+CHUNK_COST = Session(make_request("probe"), CONFIG, arrival=0.0).chunk_cost
+CHUNK_SECONDS = CHUNK_COST / RATE
+SESSION_BLOCKS = 60 * 29
+
+
+def test_a_session_takes_its_steps_in_order_and_leaves_nothing_behind() -> None:
+    world = World()
+    world.add("a", chunks=3)
+    world.run()
+    cursors = [step.cursor for _, step in world.done]
+    assert cursors == sorted(cursors)
+    assert len(cursors) == 18
+    assert not world.scheduler.has_unfinished
+    world.scheduler.check_integrity()
+    assert world.scheduler.stats().used_blocks == 0
+
+
+@pytest.mark.parametrize("tenant", ["same", "other"])
+def test_a_staggered_start_does_not_wait_for_the_first_video(tenant: str) -> None:
+    """At most 2.2 times the solo number of forwards precede the second session's first chunk."""
+    for steps_before in range(1, 12):
+        world = World()
+        world.add("long", chunks=10, tenant="same")
+        for _ in range(steps_before):
+            world.tick()
+        before = world.forwards
+        world.add("short", chunks=1, tenant=tenant)
+        while "short" not in world.delivered:
+            world.tick()
+        assert world.forwards - before <= 2.2 * 6
+
+
+def test_small_stages_share_a_step_and_full_resolution_goes_alone() -> None:
+    world = World()
+    for index in range(8):
+        world.add(f"session-{index}", tenant=f"tenant-{index}")
+    together: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    scheduler = world.scheduler
+    while scheduler.has_unfinished:
+        output = scheduler.schedule("worker-0")
+        for step in output.scheduled_steps:
+            together[step.cursor.stage].add(len(output.scheduled_steps))
+        scheduler.update_from_output("worker-0")
+    assert max(together[0]) >= 4
+    assert together[2] == {1}
+
+
+def test_two_tenants_share_by_their_weights() -> None:
+    tenants = {"heavy": TenantConfig(weight=3.0), "light": TenantConfig(weight=1.0)}
+    world = World(SchedulingConfig(tenants=tenants))
+    for tenant in tenants:
+        for index in range(3):
+            world.add(f"{tenant}-{index}", tenant=tenant, chunks=2000)
+    world.run(until=400 * CHUNK_SECONDS)
+    assert world.service("heavy") / world.service("light") == pytest.approx(3, rel=0.05)
+
+
+def test_a_flood_delays_another_tenant_by_one_chunk_at_most() -> None:
+    world = World(num_blocks=SESSION_BLOCKS * 64 + 1)
+    for index in range(40):
+        world.add(f"flood-{index}", tenant="flood", chunks=50)
+    world.run(until=20 * CHUNK_SECONDS)
+    arrival = world.now
+    world.add("guest", tenant="guest")
+    while not any(step.session_id == "guest" for _, step in world.done):
+        world.tick()
+    first = next(time for time, step in world.done if step.session_id == "guest")
+    assert first - arrival <= CHUNK_SECONDS + 2 * max_step_seconds()
+
+
+def max_step_seconds() -> float:
+    return max(Session(make_request("probe"), CONFIG, arrival=0.0).step_costs) / RATE
+
+
+def test_flex_gets_a_quarter_of_a_default_tenants_service() -> None:
+    world = World()
+    world.add("default", chunks=2000, tenant="a")
+    world.add("flex", chunks=2000, tenant="b", tier="flex")
+    world.run(until=200 * CHUNK_SECONDS)
+    assert world.service("default") / world.service("flex") == pytest.approx(4, rel=0.05)
+
+
+def test_priority_meets_its_deadlines_and_others_keep_their_share() -> None:
+    """Three real-time sessions on a worker that could just do so; default work takes the rest."""
+    rate = CHUNK_COST / (33 / 24) * 3 / 0.84
+    world = World(rate=rate)
+    world.add("warm-up", tenant="t")
+    world.run()
+    for index in range(3):
+        world.add(f"live-{index}", tier="priority", chunks=60)
+    world.add("batch", chunks=2000, tenant="b")
+    while len(world.delivered.get("live-0", ())) < 60:
+        world.tick()
+    buffer = world.scheduler.config.start_buffer
+    for index in range(3):
+        first, *later = world.delivered[f"live-{index}"]
+        late = [time - (first + buffer + (k + 1) * 33 / 24) for k, time in enumerate(later)]
+        assert max(late) <= 0
+    share = world.service("batch") / (world.service("batch") + world.service("live"))
+    assert share >= 0.15 * 0.95
+
+
+def test_a_full_worker_refuses_more_real_time() -> None:
+    rate = CHUNK_COST / (33 / 24) * 2 / 0.84
+    world = World(rate=rate)
+    world.add("warm-up")
+    world.run()
+    for index in range(2):
+        world.add(f"live-{index}", tier="priority", chunks=9)
+    with pytest.raises(CapacityError, match="no worker can make another video in real time") as no:
+        world.add("live-2", tier="priority")
+    assert no.value.code == "realtime_capacity"
+    world.add("not-live")
+    world.run()
+    world.scheduler.check_integrity()
+
+
+def test_limits_are_told_at_once_and_keep_nothing() -> None:
+    tenants = {"small": TenantConfig(max_sessions=2), "idle": TenantConfig(max_queued=1)}
+    world = World(SchedulingConfig(max_queued=3, tenants=tenants), workers=0)
+    for index in range(2):
+        world.add(f"small-{index}", tenant="small")
+    with pytest.raises(CapacityError, match="tenant small has 2 sessions, at most 2") as no:
+        world.add("small-2", tenant="small")
+    assert no.value.code == "tenant_quota"
+    world.add("idle-0", tenant="idle")
+    with pytest.raises(CapacityError, match="tenant idle has 1 sessions waiting"):
+        world.add("idle-1", tenant="idle")
+    with pytest.raises(CapacityError, match="3 sessions are waiting, at most 3 may") as no:
+        world.add("other")
+    assert (no.value.code, no.value.retry_after > 0) == ("queue_full", True)
+    assert world.scheduler.sessions.keys() == {"small-0", "small-1", "idle-0"}
+    world.add_worker("worker-0", SESSION_BLOCKS + 1)
+    with pytest.raises(
+        InvalidRequestError, match="got size 1280x768, .* expected at most the 1740"
+    ):
+        world.add("huge", size=(1280, 768))
+    world.run()
+    world.scheduler.check_integrity()
+    assert not world.scheduler.has_unfinished
+
+
+def test_an_abort_frees_everything_when_the_last_step_has_returned() -> None:
+    world = World()
+    world.add("a", chunks=5)
+    world.add("b", chunks=2)
+    for _ in range(3):
+        world.tick()
+    for name in ("worker-0",):
+        while world.plan(name):
+            pass
+    assert world.scheduler.sessions["a"].in_flight > 0
+    world.scheduler.abort("a")
+    world.scheduler.abort("a")
+    steps = len([step for _, step in world.done if step.session_id == "a"])
+    world.run()
+    after = len([step for _, step in world.done if step.session_id == "a"])
+    assert after - steps <= 2
+    assert world.scheduler.stats().used_blocks == 0
+    assert len(world.delivered["b"]) == 2
+    world.scheduler.check_integrity()
+
+
+def test_a_paused_session_takes_no_steps_and_its_deadlines_move() -> None:
+    world = World()
+    session = world.add("live", tier="priority", chunks=4)
+    while not world.delivered:
+        world.tick()
+    due = session.clock.deadline(2, 1.0)
+    world.scheduler.pause("live")
+    while world.queues["worker-0"]:
+        world.finish_one("worker-0")
+    assert not world.tick()
+    world.now += 100
+    world.scheduler.resume("live")
+    assert session.clock.deadline(2, 1.0) >= due + 100
+    world.run()
+    assert len(world.delivered["live"]) == 4
+
+
+def test_room_is_made_by_paused_sessions_first_and_then_by_flex_at_a_chunk_edge() -> None:
+    world = World(num_blocks=2 * SESSION_BLOCKS + 1)
+    flex = world.add("flex", chunks=20, tier="flex")
+    idle = world.add("idle", chunks=6)
+    world.run(until=2 * CHUNK_SECONDS)
+    world.scheduler.pause("idle")
+    world.add("first", chunks=2)
+    world.run(until=world.now + 0.5 * CHUNK_SECONDS)
+    assert (idle.worker_id, flex.worker_id) == (None, "worker-0")
+    world.add("second", chunks=2)
+    while flex.worker_id is not None:
+        assert world.tick()
+        world.scheduler.check_integrity()
+    assert flex.edge_chunk > 0
+    world.scheduler.resume("idle")
+    world.run()
+    counts = {name: len(times) for name, times in world.delivered.items()}
+    assert counts == {"flex": 20, "idle": 6, "first": 2, "second": 2}
+    done = Counter((step.session_id, step.cursor) for _, step in world.done)
+    repeated = {name for (name, _), count in done.items() if count > 1}
+    assert repeated <= {"idle"}, "flex left within a chunk"
+
+
+def test_flex_does_not_starve_under_block_pressure() -> None:
+    world = World(num_blocks=SESSION_BLOCKS + 1)
+    world.add("flex", chunks=5, tier="flex", tenant="f")
+    for index in range(60):
+        world.add(f"default-{index}", chunks=1, tenant="d")
+    world.run()
+    order = [step.session_id for _, step in world.done]
+    assert order.index("default-59") > len(order) - 1 - order[::-1].index("flex")
+    assert not world.scheduler.has_unfinished
+
+
+def test_sessions_of_a_lost_worker_go_on_elsewhere_from_their_last_chunk() -> None:
+    world = World(workers=2)
+    for index in range(6):
+        world.add(f"session-{index}", chunks=4)
+    world.run(until=6 * CHUNK_SECONDS)
+    world.queues.pop("worker-0")
+    world.scheduler.remove_worker("worker-0")
+    world.scheduler.check_integrity()
+    world.run()
+    assert {name: len(times) for name, times in world.delivered.items()} == {
+        f"session-{index}": 4 for index in range(6)
+    }
+
+
+def test_a_draining_worker_takes_no_new_sessions() -> None:
+    world = World(workers=2)
+    world.scheduler.drain("worker-0")
+    assert {world.add(f"session-{index}").worker_id for index in range(4)} == {"worker-1"}
+
+
+def test_no_block_leaks_over_many_random_lives() -> None:
+    rng = random.Random(0)
+    world = World(workers=2, num_blocks=SESSION_BLOCKS * 3 + 1, rate=RATE)
+    sizes = [(640, 384), (64, 64), (128, 192)]
+    for number in range(1000):
+        tier = rng.choice(["priority", "default", "flex"])
+        world.add(
+            f"session-{number}",
+            chunks=rng.randint(1, 3),
+            size=rng.choice(sizes),
+            tenant=rng.choice("ab"),
+            tier=tier,
+            video=rng.random() < 0.2,
+        ) if tier != "priority" or rng.random() < 0.1 else None
+        for _ in range(rng.randint(0, 8)):
+            world.tick()
+        live = list(world.scheduler.sessions)
+        if live and rng.random() < 0.3:
+            world.scheduler.abort(rng.choice(live))
+    world.run()
+    world.scheduler.check_integrity()
+    assert world.scheduler.stats().used_blocks == 0
+    assert not world.scheduler.has_unfinished
