@@ -51,6 +51,8 @@ class ScheduledStep(msgspec.Struct, frozen=True):
 
 
 class SchedulerOutput(msgspec.Struct, frozen=True):
+    """What a worker is to do next: close `finished`, open the new, and then take the steps."""
+
     new_sessions: tuple[NewSession, ...] = ()
     scheduled_steps: tuple[ScheduledStep, ...] = ()
     finished: tuple[str, ...] = ()
@@ -77,5 +79,13 @@ class ChunkResult(msgspec.Struct, frozen=True):
     input_latents: Latents | None = None
 
 
+class SessionFailure(msgspec.Struct, frozen=True):
+    """A session that cannot go on; its batch-mates do."""
+
+    session_id: str
+    message: str
+
+
 class RunnerOutput(msgspec.Struct, frozen=True):
     chunks: tuple[ChunkResult, ...] = ()
+    failures: tuple[SessionFailure, ...] = ()

@@ -136,11 +136,12 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = DEFAULT_TENANT
     tier: ServiceTier = "default"
 
-    def check_media(self) -> None:
-        """Raise InvalidRequestError unless the reference media can be used."""
-        if self.image is not None and self.video is not None:
+    def check_inputs(self) -> None:
+        """Raise InvalidRequestError unless what comes beside the prompt can be used."""
+        check_references(self.image, self.video)
+        if not math.isfinite(self.lora_scale):
             raise InvalidRequestError(
-                "got both an image and a video, expected at most one of them", param="video"
+                f"got lora_scale {self.lora_scale}, expected a finite number", param="lora_scale"
             )
         if self.video is not None and self.video.count < CHUNK_FRAMES:
             raise InvalidRequestError(
@@ -166,21 +167,29 @@ def prompt_weights(prompt: str, params: SamplingParams, chunk: int) -> tuple[Pro
     """The prompts in effect at `chunk`; the chunk's embedding is their weighted sum.
 
     At a switch with s = `transition_chunks` the p-th chunk weighs the new prompt with
-    linspace(0, 1, s)[p] against whatever was in effect before; with s < 2 it switches at once.
+    linspace(0, 1, s)[p] against the one before it; with s < 2 it switches at once. A switch that
+    comes before the last one is through starts from that one's prompt.
     """
     begun = [switch for switch in params.switches if switch.chunk <= chunk]
     if not begun:
         return (PromptWeight(prompt, 1.0),)
-    last = begun[-1]
-    passed, length = chunk - last.chunk, params.transition_chunks
+    new = begun[-1]
+    old = begun[-2].prompt if len(begun) > 1 else prompt
+    passed, length = chunk - new.chunk, params.transition_chunks
     weight = passed / (length - 1) if length > 1 else 1.0
-    if weight >= 1:
-        return (PromptWeight(last.prompt, 1.0),)
-    earlier = msgspec.structs.replace(params, switches=params.switches[: len(begun) - 1])
-    before = prompt_weights(prompt, earlier, last.chunk - 1)
-    mixed = {item.prompt: item.weight * (1 - weight) for item in before}
-    mixed[last.prompt] = mixed.get(last.prompt, 0.0) + weight
-    return tuple(PromptWeight(text, share) for text, share in mixed.items() if share > 0)
+    if weight >= 1 or old == new.prompt:
+        return (PromptWeight(new.prompt, 1.0),)
+    if weight == 0:
+        return (PromptWeight(old, 1.0),)
+    return (PromptWeight(old, 1 - weight), PromptWeight(new.prompt, weight))
+
+
+def check_references(image: object, video: object) -> None:
+    """A video starts from an image or goes on from a video, not both."""
+    if image is not None and video is not None:
+        raise InvalidRequestError(
+            "got both an image and a video, expected at most one of them", param="video"
+        )
 
 
 def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ...]:

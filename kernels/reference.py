@@ -80,8 +80,8 @@ def qk_norm_rope(x: Tensor, weight: Tensor, rope: Tensor | None, heads: int, eps
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """Full attention of one segment.
 
-    query (m, heads, head_dim); key, value (n, heads, head_dim); `bias` fp32 (n,) is added to the
-    logits of each key. Returns (m, heads * head_dim).
+    query (m, heads, head_dim); key, value (n, heads, head_dim); `bias` (n,), of the same dtype as
+    they must have it on a GPU, is added to the logits of each key. Returns (m, heads * head_dim).
     """
     mask = None if bias is None else bias.expand(len(query), -1)
     mixed = F.scaled_dot_product_attention(

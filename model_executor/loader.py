@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
-from helios_serve.errors import CheckpointError, DeviceError
+from helios_serve.errors import CheckpointError
 from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.components import build_parts, tie_embeddings
 from helios_serve.model_executor.models.helios.config import read_config
@@ -20,7 +20,6 @@ from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.weights import fill_random, find_sources, stream_weights
 
 LoadFormat = Literal["auto", "dummy"]
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "spiece.model", "tokenizer/*"]
 HUB_IGNORED = ["transformer_ode/*"]
@@ -39,25 +38,11 @@ class Checkpoint(NamedTuple):
 class LoadedModel(NamedTuple):
     """A checkpoint ready to run."""
 
-    name: str
     config: HeliosConfig
     transformer: HeliosTransformer
     text_encoder: TextEncoder
     vae: Vae
     device: torch.device
-
-
-def load_model(
-    model: str, *, device: str = "auto", dtype: str = "auto", load_format: LoadFormat = "auto"
-) -> LoadedModel:
-    """Load `model`, a local folder, a hub id, or nano, nano-mid, nano-base.
-
-    Raises CheckpointError and DeviceError.
-    """
-    target = resolve_device(device)
-    return load_checkpoint(
-        open_checkpoint(model, load_format), target, resolve_dtype(dtype, target)
-    )
 
 
 def open_checkpoint(model: str, load_format: LoadFormat) -> Checkpoint:
@@ -89,7 +74,6 @@ def load_checkpoint(
     assert isinstance(transformer, HeliosTransformer)
     tie_embeddings(text_encoder)
     return LoadedModel(
-        checkpoint.name,
         config,
         transformer,
         TextEncoder(text_encoder, tokenizer),
@@ -126,31 +110,6 @@ def download(model: str, patterns: list[str]) -> Path:
         raise CheckpointError(
             f"{model} is no local folder and could not be had from the hub: {reason}"
         ) from error
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first accelerator, or the CPU; raises DeviceError for one not present."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    present = ["cpu", *([accelerator.type] if accelerator else [])]
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    count = torch.accelerator.device_count() if accelerator else 0
-    if device is None or device.type not in present or (device.index or 0) >= max(count, 1):
-        raise DeviceError(f"got device {name!r}, expected auto or one of {', '.join(present)}")
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on an accelerator and float32 on the CPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise DeviceError(f"got dtype {name!r}, expected auto or one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -5,22 +5,31 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from helios_serve.errors import CheckpointError
 from helios_serve.model_executor.models.helios.lora import LoraAdapter, LoraLinear, LowRank
-from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
 DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 
 
-def load_adapter(path: str, transformer: HeliosTransformer, scale: float) -> LoraAdapter:
+AdapterKey = tuple[str, int, float]
+
+
+def adapter_key(path: str, scale: float) -> AdapterKey:
+    """What tells one adapter from another: its file, when that was written, and its scale."""
+    file = find_file(path)
+    return str(file.resolve()), file.stat().st_mtime_ns, scale
+
+
+def load_adapter(path: str, transformer: nn.Module, scale: float) -> LoraAdapter:
     """The adapter in `path`, fitted to `transformer`; raises CheckpointError.
 
-    An adapter that would apply to no layer, or that names a layer we do not have, is refused: a
-    silently ignored adapter looks like a bad one.
+    An adapter that would apply to no layer, or of which we would leave anything out, is refused: a
+    silently ignored adapter looks like a bad one. `transformer` may lie on the meta device, to
+    check an adapter before the weights are loaded.
     """
     file = find_file(path)
     tensors, metadata = read_tensors(file)
@@ -32,13 +41,18 @@ def load_adapter(path: str, transformer: HeliosTransformer, scale: float) -> Lor
         raise CheckpointError(
             f"{file}: no LoRA layer found, expected keys such as {PREFIX}blocks.0.attn1.to_q{DOWN}"
         )
+    used = {f"{name}{part}" for name in names for part in (DOWN, UP, ALPHA)}
+    if unused := sorted(tensors.keys() - used):
+        raise CheckpointError(
+            f"{file}: {unused[0]}: cannot be applied, expected keys that end in {DOWN} and {UP}"
+        )
     layers = {}
     for name in names:
         layer = targets.get(name.removeprefix(PREFIX))
         if layer is None:
             raise CheckpointError(f"{file}: {name}{DOWN}: the model has no such linear layer")
         layers[layer.name] = low_rank(file, name, tensors, metadata, layer, scale)
-    return LoraAdapter(f"{path}@{scale}", layers)
+    return LoraAdapter(layers)
 
 
 def find_file(path: str) -> Path:
@@ -58,7 +72,14 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = stored.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
-    return tensors, json.loads(header.get("lora_adapter_metadata", "{}"))
+    try:
+        metadata = json.loads(header.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: its adapter metadata is no JSON: {error}") from error
+    for key in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora"):
+        if metadata.get(PREFIX + key):
+            raise CheckpointError(f"{file}: adapters with {key} are not supported")
+    return tensors, metadata
 
 
 def low_rank(

@@ -123,6 +123,8 @@ def fill_random(module: nn.Module, component: Component, device: torch.device, s
     """Fill the meta parameters of `module` with reproducible random numbers, on `device`."""
     generator = torch.Generator(device).manual_seed(seed)
     for name, meta in module.state_dict().items():
+        if name in component.optional:
+            continue
         tensor = random_tensor(name, tuple(meta.shape), component.dtype_of(name), generator)
         place(module, name, tensor)
 

@@ -22,7 +22,9 @@ with warnings.catch_warnings():
     from diffusers.utils import logging as diffusers_logging
     from tiny_checkpoint import write_tiny_checkpoints
 
-from helios_serve.model_executor.loader import LoadedModel, load_model
+from models import load_model
+
+from helios_serve.model_executor.loader import LoadedModel
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
@@ -48,7 +50,7 @@ def latent_model() -> ModelLoader:
 
     @cache
     def load(folder: Path) -> LoadedModel:
-        model = load_model(str(folder), device="cpu")
+        model = load_model(str(folder))
         model.vae.decode = blank_frames  # type: ignore[method-assign]
         return model
 

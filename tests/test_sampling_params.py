@@ -91,7 +91,7 @@ def test_bad_media_are_refused() -> None:
     ):
         request = VideoRequest(request_id="x", prompt="", params=params, **media)
         with pytest.raises(InvalidRequestError, match=message):
-            request.check_media()
+            request.check_inputs()
 
 
 def weights_at(params: SamplingParams, chunk: int) -> dict[str, float]:
@@ -105,12 +105,22 @@ def test_a_switch_fades_over_its_chunks_and_stays() -> None:
     assert timeline == [a, a, a, {"a": 0.5, "b": 0.5}, b, b]
 
 
-def test_a_switch_during_a_switch_fades_from_the_mix_in_effect() -> None:
+def test_a_switch_during_a_switch_fades_from_the_newer_prompt() -> None:
     params = SamplingParams(switches=(PromptSwitch(1, "b"), PromptSwitch(3, "c")))
     assert weights_at(params, 2) == {"a": 0.5, "b": 0.5}
-    assert weights_at(params, 3) == {"a": 0.5, "b": 0.5}
-    assert weights_at(params, 4) == {"a": 0.25, "b": 0.25, "c": 0.5}
+    assert weights_at(params, 3) == {"b": 1.0}
+    assert weights_at(params, 4) == {"b": 0.5, "c": 0.5}
     assert weights_at(params, 5) == {"c": 1.0}
+
+
+def test_a_switch_at_every_chunk_is_followed_one_chunk_late() -> None:
+    switches = tuple(PromptSwitch(chunk, str(chunk)) for chunk in range(1, 2000))
+    params = SamplingParams(switches=switches)
+    assert [weights_at(params, chunk) for chunk in (1, 2, 1500)] == [
+        {"a": 1.0},
+        {"1": 1.0},
+        {"1499": 1.0},
+    ]
 
 
 @pytest.mark.parametrize("transition", [0, 1])
@@ -119,6 +129,6 @@ def test_a_switch_without_transition_is_at_once(transition: int) -> None:
     assert [weights_at(params, chunk) for chunk in range(2)] == [{"a": 1.0}, {"b": 1.0}]
 
 
-def test_switching_back_never_counts_a_prompt_twice() -> None:
-    params = SamplingParams(switches=(PromptSwitch(1, "b"), PromptSwitch(3, "a")))
-    assert weights_at(params, 4) == {"a": 0.75, "b": 0.25}
+def test_a_switch_to_the_same_prompt_changes_nothing() -> None:
+    params = SamplingParams(switches=(PromptSwitch(1, "a"),))
+    assert [weights_at(params, chunk) for chunk in range(3)] == [{"a": 1.0}] * 3

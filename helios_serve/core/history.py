@@ -12,6 +12,7 @@ class History:
 
     def __init__(self, geometry: Geometry) -> None:
         self.blocks_per_frame = geometry.blocks_per_frame
+        self.chunk_blocks = CHUNK_LATENTS * self.blocks_per_frame
         self.null_frame: Frame = (NULL_BLOCK,) * self.blocks_per_frame
         self.anchor: Frame = self.null_frame
         self.frames: list[Frame] = []
@@ -26,8 +27,3 @@ class History:
     def split_frames(self, blocks: list[int]) -> list[Frame]:
         size = self.blocks_per_frame
         return [tuple(blocks[start : start + size]) for start in range(0, len(blocks), size)]
-
-
-def chunk_blocks(geometry: Geometry) -> int:
-    """Blocks that the frames of one chunk take."""
-    return CHUNK_LATENTS * geometry.blocks_per_frame

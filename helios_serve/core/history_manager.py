@@ -1,9 +1,9 @@
 """Which session's history lies in which blocks of one worker's pool."""
 
 from helios_serve.core.block_pool import BlockPool
-from helios_serve.core.history import History, chunk_blocks
+from helios_serve.core.history import History
 from helios_serve.messages import ChunkBlocks
-from helios_serve.model_config import HISTORY_FRAMES, Geometry
+from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, WINDOW_FRAMES, Geometry
 
 
 class HistoryManager:
@@ -16,10 +16,7 @@ class HistoryManager:
     @staticmethod
     def peak_blocks(geometry: Geometry) -> int:
         """The most blocks one session ever holds: anchor, 19 frames, the chunk in the making."""
-        return (1 + HISTORY_FRAMES) * geometry.blocks_per_frame + chunk_blocks(geometry)
-
-    def can_allocate(self, geometry: Geometry) -> bool:
-        return self.peak_blocks(geometry) <= self.pool.num_free
+        return (WINDOW_FRAMES + CHUNK_LATENTS) * geometry.blocks_per_frame
 
     def open(self, session_id: str, geometry: Geometry, *, initial_frames: int = 0) -> ChunkBlocks:
         """Start a history; with `initial_frames` also an anchor of its own (I2V, V2V).
@@ -36,11 +33,11 @@ class HistoryManager:
         history.frames = history.split_frames(frames)
         return ChunkBlocks(tuple(anchor), tuple(frames))
 
-    def begin_chunk(self, session_id: str, geometry: Geometry) -> ChunkBlocks:
+    def begin_chunk(self, session_id: str) -> ChunkBlocks:
         """The window that the chunk sees, and fresh blocks for the frames it will make."""
         history = self._histories[session_id]
         assert not history.pending, f"session {session_id} is in the middle of a chunk"
-        blocks = self.pool.allocate(chunk_blocks(geometry))
+        blocks = self.pool.allocate(history.chunk_blocks)
         history.pending = history.split_frames(blocks)
         return ChunkBlocks(history.window, tuple(blocks))
 

@@ -9,6 +9,7 @@ from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.placement import Placement
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_state import Plan, WorkerState
+from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import NewSession, ScheduledStep, SchedulerOutput
 
 MAX_PASSED_OVER = 8
@@ -70,7 +71,10 @@ class Scheduler:
 
     def add_session(self, session: Session) -> None:
         """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing."""
-        assert session.session_id not in self.sessions, f"{session.session_id} is known already"
+        if session.session_id in self.sessions:
+            raise InvalidRequestError(
+                f"got request id {session.session_id!r}, which is in use", param="request_id"
+            )
         self.admission.check(session)
         self.placement.check(session, self.workers.values())
         self.admission.accept(session)
@@ -203,7 +207,7 @@ class Scheduler:
         cursor, name, blocks = session.cursor, session.session_id, None
         cost = session.step_cost
         if session.at_chunk_edge:
-            blocks = worker.history.begin_chunk(name, session.geometry)
+            blocks = worker.history.begin_chunk(name)
         session.advance()
         if session.cursor.chunk > cursor.chunk:
             worker.history.end_chunk(name, new_anchor=session.makes_anchor(cursor.chunk))

@@ -42,7 +42,7 @@ class Session:
     """
 
     def __init__(self, request: VideoRequest, config: HeliosConfig, *, arrival: float) -> None:
-        request.check_media()
+        request.check_inputs()
         self.request = request
         self.config = config
         self.params = request.params.resolve(config)

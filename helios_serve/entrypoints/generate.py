@@ -75,6 +75,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="dummy: random weights, to measure speed without a download",
     )
+    group.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="run segments one by one, so that results repeat bitwise",
+    )
     group.add_argument("--lora", metavar="PATH", help="a LoRA adapter in diffusers format")
     group.add_argument("--lora-scale", type=float, default=1.0, metavar="X")
 
@@ -149,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
         load_format=arguments.load_format,
+        batch_invariant=arguments.batch_invariant,
     )
     progress = Progress()
     options = sampling_options(arguments)
@@ -230,6 +236,11 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse output files that cannot be written, before any work."""
+    if arguments.output == arguments.output_latents:
+        raise InvalidRequestError(
+            f"got {arguments.output} for both --output and --output-latents, expected two files",
+            param="output",
+        )
     for name in ("output", "output_latents"):
         path: Path | None = getattr(arguments, name)
         if path is None:

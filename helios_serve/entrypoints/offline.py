@@ -18,7 +18,12 @@ from helios_serve.media.mp4 import Mp4Writer, as_array
 from helios_serve.media.references import load_image, load_video
 from helios_serve.messages import Latents
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
-from helios_serve.sampling_params import Frames, SamplingParams, VideoRequest
+from helios_serve.sampling_params import (
+    Frames,
+    SamplingParams,
+    VideoRequest,
+    check_references,
+)
 
 PathLike = str | os.PathLike[str]
 
@@ -64,7 +69,8 @@ class Helios:
 
     `model` is nano, nano-mid, nano-base, a local folder in Hugging Face layout, or a hub id. Its
     configuration is read at once; its weights are loaded by `load()`, or with the first video
-    after all that was asked for it has been checked. Raises CheckpointError or DeviceError.
+    after all that was asked for it has been checked. With `batch_invariant` results repeat bitwise.
+    Raises CheckpointError or DeviceError.
     """
 
     def __init__(
@@ -74,9 +80,16 @@ class Helios:
         device: str = "auto",
         dtype: str = "auto",
         load_format: Literal["auto", "dummy"] = "auto",
+        batch_invariant: bool = False,
     ) -> None:
         self.name = model
-        self._engine = InlineEngine(model, device=device, dtype=dtype, load_format=load_format)
+        self._engine = InlineEngine(
+            model,
+            device=device,
+            dtype=dtype,
+            load_format=load_format,
+            batch_invariant=batch_invariant,
+        )
 
     def load(self) -> None:
         """Load the weights, if they are not loaded yet."""
@@ -86,21 +99,27 @@ class Helios:
     def config(self) -> HeliosConfig:
         return self._engine.config
 
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """(width, height) where none is given."""
-        return default_size(self.name)
-
     def generate(self, prompt: str, **options: Any) -> Video:
         """The whole video at once; options are those of `stream`."""
-        chunks = list(self.stream(prompt, **options))
+        request = self.request(prompt, **options)
+        chunks = list(self._run(request, None))
         return Video(
             frames=np.concatenate([chunk.frames for chunk in chunks]),
-            fps=options.get("fps", SamplingParams().fps),
+            fps=request.params.fps,
             latents=tuple(part for chunk in chunks for part in chunk.latents),
         )
 
     def stream(
+        self, prompt: str, *, on_step: Callable[[StepDone], None] | None = None, **options: Any
+    ) -> Iterator[VideoChunk]:
+        """Chunks of the video as they are finished.
+
+        Options are those of `request`. Everything is checked before the weights are loaded;
+        raises InvalidRequestError and CheckpointError.
+        """
+        return self._run(self.request(prompt, **options), on_step)
+
+    def request(
         self,
         prompt: str,
         *,
@@ -109,71 +128,41 @@ class Helios:
         lora: PathLike | None = None,
         lora_scale: float = 1.0,
         keep_input_latents: bool = False,
-        on_step: Callable[[StepDone], None] | None = None,
         **params: Any,
-    ) -> Iterator[VideoChunk]:
-        """Chunks of the video as they are finished.
+    ) -> VideoRequest:
+        """A checked request, with its reference media loaded at the video's size.
 
         `params` are the fields of SamplingParams: width, height, num_frames, fps, seed, steps,
-        guidance_scale, negative_prompt, switches and so on. Everything is checked before the
-        first step; raises InvalidRequestError and CheckpointError.
+        guidance_scale, negative_prompt, switches and so on.
         """
-        request = self.request(
-            prompt,
-            self.params(params),
-            image=image,
-            video=video,
-            lora=lora,
-            lora_scale=lora_scale,
-            keep_input_latents=keep_input_latents,
-        )
-        return self._run(request, on_step)
-
-    def params(self, options: dict[str, Any]) -> SamplingParams:
-        """Sampling parameters from keyword arguments, with this model's default size."""
-        unknown = sorted(options.keys() - set(SamplingParams.__struct_fields__))
-        if unknown:
-            expected = ", ".join(SamplingParams.__struct_fields__)
-            raise TypeError(f"got unknown option {unknown[0]!r}, expected one of {expected}")
-        width, height = self.default_size
-        try:
-            return msgspec.convert({"width": width, "height": height} | options, SamplingParams)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(str(error), param="params") from error
-
-    def request(
-        self,
-        prompt: str,
-        params: SamplingParams,
-        *,
-        image: PathLike | None,
-        video: PathLike | None,
-        lora: PathLike | None,
-        lora_scale: float,
-        keep_input_latents: bool,
-    ) -> VideoRequest:
-        """A checked request with its reference media loaded at the video's size."""
-        if image is not None and video is not None:
-            raise InvalidRequestError(
-                "got both an image and a video, expected at most one of them", param="video"
-            )
-        params.resolve(self.config)
-        if lora is not None and not Path(lora).exists():
-            raise InvalidRequestError(
-                f"got LoRA {os.fspath(lora)!r}, expected a file or folder that exists",
-                param="lora",
-            )
-        size = {"width": params.width, "height": params.height}
-        return VideoRequest(
+        check_references(image, video)
+        sampling = self._sampling_params(params)
+        sampling.resolve(self.config)
+        size = {"width": sampling.width, "height": sampling.height}
+        request = VideoRequest(
             request_id="offline",
             prompt=prompt,
-            params=params,
+            params=sampling,
             image=None if image is None else load_image(Path(image), **size),
             video=None if video is None else load_video(Path(video), **size),
             lora=None if lora is None else os.fspath(lora),
             lora_scale=lora_scale,
             keep_input_latents=keep_input_latents,
         )
+        self._engine.check(request)
+        return request
+
+    def _sampling_params(self, options: dict[str, Any]) -> SamplingParams:
+        """Sampling parameters from keyword arguments, with this model's default size."""
+        unknown = sorted(options.keys() - set(SamplingParams.__struct_fields__))
+        if unknown:
+            expected = ", ".join(SamplingParams.__struct_fields__)
+            raise TypeError(f"got unknown option {unknown[0]!r}, expected one of {expected}")
+        width, height = default_size(self.name)
+        try:
+            return msgspec.convert({"width": width, "height": height} | options, SamplingParams)
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(str(error), param="params") from error
 
     def _run(
         self, request: VideoRequest, on_step: Callable[[StepDone], None] | None

@@ -13,8 +13,8 @@ from helios_serve.sampling_params import Frames
 
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
-MAX_FRAMES = 1800
-"""The longest reference video; decoded at 640x384 it takes 1.3 GB."""
+MAX_BYTES = 2 << 30
+"""The longest reference video, decoded at the size of the video to make: 2900 frames at 640x384."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -22,22 +22,24 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 def load_image(path: Path, *, width: int, height: int) -> Frames:
     """The image in `path` as one frame; raises InvalidRequestError."""
     check_exists(path, "image")
-    return pack([fit(open_image(path, "image"), width, height)])
+    return Frames(fit(open_image(path, "image"), width, height).tobytes(), 1, height, width)
 
 
 def load_video(path: Path, *, width: int, height: int) -> Frames:
     """All frames of a video file, or of a folder of images in the order of their names."""
     check_exists(path, "video")
     source = read_folder(path) if path.is_dir() else read_video(path)
-    frames = []
+    most = MAX_BYTES // (width * height * 3)
+    data, count = bytearray(), 0
     for image in source:
-        frames.append(fit(image, width, height))
-        if len(frames) > MAX_FRAMES:
-            raise invalid(path, f"more than {MAX_FRAMES} frames", f"{MAX_FRAMES} at most", "video")
-    if len(frames) < CHUNK_FRAMES:
-        got = f"a video of {len(frames)} frames"
-        raise invalid(path, got, f"at least {CHUNK_FRAMES}", "video")
-    return pack(frames)
+        if count == most:
+            got = f"more than {most} frames"
+            raise invalid(path, got, f"{most} at most at {width}x{height}", "video")
+        data += fit(image, width, height).tobytes()
+        count += 1
+    if count < CHUNK_FRAMES:
+        raise invalid(path, f"a video of {count} frames", f"at least {CHUNK_FRAMES}", "video")
+    return Frames(bytes(data), count, height, width)
 
 
 def read_folder(folder: Path) -> Iterator[Image.Image]:
@@ -57,7 +59,8 @@ def read_video(path: Path) -> Iterator[Image.Image]:
             check_size(path, stream.width, stream.height, "video")
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
-                yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+                image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
     except (FFmpegError, OSError) as error:
         raise invalid(path, f"{error}", "a video file that FFmpeg reads", "video") from error
 
@@ -75,13 +78,6 @@ def open_image(path: Path, param: str) -> Image.Image:
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     """Scale to cover width x height and cut what hangs over, equally on both sides."""
     return ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-
-
-def pack(images: list[Image.Image]) -> Frames:
-    first = images[0]
-    return Frames(
-        b"".join(image.tobytes() for image in images), len(images), first.height, first.width
-    )
 
 
 def check_exists(path: Path, param: str) -> None:

@@ -1,6 +1,8 @@
 """Configurations of the published checkpoints, so that speed can be measured without a download."""
 
+import atexit
 import json
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -88,12 +90,19 @@ def write_json(folder: Path, name: str, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def scratch_folder() -> Path:
+    """A temporary folder that goes with this process."""
+    path = tempfile.mkdtemp(prefix="helios-serve-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return Path(path)
+
+
 @cache
 def published_checkpoint(model: str) -> Path | None:
     """A folder with the json files of a published checkpoint, without weights; None if unknown."""
     if (variant := PUBLISHED.get(model)) is None:
         return None
-    folder = Path(tempfile.mkdtemp(prefix="helios-serve-"))
+    folder = scratch_folder()
     write_json(folder, "model_index.json", model_index(variant))
     write_json(folder, "scheduler/scheduler_config.json", scheduler_config(variant))
     write_json(folder, "transformer/config.json", TRANSFORMER)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helios_serve.model_executor.models.helios.conditioning import Posterior
 
-MAX_CACHED_POSTERIORS = 64
+MAX_CACHED_BYTES = 256 << 20
 
 
 class Vae:
@@ -38,7 +38,7 @@ class Vae:
         video = frames.to(self.model.device).permute(3, 0, 1, 2)[None].float() / 255
         belief = self.model.encode((2 * video - 1).to(self.model.dtype)).latent_dist
         posterior = self._posteriors[key] = Posterior(belief.mean, belief.std)
-        if len(self._posteriors) > MAX_CACHED_POSTERIORS:
+        while sum(map(num_bytes, self._posteriors.values())) > MAX_CACHED_BYTES:
             self._posteriors.popitem(last=False)
         return posterior
 
@@ -53,3 +53,7 @@ class Vae:
         video: Tensor = self.model.decode(raw, return_dict=False)[0][0]
         pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(1, 2, 3, 0).contiguous().cpu()
+
+
+def num_bytes(posterior: Posterior) -> int:
+    return posterior.mean.nbytes + posterior.std.nbytes

@@ -1,10 +1,13 @@
 """Runs scheduled steps on one device: sessions in, finished chunks out."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from helios_serve.errors import HeliosError
+from helios_serve.logger import logger
 from helios_serve.messages import (
     ChunkBlocks,
     ChunkResult,
@@ -13,10 +16,11 @@ from helios_serve.messages import (
     RunnerOutput,
     ScheduledStep,
     SchedulerOutput,
+    SessionFailure,
 )
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.loader import LoadedModel
-from helios_serve.model_executor.lora_files import load_adapter
+from helios_serve.model_executor.lora_files import AdapterKey, adapter_key, load_adapter
 from helios_serve.model_executor.models.helios.conditioning import (
     HistorySeed,
     block_noise_factor,
@@ -43,6 +47,9 @@ from helios_serve.sampling_params import (
     prompt_weights,
 )
 
+MAX_ADAPTERS = 8
+"""LoRA adapters kept for the next session that names them."""
+
 
 class ModelRunner:
     """The state of every session on one device, and the model that advances them."""
@@ -55,26 +62,34 @@ class ModelRunner:
         self.pool = HistoryPool(num_blocks, model.transformer.dtype, model.device)
         self.prompts = PromptReader(model.text_encoder, model.transformer)
         self.sessions: dict[str, SessionState] = {}
+        self._adapters: OrderedDict[AdapterKey, LoraAdapter] = OrderedDict()
         self._noise_factor = block_noise_factor(model.config.scheduler.gamma)
 
     def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
-        """Open new sessions, take one step of each scheduled one, close finished ones."""
-        for new in output.new_sessions:
-            self.sessions[new.session_id] = self._open(new)
-        jobs = [self._prepare(step) for step in output.scheduled_steps]
-        self._denoise(jobs)
-        chunks = [
-            self._finish_chunk(step)
-            for step in output.scheduled_steps
-            if self.sessions[step.session_id].is_last_step(step.cursor)
-        ]
+        """Close finished sessions, open new ones, take one step of each scheduled one.
+
+        A session that cannot be opened is reported as failed, and its steps are passed over.
+        """
         for session_id in output.finished:
             self.sessions.pop(session_id, None)
-        return RunnerOutput(tuple(chunks))
+        failures = []
+        for new in output.new_sessions:
+            try:
+                self.sessions[new.session_id] = self._open(new)
+            except HeliosError as error:
+                failures.append(SessionFailure(new.session_id, str(error)))
+        steps = [step for step in output.scheduled_steps if step.session_id in self.sessions]
+        self._denoise([self._prepare(step) for step in steps])
+        chunks = [
+            self._finish_chunk(step)
+            for step in steps
+            if self.sessions[step.session_id].is_last_step(step.cursor)
+        ]
+        return RunnerOutput(tuple(chunks), tuple(failures))
 
     def _open(self, new: NewSession) -> SessionState:
         request = new.request
-        request.check_media()
+        assert new.chunk == 0, "a session can only be opened at its start"
         session = SessionState(
             request=request,
             params=request.params.resolve(self.model.config),
@@ -90,7 +105,15 @@ class ModelRunner:
     def _adapter(self, request: VideoRequest) -> LoraAdapter | None:
         if request.lora is None:
             return None
-        return load_adapter(request.lora, self.model.transformer, request.lora_scale)
+        key = adapter_key(request.lora, request.lora_scale)
+        if key not in self._adapters:
+            adapter = load_adapter(request.lora, self.model.transformer, request.lora_scale)
+            logger.info("%s: %d LoRA layers applied", request.lora, len(adapter.layers))
+            self._adapters[key] = adapter
+            if len(self._adapters) > MAX_ADAPTERS:
+                self._adapters.popitem(last=False)
+        self._adapters.move_to_end(key)
+        return self._adapters[key]
 
     def _seed_history(self, session: SessionState) -> HistorySeed | None:
         request, generator = session.request, session.generator

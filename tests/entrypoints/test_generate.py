@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from models import load_model
 from PIL import Image
 from safetensors.torch import load_file
 from videos import Case, run_sessions
@@ -19,7 +20,6 @@ from videos import Case, run_sessions
 from helios_serve.entrypoints.cli import main
 from helios_serve.entrypoints.offline import Helios, default_size
 from helios_serve.errors import InvalidRequestError
-from helios_serve.model_executor.loader import load_model
 from helios_serve.sampling_params import PromptSwitch
 
 FAST = ["--size", "64x64", "--steps", "1,1,1"]
@@ -68,7 +68,7 @@ def test_latents_are_those_of_the_engine(tmp_path: Path) -> None:
     assert generate(*options, "--output", tmp_path / "x.mp4", "--output-latents", path) == 0
     case = Case("distilled", height=64, width=64, chunks=2, steps=(1, 1, 1), prompt="a dog runs")
     case = case.with_defaults()
-    expected = run_sessions(load_model("nano", device="cpu"), [case.request()])["session"]
+    expected = run_sessions(load_model("nano"), [case.request()])["session"]
     assert torch.equal(load_file(path)["latents"], expected)
 
 

@@ -1,5 +1,6 @@
 """Reference media as users have it: files and folders, good and bad."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,23 @@ def test_a_video_file_and_a_folder_of_images_are_read_in_order(tmp_path: Path) -
     assert frames[:, 0, 0, 0].tolist() == list(range(33))
 
 
+def test_a_video_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
+    """Phones store frames lying down and turn them by the matrix of the track's header."""
+    path = tmp_path / "video.mp4"
+    pixels = np.zeros((33, 64, 128, 3), np.uint8)
+    pixels[:, :, :64] = 255
+    with Mp4Writer(path, fps=24) as writer:
+        writer.append(Frames(pixels.tobytes(), 33, 64, 128))
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    quarter_turn = (0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    struct.pack_into(">9i", data, matrix, *quarter_turn)
+    path.write_bytes(data)
+    frame = as_array(load_video(path, width=64, height=128))[0]
+    assert frame[:50].min() > 240
+    assert frame[78:].max() < 15
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
 def test_unreadable_media_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "media"
@@ -87,8 +105,8 @@ def test_too_short_and_too_long_videos_are_refused(
     path = write_video(tmp_path / "video.mp4", 32)
     with pytest.raises(InvalidRequestError, match="got a video of 32 frames, expected at least 33"):
         load_video(path, width=128, height=64)
-    monkeypatch.setattr(references, "MAX_FRAMES", 20)
-    with pytest.raises(InvalidRequestError, match="got more than 20 frames"):
+    monkeypatch.setattr(references, "MAX_BYTES", 20 * 128 * 64 * 3 + 100)
+    with pytest.raises(InvalidRequestError, match="got more than 20 frames, .* at 128x64"):
         load_video(path, width=128, height=64)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import HeliosTransformer3DModel
 from huggingface_hub import snapshot_download
+from models import load_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5EncoderModel
@@ -18,7 +19,8 @@ from transformers import UMT5EncoderModel
 from helios_serve.errors import CheckpointError, DeviceError
 from helios_serve.model_executor import loader
 from helios_serve.model_executor.components import build_parts
-from helios_serve.model_executor.loader import load_model, open_checkpoint
+from helios_serve.model_executor.device import resolve_device, resolve_dtype
+from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.model_executor.models.text_encoder import TextEncoder
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -110,7 +112,7 @@ def test_a_broken_checkpoint_is_refused_before_any_weight_is_read(
     edit(folder)
     monkeypatch.setattr(loader, "stream_weights", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(CheckpointError, match=message):
-        load_model(str(folder), device="cpu")
+        load_model(str(folder))
 
 
 def all_parameters(model: Any) -> dict[str, Tensor]:
@@ -123,12 +125,12 @@ def all_parameters(model: Any) -> dict[str, Tensor]:
 
 
 def test_a_sharded_checkpoint_loads_like_a_whole_one(folder: Path) -> None:
-    whole = all_parameters(load_model(str(folder), device="cpu"))
+    whole = all_parameters(load_model(str(folder)))
     theirs = HeliosTransformer3DModel.from_pretrained(folder / "transformer")
     (folder / WEIGHTS).unlink()
     theirs.save_pretrained(folder / "transformer", max_shard_size="500KB")
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
-    sharded = all_parameters(load_model(str(folder), device="cpu"))
+    sharded = all_parameters(load_model(str(folder)))
     assert all(torch.equal(whole[name], tensor) for name, tensor in sharded.items())
 
 
@@ -137,14 +139,14 @@ def test_official_key_names_are_understood(folder: Path) -> None:
         tensors["scale_shift_table"] = tensors.pop("norm_out.scale_shift_table")
         tensors["blocks.0.attn2.norm_added_q.weight"] = torch.zeros(4)
 
-    expected = all_parameters(load_model(str(folder), device="cpu"))
+    expected = all_parameters(load_model(str(folder)))
     edit_weights(rename)(folder)
-    got = all_parameters(load_model(str(folder), device="cpu"))
+    got = all_parameters(load_model(str(folder)))
     assert all(torch.equal(expected[name], tensor) for name, tensor in got.items())
 
 
 def test_bfloat16_leaves_norms_tables_times_and_vae_in_float32(folder: Path) -> None:
-    model = load_model(str(folder), device="cpu", dtype="bfloat16")
+    model = load_model(str(folder), dtype="bfloat16")
     kept = {
         name
         for name, tensor in model.transformer.state_dict().items()
@@ -160,13 +162,13 @@ def test_bfloat16_leaves_norms_tables_times_and_vae_in_float32(folder: Path) -> 
 
 def test_untied_embeddings_are_tied(folder: Path) -> None:
     edit_json("text_encoder/config.json", tie_word_embeddings=False)(folder)
-    encoder = load_model(str(folder), device="cpu").text_encoder
+    encoder = load_model(str(folder)).text_encoder
     assert encoder.encode("a dog", 512).abs().sum() > 0
     assert encoder.model.shared.weight is encoder.model.encoder.embed_tokens.weight
 
 
 def test_prompts_are_encoded_as_transformers_does(folder: Path) -> None:
-    ours = load_model(str(folder), device="cpu").text_encoder
+    ours = load_model(str(folder)).text_encoder
     theirs = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
     prompt = "  a  dog &amp;amp; runs\n"
     tokens = ours.tokenizer(
@@ -182,7 +184,7 @@ def test_prompts_are_encoded_as_transformers_does(folder: Path) -> None:
 
 
 def test_the_prompt_cache_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder: TextEncoder = load_model(str(folder), device="cpu").text_encoder
+    encoder: TextEncoder = load_model(str(folder)).text_encoder
     monkeypatch.setattr("helios_serve.model_executor.models.text_encoder.MAX_CACHED_PROMPTS", 2)
     first = encoder.encode("a", 64)
     encoder.encode("b", 64)
@@ -195,9 +197,7 @@ def test_the_prompt_cache_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_dummy_weights_need_only_json_files(folder: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         path.unlink()
-    first, again = (
-        all_parameters(load_model(str(folder), device="cpu", load_format="dummy")) for _ in range(2)
-    )
+    first, again = (all_parameters(load_model(str(folder), load_format="dummy")) for _ in range(2))
     assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
     assert all(tensor.isfinite().all() for tensor in first.values())
 
@@ -223,20 +223,23 @@ def test_a_hub_id_is_taken_from_the_local_cache(
     shutil.copytree(checkpoints["mid"], repository / "snapshots" / "0123abcd")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abcd")
-    assert load_model("someone/Helios", device="cpu").config.variant == "mid"
+    assert load_model("someone/Helios").config.variant == "mid"
     with pytest.raises(CheckpointError, match="someone/Else is no local folder and could not be"):
-        load_model("someone/Else", device="cpu")
+        load_model("someone/Else")
 
 
-def test_unknown_names_devices_and_dtypes_are_refused() -> None:
+def test_unknown_models_are_refused() -> None:
     with pytest.raises(CheckpointError, match="got model 'no/such/thing', expected a folder"):
         load_model("no/such/thing")
     with pytest.raises(
         CheckpointError, match="got model 'nano-max', expected one of nano, nano-mi"
     ):
         load_model("nano-max")
+
+
+def test_unknown_devices_and_dtypes_are_refused() -> None:
     for name in ("tpu", "cuda:99", "nonsense"):
         with pytest.raises(DeviceError, match=f"got device '{name}', expected auto or one of cpu"):
-            load_model("nano", device=name)
+            resolve_device(name)
     with pytest.raises(DeviceError, match="got dtype 'int4', expected auto or one of bfloat16"):
-        load_model("nano", dtype="int4")
+        resolve_dtype("int4", torch.device("cpu"))

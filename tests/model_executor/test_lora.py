@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from lora_files import LAYERS, write_lora
+from models import load_model
 from safetensors.torch import load_file, save_file
 from videos import Case, our_latents
 
 from helios_serve.errors import CheckpointError
-from helios_serve.model_executor.loader import LoadedModel, load_model
+from helios_serve.logger import logger
+from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.lora_files import load_adapter
+from helios_serve.model_executor.worker.model_runner import ModelRunner
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_an_adapter_equals_the_same_terms_merged_into_the_weights(
         tensors[f"{name}.weight"] += 0.7 * up @ terms[key]
     save_file(tensors, weights)
     case = Case("distilled", chunks=1).with_defaults()
-    merged_model = load_model(str(folder), device="cpu")
+    merged_model = load_model(str(folder))
     merged_model.vae.decode = model.vae.decode  # type: ignore[method-assign]
     merged = our_latents(merged_model, case)
     added = our_latents(model, case, lora=str(lora), lora_scale=0.7)
@@ -47,9 +50,25 @@ def test_an_adapter_equals_the_same_terms_merged_into_the_weights(
     assert (added - our_latents(model, case)).abs().max() > 0.01
 
 
-def test_every_layer_is_applied_and_counted(model: LoadedModel, lora: Path) -> None:
-    adapter = load_adapter(str(lora.parent), model.transformer, 1.0)
-    assert len(adapter.layers) == model.config.transformer.num_layers * len(LAYERS)
+def test_every_layer_is_applied_and_their_number_is_told(
+    model: LoadedModel, lora: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logger, "propagate", True)
+    count = model.config.transformer.num_layers * len(LAYERS)
+    assert len(load_adapter(str(lora.parent), model.transformer, 1.0).layers) == count
+    with caplog.at_level("INFO", logger="helios_serve"):
+        our_latents(model, Case("distilled", chunks=1).with_defaults(), lora=str(lora))
+    assert f"{lora}: {count} LoRA layers applied" in caplog.messages
+
+
+def test_sessions_with_the_same_adapter_share_it(model: LoadedModel, lora: Path) -> None:
+    runner = ModelRunner(model, 100)
+    adapters = [
+        runner._adapter(Case("distilled").request(lora=str(lora), lora_scale=scale))
+        for scale in (1.0, 1.0, 0.5)
+    ]
+    assert adapters[0] is adapters[1]
+    assert adapters[0] is not adapters[2]
 
 
 def test_alpha_comes_from_the_file(model: LoadedModel, lora: Path) -> None:
@@ -76,7 +95,15 @@ def test_adapters_that_would_do_nothing_or_fit_nowhere_are_refused(
     save_file({key: value for key, value in tensors.items() if "lora_A" in key}, halves)
     misshapen = tmp_path / "misshapen.safetensors"
     save_file({key: value[:, :2].contiguous() for key, value in tensors.items()}, misshapen)
+    surplus, pattern, torn_metadata = (tmp_path / f"{name}.safetensors" for name in "def")
+    save_file(tensors | {"transformer.blocks.0.attn1.to_q.dora": torch.zeros(1)}, surplus)
+    metadata = {"transformer.alpha_pattern": {"to_q": 2}}
+    save_file(tensors, pattern, {"lora_adapter_metadata": json.dumps(metadata)})
+    save_file(tensors, torn_metadata, {"lora_adapter_metadata": "{"})
     for path, message in (
+        (surplus, "attn1.to_q.dora: cannot be applied"),
+        (pattern, "adapters with alpha_pattern are not supported"),
+        (torn_metadata, "adapter metadata is no JSON"),
         (empty, "no LoRA layer found"),
         (stranger, "the model has no such linear layer"),
         (torn, "is damaged"),

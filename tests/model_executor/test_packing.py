@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lora_files import write_lora
 from videos import NUM_BLOCKS, Case, run_sessions
 
-from helios_serve.engine.core import EngineCore
+from helios_serve.engine.core import WORKER, EngineCore
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.sampling_params import VideoRequest
@@ -17,6 +17,7 @@ from helios_serve.sampling_params import VideoRequest
 FORWARD_TOLERANCE = 5e-6
 SESSION_TOLERANCE = 1e-4
 SIZES = [(64, 64), (64, 128), (128, 64), (128, 192)]
+ODD_SIZES = [(48, 80), (80, 112)]
 PROMPTS = ["waves rise", "a dog runs over the green hill", "x" * 40]
 
 
@@ -29,16 +30,16 @@ class Wish(NamedTuple):
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Wish:
-    height, width = draw(st.sampled_from(SIZES))
+def wishes(draw: st.DrawFn, variant: str) -> Wish:
+    height, width = draw(st.sampled_from(SIZES + ODD_SIZES * (variant == "base")))
     case = Case(
-        "mid",
+        variant,
         task=draw(st.sampled_from(["t2v", "i2v", "v2v"])),
         height=height,
         width=width,
         chunks=2,
-        steps=(3, 1, 1),
-        guidance=draw(st.sampled_from([1.0, 5.0])),
+        steps=(5,) if variant == "base" else (3, 1, 1),
+        guidance=1.0 if variant == "distilled" else draw(st.sampled_from([1.0, 5.0])),
         prompt=draw(st.sampled_from(PROMPTS)),
         seed=draw(st.integers(0, 1000)),
     )
@@ -62,22 +63,29 @@ def job_of(wish: Wish, engine: EngineCore, runner: ModelRunner, name: str, lora:
     session = engine.add_request(wish.case.request(name, **extra))
     for _ in range(wish.steps_before):
         engine.step()
-    return runner._prepare(engine._schedule(session.request.request_id))
+    assert not session.is_planned
+    (step,) = engine.scheduler.schedule(WORKER).scheduled_steps
+    return runner._prepare(step)
 
 
 @settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(chosen=st.lists(wishes(), min_size=2, max_size=4))
+@given(data=st.data())
+@pytest.mark.parametrize("variant", ["base", "mid", "distilled"])
 def test_a_packed_forward_equals_each_segment_alone(
-    chosen: list[Wish], checkpoints: dict[str, Path], latent_model: Any, lora_path: Path
+    variant: str,
+    data: st.DataObject,
+    checkpoints: dict[str, Path],
+    latent_model: Any,
+    lora_path: Path,
 ) -> None:
-    model = latent_model(checkpoints["mid"])
+    model = latent_model(checkpoints[variant])
     segments = []
-    for wish in chosen:
+    for wish in data.draw(st.lists(wishes(variant), min_size=2, max_size=4)):
         runner = ModelRunner(model, NUM_BLOCKS)
         engine = EngineCore(runner, model.config, NUM_BLOCKS)
         job = job_of(wish, engine, runner, "session", str(lora_path))

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import load_model
 from torch import Tensor
 
-from helios_serve.model_executor.loader import load_model
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
 
 
 @pytest.fixture(scope="module")
 def vae(checkpoints: dict[str, Path]) -> Vae:
-    return load_model(str(checkpoints["base"]), device="cpu").vae
+    return load_model(str(checkpoints["base"])).vae
 
 
 def random_frames(count: int, height: int, width: int) -> Tensor:
@@ -51,9 +51,10 @@ def test_posteriors_are_cached_by_pixels_and_size(vae: Vae) -> None:
 
 
 def test_the_posterior_cache_forgets_the_oldest(vae: Vae, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vae_module, "MAX_CACHED_POSTERIORS", 2)
     small = Vae(vae.model)
-    first, second, third = (random_frames(1, side, side) for side in (16, 32, 48))
+    first, second, third = (random_frames(1, 32, 32) + shade for shade in range(3))
+    room = vae_module.num_bytes(vae.encode(first))
+    monkeypatch.setattr(vae_module, "MAX_CACHED_BYTES", 2 * room)
     kept, dropped = small.encode(first), small.encode(second)
     assert small.encode(first) is kept
     small.encode(third)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from videos import Case, diffusers_latents, our_latents
+from videos import Case, diffusers_latents, our_latents, run_sessions
 
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
 from helios_serve.sampling_params import PromptSwitch
@@ -46,6 +46,11 @@ CASES = {
     "distilled-clean-image": Case(
         "distilled", "i2v", options={"add_noise_to_image_latents": False}
     ),
+    "mid-4-4-4": Case("mid", height=128, width=192, steps=(4, 4, 4), chunks=1),
+    **{
+        f"distilled-{frames}-frames": Case("distilled", "v2v", video_frames=frames)
+        for frames in (33, 65, 99)
+    },
     "distilled-short-prompt": Case("distilled", options={"max_sequence_length": 4}),
 }
 
@@ -90,6 +95,32 @@ def test_the_other_time_shift_equals_diffusers(
     settings = folder / "scheduler" / "scheduler_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"time_shift_type": shift}))
     assert compare(latent_model, latent_pipeline, folder, Case(variant)) < TOLERANCE
+
+
+@pytest.mark.usefixtures("our_factor")
+@pytest.mark.parametrize("variant", ["base", "mid"])
+def test_euler_equals_diffusers(
+    variant: str,
+    checkpoints: dict[str, Path],
+    latent_model: Any,
+    latent_pipeline: Any,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(checkpoints[variant], tmp_path / variant)
+    settings = folder / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"scheduler_type": "euler"}))
+    assert compare(latent_model, latent_pipeline, folder, Case(variant, chunks=1)) < TOLERANCE
+
+
+def test_the_part_of_a_video_that_history_does_not_reach_is_drawn_but_not_encoded(
+    checkpoints: dict[str, Path], latent_model: Any
+) -> None:
+    model = latent_model(checkpoints["distilled"])
+    case = Case("distilled", "v2v", video_frames=180, chunks=1).with_defaults()
+    whole = our_latents(model, case)
+    short = run_sessions(model, [case.request()])["session"]
+    assert whole.shape[2] == 9 * 5 + 9
+    assert torch.equal(whole[:, :, -9:], short)
 
 
 @pytest.mark.parametrize("variant", ["mid", "distilled"])

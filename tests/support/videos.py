@@ -38,6 +38,7 @@ class Case:
     prompt: str = PROMPT
     switches: tuple[PromptSwitch, ...] = ()
     seed: int = 7
+    video_frames: int = 70
     options: dict[str, Any] = field(default_factory=dict)
 
     def with_defaults(self) -> "Case":
@@ -71,7 +72,7 @@ class Case:
 
     @property
     def video(self) -> np.ndarray:
-        return self._pixels(70)
+        return self._pixels(self.video_frames)
 
     def _pixels(self, frames: int) -> np.ndarray:
         shape = (frames, self.height, self.width, 3)
@@ -82,7 +83,7 @@ class Case:
         if self.task == "i2v":
             image = Frames(self.image.tobytes(), 1, self.height, self.width)
         if self.task == "v2v":
-            video = Frames(self.video.tobytes(), 70, self.height, self.width)
+            video = Frames(self.video.tobytes(), self.video_frames, self.height, self.width)
         return VideoRequest(
             request_id=request_id,
             prompt=self.prompt,
@@ -149,11 +150,14 @@ def run_sessions(
     for request in requests:
         engine.add_request(request)
     while engine.has_unfinished:
-        for chunk in engine.step():
+        output = engine.step()
+        assert not output.failures
+        for chunk in output.chunks:
             if chunk.input_latents is not None:
                 parts[chunk.session_id].append(as_latents(chunk.input_latents))
             parts[chunk.session_id].append(as_latents(chunk.latents))
-        engine.history.check_integrity()
+        engine.scheduler.check_integrity()
+    assert not runner.sessions
     return {request_id: torch.cat(chunks, dim=2) for request_id, chunks in parts.items()}
 
 

@@ -47,12 +47,6 @@ ASSUMED: dict[str, dict[str, tuple[Any, ...]]] = {
         "_class_name": SCHEDULERS,
         "prediction_type": ("flow_prediction",),
         "use_flow_sigmas": (True,),
-        "predict_x0": (True,),
-        "thresholding": (False,),
-        "solver_p": (None,),
-        "solver_type": ("bh2", "bh1"),
-        "solver_order": (2, 1),
-        "scheduler_type": ("unipc", "euler"),
         "time_shift_type": ("exponential", "linear"),
     },
     VAE: {
@@ -64,6 +58,17 @@ ASSUMED: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+# What only HeliosScheduler reads.
+SOLVER: dict[str, tuple[Any, ...]] = {
+    "predict_x0": (True,),
+    "thresholding": (False,),
+    "solver_p": (None,),
+    "solver_type": ("bh2", "bh1"),
+    "solver_order": (2, 1),
+    "scheduler_type": ("unipc", "euler"),
+}
+
+
 def read_config(folder: Path) -> HeliosConfig:
     """The configuration of the checkpoint in `folder`; raises CheckpointError."""
     index = read_json(folder, MODEL_INDEX)
@@ -72,14 +77,17 @@ def read_config(folder: Path) -> HeliosConfig:
     for name, allowed in ASSUMED.items():
         for key, values in allowed.items():
             require(name, {key: values[0]} | files[name], key, values)
+    scheduler = files[SCHEDULER]
+    if scheduler["_class_name"] == "HeliosDMDScheduler":
+        scheduler = {"solver": "dmd"} | {k: v for k, v in scheduler.items() if k not in SOLVER}
+    else:
+        for key, values in SOLVER.items():
+            require(SCHEDULER, {key: values[0]} | scheduler, key, values)
+        scheduler = {"solver": scheduler.get("scheduler_type", "unipc")} | scheduler
     config = HeliosConfig(
         variant=variant_of(index),
         transformer=convert(TRANSFORMER, files[TRANSFORMER], TransformerConfig),
-        scheduler=convert(
-            SCHEDULER,
-            {"solver": solver_of(files[SCHEDULER])} | files[SCHEDULER],
-            SchedulerConfig,
-        ),
+        scheduler=convert(SCHEDULER, scheduler, SchedulerConfig),
         cfg_zero_star=bool(index.get("is_cfg_zero_star", False)),
     )
     check_consistency(config, index)
@@ -90,13 +98,6 @@ def variant_of(index: dict[str, Any]) -> Variant:
     if index["_class_name"] == "HeliosPipeline":
         return "base"
     return "distilled" if index.get("is_distilled") else "mid"
-
-
-def solver_of(scheduler: dict[str, Any]) -> str:
-    if scheduler["_class_name"] == "HeliosDMDScheduler":
-        return "dmd"
-    solver: str = scheduler.get("scheduler_type", "unipc")
-    return solver
 
 
 def check_consistency(config: HeliosConfig, index: dict[str, Any]) -> None:

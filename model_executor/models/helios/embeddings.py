@@ -47,7 +47,7 @@ def pooled(table: Tensor, factor: int) -> Tensor:
     return torch.view_as_complex(entries.view(*entries.shape[:-1], -1, 2))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=24)
 def rope_table(
     config: TransformerConfig, geometry: Geometry, stage: int, stages: int, device: torch.device
 ) -> Tensor:

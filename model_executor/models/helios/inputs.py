@@ -21,7 +21,8 @@ class TextContext:
     """Cross-attention keys and values of one prompt, for every layer.
 
     `keys` and `values` hold a (rows, heads, head_dim) tensor a layer. The padding rows of a prompt
-    are identical, so they are kept once: `bias` (rows,) is 0 for a real row and log(count) for it.
+    are identical, so a few stand for all of them: `bias` (rows,), in the dtype of the keys, is 0
+    for a real row, and for those the logarithms of how many they stand for.
     """
 
     keys: tuple[Tensor, ...]
@@ -97,11 +98,6 @@ class PackLayout:
                 runs.append(Run(span.start, span.noise, 0))
             runs.append(Run(span.noise, span.stop, row))
         return runs
-
-    @cached_property
-    def noise_runs(self) -> list[Run]:
-        """The noise tokens alone, still at their rows of this sequence."""
-        return [run for run in self.runs if run.table_row]
 
     @cached_property
     def lora(self) -> list[tuple[slice, LoraAdapter]]:

@@ -19,7 +19,6 @@ class LowRank(NamedTuple):
 class LoraAdapter:
     """Low-rank terms by the name of the linear layer that they add to."""
 
-    name: str
     layers: dict[str, LowRank]
 
 

@@ -177,7 +177,7 @@ def shifted(config: SchedulerConfig, mu: float, sigmas: Floats) -> Floats:
     """Dynamic shift: more steps at high noise for more tokens."""
     weight = math.exp(mu) if config.time_shift_type == "exponential" else mu
     with np.errstate(divide="ignore"):
-        return weight / (weight + (1 / sigmas - 1) ** 1.0)
+        return weight / (weight + (1 / sigmas - 1))
 
 
 def flow_sigmas(config: SchedulerConfig) -> Floats:

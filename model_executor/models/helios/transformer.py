@@ -281,9 +281,9 @@ class HeliosTransformer(nn.Module):
         bias = None
         rows = rows.to(self.dtype)
         if padding:
-            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-            bias = torch.zeros(len(rows), dtype=torch.float32, device=rows.device)
-            bias[-1] = math.log(padding)
+            logs = log_parts(padding, self.dtype).to(rows.device)
+            bias = torch.cat([logs.new_zeros(len(rows)), logs])
+            rows = torch.cat([rows, rows.new_zeros(len(logs), rows.shape[1])])
         text = self.condition_embedder.embed_text(rows)
         lora = [] if adapter is None else [(slice(None), adapter)]
         readers = [block.get_submodule("attn2") for block in self.blocks]
@@ -294,6 +294,23 @@ class HeliosTransformer(nn.Module):
         ]
         keys, values = zip(*pairs, strict=True)
         return TextContext(keys, values, bias)
+
+
+def log_parts(count: int, dtype: torch.dtype) -> Tensor:
+    """Numbers of `dtype` whose exponentials add up to `count`, to a millionth.
+
+    Attention kernels take a bias in the dtype of the keys only, and bfloat16 misses log(count) by
+    up to a percent of the sum: so the rest gets a row of its own, and its rest another.
+    """
+    parts: list[float] = []
+    rest = float(count)
+    while rest > 1e-6 * count:
+        part = torch.tensor(math.log(rest)).to(dtype)
+        if part.double().exp() > rest * (1 + 1e-6):
+            part = torch.nextafter(part, part.new_tensor(-torch.inf))
+        parts.append(part.item())
+        rest -= part.double().exp().item()
+    return torch.tensor(parts, dtype=dtype)
 
 
 def take_noise(x: Tensor, layout: PackLayout) -> Tensor:

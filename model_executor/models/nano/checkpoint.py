@@ -4,6 +4,8 @@ Its weights are random but reproducible: it shows the machinery, not pictures. I
 folder like any other, so everything that runs on it runs the real code.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -47,19 +49,23 @@ def nano_checkpoint(model: str) -> Path | None:
 
     Raises CheckpointError for an unknown variant of nano.
     """
-    if model.split("-")[0] != "nano":
+    if model.split("-")[0] != "nano" or Path(model).is_dir():
         return None
     if (variant := NANO.get(model)) is None:
         raise CheckpointError(f"got model {model!r}, expected one of {', '.join(NANO)}")
-    folder = cache_folder() / f"{model}-{__version__}"
+    recipe = json.dumps([__version__, WIDTHS, TEXT_WIDTHS, VAE_WIDTHS])
+    folder = cache_folder() / f"{model}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-        write_nano(scratch, variant)
         try:
+            write_nano(scratch, variant)
             scratch.rename(folder)
-        except OSError:  # another process was faster, with the same content
-            shutil.rmtree(scratch)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, with the same content
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
