@@ -48,6 +48,8 @@ test-integrations: $(READY)  ## the real engines we plug into
 
 bench: $(READY)  ## results go to benchmarks/results
 	$(BIN)/python benchmarks/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
+	$(BIN)/python benchmarks/scheduler.py --output benchmarks/results/scheduler.json \
+	  --plot benchmarks/results/scheduler.png
 
 wheel: $(READY)
 	$(BIN)/python -m build

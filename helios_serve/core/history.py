@@ -11,6 +11,7 @@ class History:
     """The frames that one session still needs: its anchor and the last 19."""
 
     def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
         self.blocks_per_frame = geometry.blocks_per_frame
         self.chunk_blocks = CHUNK_LATENTS * self.blocks_per_frame
         self.null_frame: Frame = (NULL_BLOCK,) * self.blocks_per_frame

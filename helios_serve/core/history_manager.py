@@ -53,6 +53,19 @@ class HistoryManager:
             self.pool.free(frame)
         history.frames, history.pending = frames[-HISTORY_FRAMES:], []
 
+    def fork(self, parent_id: str, child_id: str) -> None:
+        """Start `child_id` with the parent's history at a chunk edge; both share its blocks.
+
+        Frames are never changed once written, so sharing is counting references.
+        """
+        parent = self._histories[parent_id]
+        assert not parent.pending, f"session {parent_id} is in the middle of a chunk"
+        assert child_id not in self._histories, f"session {child_id} has a history already"
+        child = self._histories[child_id] = History(parent.geometry)
+        child.anchor, child.frames = parent.anchor, list(parent.frames)
+        for frame in (child.anchor, *child.frames):
+            self.pool.share(frame)
+
     def close(self, session_id: str) -> None:
         history = self._histories.pop(session_id)
         for frame in (history.anchor, *history.frames, *history.pending):

@@ -60,6 +60,26 @@ def test_a_session_never_holds_more_than_its_peak_and_gives_all_back() -> None:
     assert manager.pool.num_free == manager.peak_blocks(GEOMETRY)
 
 
+def test_forks_share_the_blocks_of_their_parent_until_they_part() -> None:
+    manager = HistoryManager(400)
+    manager.open("parent", GEOMETRY, initial_frames=HISTORY_FRAMES)
+    used = manager.pool.num_blocks - manager.pool.num_free
+    for child in ("b", "c"):
+        manager.fork("parent", child)
+    assert manager.pool.num_blocks - manager.pool.num_free == used
+    windows = {name: manager.begin_chunk(name).window for name in ("parent", "b", "c")}
+    assert windows["parent"] == windows["b"] == windows["c"]
+    for name in ("parent", "b", "c"):
+        manager.end_chunk(name, new_anchor=False)
+        manager.check_integrity()
+    manager.close("parent")
+    manager.check_integrity()
+    kept = set(manager.begin_chunk("b").window)
+    assert kept & set(windows["parent"])
+    with pytest.raises(AssertionError, match="in the middle of a chunk"):
+        manager.fork("b", "d")
+
+
 def test_misuse_is_caught() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         BlockPool(1)
@@ -111,6 +131,17 @@ class HistoryMachine(RuleBasedStateMachine):
         name = self.pick(data, self.in_chunk)
         self.manager.end_chunk(name, new_anchor=new_anchor)
         self.in_chunk.remove(name)
+
+    @precondition(lambda self: self.sessions.keys() - self.in_chunk)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        parent = self.pick(data, self.sessions.keys() - self.in_chunk)
+        sizes = [*self.sessions.values(), self.sessions[parent]]
+        if sum(map(self.manager.peak_blocks, sizes)) < self.manager.pool.num_blocks:
+            name = f"session-{self.opened}"
+            self.opened += 1
+            self.manager.fork(parent, name)
+            self.sessions[name] = self.sessions[parent]
 
     @precondition(lambda self: self.sessions)
     @rule(data=st.data())

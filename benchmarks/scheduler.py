@@ -1,0 +1,130 @@
+"""How long one `schedule()` takes with many live sessions, on a fake executor.
+
+    python benchmarks/scheduler.py [--output results.json] [--plot growth.png]
+
+64 workers, sessions of 20 tenants in all tiers and several sizes. Each worker keeps two plans, as
+in service; sessions that end are replaced by new ones. What is timed is `schedule()` alone.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import platform
+import random
+import time
+from pathlib import Path
+
+from helios_serve.config import SchedulingConfig, TenantConfig
+from helios_serve.core.history_manager import HistoryManager
+from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.session import Session
+from helios_serve.model_config import Geometry
+from helios_serve.model_executor.loader import open_checkpoint
+from helios_serve.sampling_params import SamplingParams, ServiceTier, VideoRequest
+
+WORKERS, QUEUE_DEPTH = 64, 2
+LIVE = (100, 300, 1000, 3000, 10000)
+AIMS = {1000: 1e-3, 10000: 5e-3}
+SIZES = ((640, 384), (384, 640), (256, 256), (832, 448))
+TIERS: tuple[ServiceTier, ...] = ("default", "default", "default", "flex", "priority")
+
+
+class Load:
+    """A scheduler with a steady number of live sessions."""
+
+    def __init__(self, live: int, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+        self.numbers = itertools.count()
+        self.config = open_checkpoint("BestWishYsh/Helios-Distilled", "dummy").config
+        tenants = {f"tenant-{i}": TenantConfig(weight=1 + i % 4) for i in range(20)}
+        scheduling = SchedulingConfig(max_queued=live, tenants=tenants)
+        self.scheduler = Scheduler(scheduling, time.monotonic)
+        self.live = live
+        largest = max(HistoryManager.peak_blocks(Geometry(h, w)) for w, h in SIZES)
+        for index in range(WORKERS):
+            self.scheduler.add_worker(f"worker-{index}", largest * (2 + 2 * live // WORKERS))
+        self.refill()
+
+    def refill(self) -> None:
+        while len(self.scheduler.sessions) < self.live:
+            width, height = self.rng.choice(SIZES)
+            frames = 33 * self.rng.randint(1, 12)
+            request = VideoRequest(
+                request_id=f"session-{next(self.numbers)}",
+                prompt="x",
+                params=SamplingParams(width=width, height=height, num_frames=frames),
+                tenant=f"tenant-{self.rng.randrange(20)}",
+                tier=self.rng.choice(TIERS),
+            )
+            self.scheduler.add_session(Session(request, self.config, arrival=time.monotonic()))
+
+    def run(self, calls: int) -> list[float]:
+        """Seconds of each of `calls` calls of schedule(), one worker after the other."""
+        spent = []
+        for name in itertools.islice(itertools.cycle(self.scheduler.workers), calls):
+            plans = self.scheduler.workers[name].plans
+            if len(plans) >= QUEUE_DEPTH:
+                self.scheduler.update_from_output(name)
+                self.refill()
+            started = time.perf_counter()
+            self.scheduler.schedule(name)
+            spent.append(time.perf_counter() - started)
+        return spent
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def draw(rows: list[dict[str, float]], path: Path) -> None:
+    """Percentiles over the number of live sessions."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for key in ("p50_ms", "p99_ms"):
+        axes.loglog(
+            [row["live"] for row in rows], [row[key] for row in rows], marker="o", label=key[:3]
+        )
+    axes.set_xlabel("live sessions on 64 workers")
+    axes.set_ylabel("one schedule(), ms")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--calls", type=int, default=6400)
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png")
+    arguments = parser.parse_args()
+    rows = []
+    print(f"{'live':>6} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}   aim for p99")
+    for live in LIVE:
+        load = Load(live)
+        load.run(arguments.calls // 4)
+        gc.collect()
+        gc.freeze()
+        spent = load.run(arguments.calls)
+        p50, p99, most = (1e3 * percentile(spent, share) for share in (0.5, 0.99, 1.0))
+        rows.append({"live": live, "p50_ms": p50, "p99_ms": p99, "max_ms": most})
+        aim = f"{1e3 * AIMS[live]:g} ms" if live in AIMS else ""
+        print(f"{live:>6} {p50:>8.3f} {p99:>8.3f} {most:>8.3f}   {aim}")
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        machine = f"{platform.machine()} CPU, Python {platform.python_version()}"
+        result = {"machine": machine, "workers": WORKERS, "rows": rows}
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.plot is not None:
+        draw(rows, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
