@@ -22,24 +22,40 @@ class ChunkBlocks(NamedTuple):
     """What a worker needs to know of the history for one chunk.
 
     `window` is the anchor and the last 19 frames, oldest first; `append` is where the chunk's own
-    nine frames go. Both are flat lists of block ids, frame by frame, tiles row major.
+    nine frames go. Both are flat lists of block ids, frame by frame, tiles row major. With
+    `new_anchor` the chunk's first frame is the anchor from then on.
     """
 
     window: tuple[int, ...]
     append: tuple[int, ...]
+    new_anchor: bool = False
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """All that a session needs to go on at `chunk`: its generator and its history, as raw bytes.
+
+    `anchor` and `frames` are rows of blocks in `dtype`, torch's name, as the pool holds them;
+    `rng` is the generator's state before the first draw of the chunk.
+    """
+
+    chunk: int
+    rng: bytes
+    anchor: bytes
+    frames: bytes
+    dtype: str
 
 
 class NewSession(msgspec.Struct, frozen=True):
-    """A session that the worker has not seen, or has to take up again at `chunk`.
+    """A session that the worker has not seen, or has to take up again from `snapshot`.
 
-    Where it has a history already (I2V, V2V, or an earlier chunk) `blocks.window` is to take the
-    anchor and `blocks.append` the history frames; otherwise both are empty.
+    Where it has a history already (I2V, V2V, or a snapshot) `blocks.window` is to take the anchor
+    and `blocks.append` the history frames; otherwise both are empty.
     """
 
     session_id: str
     request: VideoRequest
     blocks: ChunkBlocks
-    chunk: int = 0
+    snapshot: Snapshot | None = None
 
 
 class ScheduledStep(msgspec.Struct, frozen=True):
@@ -69,13 +85,15 @@ class Latents(msgspec.Struct, frozen=True):
 class ChunkResult(msgspec.Struct, frozen=True):
     """A finished chunk: its nine latent frames and the 33 frames decoded from them.
 
-    `input_latents` comes with the first chunk of a request that keeps them.
+    `snapshot` is where the session stands behind it. `input_latents` comes with the first chunk of
+    a request that keeps them.
     """
 
     session_id: str
     chunk: int
     latents: Latents
     frames: Frames
+    snapshot: Snapshot
     input_latents: Latents | None = None
 
 

@@ -18,6 +18,7 @@ class History:
         self.anchor: Frame = self.null_frame
         self.frames: list[Frame] = []
         self.pending: list[Frame] = []
+        self.next_anchor: Frame | None = None
 
     @property
     def window(self) -> tuple[int, ...]:

@@ -33,20 +33,24 @@ class HistoryManager:
         history.frames = history.split_frames(frames)
         return ChunkBlocks(tuple(anchor), tuple(frames))
 
-    def begin_chunk(self, session_id: str) -> ChunkBlocks:
-        """The window that the chunk sees, and fresh blocks for the frames it will make."""
+    def begin_chunk(self, session_id: str, *, new_anchor: bool) -> ChunkBlocks:
+        """The window that the chunk sees, and fresh blocks for the frames it will make.
+
+        With `new_anchor` the first of these will be the anchor.
+        """
         history = self._histories[session_id]
         assert not history.pending, f"session {session_id} is in the middle of a chunk"
         blocks = self.pool.allocate(history.chunk_blocks)
         history.pending = history.split_frames(blocks)
-        return ChunkBlocks(history.window, tuple(blocks))
+        history.next_anchor = history.pending[0] if new_anchor else None
+        return ChunkBlocks(history.window, tuple(blocks), new_anchor)
 
-    def end_chunk(self, session_id: str, *, new_anchor: bool) -> None:
-        """Slide over the finished chunk, whose first frame may become the anchor."""
+    def end_chunk(self, session_id: str) -> None:
+        """Slide the windows over the finished chunk."""
         history = self._histories[session_id]
-        if new_anchor:
+        if history.next_anchor is not None:
             self.pool.free(history.anchor)
-            history.anchor = history.pending[0]
+            history.anchor = history.next_anchor
             self.pool.share(history.anchor)
         frames = history.frames + history.pending
         for frame in frames[:-HISTORY_FRAMES]:

@@ -10,7 +10,7 @@ from helios_serve.core.placement import Placement
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import InvalidRequestError
-from helios_serve.messages import NewSession, ScheduledStep, SchedulerOutput
+from helios_serve.messages import NewSession, ScheduledStep, SchedulerOutput, Snapshot
 
 MAX_PASSED_OVER = 8
 """Sessions that do not fit a batch and are looked past, at most."""
@@ -116,11 +116,11 @@ class Scheduler:
                 self._settle(session, worker)
         self._place_waiting()
 
-    def finish_chunk(self, session_id: str, chunk: int) -> None:
-        """Results of `chunk` are safe: the session could be taken up again behind it."""
+    def finish_chunk(self, session_id: str, snapshot: Snapshot) -> None:
+        """A chunk is done: from now on the session can be taken up again behind it."""
         session = self.sessions.get(session_id)
         if session is not None:
-            session.edge_chunk = max(session.edge_chunk, chunk + 1)
+            session.snapshot = snapshot
             session.clock.deliver_first(self.clock())
 
     def abort(
@@ -207,10 +207,11 @@ class Scheduler:
         cursor, name, blocks = session.cursor, session.session_id, None
         cost = session.step_cost
         if session.at_chunk_edge:
-            blocks = worker.history.begin_chunk(name)
+            new_anchor = session.makes_anchor(cursor.chunk)
+            blocks = worker.history.begin_chunk(name, new_anchor=new_anchor)
         session.advance()
         if session.cursor.chunk > cursor.chunk:
-            worker.history.end_chunk(name, new_anchor=session.makes_anchor(cursor.chunk))
+            worker.history.end_chunk(name)
         session.in_flight += 1
         worker.outstanding_cost -= cost
         worker.queue.charge(session, cost)
@@ -302,7 +303,7 @@ class Scheduler:
         session.status = SessionStatus.RUNNING
         worker.add(session)
         worker.opening.append(
-            NewSession(session.session_id, session.request, blocks, session.edge_chunk)
+            NewSession(session.session_id, session.request, blocks, session.snapshot)
         )
         worker.queue.join(session)
 

@@ -5,7 +5,7 @@ import enum
 from helios_serve.core.cost import chunk_cost, stage_step_cost
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.realtime import PlaybackClock
-from helios_serve.messages import StepCursor
+from helios_serve.messages import Snapshot, StepCursor
 from helios_serve.model_config import (
     CHUNK_FRAMES,
     CHUNK_LATENTS,
@@ -36,8 +36,8 @@ class Session:
     """One video in the making.
 
     `cursor` is the next step to plan. Plans do not wait for results, so it runs ahead of what
-    workers have done by the session's `in_flight` steps; `edge_chunk` counts the chunks that
-    results confirm, where the session can be taken up again. A session that `is_leaving` gives its
+    workers have done by the session's `in_flight` steps; `snapshot` is where it can be taken up
+    again, if not at its beginning. A session that `is_leaving` gives its
     blocks back at the next chunk edge.
     """
 
@@ -52,7 +52,7 @@ class Session:
         self.cursor = StepCursor(0, 0, 0)
         self.worker_id: str | None = None
         self.in_flight = 0
-        self.edge_chunk = 0
+        self.snapshot: Snapshot | None = None
         self.placed_chunk = 0
         self.is_leaving = False
         branches = 2 if self.params.is_guided else 1
@@ -130,8 +130,13 @@ class Session:
         return HistoryManager.peak_blocks(self.geometry)
 
     @property
+    def edge_chunk(self) -> int:
+        """The chunk at which it can be taken up again."""
+        return 0 if self.snapshot is None else self.snapshot.chunk
+
+    @property
     def edge_frames(self) -> int:
-        """History frames at the last chunk edge that results confirm."""
+        """History frames at the edge where it can be taken up again."""
         made = self.edge_chunk * CHUNK_LATENTS
         return min(HISTORY_FRAMES, self.initial_frames + made)
 

@@ -50,6 +50,13 @@ class EngineCore:
         """End a request and free what it holds."""
         self.scheduler.abort(request_id)
 
+    def pause(self, request_id: str) -> None:
+        """Take no more steps for a request until it is resumed."""
+        self.scheduler.pause(request_id)
+
+    def resume(self, request_id: str) -> None:
+        self.scheduler.resume(request_id)
+
     def step(self) -> RunnerOutput:
         """One denoise step of the sessions that the scheduler picks, and what came of it."""
         plan = self.scheduler.schedule(WORKER)
@@ -59,7 +66,7 @@ class EngineCore:
         for failure in output.failures:
             self.scheduler.abort(failure.session_id, SessionStatus.FINISHED_FAILED)
         for chunk in output.chunks:
-            self.scheduler.finish_chunk(chunk.session_id, chunk.chunk)
+            self.scheduler.finish_chunk(chunk.session_id, chunk.snapshot)
         if plan.scheduled_steps:
             self.scheduler.update_from_output(WORKER, seconds)
         if not self.has_unfinished:

@@ -49,6 +49,18 @@ class HistoryPool:
         rows = tiles.reshape(-1, BLOCK_ROWS, PATCH_DIM)
         self.blocks[index] = rows.to(self.blocks.device, self.blocks.dtype)
 
+    def read(self, block_ids: Sequence[int]) -> bytes:
+        """The rows of some blocks as raw bytes."""
+        index = torch.tensor(block_ids, dtype=torch.long, device=self.blocks.device)
+        return self.blocks[index].cpu().view(torch.uint8).numpy().tobytes()
+
+    def restore(self, data: bytes, block_ids: Sequence[int]) -> None:
+        """Put back what `read` gave, into as many other blocks."""
+        assert NULL_BLOCK not in block_ids, "the null block is never written"
+        rows = torch.frombuffer(bytearray(data), dtype=self.blocks.dtype)
+        index = torch.tensor(block_ids, dtype=torch.long, device=self.blocks.device)
+        self.blocks[index] = rows.view(-1, *self.blocks.shape[1:]).to(self.blocks.device)
+
     def gather(self, window: Tensor, geometry: Geometry) -> HistoryPatches:
         """The windows of one session as patches; `window` is its flat block table of 20 frames."""
         rows = [

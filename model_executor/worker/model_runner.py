@@ -1,7 +1,8 @@
 """Runs scheduled steps on one device: sessions in, finished chunks out."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger
 from helios_serve.messages import (
+    NULL_BLOCK,
     ChunkBlocks,
     ChunkResult,
     Latents,
@@ -17,8 +19,9 @@ from helios_serve.messages import (
     ScheduledStep,
     SchedulerOutput,
     SessionFailure,
+    Snapshot,
 )
-from helios_serve.model_config import Geometry
+from helios_serve.model_config import HISTORY_FRAMES, Geometry
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.lora_files import AdapterKey, adapter_key, load_adapter
 from helios_serve.model_executor.models.helios.conditioning import (
@@ -68,39 +71,84 @@ class ModelRunner:
     def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
         """Close finished sessions, open new ones, take one step of each scheduled one.
 
-        A session that cannot be opened is reported as failed, and its steps are passed over.
+        Whatever goes wrong with one session ends that session alone: it is reported as failed,
+        and its later steps are passed over.
         """
         for session_id in output.finished:
             self.sessions.pop(session_id, None)
-        failures = []
+        failures: list[SessionFailure] = []
         for new in output.new_sessions:
-            try:
+            with self._isolated(new.session_id, failures):
                 self.sessions[new.session_id] = self._open(new)
-            except HeliosError as error:
-                failures.append(SessionFailure(new.session_id, str(error)))
-        steps = [step for step in output.scheduled_steps if step.session_id in self.sessions]
-        self._denoise([self._prepare(step) for step in steps])
-        chunks = [
-            self._finish_chunk(step)
-            for step in steps
-            if self.sessions[step.session_id].is_last_step(step.cursor)
-        ]
+        jobs = []
+        for step in output.scheduled_steps:
+            if step.session_id in self.sessions:
+                with self._isolated(step.session_id, failures):
+                    jobs.append(self._prepare(step))
+        self._denoise(jobs, failures)
+        chunks = []
+        for step in output.scheduled_steps:
+            session = self.sessions.get(step.session_id)
+            if session is not None and session.is_last_step(step.cursor):
+                with self._isolated(step.session_id, failures):
+                    chunks.append(self._finish_chunk(step, session))
         return RunnerOutput(tuple(chunks), tuple(failures))
+
+    @contextmanager
+    def _isolated(self, session_id: str, failures: list[SessionFailure]) -> Iterator[None]:
+        """Turn any error into the failure of one session."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, it must not reach the other sessions
+            self._fail(session_id, error, failures)
+
+    def _fail(self, session_id: str, error: Exception, failures: list[SessionFailure]) -> None:
+        if isinstance(error, HeliosError):
+            message = str(error)
+        else:
+            message = f"{type(error).__name__}: {error}"
+            logger.error("session %s failed", session_id, exc_info=error)
+        self.sessions.pop(session_id, None)
+        failures.append(SessionFailure(session_id, message))
 
     def _open(self, new: NewSession) -> SessionState:
         request = new.request
-        assert new.chunk == 0, "a session can only be opened at its start"
         session = SessionState(
             request=request,
             params=request.params.resolve(self.model.config),
             geometry=Geometry(request.params.height, request.params.width),
             adapter=self._adapter(request),
         )
-        if (seed := self._seed_history(session)) is not None:
+        if new.snapshot is not None:
+            self._restore(session, new.snapshot, new.blocks)
+        elif (seed := self._seed_history(session)) is not None:
             self.pool.write(seed.anchor, new.blocks.window)
             self.pool.write(seed.frames, new.blocks.append)
             session.input_latents = seed.inputs if request.keep_input_latents else None
         return session
+
+    def _restore(self, session: SessionState, snapshot: Snapshot, blocks: ChunkBlocks) -> None:
+        held = dtype_name(self.pool.blocks.dtype)
+        if snapshot.dtype != held:
+            raise HeliosError(f"got a snapshot in {snapshot.dtype}, expected this worker's {held}")
+        self.pool.restore(snapshot.anchor, blocks.window)
+        self.pool.restore(snapshot.frames, blocks.append)
+        session.generator.set_state(torch.frombuffer(bytearray(snapshot.rng), dtype=torch.uint8))
+
+    def _snapshot(self, session: SessionState, blocks: ChunkBlocks, chunk: int) -> Snapshot:
+        """Where the session stands behind `chunk`, whose frames lie in `blocks` already."""
+        size = session.geometry.blocks_per_frame
+        anchor, frames = blocks.window[:size], blocks.window[size:] + blocks.append
+        if blocks.new_anchor:
+            anchor = blocks.append[:size]
+        kept = [block for block in frames[-HISTORY_FRAMES * size :] if block != NULL_BLOCK]
+        return Snapshot(
+            chunk=chunk + 1,
+            rng=session.generator.get_state().numpy().tobytes(),
+            anchor=self.pool.read(anchor),
+            frames=self.pool.read(kept),
+            dtype=dtype_name(self.pool.blocks.dtype),
+        )
 
     def _adapter(self, request: VideoRequest) -> LoraAdapter | None:
         if request.lora is None:
@@ -139,7 +187,13 @@ class ModelRunner:
         assert session.chunk is not None, f"{scheduled.session_id} has no chunk to go on with"
         if step == 0 and stage > 0:
             self._enter_stage(session, session.chunk, stage)
-        return Job(session, session.chunk, stage, session.chunk.schedule[stage].steps[step])
+        return Job(
+            scheduled.session_id,
+            session,
+            session.chunk,
+            stage,
+            session.chunk.schedule[stage].steps[step],
+        )
 
     def _begin_chunk(self, session: SessionState, index: int, blocks: ChunkBlocks) -> ChunkState:
         noise = draw_chunk_noise(
@@ -170,34 +224,55 @@ class ModelRunner:
         chunk.sampler = SamplerState.at_stage_start(latents)
 
     @torch.inference_mode()
-    def _denoise(self, jobs: Sequence[Job]) -> None:
+    def _denoise(self, jobs: Sequence[Job], failures: list[SessionFailure]) -> None:
         """One packed forward for all jobs but the zero-init ones, then each one's sampler step."""
         running = [job for job in jobs if not job.step.skip_forward]
-        flows: list[Tensor] = []
-        if running:
-            batch = PackedBatch(running, self.model.config, self.pool)
-            flows = batch.flows(self.model.transformer, one_by_one=self.batch_invariant)
-        for job, flow in zip(running, flows, strict=True):
-            advance(job.chunk.sampler, job.step, flow)
-        for job in jobs:
-            if job.step.skip_forward:
-                advance(job.chunk.sampler, job.step, None)
+        skipped = [job for job in jobs if job.step.skip_forward]
+        flows = self._flows(running) if running else []
+        for job, flow in [*zip(running, flows, strict=True), *((job, None) for job in skipped)]:
+            if isinstance(flow, Exception):
+                self._fail(job.session_id, flow, failures)
+            else:
+                advance(job.chunk.sampler, job.step, flow)
 
-    def _finish_chunk(self, scheduled: ScheduledStep) -> ChunkResult:
-        """Store the chunk's frames in its blocks and decode them."""
-        session = self.sessions[scheduled.session_id]
+    def _flows(self, jobs: Sequence[Job]) -> list[Tensor | Exception]:
+        """Each job's flow, or the error that it alone runs into.
+
+        A batch that does not fit in memory is halved; one that fails otherwise is run job by job.
+        Nothing has changed when a forward fails, so it can be run again.
+        """
+        try:
+            batch = PackedBatch(jobs, self.model.config, self.pool)
+            return [*batch.flows(self.model.transformer, one_by_one=self.batch_invariant)]
+        except Exception as error:  # narrowed down to the jobs that cause it
+            if len(jobs) == 1:
+                return [error]
+            size = len(jobs) // 2 if isinstance(error, torch.OutOfMemoryError) else 1
+            parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+            return [flow for part in parts for flow in self._flows(part)]
+
+    def _finish_chunk(self, scheduled: ScheduledStep, session: SessionState) -> ChunkResult:
+        """Store the chunk's frames in its blocks, decode them, and take a snapshot."""
         assert session.chunk is not None
+        index, blocks = scheduled.cursor.chunk, session.chunk.blocks
         latents = unpatchify(session.chunk.sampler.latents, session.geometry.patches)
-        self.pool.write(latents, session.chunk.blocks.append)
+        if not latents.isfinite().all():
+            raise HeliosError(f"chunk {index} came out with NaN or infinity in its latents")
+        self.pool.write(latents, blocks.append)
         frames = self.model.vae.decode(latents)
         inputs, session.input_latents, session.chunk = session.input_latents, None, None
         return ChunkResult(
             session_id=scheduled.session_id,
-            chunk=scheduled.cursor.chunk,
+            chunk=index,
             latents=as_message(latents),
             frames=Frames(frames.numpy().tobytes(), *frames.shape[:3]),
+            snapshot=self._snapshot(session, blocks, index),
             input_latents=None if inputs is None else as_message(inputs),
         )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def as_tensor(frames: Frames) -> Tensor:
@@ -210,7 +285,7 @@ def as_message(latents: Tensor) -> Latents:
     """(16, frames, h, w) as raw bytes, in its own dtype."""
     held = latents.contiguous().cpu()
     raw = held.view(torch.uint8).numpy().tobytes()
-    return Latents(raw, (1, *held.shape), str(held.dtype).removeprefix("torch."))
+    return Latents(raw, (1, *held.shape), dtype_name(held.dtype))
 
 
 def as_latents(message: Latents) -> Tensor:

@@ -18,6 +18,7 @@ from helios_serve.model_executor.worker.session_state import ChunkState, Session
 class Job(NamedTuple):
     """One session's step within a batch."""
 
+    session_id: str
     session: SessionState
     chunk: ChunkState
     stage: int

@@ -20,8 +20,8 @@ def frames_of(table: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def test_a_new_session_sees_only_null_frames() -> None:
     manager = HistoryManager(200)
-    assert manager.open("a", GEOMETRY) == ((), ())
-    window, append = manager.begin_chunk("a")
+    assert manager.open("a", GEOMETRY) == ((), (), False)
+    window, append, _ = manager.begin_chunk("a", new_anchor=True)
     assert window == (NULL_BLOCK,) * (WINDOW_FRAMES * SIZE)
     assert len(set(append)) == CHUNK_LATENTS * SIZE
     assert NULL_BLOCK not in append
@@ -32,20 +32,20 @@ def test_windows_slide_over_finished_chunks() -> None:
     manager.open("a", GEOMETRY)
     made: list[tuple[int, ...]] = []
     for chunk in range(4):
-        window, append = manager.begin_chunk("a")
+        window, append, _ = manager.begin_chunk("a", new_anchor=chunk == 0)
         anchor, *history = frames_of(window)
         expected = made[-HISTORY_FRAMES:]
         assert history[len(history) - len(expected) :] == expected
         assert anchor == (made[0] if chunk else (NULL_BLOCK,) * SIZE)
-        manager.end_chunk("a", new_anchor=chunk == 0)
+        manager.end_chunk("a")
         manager.check_integrity()
         made += frames_of(append)
 
 
 def test_a_reference_comes_with_an_anchor_and_frames_of_its_own() -> None:
     manager = HistoryManager(200)
-    anchor, frames = manager.open("a", GEOMETRY, initial_frames=HISTORY_FRAMES)
-    window, _ = manager.begin_chunk("a")
+    anchor, frames, _ = manager.open("a", GEOMETRY, initial_frames=HISTORY_FRAMES)
+    window, _, _ = manager.begin_chunk("a", new_anchor=False)
     assert window == (*anchor, *frames)
 
 
@@ -53,8 +53,8 @@ def test_a_session_never_holds_more_than_its_peak_and_gives_all_back() -> None:
     manager = HistoryManager(HistoryManager.peak_blocks(GEOMETRY) + 1)
     manager.open("a", GEOMETRY, initial_frames=HISTORY_FRAMES)
     for _ in range(6):
-        manager.begin_chunk("a")
-        manager.end_chunk("a", new_anchor=False)
+        manager.begin_chunk("a", new_anchor=False)
+        manager.end_chunk("a")
     manager.close("a")
     manager.check_integrity()
     assert manager.pool.num_free == manager.peak_blocks(GEOMETRY)
@@ -67,14 +67,16 @@ def test_forks_share_the_blocks_of_their_parent_until_they_part() -> None:
     for child in ("b", "c"):
         manager.fork("parent", child)
     assert manager.pool.num_blocks - manager.pool.num_free == used
-    windows = {name: manager.begin_chunk(name).window for name in ("parent", "b", "c")}
+    windows = {
+        name: manager.begin_chunk(name, new_anchor=False).window for name in ("parent", "b", "c")
+    }
     assert windows["parent"] == windows["b"] == windows["c"]
     for name in ("parent", "b", "c"):
-        manager.end_chunk(name, new_anchor=False)
+        manager.end_chunk(name)
         manager.check_integrity()
     manager.close("parent")
     manager.check_integrity()
-    kept = set(manager.begin_chunk("b").window)
+    kept = set(manager.begin_chunk("b", new_anchor=False).window)
     assert kept & set(windows["parent"])
     with pytest.raises(AssertionError, match="in the middle of a chunk"):
         manager.fork("b", "d")
@@ -118,18 +120,18 @@ class HistoryMachine(RuleBasedStateMachine):
             self.sessions[name] = size
 
     @precondition(lambda self: self.sessions.keys() - self.in_chunk)
-    @rule(data=st.data())
-    def begin(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), new_anchor=st.booleans())
+    def begin(self, data: st.DataObject, new_anchor: bool) -> None:
         name = self.pick(data, self.sessions.keys() - self.in_chunk)
-        window, append = self.manager.begin_chunk(name)
+        window, append, _ = self.manager.begin_chunk(name, new_anchor=new_anchor)
         assert set(append).isdisjoint(window)
         self.in_chunk.add(name)
 
     @precondition(lambda self: self.in_chunk)
-    @rule(data=st.data(), new_anchor=st.booleans())
-    def end(self, data: st.DataObject, new_anchor: bool) -> None:
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
         name = self.pick(data, self.in_chunk)
-        self.manager.end_chunk(name, new_anchor=new_anchor)
+        self.manager.end_chunk(name)
         self.in_chunk.remove(name)
 
     @precondition(lambda self: self.sessions.keys() - self.in_chunk)

@@ -6,7 +6,7 @@ from typing import Any
 from helios_serve.config import SchedulingConfig
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
-from helios_serve.messages import ScheduledStep, SchedulerOutput
+from helios_serve.messages import ScheduledStep, SchedulerOutput, Snapshot
 from helios_serve.model_config import HeliosConfig, SchedulerConfig, TransformerConfig
 from helios_serve.sampling_params import Frames, SamplingParams, VideoRequest
 
@@ -90,7 +90,8 @@ class World:
                 continue
             counts = session.params.stage_steps(step.cursor.chunk)
             if step.cursor[1:] == (len(counts) - 1, counts[-1] - 1):
-                self.scheduler.finish_chunk(step.session_id, step.cursor.chunk)
+                snapshot = Snapshot(step.cursor.chunk + 1, b"", b"", b"", "float32")
+                self.scheduler.finish_chunk(step.session_id, snapshot)
                 self.delivered.setdefault(step.session_id, []).append(self.now)
         self.scheduler.update_from_output(name, seconds)
 
