@@ -29,8 +29,10 @@ from diffusers import (
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from helios_serve.config import SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.engine.core import EngineCore
+from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.session import Session
 from helios_serve.entrypoints.arguments import size, steps
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.components import build_transformer
@@ -45,20 +47,14 @@ from helios_serve.model_executor.models.published import (
     write_json,
 )
 from helios_serve.model_executor.weights import find_sources, stream_weights
-from helios_serve.model_executor.worker.model_runner import ModelRunner, as_latents
+from helios_serve.model_executor.worker.latents import as_latents
+from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.sampling_params import SamplingParams, VideoRequest
 
 TEXT_DIM, PROMPT_TOKENS, PADDED_TOKENS = 256, 40, 512
 SEED = 7
 ROPE_DIM = {32: (12, 10, 10), 64: (24, 20, 20), 128: (44, 42, 42)}
 KINDS = {"matmul": ("mm", "linear"), "attention": ("attention", "flash", "fmha")}
-
-
-class BlankVae:
-    """Stands for our VAE: decodes to one blank frame."""
-
-    def decode(self, latents: Tensor) -> Tensor:  # noqa: ARG002
-        return torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
 
 
 class FixedText:
@@ -149,7 +145,7 @@ def our_side(
                 {k: v.clone() for k, v in transformer.state_dict().items()}, assign=True
             )
     text: Any = FixedText(states)
-    vae: Any = BlankVae()
+    vae: Any = None  # nothing is encoded or decoded
     model = LoadedModel(config, transformer, text, vae, device)  # type: ignore[arg-type]
     width, height = arguments.size
     params = SamplingParams(
@@ -158,10 +154,14 @@ def our_side(
     blocks = HistoryManager.peak_blocks(Geometry(height, width)) + 1
 
     def run() -> Tensor:
-        core = EngineCore(ModelRunner(model, blocks), config, blocks)
-        core.add_request(VideoRequest(request_id="x", prompt="x", params=params))
-        chunks = [chunk for _ in range(sum(arguments.steps)) for chunk in core.step().chunks]
-        return as_latents(chunks[0].latents)
+        scheduler = Scheduler(SchedulingConfig(), time.monotonic)
+        scheduler.add_worker("here", blocks)
+        runner = ModelRunner(model, blocks)
+        request = VideoRequest(request_id="x", prompt="x", params=params)
+        scheduler.add_session(Session(request, config, arrival=0.0))
+        plans = [scheduler.schedule("here") for _ in range(sum(arguments.steps))]
+        outputs = [runner.execute_model(plan) for plan in plans]
+        return as_latents(outputs[-1].chunks[0].latents)
 
     return run
 

@@ -49,3 +49,15 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
         """A flow's share of service: its tenant's, of which flex counts a part."""
         weight = self.tenant(tenant).weight
         return weight * self.flex_weight if tier == "flex" else weight
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How many workers an engine keeps, and how long, in seconds, it waits for one of them.
+
+    `step_deadline` is for one batch of steps, `start_deadline` for loading a model.
+    """
+
+    num_workers: int = 1
+    step_deadline: float = 300.0
+    start_deadline: float = 1800.0
+    scheduling: SchedulingConfig = SchedulingConfig()

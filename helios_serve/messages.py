@@ -1,6 +1,6 @@
 """What the scheduler and the workers say to each other."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -66,14 +66,6 @@ class ScheduledStep(msgspec.Struct, frozen=True):
     blocks: ChunkBlocks | None = None
 
 
-class SchedulerOutput(msgspec.Struct, frozen=True):
-    """What a worker is to do next: close `finished`, open the new, and then take the steps."""
-
-    new_sessions: tuple[NewSession, ...] = ()
-    scheduled_steps: tuple[ScheduledStep, ...] = ()
-    finished: tuple[str, ...] = ()
-
-
 class Latents(msgspec.Struct, frozen=True):
     """A (1, 16, frames, height / 8, width / 8) tensor as raw bytes; `dtype` is torch's name."""
 
@@ -82,17 +74,36 @@ class Latents(msgspec.Struct, frozen=True):
     dtype: str
 
 
-class ChunkResult(msgspec.Struct, frozen=True):
-    """A finished chunk: its nine latent frames and the 33 frames decoded from them.
+class DecodeTask(msgspec.Struct, frozen=True):
+    """The latents of a finished chunk, to be turned into frames."""
 
-    `snapshot` is where the session stands behind it. `input_latents` comes with the first chunk of
-    a request that keeps them.
+    session_id: str
+    chunk: int
+    latents: Latents
+
+
+class SchedulerOutput(msgspec.Struct, frozen=True):
+    """What a worker is to do next: close `finished`, open the new, and then take the steps.
+
+    `decode` holds chunks of a worker that was lost before it had decoded them.
+    """
+
+    new_sessions: tuple[NewSession, ...] = ()
+    scheduled_steps: tuple[ScheduledStep, ...] = ()
+    finished: tuple[str, ...] = ()
+    decode: tuple[DecodeTask, ...] = ()
+
+
+class ChunkResult(msgspec.Struct, frozen=True):
+    """A finished chunk: its nine latent frames, and where the session stands behind it.
+
+    The worker that made it decodes it too, beside later steps. `input_latents` comes with the first
+    chunk of a request that keeps them.
     """
 
     session_id: str
     chunk: int
     latents: Latents
-    frames: Frames
     snapshot: Snapshot
     input_latents: Latents | None = None
 
@@ -107,3 +118,49 @@ class SessionFailure(msgspec.Struct, frozen=True):
 class RunnerOutput(msgspec.Struct, frozen=True):
     chunks: tuple[ChunkResult, ...] = ()
     failures: tuple[SessionFailure, ...] = ()
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker runs. None for `history_blocks` sizes the pool by the memory left free."""
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    history_blocks: int | None = None
+    batch_invariant: bool = False
+
+
+class WorkerReady(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded and the pool has `num_blocks` blocks."""
+
+    num_blocks: int
+
+
+class StepsDone(msgspec.Struct, frozen=True, tag=True):
+    """The oldest plan is done, in `seconds`."""
+
+    output: RunnerOutput
+    seconds: float
+
+
+class ChunkDecoded(msgspec.Struct, frozen=True, tag=True):
+    """Frames of a chunk, or why there are none."""
+
+    session_id: str
+    chunk: int
+    frames: Frames | None
+    error: str | None = None
+
+
+class WorkerDied(msgspec.Struct, frozen=True, tag=True):
+    """The worker is gone, with everything it held.
+
+    `is_final` says that another one would end the same way: its configuration cannot work.
+    """
+
+    reason: str
+    is_final: bool = False
+
+
+WorkerEvent = WorkerReady | StepsDone | ChunkDecoded | WorkerDied

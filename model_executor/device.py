@@ -1,5 +1,7 @@
 """Devices and dtypes by the names that users give them."""
 
+import os
+
 import torch
 
 from helios_serve.errors import DeviceError
@@ -36,3 +38,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise DeviceError(f"got dtype {name!r}, expected auto or one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device now."""
+    if device.type == "cpu":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free, _ = torch.accelerator.get_memory_info(device)
+    return int(free)

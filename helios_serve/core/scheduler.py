@@ -26,9 +26,13 @@ class Batch:
         self.has_priority = False
 
     def fits(self, session: Session) -> bool:
-        """A single session always fits, whatever its size."""
+        """A single session always fits, whatever its size; a suspect goes alone."""
+        if not self.sessions:
+            return True
+        if session.is_suspect or self.sessions[0].is_suspect:
+            return False
         within = self.tokens + session.step_tokens <= self.config.max_num_batched_tokens
-        return not self.sessions or (within and len(self.sessions) < self.config.max_num_seqs)
+        return within and len(self.sessions) < self.config.max_num_seqs
 
     def add(self, session: Session) -> None:
         self.sessions.append(session)
@@ -100,7 +104,7 @@ class Scheduler:
         cost = sum(session.step_cost for session in batch.sessions)
         steps = tuple(self._plan(session, worker) for session in batch.sessions)
         if steps:
-            worker.plans.append(Plan(tuple(step.session_id for step in steps), cost))
+            worker.plans.append(Plan(steps, cost))
         new, closed = worker.take_changes()
         return SchedulerOutput(new, steps, closed)
 
@@ -109,8 +113,8 @@ class Scheduler:
         worker = self.workers[worker_id]
         plan = worker.plans.popleft()
         worker.measure(plan.cost, seconds)
-        for session_id in plan.session_ids:
-            session = self.sessions.get(session_id)
+        for step in plan.steps:
+            session = self.sessions.get(step.session_id)
             if session is not None and session.worker_id == worker_id:
                 session.in_flight -= 1
                 self._settle(session, worker)
@@ -121,6 +125,7 @@ class Scheduler:
         session = self.sessions.get(session_id)
         if session is not None:
             session.snapshot = snapshot
+            session.acquit()
             session.clock.deliver_first(self.clock())
 
     def abort(
@@ -166,6 +171,23 @@ class Scheduler:
     def drain(self, worker_id: str) -> None:
         """Give the worker no new sessions; those it has run on."""
         self.workers[worker_id].is_draining = True
+
+    def blame(self, worker_id: str, limit: int) -> list[str]:
+        """Ask which sessions the worker may have died of; returns those it has died of for sure.
+
+        Sessions that shared the step are suspects: each runs alone until it has made a chunk. One
+        under which `limit` workers have died while it was alone, at one and the same step, did it.
+        """
+        plans = self.workers[worker_id].plans
+        steps = plans[0].steps if plans else ()
+        guilty = []
+        for step in steps:
+            if (session := self.sessions.get(step.session_id)) is not None:
+                session.is_suspect = True
+                session.lone_deaths[step.cursor] += len(steps) == 1
+                if session.lone_deaths[step.cursor] >= limit:
+                    guilty.append(step.session_id)
+        return guilty
 
     def remove_worker(self, worker_id: str) -> None:
         """The worker is gone: its sessions wait to be taken up again at their last chunk edge."""

@@ -1,6 +1,7 @@
 """A session as the scheduler sees it: a cursor, a status, and what its steps cost."""
 
 import enum
+from collections import Counter
 
 from helios_serve.core.cost import chunk_cost, stage_step_cost
 from helios_serve.core.history_manager import HistoryManager
@@ -53,6 +54,8 @@ class Session:
         self.worker_id: str | None = None
         self.in_flight = 0
         self.snapshot: Snapshot | None = None
+        self.is_suspect = False
+        self.lone_deaths: Counter[StepCursor] = Counter()
         self.placed_chunk = 0
         self.is_leaving = False
         branches = 2 if self.params.is_guided else 1
@@ -146,6 +149,11 @@ class Session:
         self.in_flight = 0
         self.worker_id = None
         self.is_leaving = False
+
+    def acquit(self) -> None:
+        """It has made a chunk: whatever its workers died of, it was not that."""
+        self.is_suspect = False
+        self.lone_deaths.clear()
 
     @property
     def may_leave(self) -> bool:

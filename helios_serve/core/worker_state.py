@@ -7,7 +7,7 @@ from helios_serve.config import SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_queue import WorkerQueue
-from helios_serve.messages import NewSession
+from helios_serve.messages import NewSession, ScheduledStep
 
 RATE_MEMORY = 0.9
 """How much of the old rate a new measurement leaves."""
@@ -16,7 +16,7 @@ RATE_MEMORY = 0.9
 class Plan(NamedTuple):
     """Steps given to a worker and not yet returned, and their cost in FLOPs."""
 
-    session_ids: tuple[str, ...]
+    steps: tuple[ScheduledStep, ...]
     cost: float
 
 
@@ -114,7 +114,7 @@ class WorkerState:
         sessions = self.queue.sessions.values()
         assert self.reserved_blocks == sum(item.peak_blocks for item in sessions)
         assert self.reserved_blocks < self.history.pool.num_blocks
-        planned = Counter(name for plan in self.plans for name in plan.session_ids)
+        planned = Counter(step.session_id for plan in self.plans for step in plan.steps)
         for session in sessions:
             assert session.worker_id == self.worker_id
             assert session.in_flight == planned[session.session_id]

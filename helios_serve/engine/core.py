@@ -1,54 +1,90 @@
-"""The engine's loop over one worker in this process: sessions in, chunks out."""
+"""The engine's loop: requests in, plans to workers, chunks out, and lost workers replaced."""
 
 import time
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Iterator
 
-from helios_serve.config import SchedulingConfig
+from helios_serve.config import EngineConfig
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session, SessionStatus
-from helios_serve.messages import RunnerOutput, SchedulerOutput
+from helios_serve.engine.delivery import Delivery
+from helios_serve.engine.events import (
+    EngineEvent,
+    RequestFailed,
+    RequestFinished,
+    StepTaken,
+)
+from helios_serve.errors import HeliosError
+from helios_serve.logger import logger
+from helios_serve.messages import (
+    ChunkDecoded,
+    SchedulerOutput,
+    StepsDone,
+    WorkerDied,
+    WorkerReady,
+)
 from helios_serve.model_config import HeliosConfig
+from helios_serve.model_executor.executor.abstract import Executor, Received
 from helios_serve.sampling_params import VideoRequest
 
-WORKER = "inline"
+QUEUE_DEPTH = 2
+"""Plans that a worker has at a time, so that it never waits for the next."""
+MAX_DEATHS = 3
+"""Workers that may die at the same step of a lone request before it is taken to be the cause."""
+MAX_FAILED_STARTS = 3
 
 
-class Runner(Protocol):
-    """What the engine needs of a worker."""
+class WorkerWatch:
+    """The engine's view of a worker: whether it is ready, its plans, and since when it is at it."""
 
-    def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
-        """Close finished sessions, open new ones, and take the scheduled steps."""
-        ...
+    def __init__(self, now: float) -> None:
+        self.is_ready = False
+        self.plans: deque[SchedulerOutput] = deque()
+        self.busy_since = now
 
 
 class EngineCore:
-    """Asks the scheduler for a batch, has it run, and tells the scheduler what came of it."""
+    """Keeps `config.num_workers` workers busy with what the scheduler picks.
+
+    Everything happens in `step`, in the caller's thread. A worker that dies, or that does not
+    answer within its deadline, is replaced; its sessions go on elsewhere from their last chunk.
+    """
 
     def __init__(
         self,
-        runner: Runner,
-        config: HeliosConfig,
-        num_blocks: int,
-        scheduling: SchedulingConfig | None = None,
+        executor: Executor,
+        model_config: HeliosConfig,
+        config: EngineConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.runner = runner
-        self.config = config
-        self.scheduler = Scheduler(scheduling or SchedulingConfig(), time.monotonic)
-        self.scheduler.add_worker(WORKER, num_blocks)
+        self.executor = executor
+        self.model_config = model_config
+        self.config = config or EngineConfig()
+        self.clock = clock
+        self.scheduler = Scheduler(self.config.scheduling, clock)
+        self.workers: dict[str, WorkerWatch] = {}
+        self._deliveries: dict[str, Delivery] = {}
+        self._failed_starts = 0
+        for _ in range(self.config.num_workers):
+            self._start_worker()
 
     @property
     def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished
+        return bool(self._deliveries)
 
     def add_request(self, request: VideoRequest) -> Session:
         """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served."""
-        session = Session(request, self.config, arrival=self.scheduler.clock())
+        session = Session(request, self.model_config, arrival=self.clock())
         self.scheduler.add_session(session)
+        self._deliveries[request.request_id] = Delivery(
+            request.request_id, session.params.num_chunks
+        )
         return session
 
     def abort(self, request_id: str) -> None:
-        """End a request and free what it holds."""
+        """End a request at once; what it holds is freed when its last steps have returned."""
         self.scheduler.abort(request_id)
+        self._deliveries.pop(request_id, None)
 
     def pause(self, request_id: str) -> None:
         """Take no more steps for a request until it is resumed."""
@@ -57,18 +93,114 @@ class EngineCore:
     def resume(self, request_id: str) -> None:
         self.scheduler.resume(request_id)
 
-    def step(self) -> RunnerOutput:
-        """One denoise step of the sessions that the scheduler picks, and what came of it."""
-        plan = self.scheduler.schedule(WORKER)
-        started = time.perf_counter()
-        output = self.runner.execute_model(plan)
-        seconds = time.perf_counter() - started
-        for failure in output.failures:
-            self.scheduler.abort(failure.session_id, SessionStatus.FINISHED_FAILED)
-        for chunk in output.chunks:
+    def step(self, timeout: float = 0.1) -> list[EngineEvent]:
+        """Give plans out, and tell what came back; waits for it up to `timeout` seconds.
+
+        Raises HeliosError if no worker can be started.
+        """
+        self._fill_queues()
+        events = [
+            event
+            for received in self.executor.poll(timeout)
+            if received.worker_id in self.workers
+            for event in self._handle(received)
+        ]
+        self._kill_overdue()
+        return events
+
+    def _fill_queues(self) -> None:
+        for worker_id, watch in self.workers.items():
+            while watch.is_ready and len(watch.plans) < QUEUE_DEPTH:
+                plan = self._next_plan(worker_id)
+                if plan == SchedulerOutput():
+                    break
+                if not watch.plans:
+                    watch.busy_since = self.clock()
+                watch.plans.append(plan)
+                self.executor.submit(worker_id, plan)
+
+    def _next_plan(self, worker_id: str) -> SchedulerOutput:
+        plan = self.scheduler.schedule(worker_id)
+        decode = tuple(
+            task
+            for delivery in self._deliveries.values()
+            for task in delivery.take_undecoded(worker_id)
+        )
+        return SchedulerOutput(plan.new_sessions, plan.scheduled_steps, plan.finished, decode)
+
+    def _handle(self, received: Received) -> Iterator[EngineEvent]:
+        worker_id, event = received
+        match event:
+            case WorkerReady():
+                self._failed_starts = 0
+                self.workers[worker_id].is_ready = True
+                self.scheduler.add_worker(worker_id, event.num_blocks)
+            case StepsDone():
+                yield from self._on_steps(worker_id, event)
+            case ChunkDecoded():
+                yield from self._on_decoded(event)
+            case WorkerDied():
+                yield from self._on_death(worker_id, event)
+
+    def _on_steps(self, worker_id: str, event: StepsDone) -> Iterator[EngineEvent]:
+        watch = self.workers[worker_id]
+        plan = watch.plans.popleft()
+        watch.busy_since = self.clock()
+        for failure in event.output.failures:
+            yield from self._fail(failure.session_id, failure.message)
+        for step in plan.scheduled_steps:
+            if step.session_id in self._deliveries:
+                yield StepTaken(step.session_id, step.cursor)
+        for chunk in event.output.chunks:
             self.scheduler.finish_chunk(chunk.session_id, chunk.snapshot)
+            if chunk.session_id in self._deliveries:
+                self._deliveries[chunk.session_id].receive(chunk, worker_id)
         if plan.scheduled_steps:
-            self.scheduler.update_from_output(WORKER, seconds)
-        if not self.has_unfinished:
-            self.runner.execute_model(self.scheduler.schedule(WORKER))
-        return output
+            self.scheduler.update_from_output(worker_id, event.seconds)
+
+    def _on_decoded(self, event: ChunkDecoded) -> Iterator[EngineEvent]:
+        delivery = self._deliveries.get(event.session_id)
+        if delivery is None:
+            return
+        if event.frames is None:
+            yield from self._fail(event.session_id, event.error or "decoding failed")
+            return
+        yield from delivery.receive_frames(event.chunk, event.frames)
+        if delivery.is_complete:
+            del self._deliveries[event.session_id]
+            yield RequestFinished(event.session_id)
+
+    def _on_death(self, worker_id: str, event: WorkerDied) -> Iterator[EngineEvent]:
+        """Replace the worker, and let its sessions go on from their last chunk."""
+        logger.error("worker %s died: %s", worker_id, event.reason)
+        watch = self.workers.pop(worker_id)
+        if not watch.is_ready:
+            self._failed_starts += 1
+            if event.is_final or self._failed_starts >= MAX_FAILED_STARTS:
+                raise HeliosError(f"no worker can be started: {event.reason}")
+        else:
+            for session_id in self.scheduler.blame(worker_id, MAX_DEATHS):
+                message = f"{MAX_DEATHS} workers died at the same step of it, alone: {event.reason}"
+                yield from self._fail(session_id, message)
+            self.scheduler.remove_worker(worker_id)
+            for delivery in self._deliveries.values():
+                delivery.lose_decoder(worker_id)
+        self._start_worker()
+
+    def _fail(self, request_id: str, message: str) -> Iterator[EngineEvent]:
+        self.scheduler.abort(request_id, SessionStatus.FINISHED_FAILED)
+        if self._deliveries.pop(request_id, None) is not None:
+            yield RequestFailed(request_id, message)
+
+    def _start_worker(self) -> None:
+        self.workers[self.executor.start_worker()] = WorkerWatch(self.clock())
+
+    def _kill_overdue(self) -> None:
+        """A worker that does not answer in time is as good as dead."""
+        now = self.clock()
+        for worker_id, watch in self.workers.items():
+            limit = self.config.step_deadline if watch.is_ready else self.config.start_deadline
+            if (watch.plans or not watch.is_ready) and now - watch.busy_since > limit:
+                logger.error("worker %s did not answer for %.0f s", worker_id, limit)
+                watch.busy_since = now
+                self.executor.kill_worker(worker_id)

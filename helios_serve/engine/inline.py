@@ -1,16 +1,20 @@
 """One model in this process, for one caller at a time: no server, no other processes."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from helios_serve.config import EngineConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.engine.core import EngineCore
+from helios_serve.engine.events import ChunkReady, RequestFailed, StepTaken
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger
-from helios_serve.messages import ChunkResult, StepCursor
+from helios_serve.messages import StepCursor
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.device import resolve_device, resolve_dtype
+from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.model_executor.loader import (
     LoadedModel,
     LoadFormat,
@@ -18,21 +22,20 @@ from helios_serve.model_executor.loader import (
     open_checkpoint,
 )
 from helios_serve.model_executor.lora_files import load_adapter
-from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.sampling_params import VideoRequest
 
 
 class StepDone(NamedTuple):
-    """One denoise step of a request; `chunk` comes with the last step of a chunk."""
+    """One denoise step of the request: number `done` of `total`."""
 
     cursor: StepCursor
     done: int
     total: int
-    chunk: ChunkResult | None
 
 
 class InlineEngine:
-    """Loads a model and generates one request after another in the calling thread.
+    """Loads a model and generates one request after another.
 
     The checkpoint's configuration, device and dtype are checked at once; weights are loaded by
     `load`, or by the first request.
@@ -73,21 +76,34 @@ class InlineEngine:
             skeleton = build_transformer(self.checkpoint.folder, self.config, self.dtype).module
             load_adapter(request.lora, skeleton, request.lora_scale)
 
-    def generate(self, request: VideoRequest) -> Iterator[StepDone]:
-        """Run a checked request to its end.
+    def generate(self, request: VideoRequest) -> Iterator[StepDone | ChunkReady]:
+        """Run a checked request to its end; raises HeliosError if it fails on the way.
 
         The history pool is made for the request: exactly what one session of its size can hold.
         """
+        model = self.load()
         geometry = Geometry(request.params.height, request.params.width)
-        num_blocks = HistoryManager.peak_blocks(geometry) + 1
-        runner = ModelRunner(self.load(), num_blocks, batch_invariant=self.batch_invariant)
-        core = EngineCore(runner, self.config, num_blocks)
-        session = core.add_request(request)
-        done, total = 0, session.params.total_steps
-        while core.has_unfinished:
-            cursor = session.cursor
-            output = core.step()
-            for failure in output.failures:
-                raise HeliosError(failure.message)
-            done += 1
-            yield StepDone(cursor, done, total, output.chunks[0] if output.chunks else None)
+        executor = InlineExecutor(
+            lambda emit: Worker(
+                model,
+                emit,
+                history_blocks=HistoryManager.peak_blocks(geometry) + 1,
+                batch_invariant=self.batch_invariant,
+            )
+        )
+        config = EngineConfig(step_deadline=math.inf, start_deadline=math.inf)
+        core = EngineCore(executor, self.config, config)
+        try:
+            total = core.add_request(request).params.total_steps
+            done = 0
+            while core.has_unfinished:
+                for event in core.step():
+                    if isinstance(event, StepTaken):
+                        done += 1
+                        yield StepDone(event.cursor, done, total)
+                    elif isinstance(event, ChunkReady):
+                        yield event
+                    elif isinstance(event, RequestFailed):
+                        raise HeliosError(event.message)
+        finally:
+            executor.shutdown()

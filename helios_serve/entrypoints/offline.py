@@ -167,14 +167,15 @@ class Helios:
     def _run(
         self, request: VideoRequest, on_step: Callable[[StepDone], None] | None
     ) -> Iterator[VideoChunk]:
-        for step in self._engine.generate(request):
-            if on_step is not None:
-                on_step(step)
-            if step.chunk is not None:
-                index, inputs = step.chunk.chunk, step.chunk.input_latents
-                wanted = request.params.num_frames - index * CHUNK_FRAMES
-                yield VideoChunk(
-                    index=index,
-                    frames=as_array(step.chunk.frames)[:wanted],
-                    latents=(*([inputs] if inputs else []), step.chunk.latents),
-                )
+        for event in self._engine.generate(request):
+            if isinstance(event, StepDone):
+                if on_step is not None:
+                    on_step(event)
+                continue
+            wanted = request.params.num_frames - event.chunk * CHUNK_FRAMES
+            inputs = [] if event.input_latents is None else [event.input_latents]
+            yield VideoChunk(
+                index=event.chunk,
+                frames=as_array(event.frames)[:wanted],
+                latents=(*inputs, event.latents),
+            )

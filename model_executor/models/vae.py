@@ -1,6 +1,7 @@
 """The Wan VAE of diffusers, a chunk at a time, in the model's latent space."""
 
 import hashlib
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -15,12 +16,14 @@ MAX_CACHED_BYTES = 256 << 20
 class Vae:
     """Thin wrapper of AutoencoderKLWan.
 
-    Chunks decode independently of each other: the causal cache starts fresh for each. Posteriors
+    Chunks decode independently of each other: the causal cache starts fresh for each. The cache
+    belongs to the model, so encoding and decoding in two threads take turns. Posteriors
     of reference images are cached by size and the hash of their pixels.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self._turn = threading.Lock()
         shape = (1, model.config.z_dim, 1, 1, 1)
         options = {"dtype": model.dtype, "device": model.device}
         self._mean = torch.tensor(model.config.latents_mean, **options).view(shape)
@@ -36,7 +39,8 @@ class Vae:
             self._posteriors.move_to_end(key)
             return self._posteriors[key]
         video = frames.to(self.model.device).permute(3, 0, 1, 2)[None].float() / 255
-        belief = self.model.encode((2 * video - 1).to(self.model.dtype)).latent_dist
+        with self._turn:
+            belief = self.model.encode((2 * video - 1).to(self.model.dtype)).latent_dist
         posterior = self._posteriors[key] = Posterior(belief.mean, belief.std)
         while sum(map(num_bytes, self._posteriors.values())) > MAX_CACHED_BYTES:
             self._posteriors.popitem(last=False)
@@ -50,7 +54,8 @@ class Vae:
     def decode(self, latents: Tensor) -> Tensor:
         """The model's latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, CPU."""
         raw = latents[None].to(self.model.device, self.model.dtype) / self._scale + self._mean
-        video: Tensor = self.model.decode(raw, return_dict=False)[0][0]
+        with self._turn:
+            video: Tensor = self.model.decode(raw, return_dict=False)[0][0]
         pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(1, 2, 3, 0).contiguous().cpu()
 

@@ -13,7 +13,6 @@ from helios_serve.messages import (
     NULL_BLOCK,
     ChunkBlocks,
     ChunkResult,
-    Latents,
     NewSession,
     RunnerOutput,
     ScheduledStep,
@@ -40,6 +39,7 @@ from helios_serve.model_executor.models.helios.samplers import (
     unpatchify,
 )
 from helios_serve.model_executor.worker.history_pool import HistoryPool
+from helios_serve.model_executor.worker.latents import as_message, dtype_name
 from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.model_executor.worker.prompt_reader import PromptReader
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
@@ -252,43 +252,24 @@ class ModelRunner:
             return [flow for part in parts for flow in self._flows(part)]
 
     def _finish_chunk(self, scheduled: ScheduledStep, session: SessionState) -> ChunkResult:
-        """Store the chunk's frames in its blocks, decode them, and take a snapshot."""
+        """Store the chunk's frames in its blocks and take a snapshot."""
         assert session.chunk is not None
         index, blocks = scheduled.cursor.chunk, session.chunk.blocks
         latents = unpatchify(session.chunk.sampler.latents, session.geometry.patches)
         if not latents.isfinite().all():
             raise HeliosError(f"chunk {index} came out with NaN or infinity in its latents")
         self.pool.write(latents, blocks.append)
-        frames = self.model.vae.decode(latents)
         inputs, session.input_latents, session.chunk = session.input_latents, None, None
         return ChunkResult(
             session_id=scheduled.session_id,
             chunk=index,
             latents=as_message(latents),
-            frames=Frames(frames.numpy().tobytes(), *frames.shape[:3]),
             snapshot=self._snapshot(session, blocks, index),
             input_latents=None if inputs is None else as_message(inputs),
         )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def as_tensor(frames: Frames) -> Tensor:
     """(count, height, width, 3), uint8."""
     flat = torch.frombuffer(bytearray(frames.data), dtype=torch.uint8)
     return flat.view(frames.count, frames.height, frames.width, 3)
-
-
-def as_message(latents: Tensor) -> Latents:
-    """(16, frames, h, w) as raw bytes, in its own dtype."""
-    held = latents.contiguous().cpu()
-    raw = held.view(torch.uint8).numpy().tobytes()
-    return Latents(raw, (1, *held.shape), dtype_name(held.dtype))
-
-
-def as_latents(message: Latents) -> Tensor:
-    """The (1, 16, frames, h, w) tensor of a message."""
-    dtype = getattr(torch, message.dtype)
-    return torch.frombuffer(bytearray(message.data), dtype=dtype).view(message.shape)

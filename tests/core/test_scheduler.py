@@ -238,6 +238,34 @@ def test_sessions_of_a_lost_worker_go_on_elsewhere_from_their_last_chunk() -> No
     }
 
 
+def test_a_session_that_kills_its_workers_is_found_by_running_suspects_alone() -> None:
+    world = World()
+    world.add("guilty", chunks=4)
+    for name in ("bystander", "other"):
+        world.add(name, chunks=4, size=(64, 64))
+    blamed: list[str] = []
+    deaths = 0
+    while not blamed:
+        (name,) = world.queues
+        plans = world.scheduler.workers[name].plans
+        head = plans[0].steps if plans else ()
+        if any(step.session_id == "guilty" and step.cursor == (0, 1, 0) for step in head):
+            deaths += 1
+            blamed = world.scheduler.blame(name, limit=3)
+            del world.queues[name]
+            world.scheduler.remove_worker(name)
+            world.add_worker(f"worker-{deaths}", SESSION_BLOCKS * 4)
+        else:
+            assert world.tick()
+    assert (blamed, deaths) == (["guilty"], 4)
+    world.scheduler.abort("guilty")
+    world.run()
+    assert {name: len(times) for name, times in world.delivered.items()} == {
+        "bystander": 4,
+        "other": 4,
+    }
+
+
 def test_a_draining_worker_takes_no_new_sessions() -> None:
     world = World(workers=2)
     world.scheduler.drain("worker-0")

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_files import write_lora
-from videos import NUM_BLOCKS, Case, run_sessions
+from videos import NUM_BLOCKS, Case, SteppedExecutor, run_sessions
 
-from helios_serve.engine.core import WORKER, EngineCore
+from helios_serve.engine.core import EngineCore
+from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.sampling_params import VideoRequest
@@ -56,16 +57,21 @@ def lora_path(checkpoints: dict[str, Path], latent_model: Any, tmp_path_factory:
     return write_lora(tmp_path_factory.mktemp("lora") / "adapter.safetensors", model.transformer)
 
 
-def job_of(wish: Wish, engine: EngineCore, runner: ModelRunner, name: str, lora: str) -> Job:
+def job_of(wish: Wish, model: LoadedModel, lora: str) -> tuple[Job, ModelRunner]:
     """The wish as a session in the middle of its video, about to take its next step."""
+    executor = SteppedExecutor(model, NUM_BLOCKS)
+    engine = EngineCore(executor, model.config)
     scale = wish.lora_scale
     extra = {} if scale is None else {"lora": lora, "lora_scale": scale}
-    session = engine.add_request(wish.case.request(name, **extra))
+    session = engine.add_request(wish.case.request(**extra))
+    executor.poll(0)
+    engine.scheduler.add_worker("stepped", NUM_BLOCKS)
     for _ in range(wish.steps_before):
-        engine.step()
+        executor.worker.execute(engine.scheduler.schedule("stepped"))
     assert not session.is_planned
-    (step,) = engine.scheduler.schedule(WORKER).scheduled_steps
-    return runner._prepare(step)
+    (step,) = engine.scheduler.schedule("stepped").scheduled_steps
+    executor.shutdown()
+    return executor.runner._prepare(step), executor.runner
 
 
 @settings(
@@ -86,9 +92,7 @@ def test_a_packed_forward_equals_each_segment_alone(
     model = latent_model(checkpoints[variant])
     segments = []
     for wish in data.draw(st.lists(wishes(variant), min_size=2, max_size=4)):
-        runner = ModelRunner(model, NUM_BLOCKS)
-        engine = EngineCore(runner, model.config, NUM_BLOCKS)
-        job = job_of(wish, engine, runner, "session", str(lora_path))
+        job, runner = job_of(wish, model, str(lora_path))
         segments += PackedBatch([job], model.config, runner.pool).segments
     packed = model.transformer(segments).split([len(segment.noise) for segment in segments])
     for segment, got in zip(segments, packed, strict=True):

@@ -1,5 +1,6 @@
 """The same request to diffusers' pipeline and to our engine, and the latents of each."""
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,8 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from helios_serve.engine.core import EngineCore
+from helios_serve.engine.events import ChunkReady, RequestFailed, RequestFinished
+from helios_serve.messages import SchedulerOutput
+from helios_serve.model_executor.executor.abstract import Received
+from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.loader import LoadedModel
-from helios_serve.model_executor.worker.model_runner import ModelRunner, as_latents
+from helios_serve.model_executor.worker.latents import as_latents
+from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.sampling_params import (
     Frames,
     PromptSwitch,
@@ -144,21 +151,74 @@ def run_sessions(
     model: LoadedModel, requests: list[VideoRequest], *, batch_invariant: bool = False
 ) -> dict[str, Tensor]:
     """Latents of every request, all of them batched together, by request id."""
-    runner = ModelRunner(model, NUM_BLOCKS, batch_invariant=batch_invariant)
-    engine = EngineCore(runner, model.config, NUM_BLOCKS)
-    parts: dict[str, list[Tensor]] = {request.request_id: [] for request in requests}
+    executor = SteppedExecutor(model, NUM_BLOCKS, batch_invariant=batch_invariant)
+    engine = EngineCore(executor, model.config)
     for request in requests:
         engine.add_request(request)
+    latents, failures = finish(engine)
+    assert not failures
+    assert not executor.runner.sessions
+    executor.shutdown()
+    return latents
+
+
+def finish(engine: EngineCore) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Run all requests to their end: latents of those that came through, messages of others."""
+    parts: dict[str, list[Tensor]] = {}
+    failures: dict[str, str] = {}
+    finished: set[str] = set()
     while engine.has_unfinished:
-        output = engine.step()
-        assert not output.failures
-        for chunk in output.chunks:
-            if chunk.input_latents is not None:
-                parts[chunk.session_id].append(as_latents(chunk.input_latents))
-            parts[chunk.session_id].append(as_latents(chunk.latents))
+        for event in engine.step():
+            if isinstance(event, ChunkReady):
+                own = parts.setdefault(event.request_id, [])
+                if event.input_latents is not None:
+                    own.append(as_latents(event.input_latents))
+                own.append(as_latents(event.latents))
+            elif isinstance(event, RequestFailed):
+                failures[event.request_id] = event.message
+            elif isinstance(event, RequestFinished):
+                finished.add(event.request_id)
         engine.scheduler.check_integrity()
-    assert not runner.sessions
-    return {request_id: torch.cat(chunks, dim=2) for request_id, chunks in parts.items()}
+    for _ in range(4):  # the last plans: workers are told which sessions are over
+        engine.step(0)
+    return {name: torch.cat(parts[name], dim=2) for name in finished}, failures
+
+
+class SteppedExecutor:
+    """One worker that runs a plan whenever it is polled, so that a test decides when."""
+
+    def __init__(
+        self, model: LoadedModel, num_blocks: int, *, batch_invariant: bool = False
+    ) -> None:
+        self._plans: deque[SchedulerOutput] = deque()
+        self._inbox = Inbox()
+        self.worker = Worker(
+            model,
+            lambda event: self._inbox.put("stepped", event),
+            history_blocks=num_blocks,
+            batch_invariant=batch_invariant,
+        )
+
+    @property
+    def runner(self) -> ModelRunner:
+        return self.worker.runner
+
+    def start_worker(self) -> str:
+        return "stepped"
+
+    def submit(self, worker_id: str, plan: SchedulerOutput) -> None:  # noqa: ARG002
+        self._plans.append(plan)
+
+    def poll(self, timeout: float) -> list[Received]:
+        if self._plans:
+            self.worker.execute(self._plans.popleft())
+        return self._inbox.take(timeout)
+
+    def kill_worker(self, worker_id: str) -> None:  # noqa: ARG002
+        raise AssertionError("nothing here is ever late")
+
+    def shutdown(self) -> None:
+        self.worker.close()
 
 
 def our_latents(model: LoadedModel, case: Case, **extra: Any) -> Tensor:

@@ -1,0 +1,164 @@
+"""Workers as child processes of this one, reached by msgpack over a pipe.
+
+A child ends with its parent: it reads end of file. The parent learns of a child's end the same way.
+"""
+
+import itertools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import msgspec
+
+from helios_serve.errors import HeliosError
+from helios_serve.logger import show_logs
+from helios_serve.messages import SchedulerOutput, WorkerConfig, WorkerDied, WorkerEvent
+from helios_serve.model_executor.executor.abstract import Received
+from helios_serve.model_executor.executor.inbox import Inbox
+
+STOP_SECONDS = 10.0
+
+
+class Child:
+    """One worker process and the two threads that talk to it.
+
+    Plans are written by a thread of their own, since a pipe holds little and a plan may carry a
+    whole reference video.
+    """
+
+    def __init__(self, worker_id: str, config: WorkerConfig, inbox: Inbox) -> None:
+        self.worker_id = worker_id
+        self.inbox = inbox
+        self.is_stopping = False
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=run_worker, args=(config, theirs), name=worker_id, daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self._plans: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=target, name=f"{worker_id} {target.__name__}", daemon=True)
+            for target in (self._write, self._read)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, plan: SchedulerOutput) -> None:
+        self._plans.put(msgspec.msgpack.encode(plan))
+
+    def kill(self) -> None:
+        """SIGKILL also ends a process that is stopped or hangs."""
+        self.process.kill()
+
+    def stop(self) -> None:
+        """Let it finish its plans, and end it; kill it if that takes too long."""
+        self.is_stopping = True
+        self._plans.put(None)
+        self.process.join(STOP_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        for thread in self._threads:
+            thread.join()
+        self._pipe.close()
+        self.process.close()
+
+    def _write(self) -> None:
+        while (data := self._plans.get()) is not None:
+            try:
+                self._pipe.send_bytes(data)
+            except OSError:  # the child is gone: the reader says so
+                return
+        try:
+            self._pipe.send_bytes(b"")
+        except OSError:
+            return
+
+    def _read(self) -> None:
+        decoder = msgspec.msgpack.Decoder(WorkerEvent)
+        said_why = False
+        while True:
+            try:
+                event = decoder.decode(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                break
+            said_why = said_why or isinstance(event, WorkerDied)
+            self.inbox.put(self.worker_id, event)
+        self._plans.put(None)
+        self.process.join()
+        if not said_why and not self.is_stopping:
+            self.inbox.put(self.worker_id, WorkerDied(how_it_ended(self.process.exitcode)))
+
+
+class LocalExecutor:
+    """Spawned worker processes on this machine, all with the same configuration."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self._inbox = Inbox()
+        self._numbers = itertools.count()
+        self._children: dict[str, Child] = {}
+
+    def start_worker(self) -> str:
+        worker_id = f"local-{next(self._numbers)}"
+        self._children[worker_id] = Child(worker_id, self.config, self._inbox)
+        return worker_id
+
+    def submit(self, worker_id: str, plan: SchedulerOutput) -> None:
+        self._children[worker_id].submit(plan)
+
+    def poll(self, timeout: float) -> list[Received]:
+        return self._inbox.take(timeout)
+
+    def kill_worker(self, worker_id: str) -> None:
+        self._children[worker_id].kill()
+
+    def pid(self, worker_id: str) -> int:
+        """The worker's process id."""
+        pid = self._children[worker_id].process.pid
+        assert pid is not None
+        return pid
+
+    def shutdown(self) -> None:
+        for child in self._children.values():
+            child.stop()
+        self._children.clear()
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"its process was ended by {signal.Signals(-exit_code).name}"
+    return f"its process ended with status {exit_code}"
+
+
+def run_worker(config: WorkerConfig, pipe: Connection) -> None:
+    """The life of a worker process."""
+    from helios_serve.model_executor.worker.worker import load_worker
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when its workers end
+    show_logs()
+    lock = threading.Lock()
+
+    def emit(event: WorkerEvent) -> None:
+        data = msgspec.msgpack.encode(event)
+        with lock:
+            pipe.send_bytes(data)
+
+    try:
+        worker = load_worker(config, emit)
+    except HeliosError as error:
+        emit(WorkerDied(str(error), is_final=True))
+        return
+    plans = msgspec.msgpack.Decoder(SchedulerOutput)
+    try:
+        while data := pipe.recv_bytes():
+            worker.execute(plans.decode(data))
+        worker.close()
+    except (EOFError, BrokenPipeError):  # the parent is gone
+        os._exit(1)
