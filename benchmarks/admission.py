@@ -97,7 +97,9 @@ def main() -> None:
     solo_total = statistics.median(total for _, total in alone)
     frames = 33 * arguments.chunks
     print(f"alone: first chunk after {solo:.2f} s, {frames / solo_total:.1f} frames/s")
-    print(f"{'sessions':>8} {'first chunk s':>22} {'last / solo':>12} {'frames/s':>9} {'/ solo':>7}")
+    print(
+        f"{'sessions':>8} {'first chunk s':>22} {'last / solo':>12} {'frames/s':>9} {'/ solo':>7}"
+    )
     rows = []
     for count in SESSIONS:
         stagger = solo_total / count / 2

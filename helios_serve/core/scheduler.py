@@ -151,10 +151,10 @@ class Scheduler:
         session.clock.pause(self.clock())
         if session.worker_id is None:
             self._step_aside(session)
-            self._place_waiting()
         elif session.status is SessionStatus.RUNNING:
             session.status = SessionStatus.PAUSED
             self.workers[session.worker_id].queue.withdraw(session)
+        self._place_waiting()
 
     def resume(self, session_id: str) -> None:
         session = self.sessions[session_id]

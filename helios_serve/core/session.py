@@ -80,9 +80,13 @@ class Session:
 
     @property
     def is_going(self) -> bool:
-        """Whether its blocks come free without anyone doing more about it."""
+        """Whether its blocks come free without anyone doing more about it.
+
+        A session that is to leave at its next chunk edge never comes to it while it is paused.
+        """
         ended = self.status is SessionStatus.PREEMPTED or self.status.is_finished
-        return ended or self.is_leaving or self.is_planned
+        leaves = self.is_leaving and self.status is SessionStatus.RUNNING
+        return ended or leaves or self.is_planned
 
     @property
     def at_chunk_edge(self) -> bool:

@@ -114,10 +114,15 @@ class LocalExecutor:
         self._children[worker_id].submit(plan)
 
     def poll(self, timeout: float) -> list[Received]:
-        return self._inbox.take(timeout)
+        received = self._inbox.take(timeout)
+        for worker_id, event in received:
+            if isinstance(event, WorkerDied):
+                self._children.pop(worker_id).stop()
+        return received
 
     def kill_worker(self, worker_id: str) -> None:
-        self._children[worker_id].kill()
+        if worker_id in self._children:
+            self._children[worker_id].kill()
 
     def pid(self, worker_id: str) -> int:
         """The worker's process id."""

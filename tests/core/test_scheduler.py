@@ -213,6 +213,20 @@ def test_room_is_made_by_paused_sessions_first_and_then_by_flex_at_a_chunk_edge(
     assert repeated <= {"idle"}, "flex left within a chunk"
 
 
+def test_a_session_that_is_paused_on_its_way_out_makes_room_at_once() -> None:
+    world = World(num_blocks=SESSION_BLOCKS + 1)
+    flex = world.add("flex", chunks=20, tier="flex")
+    world.tick()
+    world.add("waiting")
+    assert flex.is_leaving
+    world.scheduler.pause("flex")
+    world.run()
+    assert len(world.delivered["waiting"]) == 1
+    world.scheduler.resume("flex")
+    world.run()
+    assert len(world.delivered["flex"]) == 20
+
+
 def test_flex_does_not_starve_under_block_pressure() -> None:
     world = World(num_blocks=SESSION_BLOCKS + 1)
     world.add("flex", chunks=5, tier="flex", tenant="f")
