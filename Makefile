@@ -50,6 +50,7 @@ bench: $(READY)  ## results go to benchmarks/results
 	$(BIN)/python benchmarks/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
 	$(BIN)/python benchmarks/scheduler.py --output benchmarks/results/scheduler.json \
 	  --plot benchmarks/results/scheduler.png
+	$(BIN)/python benchmarks/admission.py --output benchmarks/results/admission_nano.json
 
 wheel: $(READY)
 	$(BIN)/python -m build

@@ -1,7 +1,6 @@
 """Finished chunks to frames, beside the denoising of later ones."""
 
 import contextlib
-import queue
 import threading
 from collections.abc import Callable
 
@@ -10,12 +9,13 @@ import torch
 from helios_serve.logger import logger
 from helios_serve.messages import ChunkDecoded, DecodeTask
 from helios_serve.model_executor.models.vae import Vae
+from helios_serve.model_executor.worker.decode_queue import DecodeQueue
 from helios_serve.model_executor.worker.latents import as_latents
 from helios_serve.sampling_params import Frames
 
 
 class ChunkDecoder:
-    """A thread that decodes chunks in the order in which they come; on a GPU in its own stream."""
+    """A thread that decodes one chunk after another; on a GPU in a stream of its own."""
 
     def __init__(
         self, vae: Vae, device: torch.device, emit: Callable[[ChunkDecoded], None]
@@ -23,7 +23,7 @@ class ChunkDecoder:
         self.vae = vae
         self.device = device
         self.emit = emit
-        self._tasks: queue.SimpleQueue[DecodeTask | None] = queue.SimpleQueue()
+        self._tasks = DecodeQueue()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -32,7 +32,7 @@ class ChunkDecoder:
 
     def close(self) -> None:
         """Finish what was submitted, and end the thread."""
-        self._tasks.put(None)
+        self._tasks.close()
         self._thread.join()
 
     def _run(self) -> None:
