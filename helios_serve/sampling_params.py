@@ -1,6 +1,7 @@
 """What a user asks for: one video, and how to sample it."""
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -11,6 +12,7 @@ from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
 MAX_SIDE = 4096
 MAX_FRAMES = 24 * 3600
 MAX_STEPS = 1000
+MAX_MEDIA_BYTES = (1 << 32) - 1
 DEFAULT_TENANT = "default"
 DEFAULT_STEPS = {"base": (50,), "mid": (20, 20, 20), "distilled": (2, 2, 2)}
 DEFAULT_GUIDANCE = {"base": 5.0, "mid": 5.0, "distilled": 1.0}
@@ -139,6 +141,14 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     def check_inputs(self) -> None:
         """Raise InvalidRequestError unless what comes beside the prompt can be used."""
         check_references(self.image, self.video)
+        for text in (self.prompt, self.params.negative_prompt, self.lora or "", *self._switched()):
+            check_text(text)
+        for name, media in (("image", self.image), ("video", self.video)):
+            if media is not None and len(media.data) > MAX_MEDIA_BYTES:
+                raise InvalidRequestError(
+                    f"got {len(media.data)} bytes of {name}, expected at most {MAX_MEDIA_BYTES}",
+                    param=name,
+                )
         if not math.isfinite(self.lora_scale):
             raise InvalidRequestError(
                 f"got lora_scale {self.lora_scale}, expected a finite number", param="lora_scale"
@@ -156,6 +166,9 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
                     f"expected the video's {size[0]}x{size[1]}",
                     param=name,
                 )
+
+    def _switched(self) -> Iterator[str]:
+        return (switch.prompt for switch in self.params.switches)
 
 
 class PromptWeight(msgspec.Struct, frozen=True):
@@ -182,6 +195,17 @@ def prompt_weights(prompt: str, params: SamplingParams, chunk: int) -> tuple[Pro
     if weight == 0:
         return (PromptWeight(old, 1.0),)
     return (PromptWeight(old, 1 - weight), PromptWeight(new.prompt, weight))
+
+
+def check_text(text: str) -> None:
+    """Text that has no UTF-8 form cannot be sent to a worker."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"got text with a lone surrogate at {error.start}, expected text that is valid Unicode",
+            param="prompt",
+        ) from error
 
 
 def check_references(image: object, video: object) -> None:

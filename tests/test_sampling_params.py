@@ -94,6 +94,12 @@ def test_bad_media_are_refused() -> None:
             request.check_inputs()
 
 
+def test_text_that_cannot_be_sent_is_refused() -> None:
+    for fields in ({"prompt": "a \ud800 dog"}, {"prompt": "a", "lora": "\udfff"}):
+        with pytest.raises(InvalidRequestError, match="got text with a lone surrogate"):
+            VideoRequest(request_id="x", **fields).check_inputs()
+
+
 def weights_at(params: SamplingParams, chunk: int) -> dict[str, float]:
     return {item.prompt: item.weight for item in prompt_weights("a", params, chunk)}
 

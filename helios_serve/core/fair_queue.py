@@ -77,6 +77,12 @@ class FairQueue(Generic[Item]):
             line.move_to_end(item, last=False)
         self._index(key, flow)
 
+    def lift(self, item: Item) -> None:
+        """A member comes back after a time: its flow has saved up no claim if it was idle."""
+        flow = self._flows[self._flow_of[item]]
+        if not len(flow):
+            flow.virtual_time = max(flow.virtual_time, self.virtual_time)
+
     def withdraw(self, item: Item) -> None:
         """Take `item` out of the line; it stays a member."""
         flow = self._flows[self._flow_of[item]]

@@ -16,14 +16,20 @@ class Placement:
     def __init__(self, config: SchedulingConfig) -> None:
         self.config = config
 
-    def check(self, session: Session, workers: Iterable[WorkerState]) -> None:
+    def can_ever(self, session: Session, workers: Iterable[WorkerState]) -> bool:
+        """Whether some worker is large enough; nobody knows as long as there are none."""
+        sizes = [worker.history.pool.num_blocks for worker in workers]
+        return not sizes or session.peak_blocks < max(sizes)
+
+    def check(self, session: Session, workers: Iterable[WorkerState], promised: float) -> None:
         """Refuse what no worker could ever run, and real time that none can promise now.
 
-        Raises InvalidRequestError or CapacityError. Without workers everything may wait.
+        `promised` is the FLOP/s of priority sessions that wait already. Raises
+        InvalidRequestError or CapacityError. Without workers everything may wait.
         """
         known = list(workers)
-        largest = max((worker.history.pool.num_blocks - 1 for worker in known), default=None)
-        if largest is not None and session.peak_blocks > largest:
+        if not self.can_ever(session, known):
+            largest = max(worker.history.pool.num_blocks - 1 for worker in known)
             params = session.request.params
             raise InvalidRequestError(
                 f"got size {params.width}x{params.height}, whose history takes "
@@ -33,7 +39,9 @@ class Placement:
         if (
             session.is_priority
             and known
-            and not any(worker.keeps_up(session, self.config.realtime_share) for worker in known)
+            and not any(
+                worker.keeps_up(session, self.config.realtime_share, promised) for worker in known
+            )
         ):
             raise CapacityError(
                 "no worker can make another video in real time",

@@ -27,7 +27,9 @@ class PlaybackClock:
 
     def deliver_first(self, now: float) -> None:
         if self.started is None:
-            self.started = now
+            self.started, self._shift = now, 0.0
+            if self._paused_at is not None:
+                self._paused_at = now
 
     def pause(self, now: float) -> None:
         if self._paused_at is None:

@@ -10,7 +10,7 @@ from helios_serve.core.placement import Placement
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import InvalidRequestError
-from helios_serve.messages import NewSession, ScheduledStep, SchedulerOutput, Snapshot
+from helios_serve.messages import NewSession, ScheduledStep, SchedulerOutput, Snapshot, StepCursor
 
 MAX_PASSED_OVER = 8
 """Sessions that do not fit a batch and are looked past, at most."""
@@ -65,8 +65,10 @@ class Scheduler:
         self.admission = Admission(config)
         self.placement = Placement(config)
         self.waiting: set[str] = set()
-        self._line: FairQueue[str] = FairQueue()
-        self._head: Session | None = None
+        self.unplaceable: list[str] = []
+        """Waiting sessions that turned out too large for every worker."""
+        self._lines: dict[bool, FairQueue[str]] = {True: FairQueue(), False: FairQueue()}
+        self._heads: dict[bool, Session | None] = {True: None, False: None}
 
     def add_worker(self, worker_id: str, num_blocks: int) -> None:
         assert worker_id not in self.workers, f"worker {worker_id} is known already"
@@ -80,7 +82,12 @@ class Scheduler:
                 f"got request id {session.session_id!r}, which is in use", param="request_id"
             )
         self.admission.check(session)
-        self.placement.check(session, self.workers.values())
+        promised = sum(
+            self.sessions[name].cost_rate
+            for name in self.waiting
+            if self.sessions[name].is_priority
+        )
+        self.placement.check(session, self.workers.values(), promised)
         self.admission.accept(session)
         self.sessions[session.session_id] = session
         self._wait(session)
@@ -89,6 +96,8 @@ class Scheduler:
     def schedule(self, worker_id: str) -> SchedulerOutput:
         """The worker's next batch: one step for each of the sessions that policy picks."""
         worker = self.workers[worker_id]
+        if (suspect := worker.take_suspect()) is not None:
+            return SchedulerOutput(new_sessions=(suspect,), finished=worker.take_closing())
         batch = Batch(self.config)
         passed_over: list[Session] = []
         while len(passed_over) < MAX_PASSED_OVER:
@@ -105,8 +114,7 @@ class Scheduler:
         steps = tuple(self._plan(session, worker) for session in batch.sessions)
         if steps:
             worker.plans.append(Plan(steps, cost))
-        new, closed = worker.take_changes()
-        return SchedulerOutput(new, steps, closed)
+        return SchedulerOutput(worker.take_opening(), steps, worker.take_closing())
 
     def update_from_output(self, worker_id: str, seconds: float = 0.0) -> None:
         """The worker's oldest plan is done; `seconds` is the time it took, 0 if not measured."""
@@ -147,7 +155,8 @@ class Scheduler:
 
     def pause(self, session_id: str) -> None:
         """Give no more steps until `resume`; latents and blocks stay where they are."""
-        session = self.sessions[session_id]
+        if (session := self.sessions.get(session_id)) is None:
+            return
         session.clock.pause(self.clock())
         if session.worker_id is None:
             self._step_aside(session)
@@ -157,7 +166,10 @@ class Scheduler:
         self._place_waiting()
 
     def resume(self, session_id: str) -> None:
-        session = self.sessions[session_id]
+        """Go on with a paused session; one that is over, or not paused, is left as it is."""
+        session = self.sessions.get(session_id)
+        if session is None or not session.clock.is_paused:
+            return
         session.clock.resume(self.clock())
         if session.worker_id is None:
             self._line_up(session)
@@ -166,27 +178,28 @@ class Scheduler:
             session.status = SessionStatus.RUNNING
             worker = self.workers[session.worker_id]
             if not session.is_planned:
-                worker.queue.push(session, worker.rate)
+                worker.queue.come_back(session, worker.rate)
 
     def drain(self, worker_id: str) -> None:
         """Give the worker no new sessions; those it has run on."""
         self.workers[worker_id].is_draining = True
 
-    def blame(self, worker_id: str, limit: int) -> list[str]:
-        """Ask which sessions the worker may have died of; returns those it has died of for sure.
+    def blame(self, plan: SchedulerOutput, limit: int) -> list[str]:
+        """A worker died at `plan`: which sessions did it? Returns those for which it is sure.
 
-        Sessions that shared the step are suspects: each runs alone until it has made a chunk. One
-        under which `limit` workers have died while it was alone, at one and the same step, did it.
+        Sessions that shared the plan are suspects: each is opened and runs alone until it has made
+        a chunk. One under which `limit` workers have died while it was alone, at one and the same
+        point, did it.
         """
-        plans = self.workers[worker_id].plans
-        steps = plans[0].steps if plans else ()
+        points: dict[str, StepCursor | None] = {new.session_id: None for new in plan.new_sessions}
+        points |= {step.session_id: step.cursor for step in plan.scheduled_steps}
         guilty = []
-        for step in steps:
-            if (session := self.sessions.get(step.session_id)) is not None:
+        for session_id, point in points.items():
+            if (session := self.sessions.get(session_id)) is not None:
                 session.is_suspect = True
-                session.lone_deaths[step.cursor] += len(steps) == 1
-                if session.lone_deaths[step.cursor] >= limit:
-                    guilty.append(step.session_id)
+                session.lone_deaths[point] += len(points) == 1
+                if session.lone_deaths[point] >= limit:
+                    guilty.append(session_id)
         return guilty
 
     def remove_worker(self, worker_id: str) -> None:
@@ -271,21 +284,22 @@ class Scheduler:
         """Put a session in the line for a worker; a paused one waits beside it."""
         flow = session.request.tenant, session.request.tier
         self.waiting.add(session.session_id)
-        self._line.join(session.session_id, flow, self.config.weight(*flow))
+        line = self._lines[session.is_priority]
+        line.join(session.session_id, flow, self.config.weight(*flow))
         if not session.clock.is_paused:
             self._line_up(session)
 
     def _line_up(self, session: Session) -> None:
-        self._line.push(session.session_id, started=session.is_priority)
+        self._lines[session.is_priority].push(session.session_id, started=False)
 
     def _step_aside(self, session: Session) -> None:
-        self._line.withdraw(session.session_id)
-        if self._head is session:
-            self._head = None
+        self._lines[session.is_priority].withdraw(session.session_id)
+        if self._heads[session.is_priority] is session:
+            self._heads[session.is_priority] = None
 
     def _stop_waiting(self, session: Session) -> None:
         self._step_aside(session)
-        self._line.leave(session.session_id)
+        self._lines[session.is_priority].leave(session.session_id)
         self.waiting.remove(session.session_id)
         self.admission.start(session)
 
@@ -297,23 +311,33 @@ class Scheduler:
         self._wait(session)
 
     def _place_waiting(self) -> None:
-        """Give workers to waiting sessions, in fair order, until the first that finds no room.
+        """Give workers to waiting sessions: priority first, then the others in fair order."""
+        if self._place_line(is_priority=True):
+            self._place_line(is_priority=False)
 
-        That one stays the head of the line: smaller ones do not slip past it for ever.
+    def _place_line(self, *, is_priority: bool) -> bool:
+        """Place sessions until one finds no room; whether none is left.
+
+        That one stays the head of its line: smaller ones do not slip past it for ever.
         """
-        while (session := self._head or self._next_in_line()) is not None:
-            self._head = session
+        while (session := self._heads[is_priority] or self._next_in(is_priority)) is not None:
+            self._heads[is_priority] = session
+            if not self.placement.can_ever(session, self.workers.values()):
+                self.unplaceable.append(session.session_id)
+                self._step_aside(session)
+                continue
             worker = self.placement.choose(session, self.workers.values())
             if worker is None and self._make_room(session):
                 worker = self.placement.choose(session, self.workers.values())
             if worker is None:
-                return
-            self._line.charge(session.session_id, session.remaining_cost)
+                return False
+            self._lines[is_priority].charge(session.session_id, session.remaining_cost)
             self._stop_waiting(session)
             self._start(session, worker)
+        return True
 
-    def _next_in_line(self) -> Session | None:
-        session_id = self._line.pop(lambda _: float("inf"))
+    def _next_in(self, is_priority: bool) -> Session | None:
+        session_id = self._lines[is_priority].pop()
         return None if session_id is None else self.sessions[session_id]
 
     def _start(self, session: Session, worker: WorkerState) -> None:
@@ -333,6 +357,8 @@ class Scheduler:
         """Evict for `session` what may be evicted; whether there is room at once."""
         for worker in self.workers.values():
             victims = worker.evictable(session)
+            if victims is None:
+                continue
             for victim in victims:
                 if victim.status is SessionStatus.PAUSED or victim.may_leave:
                     worker.queue.withdraw(victim)
@@ -340,6 +366,5 @@ class Scheduler:
                     self._settle(victim, worker)
                 else:
                     victim.is_leaving = True
-            if victims:
-                return worker.has_room(session)
+            return worker.has_room(session)
         return False

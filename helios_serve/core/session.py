@@ -55,7 +55,7 @@ class Session:
         self.in_flight = 0
         self.snapshot: Snapshot | None = None
         self.is_suspect = False
-        self.lone_deaths: Counter[StepCursor] = Counter()
+        self.lone_deaths: Counter[StepCursor | None] = Counter()
         self.placed_chunk = 0
         self.is_leaving = False
         branches = 2 if self.params.is_guided else 1

@@ -58,6 +58,12 @@ class WorkerQueue:
         self._due[session.session_id] = due
         heapq.heappush(self._by_slack, (due, next(self._tie), session.session_id))
 
+    def come_back(self, session: Session, rate: float) -> None:
+        """Queue a member that was withdrawn."""
+        if not session.is_priority:
+            self._fair.lift(session.session_id)
+        self.push(session, rate)
+
     def pop(self, *, beside_priority: bool = False) -> Session | None:
         """The session to serve next, out of the line until it is pushed again.
 

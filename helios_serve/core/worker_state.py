@@ -10,7 +10,7 @@ from helios_serve.core.worker_queue import WorkerQueue
 from helios_serve.messages import NewSession, ScheduledStep
 
 RATE_MEMORY = 0.9
-"""How much of the old rate a new measurement leaves."""
+"""How much of the sums behind the rate a new measurement leaves."""
 
 
 class Plan(NamedTuple):
@@ -31,6 +31,7 @@ class WorkerState:
         self.opening: list[NewSession] = []
         self.closing: list[str] = []
         self.rate = 0.0
+        self._done = self._spent = 0.0
         self.is_draining = False
         self.reserved_blocks = 0
         self.outstanding_cost = 0.0
@@ -45,15 +46,20 @@ class WorkerState:
     def has_room(self, session: Session) -> bool:
         return not self.is_draining and session.peak_blocks <= self.free_blocks
 
-    def keeps_up(self, session: Session, share: float) -> bool:
-        """Whether real time still holds for all priority sessions with `session` among them."""
-        return not self.rate or self.realtime_load + session.cost_rate <= share * self.rate
+    def keeps_up(self, session: Session, share: float, promised: float = 0.0) -> bool:
+        """Whether real time still holds for all priority sessions with `session` among them.
+
+        `promised` is the FLOP/s of others that are on their way.
+        """
+        load = self.realtime_load + promised + session.cost_rate
+        return not self.is_draining and (not self.rate or load <= share * self.rate)
 
     def measure(self, cost: float, seconds: float) -> None:
+        """Sums of both fade, so that a quick step of little weight stays of little weight."""
         if seconds > 0:
-            fresh = cost / seconds
-            mixed = RATE_MEMORY * self.rate + (1 - RATE_MEMORY) * fresh
-            self.rate = mixed if self.rate else fresh
+            self._done = RATE_MEMORY * self._done + cost
+            self._spent = RATE_MEMORY * self._spent + seconds
+            self.rate = self._done / self._spent
 
     def add(self, session: Session) -> None:
         """Take the session's load on; its history is opened apart from this."""
@@ -68,11 +74,23 @@ class WorkerState:
         if session.is_priority:
             self.realtime_load -= session.cost_rate
 
-    def take_changes(self) -> tuple[tuple[NewSession, ...], tuple[str, ...]]:
-        """Sessions that the worker must open and close before its next step."""
-        changes = tuple(self.opening), tuple(self.closing)
-        self.opening, self.closing = [], []
-        return changes
+    def take_opening(self) -> tuple[NewSession, ...]:
+        """Sessions that the worker must open before its next step."""
+        opening, self.opening = tuple(self.opening), []
+        return opening
+
+    def take_closing(self) -> tuple[str, ...]:
+        """Sessions that the worker may forget."""
+        closing, self.closing = tuple(self.closing), []
+        return closing
+
+    def take_suspect(self) -> NewSession | None:
+        """A session under suspicion of killing workers, to be opened in a plan of its own."""
+        for new in self.opening:
+            if self.queue.sessions[new.session_id].is_suspect:
+                self.opening.remove(new)
+                return new
+        return None
 
     def close(self, session_id: str) -> None:
         """Tell the worker to forget a session, or do not tell it of the session at all."""
@@ -82,14 +100,14 @@ class WorkerState:
         else:
             self.closing.append(session_id)
 
-    def evictable(self, session: Session) -> list[Session]:
-        """The fewest sessions whose eviction makes room for `session`; none if that is not enough.
+    def evictable(self, session: Session) -> list[Session] | None:
+        """The fewest sessions whose eviction makes room for `session`; None if nothing does.
 
         Paused sessions go first; flex ones go too, but not for another flex session. Room that
         earlier evictions and last steps are about to give counts.
         """
         if self.is_draining:
-            return []
+            return None
         here = self.queue.sessions.values()
         going = [item for item in here if item.is_going]
         missing = session.peak_blocks - self.free_blocks - sum(item.peak_blocks for item in going)
@@ -106,7 +124,7 @@ class WorkerState:
                 break
             victims.append(item)
             missing -= item.peak_blocks
-        return victims if missing <= 0 else []
+        return victims if missing <= 0 else None
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless reservations are what the sessions here add up to."""

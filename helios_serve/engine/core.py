@@ -14,7 +14,7 @@ from helios_serve.engine.events import (
     RequestFinished,
     StepTaken,
 )
-from helios_serve.errors import HeliosError
+from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
 from helios_serve.messages import (
     ChunkDecoded,
@@ -31,7 +31,10 @@ QUEUE_DEPTH = 2
 """Plans that a worker has at a time, so that it never waits for the next."""
 MAX_DEATHS = 3
 """Workers that may die at the same step of a lone request before it is taken to be the cause."""
+MAX_DECODE_DEATHS = 6
+"""Workers that may die with a chunk waiting to be decoded before its request is given up."""
 MAX_FAILED_STARTS = 3
+"""Starts in a row that may fail before no more are tried."""
 
 
 class WorkerWatch:
@@ -41,6 +44,27 @@ class WorkerWatch:
         self.is_ready = False
         self.plans: deque[SchedulerOutput] = deque()
         self.busy_since = now
+        self.decoding = 0
+        self.decoding_since = now
+
+    def start_decoding(self, now: float) -> None:
+        """The worker has one chunk more to decode."""
+        if not self.decoding:
+            self.decoding_since = now
+        self.decoding += 1
+
+    def end_decoding(self, now: float) -> None:
+        self.decoding -= 1
+        self.decoding_since = now
+
+    def is_overdue(self, now: float, config: EngineConfig) -> bool:
+        """Whether it has not answered for longer than it may."""
+        if not self.is_ready:
+            return now - self.busy_since > config.start_deadline
+        steps_late = self.plans and now - self.busy_since > config.step_deadline
+        return bool(
+            steps_late or (self.decoding and now - self.decoding_since > config.step_deadline)
+        )
 
 
 class EngineCore:
@@ -65,6 +89,7 @@ class EngineCore:
         self.workers: dict[str, WorkerWatch] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._failed_starts = 0
+        self._last_death = "none was asked for"
         for _ in range(self.config.num_workers):
             self._start_worker()
 
@@ -74,6 +99,10 @@ class EngineCore:
 
     def add_request(self, request: VideoRequest) -> Session:
         """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served."""
+        if request.request_id in self._deliveries:
+            raise InvalidRequestError(
+                f"got request id {request.request_id!r}, which is in use", param="request_id"
+            )
         session = Session(request, self.model_config, arrival=self.clock())
         self.scheduler.add_session(session)
         self._deliveries[request.request_id] = Delivery(
@@ -105,7 +134,10 @@ class EngineCore:
             if received.worker_id in self.workers
             for event in self._handle(received)
         ]
+        events += self._fail_unplaceable()
         self._kill_overdue()
+        if not self.workers:
+            raise HeliosError(f"no worker can be started: {self._last_death}")
         return events
 
     def _fill_queues(self) -> None:
@@ -117,6 +149,8 @@ class EngineCore:
                 if not watch.plans:
                     watch.busy_since = self.clock()
                 watch.plans.append(plan)
+                for _ in plan.decode:
+                    watch.start_decoding(self.clock())
                 self.executor.submit(worker_id, plan)
 
     def _next_plan(self, worker_id: str) -> SchedulerOutput:
@@ -138,6 +172,7 @@ class EngineCore:
             case StepsDone():
                 yield from self._on_steps(worker_id, event)
             case ChunkDecoded():
+                self.workers[worker_id].end_decoding(self.clock())
                 yield from self._on_decoded(event)
             case WorkerDied():
                 yield from self._on_death(worker_id, event)
@@ -152,11 +187,13 @@ class EngineCore:
             if step.session_id in self._deliveries:
                 yield StepTaken(step.session_id, step.cursor)
         for chunk in event.output.chunks:
+            watch.start_decoding(self.clock())
             self.scheduler.finish_chunk(chunk.session_id, chunk.snapshot)
             if chunk.session_id in self._deliveries:
                 self._deliveries[chunk.session_id].receive(chunk, worker_id)
         if plan.scheduled_steps:
-            self.scheduler.update_from_output(worker_id, event.seconds)
+            seconds = 0.0 if event.output.failures else event.seconds
+            self.scheduler.update_from_output(worker_id, seconds)
 
     def _on_decoded(self, event: ChunkDecoded) -> Iterator[EngineEvent]:
         delivery = self._deliveries.get(event.session_id)
@@ -174,18 +211,27 @@ class EngineCore:
         """Replace the worker, and let its sessions go on from their last chunk."""
         logger.error("worker %s died: %s", worker_id, event.reason)
         watch = self.workers.pop(worker_id)
-        if not watch.is_ready:
-            self._failed_starts += 1
-            if event.is_final or self._failed_starts >= MAX_FAILED_STARTS:
-                raise HeliosError(f"no worker can be started: {event.reason}")
-        else:
-            for session_id in self.scheduler.blame(worker_id, MAX_DEATHS):
-                message = f"{MAX_DEATHS} workers died at the same step of it, alone: {event.reason}"
+        self._last_death = event.reason
+        if watch.is_ready:
+            plan = watch.plans[0] if watch.plans else SchedulerOutput()
+            for session_id in self.scheduler.blame(plan, MAX_DEATHS):
+                message = f"{MAX_DEATHS} workers died at the same point of it: {event.reason}"
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
-            for delivery in self._deliveries.values():
-                delivery.lose_decoder(worker_id)
-        self._start_worker()
+            for delivery in list(self._deliveries.values()):
+                if delivery.lose_decoder(worker_id) >= MAX_DECODE_DEATHS:
+                    message = f"{MAX_DECODE_DEATHS} workers died decoding it: {event.reason}"
+                    yield from self._fail(delivery.request_id, message)
+        else:
+            self._failed_starts += 1
+        if not event.is_final and self._failed_starts < MAX_FAILED_STARTS:
+            self._start_worker()
+
+    def _fail_unplaceable(self) -> list[EngineEvent]:
+        """Requests accepted before the workers' sizes were known, and too large for them."""
+        names, self.scheduler.unplaceable = self.scheduler.unplaceable, []
+        message = "its history is larger than any worker's pool"
+        return [event for name in names for event in self._fail(name, message)]
 
     def _fail(self, request_id: str, message: str) -> Iterator[EngineEvent]:
         self.scheduler.abort(request_id, SessionStatus.FINISHED_FAILED)
@@ -199,8 +245,7 @@ class EngineCore:
         """A worker that does not answer in time is as good as dead."""
         now = self.clock()
         for worker_id, watch in self.workers.items():
-            limit = self.config.step_deadline if watch.is_ready else self.config.start_deadline
-            if (watch.plans or not watch.is_ready) and now - watch.busy_since > limit:
-                logger.error("worker %s did not answer for %.0f s", worker_id, limit)
-                watch.busy_since = now
+            if watch.is_overdue(now, self.config):
+                logger.error("worker %s did not answer within its deadline", worker_id)
+                watch.busy_since = watch.decoding_since = now
                 self.executor.kill_worker(worker_id)

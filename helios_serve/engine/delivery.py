@@ -1,5 +1,6 @@
 """What of a request's video has come, and what of it can be handed on."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from helios_serve.engine.events import ChunkReady
@@ -17,6 +18,7 @@ class Delivery:
         self._results: dict[int, ChunkResult] = {}
         self._frames: dict[int, Frames] = {}
         self._decoder: dict[int, str | None] = {}
+        self._losses: Counter[int] = Counter()
 
     @property
     def is_complete(self) -> bool:
@@ -35,7 +37,9 @@ class Delivery:
         while self.next_chunk in self._frames:
             index = self.next_chunk
             self.next_chunk += 1
-            result, _ = self._results.pop(index), self._decoder.pop(index)
+            result = self._results.pop(index)
+            self._decoder.pop(index)
+            self._losses.pop(index, None)
             yield ChunkReady(
                 self.request_id,
                 index,
@@ -44,11 +48,16 @@ class Delivery:
                 result.input_latents,
             )
 
-    def lose_decoder(self, worker_id: str) -> None:
-        """The worker is gone: what it had not decoded is decoded elsewhere."""
+    def lose_decoder(self, worker_id: str) -> int:
+        """The worker is gone: what it had not decoded is decoded elsewhere.
+
+        Returns how often that has happened to one chunk, at most.
+        """
         for chunk, decoder in self._decoder.items():
             if decoder == worker_id and chunk not in self._frames:
                 self._decoder[chunk] = None
+                self._losses[chunk] += 1
+        return max(self._losses.values(), default=0)
 
     def take_undecoded(self, worker_id: str) -> Iterator[DecodeTask]:
         """Chunks that nobody decodes, given to `worker_id`."""

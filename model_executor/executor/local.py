@@ -9,13 +9,14 @@ import os
 import queue
 import signal
 import threading
+import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import msgspec
 
 from helios_serve.errors import HeliosError
-from helios_serve.logger import show_logs
+from helios_serve.logger import logger, show_logs
 from helios_serve.messages import SchedulerOutput, WorkerConfig, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
@@ -56,11 +57,15 @@ class Child:
         """SIGKILL also ends a process that is stopped or hangs."""
         self.process.kill()
 
-    def stop(self) -> None:
-        """Let it finish its plans, and end it; kill it if that takes too long."""
+    def ask_to_stop(self) -> None:
+        """It ends when it has finished its plans."""
         self.is_stopping = True
         self._plans.put(None)
-        self.process.join(STOP_SECONDS)
+
+    def stop(self, deadline: float) -> None:
+        """Wait for its end, and kill it at `deadline`, a time of the monotonic clock."""
+        self.ask_to_stop()
+        self.process.join(max(0.0, deadline - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -87,6 +92,10 @@ class Child:
             try:
                 event = decoder.decode(self._pipe.recv_bytes())
             except (EOFError, OSError):
+                break
+            except msgspec.MsgspecError as error:  # what it says cannot be trusted any more
+                logger.error("worker %s sent nonsense", self.worker_id, exc_info=error)
+                self.process.kill()
                 break
             said_why = said_why or isinstance(event, WorkerDied)
             self.inbox.put(self.worker_id, event)
@@ -117,7 +126,7 @@ class LocalExecutor:
         received = self._inbox.take(timeout)
         for worker_id, event in received:
             if isinstance(event, WorkerDied):
-                self._children.pop(worker_id).stop()
+                self._children.pop(worker_id).stop(time.monotonic() + STOP_SECONDS)
         return received
 
     def kill_worker(self, worker_id: str) -> None:
@@ -131,8 +140,11 @@ class LocalExecutor:
         return pid
 
     def shutdown(self) -> None:
+        deadline = time.monotonic() + STOP_SECONDS
         for child in self._children.values():
-            child.stop()
+            child.ask_to_stop()
+        for child in self._children.values():
+            child.stop(deadline)
         self._children.clear()
 
 
@@ -146,6 +158,7 @@ def run_worker(config: WorkerConfig, pipe: Connection) -> None:
     """The life of a worker process."""
     from helios_serve.model_executor.worker.worker import load_worker
 
+    threading.Thread(target=end_with_parent, name="watch parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when its workers end
     show_logs()
     lock = threading.Lock()
@@ -166,4 +179,16 @@ def run_worker(config: WorkerConfig, pipe: Connection) -> None:
             worker.execute(plans.decode(data))
         worker.close()
     except (EOFError, BrokenPipeError):  # the parent is gone
+        os._exit(1)
+    except Exception as error:  # nothing is left to save; waiting threads must not delay the end
+        logger.error("worker failed", exc_info=error)
+        emit(WorkerDied(f"{type(error).__name__}: {error}"))
+        os._exit(1)
+
+
+def end_with_parent() -> None:
+    """A child that is busy would notice only later that nobody waits for it any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""In which order chunks are decoded: sessions take turns, one that had none waiting goes first."""
+"""In which order chunks are decoded: sessions take turns, and a first chunk goes first."""
 
 import threading
 from collections import OrderedDict, deque
@@ -10,7 +10,7 @@ class DecodeQueue:
     """A queue between threads. Chunks of one session come out in the order they went in.
 
     Where decoding is the slower part, a session that made many chunks ahead does not keep others
-    waiting: who has nothing in the queue, such as a session with its first chunk, is next.
+    waiting, and a first chunk, for which somebody waits, is next.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class DecodeQueue:
         with self._changed:
             if task.session_id not in self._turns:
                 self._turns[task.session_id] = deque()
-                self._turns.move_to_end(task.session_id, last=False)
+                self._turns.move_to_end(task.session_id, last=task.chunk > 0)
             self._turns[task.session_id].append(task)
             self._changed.notify()
 

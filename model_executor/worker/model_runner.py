@@ -232,7 +232,8 @@ class ModelRunner:
         for job, flow in [*zip(running, flows, strict=True), *((job, None) for job in skipped)]:
             if isinstance(flow, Exception):
                 self._fail(job.session_id, flow, failures)
-            else:
+                continue
+            with self._isolated(job.session_id, failures):
                 advance(job.chunk.sampler, job.step, flow)
 
     def _flows(self, jobs: Sequence[Job]) -> list[Tensor | Exception]:

@@ -265,7 +265,8 @@ def test_a_session_that_kills_its_workers_is_found_by_running_suspects_alone() -
         head = plans[0].steps if plans else ()
         if any(step.session_id == "guilty" and step.cursor == (0, 1, 0) for step in head):
             deaths += 1
-            blamed = world.scheduler.blame(name, limit=3)
+            plan = world.queues[name][0][1]
+            blamed = world.scheduler.blame(plan, limit=3)
             del world.queues[name]
             world.scheduler.remove_worker(name)
             world.add_worker(f"worker-{deaths}", SESSION_BLOCKS * 4)
@@ -309,3 +310,71 @@ def test_no_block_leaks_over_many_random_lives() -> None:
     world.scheduler.check_integrity()
     assert world.scheduler.stats().used_blocks == 0
     assert not world.scheduler.has_unfinished
+
+
+def test_a_session_too_large_for_every_worker_blocks_nobody() -> None:
+    world = World(workers=0)
+    world.add("huge", size=(4096, 4096))
+    world.add("small")
+    world.add_worker("worker-0", SESSION_BLOCKS * 4)
+    assert world.scheduler.unplaceable == ["huge"]
+    world.scheduler.abort("huge")
+    world.run()
+    assert world.delivered.keys() == {"small"}
+    assert not world.scheduler.has_unfinished
+
+
+def test_a_flex_session_that_waits_for_room_does_not_hold_up_real_time() -> None:
+    world = World(num_blocks=SESSION_BLOCKS * 16 + 1)
+    world.add("long", chunks=400)
+    world.add("large", size=(2368, 1600), tier="flex")
+    assert "large" in world.scheduler.waiting
+    live = world.add("live", tier="priority")
+    assert live.worker_id == "worker-0"
+
+
+def test_one_waiting_session_evicts_from_one_worker_only() -> None:
+    world = World(workers=4, num_blocks=SESSION_BLOCKS + 1)
+    flex = [world.add(f"flex-{index}", chunks=9, tier="flex") for index in range(4)]
+    world.run(until=0.5 * CHUNK_SECONDS)
+    world.add("default")
+    for _ in range(30):
+        world.tick()
+    assert sum(session.edge_chunk > 0 and session.worker_id is None for session in flex) <= 1
+    world.run()
+    assert {name: len(times) for name, times in world.delivered.items()} == {
+        "default": 1,
+        **{f"flex-{index}": 9 for index in range(4)},
+    }
+
+
+def test_a_tenant_that_was_paused_has_saved_up_nothing() -> None:
+    world = World()
+    for tenant in "ab":
+        world.add(tenant, chunks=2000, tenant=tenant)
+    world.run(until=10 * CHUNK_SECONDS)
+    world.scheduler.pause("a")
+    world.run(until=110 * CHUNK_SECONDS)
+    world.scheduler.resume("a")
+    before = world.service("a"), world.service("b")
+    world.run(until=190 * CHUNK_SECONDS)
+    gained = world.service("a") - before[0], world.service("b") - before[1]
+    assert gained[0] / gained[1] == pytest.approx(1, rel=0.1)
+
+
+def test_a_pause_before_the_first_chunk_does_not_move_later_deadlines() -> None:
+    world = World()
+    session = world.add("live", tier="priority", chunks=4)
+    world.scheduler.pause("live")
+    world.now += 100
+    world.scheduler.resume("live")
+    while not world.delivered:
+        world.tick()
+    first = world.delivered["live"][0]
+    assert session.clock.deadline(1, 1.0) == pytest.approx(first + 1.0 + 33 / 24)
+
+
+def test_pause_and_resume_of_a_session_that_is_over_do_nothing() -> None:
+    world = World()
+    world.scheduler.pause("gone")
+    world.scheduler.resume("gone")

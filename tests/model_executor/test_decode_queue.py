@@ -25,12 +25,12 @@ def test_sessions_take_turns_and_keep_their_order() -> None:
     assert drain(queue) == ["b0", "a0", "b1", "a1", "a2", "a3"]
 
 
-def test_who_has_nothing_waiting_goes_first() -> None:
+def test_a_first_chunk_goes_first_and_later_ones_wait_their_turn() -> None:
     queue = DecodeQueue()
     put(queue, "a0", "a1", "a2")
     assert queue.get() == DecodeTask("a", 0, NOTHING)
-    put(queue, "b0", "a3", "c0")
-    assert drain(queue) == ["c0", "b0", "a1", "a2", "a3"]
+    put(queue, "b0", "a3", "c7")
+    assert drain(queue) == ["b0", "a1", "c7", "a2", "a3"]
 
 
 def test_get_waits_for_a_task() -> None:

@@ -72,7 +72,7 @@ class World:
         steps = self.scheduler.workers[name].plans
         output = self.scheduler.schedule(name)
         if not output.scheduled_steps:
-            return False
+            return bool(output.new_sessions)
         begun = max(self.now, queue[-1][0] if queue else self.now)
         queue.append((begun + steps[-1].cost / self.rate, output))
         return True
