@@ -21,7 +21,7 @@ PATCH_KERNELS = {
     "patch_long": (4, 8, 8),
 }
 FP32_PARTS = ("time_embedder", "scale_shift_table", "norm2", "history_key_scale")
-"""Parameters that stay in fp32 whatever the model's dtype (helios.md, section 5)."""
+"""Parameters that stay in fp32 whatever the model's dtype, as in diffusers."""
 
 
 class Part(NamedTuple):

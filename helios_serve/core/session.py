@@ -175,7 +175,7 @@ class Session:
         return 0
 
     def makes_anchor(self, chunk: int) -> bool:
-        """Whether the first frame of `chunk` becomes the anchor (helios.md, section 2)."""
+        """Whether the first frame of `chunk` becomes the anchor, as in diffusers 0.42.1."""
         if chunk == 0:
             return self.initial_frames == 0
         return chunk == 1 and self.request.params.skip_first_chunk

@@ -63,7 +63,7 @@ def model_index(variant: Variant) -> dict[str, Any]:
 
 
 def scheduler_config(variant: Variant) -> dict[str, Any]:
-    """`scheduler_config.json` of a variant (helios.md, section 1)."""
+    """`scheduler_config.json` of a variant, as published."""
     stages = 1 if variant == "base" else 3
     common = {
         "num_train_timesteps": 1000,

@@ -108,12 +108,15 @@ def engine_for_one(model: LoadedModel) -> EngineCore:
     return engine
 
 
-def chunks_of(events: list[EngineEvent], request_id: str) -> list[ChunkReady]:
-    return [
+def latents_of(events: list[EngineEvent], request_id: str, chunks: int) -> torch.Tensor:
+    """The request's latents; each of its chunks must have come once, in order."""
+    own = [
         event
         for event in events
         if isinstance(event, ChunkReady) and event.request_id == request_id
     ]
+    assert [chunk.chunk for chunk in own] == list(range(chunks))
+    return torch.cat([as_latents(chunk.latents) for chunk in own], dim=2)
 
 
 @pytest.mark.parametrize("task", MATES)
@@ -130,10 +133,7 @@ def test_an_evicted_session_goes_on_bitwise_where_it_was(task: str, model: Loade
         assert flex.edge_chunk == edge
     while engine.has_unfinished:
         events += engine.step()
-    own = chunks_of(events, "flex")
-    assert [chunk.chunk for chunk in own] == [0, 1, 2, 3]
-    got = torch.cat([as_latents(chunk.latents) for chunk in own], dim=2)
-    assert torch.equal(got, alone(model, case))
+    assert torch.equal(latents_of(events, "flex", 4), alone(model, case))
 
 
 def test_a_paused_session_is_swapped_out_and_repeats_its_chunk(model: LoadedModel) -> None:
@@ -148,10 +148,7 @@ def test_a_paused_session_is_swapped_out_and_repeats_its_chunk(model: LoadedMode
     engine.resume("paused")
     while engine.has_unfinished:
         events += engine.step()
-    own = chunks_of(events, "paused")
-    assert [chunk.chunk for chunk in own] == [0, 1, 2, 3]
-    got = torch.cat([as_latents(chunk.latents) for chunk in own], dim=2)
-    assert torch.equal(got, alone(model, case))
+    assert torch.equal(latents_of(events, "paused", 4), alone(model, case))
 
 
 class Poison:

@@ -81,11 +81,18 @@ def test_latents_equal_diffusers(
 
 @pytest.mark.usefixtures("our_factor")
 @pytest.mark.parametrize(
-    ("variant", "shift"), [("base", "linear"), ("mid", "linear"), ("distilled", "exponential")]
+    ("variant", "change"),
+    [
+        ("base", {"time_shift_type": "linear"}),
+        ("mid", {"time_shift_type": "linear"}),
+        ("distilled", {"time_shift_type": "exponential"}),
+        ("base", {"scheduler_type": "euler"}),
+        ("mid", {"scheduler_type": "euler"}),
+    ],
 )
-def test_the_other_time_shift_equals_diffusers(
+def test_other_schedules_equal_diffusers(
     variant: str,
-    shift: str,
+    change: dict[str, str],
     checkpoints: dict[str, Path],
     latent_model: Any,
     latent_pipeline: Any,
@@ -93,23 +100,8 @@ def test_the_other_time_shift_equals_diffusers(
 ) -> None:
     folder = shutil.copytree(checkpoints[variant], tmp_path / variant)
     settings = folder / "scheduler" / "scheduler_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"time_shift_type": shift}))
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
     assert compare(latent_model, latent_pipeline, folder, Case(variant)) < TOLERANCE
-
-
-@pytest.mark.usefixtures("our_factor")
-@pytest.mark.parametrize("variant", ["base", "mid"])
-def test_euler_equals_diffusers(
-    variant: str,
-    checkpoints: dict[str, Path],
-    latent_model: Any,
-    latent_pipeline: Any,
-    tmp_path: Path,
-) -> None:
-    folder = shutil.copytree(checkpoints[variant], tmp_path / variant)
-    settings = folder / "scheduler" / "scheduler_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"scheduler_type": "euler"}))
-    assert compare(latent_model, latent_pipeline, folder, Case(variant, chunks=1)) < TOLERANCE
 
 
 def test_the_part_of_a_video_that_history_does_not_reach_is_drawn_but_not_encoded(

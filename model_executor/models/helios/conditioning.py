@@ -1,7 +1,7 @@
 """Every random number of a session, drawn in the reference's order.
 
 A session has one generator, on the CPU, and draws fp32 there: so a video never depends on the
-device it is made on. The order is that of diffusers 0.42.1 (helios.md, section 3).
+device it is made on. The order is that of diffusers 0.42.1.
 """
 
 import math

@@ -38,7 +38,7 @@ def rotary_grid(frames: range, grid: Grid, config: TransformerConfig) -> Tensor:
 
 
 def pooled(table: Tensor, factor: int) -> Tensor:
-    """Average over factor^3 neighbours, the far edges replicated (helios.md, section 2)."""
+    """Average over factor^3 neighbours, the far edges replicated, as in diffusers 0.42.1."""
     channels = torch.view_as_real(table).flatten(-2).movedim(-1, 0)[None]
     spare = [-size % factor for size in table.shape[:3]]
     padding = (0, spare[2], 0, spare[1], 0, spare[0])
