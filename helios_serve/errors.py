@@ -22,7 +22,7 @@ class CapacityError(HeliosError):
     `code` is the API's word for the reason, `retry_after` seconds after which to try again.
     """
 
-    def __init__(self, message: str, *, code: str, retry_after: float) -> None:
+    def __init__(self, message: str, *, code: str, retry_after: float = 5.0) -> None:
         super().__init__(message)
         self.code = code
         self.retry_after = retry_after

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoTokenizer
 
 from helios_serve.errors import CheckpointError
+from helios_serve.logger import logger
 from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.components import build_parts, tie_embeddings
 from helios_serve.model_executor.models.helios.config import read_config
@@ -59,6 +60,8 @@ def load_checkpoint(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> LoadedModel:
     """Load the weights; every file is checked before the first of them is read."""
+    if checkpoint.note is not None:
+        logger.warning(checkpoint.note)
     folder, config = checkpoint.folder, checkpoint.config
     dummy = checkpoint.load_format == "dummy"
     parts = build_parts(folder, config, dtype)

@@ -7,8 +7,6 @@ from helios_serve.config import SchedulingConfig
 from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError
 
-RETRY_AFTER = 5.0
-
 
 class Admission:
     """Counts live and waiting sessions; refuses at once what would exceed a limit."""
@@ -23,25 +21,20 @@ class Admission:
         """Raise CapacityError if no more sessions of the tenant, or of anyone, may be accepted."""
         name = session.request.tenant
         tenant = self.config.tenant(name)
-        if tenant.max_sessions is not None and self._live[name] >= tenant.max_sessions:
-            raise CapacityError(
-                f"tenant {name} has {self._live[name]} sessions, "
-                f"at most {tenant.max_sessions} are allowed",
-                code="tenant_quota",
-                retry_after=RETRY_AFTER,
-            )
-        if tenant.max_queued is not None and self._queued[name] >= tenant.max_queued:
-            raise CapacityError(
-                f"tenant {name} has {self._queued[name]} sessions waiting, "
-                f"at most {tenant.max_queued} are allowed",
-                code="tenant_quota",
-                retry_after=RETRY_AFTER,
-            )
+        quotas = (
+            (self._live[name], tenant.max_sessions, "sessions"),
+            (self._queued[name], tenant.max_queued, "sessions waiting"),
+        )
+        for count, most, what in quotas:
+            if most is not None and count >= most:
+                raise CapacityError(
+                    f"tenant {name} has {count} {what}, at most {most} are allowed",
+                    code="tenant_quota",
+                )
         if self._waiting >= self.config.max_queued:
             raise CapacityError(
                 f"{self._waiting} sessions are waiting, at most {self.config.max_queued} may",
                 code="queue_full",
-                retry_after=RETRY_AFTER,
             )
 
     def accept(self, session: Session) -> None:

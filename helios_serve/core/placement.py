@@ -7,8 +7,6 @@ from helios_serve.core.session import Session
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import CapacityError, InvalidRequestError
 
-RETRY_AFTER = 5.0
-
 
 class Placement:
     """Least outstanding work among the workers that have the blocks; then the session stays."""
@@ -46,7 +44,6 @@ class Placement:
             raise CapacityError(
                 "no worker can make another video in real time",
                 code="realtime_capacity",
-                retry_after=RETRY_AFTER,
             )
 
     def choose(self, session: Session, workers: Iterable[WorkerState]) -> WorkerState | None:

@@ -1,7 +1,5 @@
 """When a real-time session must deliver its chunks."""
 
-import math
-
 from helios_serve.model_config import CHUNK_FRAMES
 
 
@@ -44,7 +42,3 @@ class PlaybackClock:
     @property
     def is_paused(self) -> bool:
         return self._paused_at is not None
-
-    def __repr__(self) -> str:
-        started = math.nan if self.started is None else self.started
-        return f"PlaybackClock(started={started}, shift={self._shift})"

@@ -82,11 +82,7 @@ class Scheduler:
                 f"got request id {session.session_id!r}, which is in use", param="request_id"
             )
         self.admission.check(session)
-        promised = sum(
-            self.sessions[name].cost_rate
-            for name in self.waiting
-            if self.sessions[name].is_priority
-        )
+        promised = self._waiting_load() if session.is_priority else 0.0
         self.placement.check(session, self.workers.values(), promised)
         self.admission.accept(session)
         self.sessions[session.session_id] = session
@@ -236,6 +232,11 @@ class Scheduler:
         assert placed.isdisjoint(self.waiting), "a placed session waits"
         assert placed | self.waiting == self.sessions.keys(), "a session was lost"
         self.admission.check_integrity(self.sessions.values(), self.waiting)
+
+    def _waiting_load(self) -> float:
+        """FLOP/s that priority sessions in the line will need."""
+        waiting = (self.sessions[name] for name in self.waiting)
+        return sum(session.cost_rate for session in waiting if session.is_priority)
 
     def _plan(self, session: Session, worker: WorkerState) -> ScheduledStep:
         """Give out the step at the session's cursor, and move on as if it were done."""

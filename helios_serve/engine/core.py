@@ -88,6 +88,8 @@ class EngineCore:
         self.scheduler = Scheduler(self.config.scheduling, clock)
         self.workers: dict[str, WorkerWatch] = {}
         self._deliveries: dict[str, Delivery] = {}
+        self._has_undecoded = False
+        """Whether a lost worker may have left chunks that nobody decodes."""
         self._failed_starts = 0
         self._last_death = "none was asked for"
         for _ in range(self.config.num_workers):
@@ -155,6 +157,9 @@ class EngineCore:
 
     def _next_plan(self, worker_id: str) -> SchedulerOutput:
         plan = self.scheduler.schedule(worker_id)
+        if not self._has_undecoded:
+            return plan
+        self._has_undecoded = False
         decode = tuple(
             task
             for delivery in self._deliveries.values()
@@ -218,6 +223,7 @@ class EngineCore:
                 message = f"{MAX_DEATHS} workers died at the same point of it: {event.reason}"
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
+            self._has_undecoded = True
             for delivery in list(self._deliveries.values()):
                 if delivery.lose_decoder(worker_id) >= MAX_DECODE_DEATHS:
                     message = f"{MAX_DECODE_DEATHS} workers died decoding it: {event.reason}"

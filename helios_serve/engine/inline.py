@@ -9,7 +9,6 @@ from helios_serve.core.history_manager import HistoryManager
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.events import ChunkReady, RequestFailed, StepTaken
 from helios_serve.errors import HeliosError
-from helios_serve.logger import logger
 from helios_serve.messages import StepCursor
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
@@ -63,8 +62,6 @@ class InlineEngine:
     def load(self) -> LoadedModel:
         """The model, loaded if it was not yet."""
         if self._model is None:
-            if self.checkpoint.note is not None:
-                logger.warning(self.checkpoint.note)
             self._model = load_checkpoint(self.checkpoint, self.device, self.dtype)
         return self._model
 

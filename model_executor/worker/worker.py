@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 
-from helios_serve.logger import logger
 from helios_serve.messages import (
     DecodeTask,
     SchedulerOutput,
@@ -62,8 +61,6 @@ def load_worker(config: WorkerConfig, emit: Emit) -> Worker:
     """Load the model that `config` names; raises CheckpointError and DeviceError."""
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(config.model, config.load_format)
-    if checkpoint.note is not None:
-        logger.warning(checkpoint.note)
     return Worker(
         load_checkpoint(checkpoint, device, resolve_dtype(config.dtype, device)),
         emit,
