@@ -34,3 +34,7 @@ class CheckpointError(HeliosError, ValueError):
 
 class DeviceError(HeliosError, ValueError):
     """A device or dtype that this machine or this model does not have."""
+
+
+class StorageError(HeliosError):
+    """Data that cannot be kept or read back, such as on a full disk; says what and where."""

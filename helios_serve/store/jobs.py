@@ -1,0 +1,208 @@
+"""The table of jobs: what was asked for, and how far each has come."""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import msgspec
+
+from helios_serve.errors import StorageError
+from helios_serve.sampling_params import VideoRequest
+
+Value = str | bytes | float | None
+EndStatus = Literal["completed", "failed", "cancelled"]
+JobStatus = Literal["queued", "in_progress"] | EndStatus
+
+SCHEMA_VERSION = 1
+SCHEMA = f"""
+BEGIN;
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY NOT NULL,
+    tenant TEXT NOT NULL,
+    request BLOB NOT NULL,
+    status TEXT NOT NULL,
+    error TEXT,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    completed_at REAL,
+    first_chunk INTEGER NOT NULL,
+    next_chunk INTEGER NOT NULL,
+    num_chunks INTEGER NOT NULL,
+    has_media INTEGER NOT NULL,
+    has_snapshot INTEGER NOT NULL
+);
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+
+
+class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it was when it was read. Times are Unix seconds.
+
+    Chunks from `first_chunk` up to `next_chunk`, exclusive, are committed; `first_chunk` is above 0
+    where the job extends another. `request` comes without its reference, which is kept if
+    `has_media`; a snapshot at `next_chunk` is kept if `has_snapshot`.
+    """
+
+    id: str
+    tenant: str
+    request: VideoRequest
+    status: JobStatus
+    error: str | None
+    created_at: float
+    updated_at: float
+    completed_at: float | None
+    first_chunk: int
+    next_chunk: int
+    num_chunks: int
+    has_media: bool
+    has_snapshot: bool
+
+    @property
+    def chunks(self) -> range:
+        """The committed ones."""
+        return range(self.first_chunk, self.next_chunk)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status not in ("queued", "in_progress")
+
+
+class JobStore:
+    """One row a job in a SQLite file; every change is durable when the call returns.
+
+    It may be used by any thread. Raises StorageError for a file that is damaged, or that a newer
+    version has written.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        self._lock = Lock()
+        with self._errors():
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def add(
+        self,
+        request: VideoRequest,
+        *,
+        num_chunks: int,
+        first_chunk: int = 0,
+        has_snapshot: bool = False,
+    ) -> None:
+        now = self._clock()
+        columns: dict[str, Value] = {
+            "id": request.request_id,
+            "tenant": request.tenant,
+            "request": msgspec.msgpack.encode(request.without_media()),
+            "status": "queued",
+            "created_at": now,
+            "updated_at": now,
+            "first_chunk": first_chunk,
+            "next_chunk": first_chunk,
+            "num_chunks": num_chunks,
+            "has_media": request.has_reference,
+            "has_snapshot": has_snapshot,
+        }
+        marks = ", ".join("?" * len(columns))
+        self._run(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({marks})", *columns.values())
+
+    def get(self, job_id: str) -> StoredJob | None:
+        rows = self._run("SELECT * FROM jobs WHERE id = ?", job_id)
+        return self._as_job(rows[0]) if rows else None
+
+    def all(self) -> list[StoredJob]:
+        """In the order in which they were accepted."""
+        rows = self._run("SELECT * FROM jobs ORDER BY created_at, id")
+        return [self._as_job(row) for row in rows]
+
+    def update_request(self, request: VideoRequest) -> None:
+        """Replace what was asked for, less the reference, which stays as it is."""
+        blob = msgspec.msgpack.encode(request.without_media())
+        self._run(
+            "UPDATE jobs SET request = ?, updated_at = ? WHERE id = ?",
+            blob,
+            self._clock(),
+            request.request_id,
+        )
+
+    def advance(self, job_id: str, chunk: int) -> None:
+        """Enter segment and snapshot of `chunk`, in the one statement that commits both."""
+        self._run(
+            "UPDATE jobs SET status = 'in_progress', next_chunk = ?, has_snapshot = 1, "
+            "updated_at = ? WHERE id = ? AND next_chunk = ?",
+            chunk + 1,
+            self._clock(),
+            job_id,
+            chunk,
+        )
+
+    def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
+        """End a job; one that has ended before stays as it is."""
+        now = self._clock()
+        self._run(
+            "UPDATE jobs SET status = ?, error = ?, updated_at = ?, completed_at = ? "
+            "WHERE id = ? AND status IN ('queued', 'in_progress')",
+            status,
+            error,
+            now,
+            now,
+            job_id,
+        )
+
+    def delete(self, job_id: str) -> None:
+        self._run("DELETE FROM jobs WHERE id = ?", job_id)
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _prepare(self) -> None:
+        version = self._run("PRAGMA user_version")[0][0]
+        if version > SCHEMA_VERSION:
+            raise StorageError(
+                f"{self.path} was written by a newer version of helios-serve: got schema "
+                f"{version}, expected at most {SCHEMA_VERSION}"
+            )
+        self._run("PRAGMA journal_mode = WAL")
+        self._run("PRAGMA synchronous = FULL")
+        problem = self._run("PRAGMA quick_check(1)")[0][0]
+        if problem != "ok":
+            raise StorageError(f"{self.path} is damaged: {problem}")
+        if version == 0:
+            with self._errors():
+                self._connection.executescript(SCHEMA)
+
+    def _run(self, statement: str, *values: Value) -> list[sqlite3.Row]:
+        """One statement is one transaction."""
+        with self._lock, self._errors():
+            return self._connection.execute(statement, values).fetchall()
+
+    def _as_job(self, row: sqlite3.Row) -> StoredJob:
+        columns = dict(row)
+        try:
+            columns["request"] = msgspec.msgpack.decode(columns["request"], type=VideoRequest)
+        except ValueError as error:
+            raise StorageError(
+                f"the request of job {row['id']!r} in {self.path} is damaged: {error}"
+            ) from error
+        for name in ("has_media", "has_snapshot"):
+            columns[name] = bool(columns[name])
+        return StoredJob(**columns)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot use the jobs in {self.path}: {error}") from error

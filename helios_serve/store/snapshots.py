@@ -1,0 +1,44 @@
+"""Where each video stands behind its last committed chunk."""
+
+import msgspec
+
+from helios_serve.messages import Snapshot, TensorData
+from helios_serve.store.files import read_struct, remove, write_struct
+from helios_serve.store.folders import JobFolders, list_folder
+from helios_serve.store.jobs import StoredJob
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What a video goes on from.
+
+    `tail` is the final latents of the chunk before `snapshot.chunk`, kept only where the video's
+    end was cut inside that chunk, so that an extension can encode it whole.
+    """
+
+    snapshot: Snapshot
+    tail: TensorData | None = None
+
+
+class SnapshotStore(JobFolders):
+    """One file a snapshot, named by the chunk at which it goes on."""
+
+    def put(self, job_id: str, kept: Kept) -> None:
+        """Durable when it returns."""
+        write_struct(self.folder(job_id) / snapshot_name(kept.snapshot.chunk), kept)
+
+    def get(self, job_id: str, chunk: int) -> Kept:
+        """Raises StorageError if it is missing or damaged."""
+        return read_struct(self.folder(job_id) / snapshot_name(chunk), Kept)
+
+    def delete_others(self, job_id: str, keep_chunk: int) -> None:
+        """Delete all snapshots of a job but one."""
+        for path in list_folder(self.folder(job_id)):
+            if path.name != snapshot_name(keep_chunk):
+                remove(path)
+
+    def committed(self, job: StoredJob) -> set[str]:
+        return {snapshot_name(job.next_chunk)} if job.has_snapshot else set()
+
+
+def snapshot_name(chunk: int) -> str:
+    return f"{chunk:05d}.msgpack"

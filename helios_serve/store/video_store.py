@@ -1,0 +1,213 @@
+"""Accepted jobs and committed chunks, which survive a crash at any instant."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from threading import Lock
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from helios_serve.errors import InvalidRequestError, StorageError
+from helios_serve.logger import logger
+from helios_serve.messages import Segment, Snapshot
+from helios_serve.sampling_params import VideoRequest
+from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
+from helios_serve.store.folders import list_folder
+from helios_serve.store.inputs import InputStore
+from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
+from helios_serve.store.segments import SegmentStore
+from helios_serve.store.snapshots import Kept, SnapshotStore
+
+DATABASE = "jobs.sqlite3"
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """A job to be taken up again at `next_chunk`.
+
+    From `snapshot` if there is one, in which case `request` comes without its reference. Where
+    `next_chunk` is behind the last chunk, only the job's end has not been entered.
+    """
+
+    request: VideoRequest
+    snapshot: Snapshot | None
+    next_chunk: int
+
+
+class VideoStore:
+    """Everything that is kept of all jobs, in one folder that one process at a time may open.
+
+    A chunk's segment and snapshot are files of their own; the row of the job in the table says
+    which of them count. So files are stored before the row changes and deleted after it, and
+    whatever no row knows of is what a crash has left: opening the store deletes it.
+
+    All methods may be called from any thread, and raise StorageError if the disk fails them.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
+        self._locks_guard = Lock()
+        with ExitStack() as opened:
+            make_folder(folder)
+            opened.enter_context(locked(folder))
+            self._segments = SegmentStore(folder / "segments")
+            self._snapshots = SnapshotStore(folder / "snapshots")
+            self._inputs = InputStore(folder / "inputs")
+            self._files = (self._segments, self._snapshots, self._inputs)
+            self._check_database()
+            self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
+            sync_folder(folder)
+            jobs = self.jobs()
+            for files in self._files:
+                files.sweep(jobs)
+            self._opened = opened.pop_all()
+
+    def accept(self, request: VideoRequest, *, num_chunks: int, kept: Kept | None = None) -> None:
+        """Store a new job, which starts from `kept`, if given; durable when it returns.
+
+        Raises InvalidRequestError if there is a job of that id.
+        """
+        job_id = request.request_id
+        with self._lock(job_id):
+            if self._jobs.get(job_id) is not None:
+                raise InvalidRequestError(
+                    f"got request id {job_id!r}, which is in use", param="request_id"
+                )
+            self._delete_files(job_id)  # an earlier job's, if deleting them failed
+            try:
+                self._add(request, num_chunks, kept)
+            except StorageError:
+                self._delete_files(job_id)
+                raise
+
+    def update_request(self, request: VideoRequest) -> None:
+        """Replace the request of a job, less its reference, which stays as it is."""
+        self._jobs.update_request(request)
+
+    def commit(self, job_id: str, chunk: int, segment: Segment, kept: Kept) -> bool:
+        """Store a finished chunk and where its job stands behind it; durable when it returns.
+
+        False if the job is not wanted any more, in which case nothing is stored. A chunk that is
+        committed already stays as it is. What a failed commit leaves is replaced by the next try.
+        """
+        assert kept.snapshot.chunk == chunk + 1
+        with self._lock(job_id):
+            job = self._jobs.get(job_id)
+            if job is None or job.status in ("cancelled", "failed"):
+                return False
+            if chunk < job.next_chunk:
+                return True
+            assert chunk == job.next_chunk, f"chunk {chunk} in place of {job.next_chunk}"
+            assert not job.is_finished, f"chunk {chunk} of a job that is {job.status}"
+            self._segments.put(job_id, chunk, segment)
+            self._snapshots.put(job_id, kept)
+            self._jobs.advance(job_id, chunk)
+            self._snapshots.delete_others(job_id, keep_chunk=chunk + 1)
+            return True
+
+    def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
+        """End a job; its files stay. One that is deleted or has ended before stays as it is."""
+        with self._lock(job_id):
+            self._jobs.finish(job_id, status, error)
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job, if there is one, and delete its files."""
+        with self._lock(job_id):
+            self._jobs.delete(job_id)
+            self._delete_files(job_id)
+
+    def job(self, job_id: str) -> StoredJob | None:
+        return self._jobs.get(job_id)
+
+    def jobs(self) -> list[StoredJob]:
+        """In the order in which they were accepted."""
+        return self._jobs.all()
+
+    def unfinished(self) -> list[Unfinished]:
+        """All jobs that have not ended, in the order in which they were accepted.
+
+        One whose files are damaged is ended as failed, so that the others can go on.
+        """
+        waiting = [job.id for job in self.jobs() if not job.is_finished]
+        return [item for job_id in waiting if (item := self._recover(job_id)) is not None]
+
+    def kept(self, job_id: str) -> Kept | None:
+        """What a job goes on from; None before its first chunk, unless it was accepted with it."""
+        with self._lock(job_id):
+            job = self._jobs.get(job_id)
+            if job is None or not job.has_snapshot:
+                return None
+            return self._snapshots.get(job_id, job.next_chunk)
+
+    def segments(self, job_id: str) -> list[int]:
+        """The committed chunks of a job."""
+        job = self._jobs.get(job_id)
+        return [] if job is None else list(job.chunks)
+
+    def header(self, job_id: str) -> bytes | None:
+        """What comes before the fragments of a video; None before its first chunk."""
+        with self._lock(job_id):
+            return self._segments.header(job_id) if self.segments(job_id) else None
+
+    def fragment(self, job_id: str, chunk: int) -> bytes | None:
+        """A chunk as a part of an MP4; None if it is not committed."""
+        with self._lock(job_id):
+            if chunk not in self.segments(job_id):
+                return None
+            return self._segments.fragment(job_id, chunk)
+
+    def close(self) -> None:
+        """Let others open the folder; nothing can be done with this store any more."""
+        self._opened.close()
+
+    def _lock(self, job_id: str) -> Lock:
+        """Held while row and files of a job have to agree; jobs do not wait for each other."""
+        with self._locks_guard:
+            return self._locks.setdefault(job_id, Lock())
+
+    def _check_database(self) -> None:
+        """A lost table must not make all videos leftovers that are swept."""
+        path = self.folder / DATABASE
+        if path.exists() and path.stat().st_size:
+            return
+        for files in self._files:
+            if list_folder(files.root):
+                raise StorageError(
+                    f"{path} is missing or empty, but there are files in {files.root}: put the "
+                    "one back or move the others away"
+                )
+
+    def _add(self, request: VideoRequest, num_chunks: int, kept: Kept | None) -> None:
+        self._inputs.put(request)
+        if kept is None:
+            self._jobs.add(request, num_chunks=num_chunks)
+            return
+        self._snapshots.put(request.request_id, kept)
+        self._jobs.add(
+            request, num_chunks=num_chunks, first_chunk=kept.snapshot.chunk, has_snapshot=True
+        )
+
+    def _recover(self, job_id: str) -> Unfinished | None:
+        with self._lock(job_id):
+            job = self._jobs.get(job_id)
+            if job is None or job.is_finished:
+                return None
+            try:
+                return self._load(job)
+            except DamagedFileError as error:
+                logger.error("job %s cannot go on: %s", job_id, error)
+                self._jobs.finish(job_id, "failed", "what was stored of it is damaged")
+                return None
+
+    def _load(self, job: StoredJob) -> Unfinished:
+        if job.has_snapshot:
+            snapshot = self._snapshots.get(job.id, job.next_chunk).snapshot
+            return Unfinished(job.request, snapshot, job.next_chunk)
+        request = self._inputs.restore(job.request) if job.has_media else job.request
+        return Unfinished(request, None, job.next_chunk)
+
+    def _delete_files(self, job_id: str) -> None:
+        for files in self._files:
+            files.delete(job_id)

@@ -1,0 +1,153 @@
+"""A process may be killed anywhere: the next finds the state before or behind a commit."""
+
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from helios_serve.errors import StorageError
+from helios_serve.store.video_store import Unfinished, VideoStore
+
+WRITER = Path(__file__).with_name("writer.py")
+writer = SimpleNamespace(**runpy.run_path(str(WRITER)))
+STORE = "helios_serve.store"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[VideoStore]:
+    with closing(VideoStore(tmp_path)) as store:
+        yield store
+
+
+def run_until(folder: Path, target: str, call: int) -> bool:
+    """Make the video in another process; whether that was killed at this call of `target`."""
+    command = [sys.executable, str(WRITER), str(folder), target, str(call)]
+    status = subprocess.run(command, check=False).returncode
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def files(folder: Path) -> set[str]:
+    kinds = ("inputs", "segments", "snapshots")
+    found = [path for kind in kinds for path in (folder / kind).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)) for path in found}
+
+
+def check_state(store: VideoStore, next_chunk: int) -> None:
+    """The job stands at `next_chunk`, and the disk holds what that takes and no more."""
+    chunks = range(next_chunk)
+    assert store.segments("job") == list(chunks)
+    assert [store.fragment("job", chunk) for chunk in chunks] == [
+        b"fragment %d" % chunk for chunk in chunks
+    ]
+    assert store.header("job") == (b"header" if chunks else None)
+    assert store.kept("job") == (writer.kept_at(next_chunk) if chunks else None)
+    expected = {"inputs/job/media.msgpack"} | {f"segments/job/{chunk:05d}.m4s" for chunk in chunks}
+    if chunks:
+        expected |= {"segments/job/init.mp4", f"snapshots/job/{next_chunk:05d}.msgpack"}
+    assert files(store.folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "next_chunk"),
+    [
+        pytest.param("segments.SegmentStore.put", 1, id="before-the-segment"),
+        pytest.param("snapshots.SnapshotStore.put", 1, id="before-the-snapshot"),
+        pytest.param("jobs.JobStore.advance", 1, id="before-the-transaction"),
+        pytest.param("snapshots.SnapshotStore.delete_others", 2, id="before-the-cleanup"),
+    ],
+)
+def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_chunk: int) -> None:
+    assert run_until(tmp_path, f"{STORE}.{target}", call=2)
+    with closing(VideoStore(tmp_path)) as store:
+        check_state(store, next_chunk)
+        request, kept = writer.request().without_media(), writer.kept_at(next_chunk)
+        assert store.unfinished() == [Unfinished(request, kept.snapshot, next_chunk)]
+        writer.make_video(store)
+        check_state(store, writer.CHUNKS)
+
+
+def test_a_job_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
+    assert run_until(tmp_path, f"{STORE}.jobs.JobStore.add", call=1)
+    with closing(VideoStore(tmp_path)) as store:
+        assert (store.jobs(), files(tmp_path)) == ([], set())
+    assert run_until(tmp_path, f"{STORE}.segments.SegmentStore.put", call=1)
+    with closing(VideoStore(tmp_path)) as store:
+        check_state(store, 0)
+        assert store.unfinished() == [Unfinished(writer.request(), None, 0)]
+
+
+def test_every_write_may_be_the_last(tmp_path: Path) -> None:
+    deaths = 0
+    while run_until(folder := tmp_path / str(deaths), "os.fsync", deaths + 1):
+        deaths += 1
+        with closing(VideoStore(folder)) as store:
+            for job in store.jobs():
+                check_state(store, job.next_chunk)
+            writer.make_video(store)
+            check_state(store, writer.CHUNKS)
+    assert deaths > 4 * writer.CHUNKS  # file and folder, of segment and snapshot
+
+
+def test_opening_again_finds_everything_and_sweeps_the_rest(store: VideoStore) -> None:
+    for name in ("a", "b", "c"):
+        store.accept(writer.request(name), num_chunks=2)
+    writer.commit(store, 0, "b")
+    store.finish("c", "completed")
+    jobs, known = store.jobs(), files(store.folder)
+    store.close()
+    for left_over in (
+        "inputs/a/.media.msgpack.part",
+        "segments/a/init.mp4",
+        "segments/b/00001.m4s",
+        "segments/stray",
+        "snapshots/b/00002.msgpack",
+        "snapshots/d/00001.msgpack",
+    ):
+        path = store.folder / left_over
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with closing(VideoStore(store.folder)) as again:
+        assert (again.jobs(), files(again.folder)) == (jobs, known)
+        assert [item.request.request_id for item in again.unfinished()] == ["a", "b"]
+        assert again.fragment("b", 0) == b"fragment 0"
+
+
+def test_a_damaged_job_fails_alone(store: VideoStore) -> None:
+    for name in ("image", "chunk", "fine"):
+        store.accept(writer.request(name), num_chunks=2)
+    writer.commit(store, 0, "chunk")
+    (store.folder / "inputs/image/media.msgpack").unlink()
+    damaged = store.folder / "snapshots/chunk/00001.msgpack"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(StorageError, match=f"{damaged} is damaged"):
+        store.kept("chunk")
+    assert [item.request.request_id for item in store.unfinished()] == ["fine"]
+    assert {job.id: job.status for job in store.jobs()} == {
+        "image": "failed",
+        "chunk": "failed",
+        "fine": "queued",
+    }
+
+
+def test_a_second_server_is_refused(store: VideoStore) -> None:
+    with pytest.raises(StorageError, match=f"{store.folder} is in use by another server"):
+        VideoStore(store.folder)
+    writer.make_video(store)
+
+
+def test_videos_outlive_a_lost_table(store: VideoStore) -> None:
+    writer.make_video(store)
+    store.close()
+    known = files(store.folder)
+    (store.folder / "jobs.sqlite3").unlink()
+    for _ in range(2):
+        with pytest.raises(StorageError, match="jobs.sqlite3 is missing or empty, but there are"):
+            VideoStore(store.folder)
+    assert files(store.folder) == known

@@ -1,0 +1,73 @@
+"""Makes a video in a store; as a script it kills itself at a given call on the way."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+from unittest import mock
+
+from helios_serve.messages import Segment, Snapshot
+from helios_serve.sampling_params import Frames, VideoRequest
+from helios_serve.store.snapshots import Kept
+from helios_serve.store.video_store import VideoStore
+
+JOB = "job"
+CHUNKS = 2
+
+
+def request(job_id: str = JOB) -> VideoRequest:
+    return VideoRequest(request_id=job_id, prompt="a dog", image=Frames(b"pixels", 1, 384, 640))
+
+
+def kept_at(chunk: int) -> Kept:
+    """The state in which a job goes on at `chunk`."""
+    snapshot = Snapshot(
+        chunk=chunk,
+        rng=b"rng",
+        anchor=b"anchor",
+        frames=b"frames up to %d" % chunk,
+        num_frames=19,
+        dtype="float32",
+        height=384,
+        width=640,
+    )
+    return Kept(snapshot)
+
+
+def commit(store: VideoStore, chunk: int, job_id: str = JOB) -> None:
+    segment = Segment(b"header", b"fragment %d" % chunk)
+    assert store.commit(job_id, chunk, segment, kept_at(chunk + 1))
+
+
+def make_video(store: VideoStore) -> None:
+    """Accept it unless that is done, and commit all chunks, again where that is done."""
+    if store.job(JOB) is None:
+        store.accept(request(), num_chunks=CHUNKS)
+    for chunk in range(CHUNKS):
+        commit(store, chunk)
+
+
+def killed_at(function: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """`function`, except that this process dies instead of calling it for the `call`th time."""
+    calls = iter(range(1, call))
+
+    def run(*args: Any, **options: Any) -> Any:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+
+    return run
+
+
+def main(folder: str, target: str, call: str) -> None:
+    owner, _, name = target.rpartition(".")
+    function = killed_at(resolve_name(target), int(call))
+    with mock.patch.object(resolve_name(owner), name, function):
+        make_video(VideoStore(Path(folder)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
