@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-from helios_serve.config import DEFAULT_MODEL, EngineConfig, default_size
+from helios_serve.config import DEFAULT_MODEL, EngineConfig, WorkerConfig, default_size
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.events import ChunkReady, RequestFailed
 from helios_serve.entrypoints.arguments import size
-from helios_serve.messages import WorkerConfig
 from helios_serve.model_executor.executor.local import LocalExecutor
 from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.sampling_params import SamplingParams, VideoRequest
@@ -35,13 +34,13 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         config = WorkerConfig(model=arguments.model, device=arguments.device)
-        self.executor = LocalExecutor(config)
+        self.executor = LocalExecutor()
         self.engine = EngineCore(
             self.executor,
             open_checkpoint(arguments.model, "auto").config,
-            EngineConfig(num_workers=arguments.workers),
+            EngineConfig(workers=(config,) * arguments.workers),
         )
-        while not all(watch.is_ready for watch in self.engine.workers.values()):
+        while not all(watch.is_ready for watch in self.engine.crew.workers.values()):
             self.engine.step()
         self._number = 0
 

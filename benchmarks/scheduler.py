@@ -19,6 +19,7 @@ from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
+from helios_serve.messages import EncodedPrompt, TensorData
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.sampling_params import SamplingParams, ServiceTier, VideoRequest
@@ -27,6 +28,7 @@ WORKERS, QUEUE_DEPTH = 64, 2
 LIVE = (100, 300, 1000, 3000, 10000)
 AIMS = {1000: 1e-3, 10000: 5e-3}
 SIZES = ((640, 384), (384, 640), (256, 256), (832, 448))
+PROMPT = EncodedPrompt("x", TensorData(b"", (60, 4096), "bfloat16"))
 TIERS: tuple[ServiceTier, ...] = ("default", "default", "default", "flex", "priority")
 
 
@@ -43,7 +45,8 @@ class Load:
         self.live = live
         largest = max(HistoryManager.peak_blocks(Geometry(h, w)) for w, h in SIZES)
         for index in range(WORKERS):
-            self.scheduler.add_worker(f"worker-{index}", largest * (2 + 2 * live // WORKERS))
+            most = 2 + 2 * live // WORKERS
+            self.scheduler.add_worker(f"worker-{index}", largest * most, 64 * most)
         self.refill()
 
     def refill(self) -> None:
@@ -57,7 +60,9 @@ class Load:
                 tenant=f"tenant-{self.rng.randrange(20)}",
                 tier=self.rng.choice(TIERS),
             )
-            self.scheduler.add_session(Session(request, self.config, arrival=time.monotonic()))
+            session = Session(request, self.config, arrival=time.monotonic())
+            session.learn(PROMPT)
+            self.scheduler.add_session(session)
 
     def run(self, calls: int) -> list[float]:
         """Seconds of each of `calls` calls of schedule(), one worker after the other."""

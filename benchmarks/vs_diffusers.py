@@ -32,12 +32,12 @@ from torch.profiler import ProfilerActivity, profile
 from helios_serve.config import SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
-from helios_serve.core.session import Session
+from helios_serve.core.session import PADDING_ROWS, Session
 from helios_serve.entrypoints.arguments import size, steps
+from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.device import DTYPES
-from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.published import (
@@ -47,24 +47,14 @@ from helios_serve.model_executor.models.published import (
     write_json,
 )
 from helios_serve.model_executor.weights import find_sources, stream_weights
-from helios_serve.model_executor.worker.latents import as_latents
 from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.tensors import as_data, as_tensor
 from helios_serve.sampling_params import SamplingParams, VideoRequest
 
 TEXT_DIM, PROMPT_TOKENS, PADDED_TOKENS = 256, 40, 512
 SEED = 7
 ROPE_DIM = {32: (12, 10, 10), 64: (24, 20, 20), 128: (44, 42, 42)}
 KINDS = {"matmul": ("mm", "linear"), "attention": ("attention", "flash", "fmha")}
-
-
-class FixedText:
-    """Stands for the text encoder: every prompt has the same states."""
-
-    def __init__(self, states: Tensor) -> None:
-        self.states = states
-
-    def encode(self, prompt: str, max_length: int) -> Tensor:  # noqa: ARG002
-        return self.states
 
 
 def make_transformer(arguments: argparse.Namespace, dtype: torch.dtype) -> Any:
@@ -144,9 +134,7 @@ def our_side(
             transformer.load_state_dict(
                 {k: v.clone() for k, v in transformer.state_dict().items()}, assign=True
             )
-    text: Any = FixedText(states)
-    vae: Any = None  # nothing is encoded or decoded
-    model = LoadedModel(config, transformer, text, vae, device)  # type: ignore[arg-type]
+    prompt = EncodedPrompt("x", as_data(states))
     width, height = arguments.size
     params = SamplingParams(
         width=width, height=height, num_frames=33, seed=SEED, steps=arguments.steps
@@ -155,13 +143,21 @@ def our_side(
 
     def run() -> Tensor:
         scheduler = Scheduler(SchedulingConfig(), time.monotonic)
-        scheduler.add_worker("here", blocks)
-        runner = ModelRunner(model, blocks)
+        scheduler.add_worker("here", blocks, PROMPT_TOKENS + PADDING_ROWS)
+        runner = ModelRunner(
+            config,
+            transformer,  # type: ignore[arg-type]
+            device,
+            num_blocks=blocks,
+            text_bytes=1 << 30,
+        )
         request = VideoRequest(request_id="x", prompt="x", params=params)
-        scheduler.add_session(Session(request, config, arrival=0.0))
+        session = Session(request, config, arrival=0.0)
+        session.learn(prompt)
+        scheduler.add_session(session)
         plans = [scheduler.schedule("here") for _ in range(sum(arguments.steps))]
         outputs = [runner.execute_model(plan) for plan in plans]
-        return as_latents(outputs[-1].chunks[0].latents)
+        return as_tensor(outputs[-1].chunks[0].latents)
 
     return run
 

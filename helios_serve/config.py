@@ -1,10 +1,16 @@
 """How a server is set up, and the defaults that every command shares."""
 
+from typing import Literal
+
 import msgspec
 
 from helios_serve.sampling_params import ServiceTier
 
 DEFAULT_MODEL = "nano"
+
+Role = Literal["encode", "denoise", "decode"]
+"""What a worker does: read prompts and references, take denoise steps, turn latents to frames."""
+ROLES: tuple[Role, ...] = ("encode", "denoise", "decode")
 
 NANO_SIZE = (128, 64)
 PUBLISHED_SIZE = (640, 384)
@@ -51,13 +57,39 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
         return weight * self.flex_weight if tier == "flex" else weight
 
 
-class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How many workers an engine keeps, and how long, in seconds, it waits for one of them.
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker takes of a cluster. None for `num_gpus` is one, or none on the CPU.
 
-    `step_deadline` is for one batch of steps, `start_deadline` for loading a model.
+    `num_gpus` may be a fraction, so that several workers share a GPU; `labels` are those of the
+    nodes that it may run on.
     """
 
-    num_workers: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float | None = None
+    labels: dict[str, str] = {}
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker runs. None for `history_blocks` sizes the pool by the memory left free."""
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    roles: tuple[Role, ...] = ROLES
+    history_blocks: int | None = None
+    batch_invariant: bool = False
+    resources: Resources = Resources()
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which workers an engine keeps, and how long, in seconds, it waits for one of them.
+
+    `step_deadline` is for one batch of steps, or one task beside them, `start_deadline` for loading
+    a model.
+    """
+
+    workers: tuple[WorkerConfig, ...] = (WorkerConfig(),)
     step_deadline: float = 300.0
     start_deadline: float = 1800.0
     scheduling: SchedulingConfig = SchedulingConfig()

@@ -1,10 +1,10 @@
-"""What the scheduler and the workers say to each other."""
+"""What the engine and the workers say to each other."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.sampling_params import Frames, VideoRequest
+from helios_serve.sampling_params import Frames, OutputKind, PromptWeight, VideoRequest
 
 NULL_BLOCK = 0
 """Block 0 of every history pool holds zeros and is never written."""
@@ -31,81 +31,119 @@ class ChunkBlocks(NamedTuple):
     new_anchor: bool = False
 
 
-class Snapshot(msgspec.Struct, frozen=True):
-    """All that a session needs to go on at `chunk`: its generator and its history, as raw bytes.
-
-    `anchor` and `frames` are rows of blocks in `dtype`, torch's name, as the pool holds them;
-    `rng` is the generator's state before the first draw of the chunk.
-    """
-
-    chunk: int
-    rng: bytes
-    anchor: bytes
-    frames: bytes
-    dtype: str
-
-
-class NewSession(msgspec.Struct, frozen=True):
-    """A session that the worker has not seen, or has to take up again from `snapshot`.
-
-    Where it has a history already (I2V, V2V, or a snapshot) `blocks.window` is to take the anchor
-    and `blocks.append` the history frames; otherwise both are empty.
-    """
-
-    session_id: str
-    request: VideoRequest
-    blocks: ChunkBlocks
-    snapshot: Snapshot | None = None
-
-
-class ScheduledStep(msgspec.Struct, frozen=True):
-    """One denoise step of one session; `blocks` comes with the first step of a chunk."""
-
-    session_id: str
-    cursor: StepCursor
-    blocks: ChunkBlocks | None = None
-
-
-class Latents(msgspec.Struct, frozen=True):
-    """A (1, 16, frames, height / 8, width / 8) tensor as raw bytes; `dtype` is torch's name."""
+class TensorData(msgspec.Struct, frozen=True):
+    """A tensor as raw bytes; `dtype` is torch's name."""
 
     data: bytes
     shape: tuple[int, ...]
     dtype: str
 
 
-class DecodeTask(msgspec.Struct, frozen=True):
-    """The latents of a finished chunk, to be turned into frames."""
+class Snapshot(msgspec.Struct, frozen=True):
+    """All that a session needs to go on at `chunk`: its generator and its history, as raw bytes.
+
+    `anchor` and the `num_frames` of `frames` are rows of blocks in `dtype`, torch's name, as the
+    pool holds them; `rng` is the generator's state before the first draw of the chunk. Chunk 0 has
+    a snapshot where an image or a video comes before it. A fork seeds its generator with `reseed`.
+    `height` and `width` are the video's, in pixels.
+    """
+
+    chunk: int
+    rng: bytes
+    anchor: bytes
+    frames: bytes
+    num_frames: int
+    dtype: str
+    height: int
+    width: int
+    reseed: int | None = None
+
+
+class EncodedPrompt(msgspec.Struct, frozen=True, weakref=True):
+    """The text encoder's states of a prompt's real tokens: (tokens, text_dim)."""
+
+    prompt: str
+    states: TensorData
+
+    @property
+    def num_tokens(self) -> int:
+        return self.states.shape[0]
+
+
+class EncodeTask(msgspec.Struct, frozen=True, tag=True):
+    """Prompts to be read, and the reference of `seed_from`, if any, to be made a history."""
+
+    session_id: str
+    prompts: tuple[str, ...]
+    max_sequence_length: int
+    seed_from: VideoRequest | None = None
+
+
+class DecodeTask(msgspec.Struct, frozen=True, tag=True):
+    """The latents of a finished chunk, to be turned into its first `num_frames` frames.
+
+    `output` says whether they are wanted as pixels or as a segment of an MP4 at `fps`.
+    """
 
     session_id: str
     chunk: int
-    latents: Latents
+    latents: TensorData
+    num_frames: int
+    fps: int
+    output: OutputKind
 
 
-class SchedulerOutput(msgspec.Struct, frozen=True):
-    """What a worker is to do next: close `finished`, open the new, and then take the steps.
+class NewSession(msgspec.Struct, frozen=True):
+    """A session that the worker has not seen, or has to take up again from `snapshot`.
 
-    `decode` holds chunks of a worker that was lost before it had decoded them.
+    The snapshot's anchor is to be put into `blocks.window` and its frames into `blocks.append`;
+    both are empty where there is none, or where the session shares the blocks of another.
     """
+
+    session_id: str
+    request: VideoRequest
+    blocks: ChunkBlocks
+    snapshot: Snapshot | None = None
+    prompts: tuple[EncodedPrompt, ...] = ()
+
+
+class ChunkStart(msgspec.Struct, frozen=True):
+    """What a chunk begins with: its blocks, the prompts in effect, and those new to the worker."""
+
+    blocks: ChunkBlocks
+    mix: tuple[PromptWeight, ...]
+    new_prompts: tuple[EncodedPrompt, ...] = ()
+
+
+class ScheduledStep(msgspec.Struct, frozen=True):
+    """One denoise step of one session; `start` comes with the first step of a chunk."""
+
+    session_id: str
+    cursor: StepCursor
+    start: ChunkStart | None = None
+
+
+class SchedulerOutput(msgspec.Struct, frozen=True, tag=True):
+    """What a worker is to do next: close `finished`, open the new, and then take the steps."""
 
     new_sessions: tuple[NewSession, ...] = ()
     scheduled_steps: tuple[ScheduledStep, ...] = ()
     finished: tuple[str, ...] = ()
-    decode: tuple[DecodeTask, ...] = ()
+
+
+WorkerCommand = SchedulerOutput | EncodeTask | DecodeTask
 
 
 class ChunkResult(msgspec.Struct, frozen=True):
     """A finished chunk: its nine latent frames, and where the session stands behind it.
 
-    The worker that made it decodes it too, beside later steps. `input_latents` comes with the first
-    chunk of a request that keeps them.
+    `latents` is (1, 16, 9, height / 8, width / 8).
     """
 
     session_id: str
     chunk: int
-    latents: Latents
+    latents: TensorData
     snapshot: Snapshot
-    input_latents: Latents | None = None
 
 
 class SessionFailure(msgspec.Struct, frozen=True):
@@ -120,21 +158,15 @@ class RunnerOutput(msgspec.Struct, frozen=True):
     failures: tuple[SessionFailure, ...] = ()
 
 
-class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker runs. None for `history_blocks` sizes the pool by the memory left free."""
-
-    model: str
-    device: str = "auto"
-    dtype: str = "auto"
-    load_format: Literal["auto", "dummy"] = "auto"
-    history_blocks: int | None = None
-    batch_invariant: bool = False
-
-
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
-    """The model is loaded and the pool has `num_blocks` blocks."""
+    """What the worker is for is loaded.
 
-    num_blocks: int
+    Its history pool has `num_blocks` blocks, and there is room for the cross-attention keys and
+    values of `text_rows` prompt tokens; both are 0 for one that does not denoise.
+    """
+
+    num_blocks: int = 0
+    text_rows: int = 0
 
 
 class StepsDone(msgspec.Struct, frozen=True, tag=True):
@@ -144,13 +176,33 @@ class StepsDone(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class InputsEncoded(msgspec.Struct, frozen=True, tag=True):
+    """What an encode task gave, or the error; `snapshot` is the history that a reference makes."""
+
+    session_id: str
+    prompts: tuple[EncodedPrompt, ...] = ()
+    snapshot: Snapshot | None = None
+    input_latents: TensorData | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """One chunk of a video as MP4: `header` + the fragments of all chunks is a playable file."""
+
+    header: bytes
+    fragment: bytes
+
+
 class ChunkDecoded(msgspec.Struct, frozen=True, tag=True):
-    """Frames of a chunk, or why there are none."""
+    """Frames or a segment of a chunk, as its task asked for, or the error."""
 
     session_id: str
     chunk: int
-    frames: Frames | None
+    frames: Frames | None = None
+    segment: Segment | None = None
     error: str | None = None
+    seconds: float = 0.0
 
 
 class WorkerDied(msgspec.Struct, frozen=True, tag=True):
@@ -163,4 +215,4 @@ class WorkerDied(msgspec.Struct, frozen=True, tag=True):
     is_final: bool = False
 
 
-WorkerEvent = WorkerReady | StepsDone | ChunkDecoded | WorkerDied
+WorkerEvent = WorkerReady | StepsDone | InputsEncoded | ChunkDecoded | WorkerDied

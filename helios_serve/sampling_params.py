@@ -20,13 +20,19 @@ DEFAULT_GUIDANCE = {"base": 5.0, "mid": 5.0, "distilled": 1.0}
 
 ServiceTier = Literal["priority", "default", "flex"]
 """priority is real-time, flex takes what the others leave."""
+OutputKind = Literal["frames", "segment"]
+"""Whether chunks are handed on as pixels or as segments of an MP4."""
 
 
 class PromptSwitch(msgspec.Struct, frozen=True):
-    """From `chunk` on (counted from 0) the video turns to `prompt`."""
+    """From `chunk` on (counted from 0) the video turns to `prompt`.
+
+    It takes `transition_chunks` to get there; None is what the request says.
+    """
 
     chunk: int
     prompt: str
+    transition_chunks: int | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +130,7 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Reference frames have the size of the video. `lora` is a local file or folder.
     `keep_input_latents` asks for the reference's noised latents, which diffusers returns in front
-    of the video's own.
+    of the video's own. With `max_lead_chunks` the video is made only so far ahead of its reader.
     """
 
     request_id: str
@@ -137,6 +143,27 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     keep_input_latents: bool = False
     tenant: str = DEFAULT_TENANT
     tier: ServiceTier = "default"
+    output: OutputKind = "frames"
+    max_lead_chunks: int | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What the video shows, from its beginning and from every switch on; each text once."""
+        return tuple(dict.fromkeys((self.prompt, *self._switched())))
+
+    @property
+    def has_reference(self) -> bool:
+        return self.image is not None or self.video is not None
+
+    def without_media(self) -> "VideoRequest":
+        """The request less its reference, for those who have no more use of it."""
+        return msgspec.structs.replace(self, image=None, video=None) if self.has_reference else self
+
+    def with_switch(self, switch: PromptSwitch) -> "VideoRequest":
+        """One more prompt switch, in place of any that was meant for its chunk or a later one."""
+        earlier = (item for item in self.params.switches if item.chunk < switch.chunk)
+        params = msgspec.structs.replace(self.params, switches=(*earlier, switch))
+        return msgspec.structs.replace(self, params=params)
 
     def check_inputs(self) -> None:
         """Raise InvalidRequestError unless what comes beside the prompt can be used."""
@@ -149,6 +176,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
                     f"got {len(media.data)} bytes of {name}, expected at most {MAX_MEDIA_BYTES}",
                     param=name,
                 )
+        if self.max_lead_chunks is not None:
+            check_range("max_lead_chunks", self.max_lead_chunks, 1, MAX_FRAMES)
         if not math.isfinite(self.lora_scale):
             raise InvalidRequestError(
                 f"got lora_scale {self.lora_scale}, expected a finite number", param="lora_scale"
@@ -179,7 +208,7 @@ class PromptWeight(msgspec.Struct, frozen=True):
 def prompt_weights(prompt: str, params: SamplingParams, chunk: int) -> tuple[PromptWeight, ...]:
     """The prompts in effect at `chunk`; the chunk's embedding is their weighted sum.
 
-    At a switch with s = `transition_chunks` the p-th chunk weighs the new prompt with
+    At a switch over s = `transition_chunks` the p-th chunk weighs the new prompt with
     linspace(0, 1, s)[p] against the one before it; with s < 2 it switches at once. A switch that
     comes before the last one is through starts from that one's prompt.
     """
@@ -188,7 +217,9 @@ def prompt_weights(prompt: str, params: SamplingParams, chunk: int) -> tuple[Pro
         return (PromptWeight(prompt, 1.0),)
     new = begun[-1]
     old = begun[-2].prompt if len(begun) > 1 else prompt
-    passed, length = chunk - new.chunk, params.transition_chunks
+    passed, length = chunk - new.chunk, new.transition_chunks
+    if length is None:
+        length = params.transition_chunks
     weight = passed / (length - 1) if length > 1 else 1.0
     if weight >= 1 or old == new.prompt:
         return (PromptWeight(new.prompt, 1.0),)

@@ -1,5 +1,6 @@
 """From the name of a model to its parts on a device."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -8,6 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
+from helios_serve.config import ROLES, Role
 from helios_serve.errors import CheckpointError
 from helios_serve.logger import logger
 from helios_serve.model_config import HeliosConfig
@@ -21,6 +23,14 @@ from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.weights import fill_random, find_sources, stream_weights
 
 LoadFormat = Literal["auto", "dummy"]
+
+PARTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
+    "encode": ("text_encoder", "vae"),
+    "denoise": ("transformer",),
+    "decode": ("vae",),
+}
+DUMMY_SEEDS = {"transformer": 0, "text_encoder": 1, "vae": 2}
+"""A part's random weights are the same whatever other parts a worker has."""
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "spiece.model", "tokenizer/*"]
 HUB_IGNORED = ["transformer_ode/*"]
@@ -37,13 +47,13 @@ class Checkpoint(NamedTuple):
 
 
 class LoadedModel(NamedTuple):
-    """A checkpoint ready to run."""
+    """A checkpoint ready to run, less what no role asked for."""
 
     config: HeliosConfig
-    transformer: HeliosTransformer
-    text_encoder: TextEncoder
-    vae: Vae
     device: torch.device
+    transformer: HeliosTransformer | None = None
+    text_encoder: TextEncoder | None = None
+    vae: Vae | None = None
 
 
 def open_checkpoint(model: str, load_format: LoadFormat) -> Checkpoint:
@@ -57,31 +67,39 @@ def open_checkpoint(model: str, load_format: LoadFormat) -> Checkpoint:
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    roles: Collection[Role] = ROLES,
 ) -> LoadedModel:
-    """Load the weights; every file is checked before the first of them is read."""
+    """Load the weights that `roles` need; every file is checked before the first is read."""
     if checkpoint.note is not None:
         logger.warning(checkpoint.note)
     folder, config = checkpoint.folder, checkpoint.config
     dummy = checkpoint.load_format == "dummy"
-    parts = build_parts(folder, config, dtype)
+    needed = {name for role in roles for name in PARTS_OF_ROLE[role]}
+    parts = {
+        name: part for name, part in build_parts(folder, config, dtype).items() if name in needed
+    }
     sources = {} if dummy else {name: find_sources(*part) for name, part in parts.items()}
-    tokenizer = load_tokenizer(folder)
-    for seed, (name, (module, component)) in enumerate(parts.items()):
+    tokenizer = load_tokenizer(folder) if "text_encoder" in parts else None
+    for name, (module, component) in parts.items():
         if dummy:
-            fill_random(module, component, device, seed)
+            fill_random(module, component, device, DUMMY_SEEDS[name])
         else:
             stream_weights(module, component, sources[name], device)
         module.eval().requires_grad_(False)
-    transformer, text_encoder, vae = (part.module for part in parts.values())
-    assert isinstance(transformer, HeliosTransformer)
-    tie_embeddings(text_encoder)
+    modules = {name: part.module for name, part in parts.items()}
+    transformer, text_encoder = modules.get("transformer"), modules.get("text_encoder")
+    assert transformer is None or isinstance(transformer, HeliosTransformer)
+    if text_encoder is not None:
+        tie_embeddings(text_encoder)
     return LoadedModel(
         config,
-        transformer,
-        TextEncoder(text_encoder, tokenizer),
-        Vae(vae),
         device,
+        transformer,
+        None if text_encoder is None else TextEncoder(text_encoder, tokenizer),
+        Vae(modules["vae"]) if "vae" in modules else None,
     )
 
 

@@ -58,12 +58,12 @@ class HistoryManager:
         history.frames, history.pending = frames[-HISTORY_FRAMES:], []
 
     def fork(self, parent_id: str, child_id: str) -> None:
-        """Start `child_id` with the parent's history at a chunk edge; both share its blocks.
+        """Start `child_id` with the parent's history at its last chunk edge; both share its blocks.
 
-        Frames are never changed once written, so sharing is counting references.
+        Frames are never changed once written, so sharing is counting references. What the parent
+        has begun since is its own.
         """
         parent = self._histories[parent_id]
-        assert not parent.pending, f"session {parent_id} is in the middle of a chunk"
         assert child_id not in self._histories, f"session {child_id} has a history already"
         child = self._histories[child_id] = History(parent.geometry)
         child.anchor, child.frames = parent.anchor, list(parent.frames)

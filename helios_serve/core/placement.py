@@ -9,15 +9,15 @@ from helios_serve.errors import CapacityError, InvalidRequestError
 
 
 class Placement:
-    """Least outstanding work among the workers that have the blocks; then the session stays."""
+    """Least outstanding work among the workers that have room; then the session stays."""
 
     def __init__(self, config: SchedulingConfig) -> None:
         self.config = config
 
     def can_ever(self, session: Session, workers: Iterable[WorkerState]) -> bool:
         """Whether some worker is large enough; nobody knows as long as there are none."""
-        sizes = [worker.history.pool.num_blocks for worker in workers]
-        return not sizes or session.peak_blocks < max(sizes)
+        known = list(workers)
+        return not known or any(worker.could_hold(session) for worker in known)
 
     def check(self, session: Session, workers: Iterable[WorkerState], promised: float) -> None:
         """Refuse what no worker could ever run, and real time that none can promise now.
@@ -47,8 +47,13 @@ class Placement:
             )
 
     def choose(self, session: Session, workers: Iterable[WorkerState]) -> WorkerState | None:
-        """The worker for `session`, or None if none has room."""
+        """The worker for `session`, or None if none has room.
+
+        One that holds the session's history for its kin comes first.
+        """
         fits = [worker for worker in workers if worker.has_room(session)]
+        if session.kin:
+            fits = [worker for worker in fits if worker.find_kin(session)] or fits
         if session.is_priority:
             share = self.config.realtime_share
             fits = [worker for worker in fits if worker.keeps_up(session, share)] or fits

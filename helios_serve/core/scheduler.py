@@ -10,7 +10,13 @@ from helios_serve.core.placement import Placement
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import InvalidRequestError
-from helios_serve.messages import NewSession, ScheduledStep, SchedulerOutput, Snapshot, StepCursor
+from helios_serve.messages import (
+    ChunkStart,
+    ScheduledStep,
+    SchedulerOutput,
+    Snapshot,
+    StepCursor,
+)
 
 MAX_PASSED_OVER = 8
 """Sessions that do not fit a batch and are looked past, at most."""
@@ -41,13 +47,14 @@ class Batch:
 
 
 class SchedulerStats(NamedTuple):
-    """Counts of one moment."""
+    """Counts of one moment: sessions that wait and that are on workers, and the workers' memory."""
 
     waiting: int
     running: int
-    paused: int
     used_blocks: int
     total_blocks: int
+    used_text_rows: int
+    total_text_rows: int
 
 
 class Scheduler:
@@ -70,9 +77,10 @@ class Scheduler:
         self._lines: dict[bool, FairQueue[str]] = {True: FairQueue(), False: FairQueue()}
         self._heads: dict[bool, Session | None] = {True: None, False: None}
 
-    def add_worker(self, worker_id: str, num_blocks: int) -> None:
+    def add_worker(self, worker_id: str, num_blocks: int, text_rows: int) -> None:
+        """A worker is ready, with so many history blocks and room for so many prompt tokens."""
         assert worker_id not in self.workers, f"worker {worker_id} is known already"
-        self.workers[worker_id] = WorkerState(worker_id, num_blocks, self.config)
+        self.workers[worker_id] = WorkerState(worker_id, num_blocks, text_rows, self.config)
         self._place_waiting()
 
     def add_session(self, session: Session) -> None:
@@ -88,6 +96,15 @@ class Scheduler:
         self.sessions[session.session_id] = session
         self._wait(session)
         self._place_waiting()
+
+    def inputs_arrived(self, session_id: str) -> None:
+        """A prompt of the session was read, or its reference encoded: it may be ready now."""
+        session = self.sessions[session_id]
+        if session.worker_id is not None:
+            self.workers[session.worker_id].reserve_text(session)
+        elif session.is_ready:
+            self._line_up(session)
+            self._place_waiting()
 
     def schedule(self, worker_id: str) -> SchedulerOutput:
         """The worker's next batch: one step for each of the sessions that policy picks."""
@@ -157,8 +174,11 @@ class Scheduler:
         if session.worker_id is None:
             self._step_aside(session)
         elif session.status is SessionStatus.RUNNING:
+            worker = self.workers[session.worker_id]
             session.status = SessionStatus.PAUSED
-            self.workers[session.worker_id].queue.withdraw(session)
+            worker.queue.withdraw(session)
+            if session.is_leaving:  # it would not come to its next chunk edge
+                self._evict(session, worker)
         self._place_waiting()
 
     def resume(self, session_id: str) -> None:
@@ -177,8 +197,18 @@ class Scheduler:
                 worker.queue.come_back(session, worker.rate)
 
     def drain(self, worker_id: str) -> None:
-        """Give the worker no new sessions; those it has run on."""
-        self.workers[worker_id].is_draining = True
+        """Give the worker no new sessions; those it has leave it at their next chunk edge."""
+        worker = self.workers[worker_id]
+        worker.is_draining = True
+        for session in list(worker.queue.sessions.values()):
+            if not session.is_going:
+                self._evict(session, worker)
+        self._place_waiting()
+
+    def is_empty(self, worker_id: str) -> bool:
+        """Whether the worker has no session and nothing to be told."""
+        worker = self.workers[worker_id]
+        return not (worker.queue.sessions or worker.plans or worker.closing)
 
     def blame(self, plan: SchedulerOutput, limit: int) -> list[str]:
         """A worker died at `plan`: which sessions did it? Returns those for which it is sure.
@@ -213,14 +243,16 @@ class Scheduler:
         return bool(self.sessions)
 
     def stats(self) -> SchedulerStats:
-        statuses = [session.status for session in self.sessions.values()]
+        """Counts of this moment; costs as much as there are workers."""
+        placed = len(self.sessions) - len(self.waiting)
         pools = [worker.history.pool for worker in self.workers.values()]
         return SchedulerStats(
             waiting=len(self.waiting),
-            running=statuses.count(SessionStatus.RUNNING),
-            paused=statuses.count(SessionStatus.PAUSED),
+            running=placed,
             used_blocks=sum(pool.num_blocks - 1 - pool.num_free for pool in pools),
             total_blocks=sum(pool.num_blocks - 1 for pool in pools),
+            used_text_rows=sum(worker.reserved_rows for worker in self.workers.values()),
+            total_text_rows=sum(worker.text_rows for worker in self.workers.values()),
         )
 
     def check_integrity(self) -> None:
@@ -240,11 +272,12 @@ class Scheduler:
 
     def _plan(self, session: Session, worker: WorkerState) -> ScheduledStep:
         """Give out the step at the session's cursor, and move on as if it were done."""
-        cursor, name, blocks = session.cursor, session.session_id, None
+        cursor, name, start = session.cursor, session.session_id, None
         cost = session.step_cost
         if session.at_chunk_edge:
             new_anchor = session.makes_anchor(cursor.chunk)
             blocks = worker.history.begin_chunk(name, new_anchor=new_anchor)
+            start = ChunkStart(blocks, session.mix(cursor.chunk), session.take_unsent())
         session.advance()
         if session.cursor.chunk > cursor.chunk:
             worker.history.end_chunk(name)
@@ -255,7 +288,7 @@ class Scheduler:
             session.status = SessionStatus.PREEMPTED
         elif not session.is_planned:
             worker.queue.push(session, worker.rate)
-        return ScheduledStep(name, cursor, blocks)
+        return ScheduledStep(name, cursor, start)
 
     def _settle(self, session: Session, worker: WorkerState) -> None:
         """End or evict a session whose last step given out has returned."""
@@ -287,11 +320,12 @@ class Scheduler:
         self.waiting.add(session.session_id)
         line = self._lines[session.is_priority]
         line.join(session.session_id, flow, self.config.weight(*flow))
-        if not session.clock.is_paused:
-            self._line_up(session)
+        self._line_up(session)
 
     def _line_up(self, session: Session) -> None:
-        self._lines[session.is_priority].push(session.session_id, started=False)
+        """Let a waiting session be placed, unless it is paused or its inputs are still missing."""
+        if session.is_ready and not session.clock.is_paused:
+            self._lines[session.is_priority].push(session.session_id, started=False)
 
     def _step_aside(self, session: Session) -> None:
         self._lines[session.is_priority].withdraw(session.session_id)
@@ -342,16 +376,11 @@ class Scheduler:
         return None if session_id is None else self.sessions[session_id]
 
     def _start(self, session: Session, worker: WorkerState) -> None:
-        blocks = worker.history.open(
-            session.session_id, session.geometry, initial_frames=session.edge_frames
-        )
+        worker.opening.append(worker.open_history(session))
         session.worker_id = worker.worker_id
         session.placed_chunk = session.edge_chunk
         session.status = SessionStatus.RUNNING
         worker.add(session)
-        worker.opening.append(
-            NewSession(session.session_id, session.request, blocks, session.snapshot)
-        )
         worker.queue.join(session)
 
     def _make_room(self, session: Session) -> bool:
@@ -361,11 +390,15 @@ class Scheduler:
             if victims is None:
                 continue
             for victim in victims:
-                if victim.status is SessionStatus.PAUSED or victim.may_leave:
-                    worker.queue.withdraw(victim)
-                    victim.status = SessionStatus.PREEMPTED
-                    self._settle(victim, worker)
-                else:
-                    victim.is_leaving = True
+                self._evict(victim, worker)
             return worker.has_room(session)
         return False
+
+    def _evict(self, session: Session, worker: WorkerState) -> None:
+        """Take the session off its worker, now if that costs nothing, or at its next chunk edge."""
+        if session.status is SessionStatus.PAUSED or session.may_leave:
+            worker.queue.withdraw(session)
+            session.status = SessionStatus.PREEMPTED
+            self._settle(session, worker)
+        else:
+            session.is_leaving = True

@@ -1,20 +1,18 @@
 """A session as the scheduler sees it: a cursor, a status, and what its steps cost."""
 
 import enum
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 
 from helios_serve.core.cost import chunk_cost, stage_step_cost
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.realtime import PlaybackClock
-from helios_serve.messages import Snapshot, StepCursor
-from helios_serve.model_config import (
-    CHUNK_FRAMES,
-    CHUNK_LATENTS,
-    HISTORY_FRAMES,
-    Geometry,
-    HeliosConfig,
-)
-from helios_serve.sampling_params import VideoRequest
+from helios_serve.messages import EncodedPrompt, Snapshot, StepCursor
+from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
+from helios_serve.sampling_params import PromptSwitch, PromptWeight, VideoRequest, prompt_weights
+
+PADDING_ROWS = 4
+"""Text rows, at most, that stand for a prompt's padding."""
 
 
 class SessionStatus(enum.IntEnum):
@@ -38,25 +36,38 @@ class Session:
 
     `cursor` is the next step to plan. Plans do not wait for results, so it runs ahead of what
     workers have done by the session's `in_flight` steps; `snapshot` is where it can be taken up
-    again, if not at its beginning. A session that `is_leaving` gives its
-    blocks back at the next chunk edge.
+    again, if not at its beginning. A session that `is_leaving` gives its blocks back at the next
+    chunk edge. `kin` names sessions that begin with the same history.
     """
 
-    def __init__(self, request: VideoRequest, config: HeliosConfig, *, arrival: float) -> None:
+    def __init__(
+        self,
+        request: VideoRequest,
+        config: HeliosConfig,
+        *,
+        arrival: float,
+        snapshot: Snapshot | None = None,
+        kin: tuple[str, ...] = (),
+    ) -> None:
         request.check_inputs()
         self.request = request
+        self.kin = kin
         self.config = config
         self.params = request.params.resolve(config)
         self.geometry = Geometry(request.params.height, request.params.width)
         self.clock = PlaybackClock(arrival=arrival, fps=request.params.fps)
         self.status = SessionStatus.WAITING
-        self.cursor = StepCursor(0, 0, 0)
+        self.snapshot = snapshot
+        self.encoded: dict[str, EncodedPrompt] = {}
+        self.pending_switches: deque[PromptSwitch] = deque()
+        self._unsent: list[EncodedPrompt] = []
+        self.cursor = StepCursor(self.edge_chunk, 0, 0)
         self.worker_id: str | None = None
         self.in_flight = 0
-        self.snapshot: Snapshot | None = None
+        self.reserved_rows = 0
         self.is_suspect = False
         self.lone_deaths: Counter[StepCursor | None] = Counter()
-        self.placed_chunk = 0
+        self.placed_chunk = self.edge_chunk
         self.is_leaving = False
         branches = 2 if self.params.is_guided else 1
         self.step_costs = tuple(
@@ -80,13 +91,9 @@ class Session:
 
     @property
     def is_going(self) -> bool:
-        """Whether its blocks come free without anyone doing more about it.
-
-        A session that is to leave at its next chunk edge never comes to it while it is paused.
-        """
+        """Whether its blocks come free without anyone doing more about it."""
         ended = self.status is SessionStatus.PREEMPTED or self.status.is_finished
-        leaves = self.is_leaving and self.status is SessionStatus.RUNNING
-        return ended or leaves or self.is_planned
+        return ended or self.is_leaving or self.is_planned
 
     @property
     def at_chunk_edge(self) -> bool:
@@ -144,13 +151,77 @@ class Session:
     @property
     def edge_frames(self) -> int:
         """History frames at the edge where it can be taken up again."""
-        made = self.edge_chunk * CHUNK_LATENTS
-        return min(HISTORY_FRAMES, self.initial_frames + made)
+        return 0 if self.snapshot is None else self.snapshot.num_frames
+
+    @property
+    def missing_prompts(self) -> tuple[str, ...]:
+        """Texts that were not read yet."""
+        negative = (self.request.params.negative_prompt,) if self.params.is_guided else ()
+        needed = dict.fromkeys((*self.request.prompts, *negative))
+        return tuple(text for text in needed if text not in self.encoded)
+
+    @property
+    def needs_seed(self) -> bool:
+        """Whether its image or video has still to be made the history it begins with."""
+        return self.request.has_reference and self.snapshot is None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all is there that its first chunk takes."""
+        return not self.needs_seed and not self.missing_prompts
+
+    @property
+    def text_rows(self) -> int:
+        """Rows of cross-attention keys and values that it holds at a time, at most."""
+        longest = max(self.encoded[text].num_tokens for text in self.request.prompts)
+        rows = longest + PADDING_ROWS
+        if self.params.is_guided:
+            rows += self.encoded[self.request.params.negative_prompt].num_tokens + PADDING_ROWS
+        return rows
+
+    def seed(self, snapshot: Snapshot) -> None:
+        """The history that its reference makes is there; the reference is of no more use."""
+        self.snapshot = snapshot
+        self.request = self.request.without_media()
+
+    def learn(self, prompt: EncodedPrompt) -> None:
+        """A prompt was read. A worker that has the session hears of it with its next chunk."""
+        self.encoded[prompt.prompt] = prompt
+        self._unsent.append(prompt)
+
+    def take_unsent(self) -> tuple[EncodedPrompt, ...]:
+        unsent, self._unsent = tuple(self._unsent), []
+        return unsent
+
+    def mix(self, chunk: int) -> tuple[PromptWeight, ...]:
+        """The prompts in effect at `chunk`."""
+        return prompt_weights(self.request.prompt, self.request.params, chunk)
+
+    def apply_switches(self) -> Iterator[PromptSwitch | None]:
+        """Turn to the prompts that wait for it and were read, from the next unplanned chunk on.
+
+        Yields each as it was applied, or None where the video has no chunk left for it.
+        """
+        while self.pending_switches and self.pending_switches[0].prompt in self.encoded:
+            asked = self.pending_switches.popleft()
+            chunk = max(1, self.cursor.chunk + (not self.at_chunk_edge))
+            if chunk >= self.params.num_chunks:
+                yield None
+                continue
+            applied = PromptSwitch(chunk, asked.prompt, asked.transition_chunks)
+            self.request = self.request.with_switch(applied)
+            yield applied
+
+    def drop_switches(self, prompts: tuple[str, ...]) -> Iterator[None]:
+        """Some prompts cannot be read: yields None for each switch to one of them."""
+        for switch in [item for item in self.pending_switches if item.prompt in prompts]:
+            self.pending_switches.remove(switch)
+            yield None
 
     def rewind(self) -> None:
         """Back to the last confirmed chunk edge: what was planned after it is lost."""
         self.cursor = StepCursor(self.edge_chunk, 0, 0)
-        self.in_flight = 0
+        self.in_flight = self.reserved_rows = 0
         self.worker_id = None
         self.is_leaving = False
 
@@ -164,20 +235,10 @@ class Session:
         """Whether it is at a chunk edge and has made a chunk where it is: so nobody starves."""
         return self.at_chunk_edge and self.cursor.chunk > self.placed_chunk
 
-    @property
-    def initial_frames(self) -> int:
-        """History frames that the reference gives before the first chunk."""
-        if self.request.image is not None:
-            return 1
-        if self.request.video is not None:
-            chunks = self.request.video.count // CHUNK_FRAMES
-            return min(HISTORY_FRAMES, chunks * CHUNK_LATENTS)
-        return 0
-
     def makes_anchor(self, chunk: int) -> bool:
         """Whether the first frame of `chunk` becomes the anchor, as in diffusers 0.42.1."""
         if chunk == 0:
-            return self.initial_frames == 0
+            return self.snapshot is None
         return chunk == 1 and self.request.params.skip_first_chunk
 
     def advance(self) -> None:

@@ -3,11 +3,13 @@
 from collections import Counter, deque
 from typing import NamedTuple
 
+import msgspec
+
 from helios_serve.config import SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_queue import WorkerQueue
-from helios_serve.messages import NewSession, ScheduledStep
+from helios_serve.messages import ChunkBlocks, NewSession, ScheduledStep
 
 RATE_MEMORY = 0.9
 """How much of the sums behind the rate a new measurement leaves."""
@@ -20,12 +22,30 @@ class Plan(NamedTuple):
     cost: float
 
 
+class Room(NamedTuple):
+    """History blocks and text rows that are missing; 0 or less is none."""
+
+    blocks: int
+    rows: int
+
+    def less(self, session: Session) -> "Room":
+        """What is missing when `session` has gone."""
+        return Room(self.blocks - session.peak_blocks, self.rows - session.reserved_rows)
+
+    @property
+    def is_there(self) -> bool:
+        return self.blocks <= 0 and self.rows <= 0
+
+
 class WorkerState:
     """`rate` is the measured speed in FLOP/s, 0 before the first measurement."""
 
-    def __init__(self, worker_id: str, num_blocks: int, config: SchedulingConfig) -> None:
+    def __init__(
+        self, worker_id: str, num_blocks: int, text_rows: int, config: SchedulingConfig
+    ) -> None:
         self.worker_id = worker_id
         self.history = HistoryManager(num_blocks)
+        self.text_rows = text_rows
         self.queue = WorkerQueue(config)
         self.plans: deque[Plan] = deque()
         self.opening: list[NewSession] = []
@@ -34,6 +54,7 @@ class WorkerState:
         self._done = self._spent = 0.0
         self.is_draining = False
         self.reserved_blocks = 0
+        self.reserved_rows = 0
         self.outstanding_cost = 0.0
         self.realtime_load = 0.0
         """FLOP/s that the priority sessions need to play in real time."""
@@ -44,7 +65,14 @@ class WorkerState:
         return self.history.pool.num_blocks - 1 - self.reserved_blocks
 
     def has_room(self, session: Session) -> bool:
-        return not self.is_draining and session.peak_blocks <= self.free_blocks
+        """Whether there are blocks for its history, and room for its prompts' keys and values."""
+        fits_text = session.text_rows <= self.text_rows - self.reserved_rows
+        return not self.is_draining and session.peak_blocks <= self.free_blocks and fits_text
+
+    def could_hold(self, session: Session) -> bool:
+        """Whether it would have room if it had nothing else."""
+        blocks = session.peak_blocks < self.history.pool.num_blocks
+        return blocks and (not session.is_ready or session.text_rows <= self.text_rows)
 
     def keeps_up(self, session: Session, share: float, promised: float = 0.0) -> bool:
         """Whether real time still holds for all priority sessions with `session` among them.
@@ -64,15 +92,45 @@ class WorkerState:
     def add(self, session: Session) -> None:
         """Take the session's load on; its history is opened apart from this."""
         self.reserved_blocks += session.peak_blocks
+        self.reserve_text(session)
         self.outstanding_cost += session.remaining_cost
         if session.is_priority:
             self.realtime_load += session.cost_rate
 
+    def reserve_text(self, session: Session) -> None:
+        """Account for its prompts as they are now; a new one may take more than is free."""
+        self.reserved_rows += session.text_rows - session.reserved_rows
+        session.reserved_rows = session.text_rows
+
     def remove(self, session: Session) -> None:
         self.reserved_blocks -= session.peak_blocks
+        self.reserved_rows -= session.reserved_rows
+        session.reserved_rows = 0
         self.outstanding_cost -= session.remaining_cost
         if session.is_priority:
             self.realtime_load -= session.cost_rate
+
+    def find_kin(self, session: Session) -> Session | None:
+        """A session whose history here is the one that `session` begins with."""
+        for name in session.kin:
+            relative = self.queue.sessions.get(name)
+            if relative is not None and relative.cursor.chunk == session.edge_chunk:
+                return relative
+        return None
+
+    def open_history(self, session: Session) -> NewSession:
+        """Give the session its blocks: those of its kin where there are any, or new ones."""
+        name, snapshot = session.session_id, session.snapshot
+        blocks = ChunkBlocks((), ())
+        if (relative := self.find_kin(session)) is not None:
+            assert snapshot is not None, f"{name} has kin but no snapshot"
+            self.history.fork(relative.session_id, name)
+            snapshot = msgspec.structs.replace(snapshot, anchor=b"", frames=b"")
+        else:
+            blocks = self.history.open(name, session.geometry, initial_frames=session.edge_frames)
+        prompts = tuple(session.encoded.values())
+        session.take_unsent()
+        return NewSession(name, session.request, blocks, snapshot, prompts)
 
     def take_opening(self) -> tuple[NewSession, ...]:
         """Sessions that the worker must open before its next step."""
@@ -101,7 +159,7 @@ class WorkerState:
             self.closing.append(session_id)
 
     def evictable(self, session: Session) -> list[Session] | None:
-        """The fewest sessions whose eviction makes room for `session`; None if nothing does.
+        """Sessions whose eviction makes room for `session`; None if nothing does.
 
         Paused sessions go first; flex ones go too, but not for another flex session. Room that
         earlier evictions and last steps are about to give counts.
@@ -110,7 +168,12 @@ class WorkerState:
             return None
         here = self.queue.sessions.values()
         going = [item for item in here if item.is_going]
-        missing = session.peak_blocks - self.free_blocks - sum(item.peak_blocks for item in going)
+        missing = Room(
+            session.peak_blocks - self.free_blocks,
+            session.text_rows - self.text_rows + self.reserved_rows,
+        )
+        for item in going:
+            missing = missing.less(item)
         staying = [item for item in here if not item.is_going]
         paused = [item for item in staying if item.status is SessionStatus.PAUSED]
         flex = [
@@ -120,11 +183,11 @@ class WorkerState:
         ]
         victims = []
         for item in paused + (flex if session.request.tier != "flex" else []):
-            if missing <= 0:
+            if missing.is_there:
                 break
             victims.append(item)
-            missing -= item.peak_blocks
-        return victims if missing <= 0 else None
+            missing = missing.less(item)
+        return victims if missing.is_there else None
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless reservations are what the sessions here add up to."""
@@ -132,6 +195,7 @@ class WorkerState:
         sessions = self.queue.sessions.values()
         assert self.reserved_blocks == sum(item.peak_blocks for item in sessions)
         assert self.reserved_blocks < self.history.pool.num_blocks
+        assert self.reserved_rows == sum(item.reserved_rows for item in sessions)
         planned = Counter(step.session_id for plan in self.plans for step in plan.steps)
         for session in sessions:
             assert session.worker_id == self.worker_id

@@ -1,74 +1,48 @@
-"""The engine's loop: requests in, plans to workers, chunks out, and lost workers replaced."""
+"""The engine's loop: requests in, plans and tasks to workers, chunks of video out."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakValueDictionary
 
-from helios_serve.config import EngineConfig
+from helios_serve.config import EngineConfig, WorkerConfig
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session, SessionStatus
+from helios_serve.engine.continuation import check_continuation, fork_snapshots
+from helios_serve.engine.crew import Crew
 from helios_serve.engine.delivery import Delivery
 from helios_serve.engine.events import (
     EngineEvent,
+    PromptSwitched,
     RequestFailed,
     RequestFinished,
     StepTaken,
 )
-from helios_serve.errors import HeliosError, InvalidRequestError
-from helios_serve.logger import logger
+from helios_serve.engine.task_board import MAX_LOSSES, TaskBoard
+from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
+    DecodeTask,
+    EncodedPrompt,
+    EncodeTask,
+    InputsEncoded,
     SchedulerOutput,
+    Snapshot,
     StepsDone,
     WorkerDied,
     WorkerReady,
 )
 from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.executor.abstract import Executor, Received
-from helios_serve.sampling_params import VideoRequest
+from helios_serve.sampling_params import PromptSwitch, VideoRequest
 
 QUEUE_DEPTH = 2
 """Plans that a worker has at a time, so that it never waits for the next."""
 MAX_DEATHS = 3
 """Workers that may die at the same step of a lone request before it is taken to be the cause."""
-MAX_DECODE_DEATHS = 6
-"""Workers that may die with a chunk waiting to be decoded before its request is given up."""
-MAX_FAILED_STARTS = 3
-"""Starts in a row that may fail before no more are tried."""
-
-
-class WorkerWatch:
-    """The engine's view of a worker: whether it is ready, its plans, and since when it is at it."""
-
-    def __init__(self, now: float) -> None:
-        self.is_ready = False
-        self.plans: deque[SchedulerOutput] = deque()
-        self.busy_since = now
-        self.decoding = 0
-        self.decoding_since = now
-
-    def start_decoding(self, now: float) -> None:
-        """The worker has one chunk more to decode."""
-        if not self.decoding:
-            self.decoding_since = now
-        self.decoding += 1
-
-    def end_decoding(self, now: float) -> None:
-        self.decoding -= 1
-        self.decoding_since = now
-
-    def is_overdue(self, now: float, config: EngineConfig) -> bool:
-        """Whether it has not answered for longer than it may."""
-        if not self.is_ready:
-            return now - self.busy_since > config.start_deadline
-        steps_late = self.plans and now - self.busy_since > config.step_deadline
-        return bool(
-            steps_late or (self.decoding and now - self.decoding_since > config.step_deadline)
-        )
 
 
 class EngineCore:
-    """Keeps `config.num_workers` workers busy with what the scheduler picks.
+    """Keeps workers busy with what the scheduler picks, and hands on what they make.
 
     Everything happens in `step`, in the caller's thread. A worker that dies, or that does not
     answer within its deadline, is replaced; its sessions go on elsewhere from their last chunk.
@@ -86,36 +60,87 @@ class EngineCore:
         self.config = config or EngineConfig()
         self.clock = clock
         self.scheduler = Scheduler(self.config.scheduling, clock)
-        self.workers: dict[str, WorkerWatch] = {}
+        self.crew = Crew(executor, self.config, clock)
+        self.encoding: TaskBoard[EncodeTask] = TaskBoard()
+        self.decoding: TaskBoard[DecodeTask] = TaskBoard()
         self._deliveries: dict[str, Delivery] = {}
-        self._has_undecoded = False
-        """Whether a lost worker may have left chunks that nobody decodes."""
-        self._failed_starts = 0
-        self._last_death = "none was asked for"
-        for _ in range(self.config.num_workers):
-            self._start_worker()
+        self._news: list[EngineEvent] = []
+        """What happened outside of `step`, to be told by the next one."""
+        self._prompts: WeakValueDictionary[tuple[str, int], EncodedPrompt] = WeakValueDictionary()
+        """Prompts that some session uses: another one need not have them read again."""
 
     @property
     def has_unfinished(self) -> bool:
         return bool(self._deliveries)
 
-    def add_request(self, request: VideoRequest) -> Session:
-        """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served."""
+    def add_request(
+        self, request: VideoRequest, snapshot: Snapshot | None = None, kin: tuple[str, ...] = ()
+    ) -> Session:
+        """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served.
+
+        With `snapshot` the video goes on at that chunk: what a longer one would have gone on with,
+        had it not ended there. `kin` names requests that go on from the same one.
+        """
         if request.request_id in self._deliveries:
             raise InvalidRequestError(
                 f"got request id {request.request_id!r}, which is in use", param="request_id"
             )
-        session = Session(request, self.model_config, arrival=self.clock())
-        self.scheduler.add_session(session)
-        self._deliveries[request.request_id] = Delivery(
-            request.request_id, session.params.num_chunks
+        session = Session(
+            request, self.model_config, arrival=self.clock(), snapshot=snapshot, kin=kin
         )
+        check_continuation(session)
+        self.scheduler.add_session(session)
+        self._deliveries[request.request_id] = Delivery(request, session.edge_chunk)
+        self._ask_for_inputs(session)
         return session
+
+    def fork(self, parent_id: str, requests: Sequence[VideoRequest]) -> list[Session]:
+        """Continue a running video in several ways, from the last chunk edge it has reached.
+
+        Each child counts its chunks from the beginning of the parent's and draws from a generator
+        of its own, seeded with the parent's seed and the child's number. Where they can, they share
+        the parent's blocks. Raises what `add_request` does; then no child is added.
+        """
+        parent = self.scheduler.sessions.get(parent_id)
+        if parent is None or parent.snapshot is None:
+            raise InvalidRequestError(
+                f"got {parent_id!r} to fork, expected a running video with a finished chunk",
+                param="parent",
+            )
+        snapshots = fork_snapshots(parent.snapshot, parent.request.params.seed, len(requests))
+        kin = (parent_id, *(request.request_id for request in requests))
+        children: list[Session] = []
+        try:
+            for request, snapshot in zip(requests, snapshots, strict=True):
+                children.append(self.add_request(request, snapshot, kin))
+        except Exception:
+            for child in children:
+                self.abort(child.session_id)
+            raise
+        return children
+
+    def switch_prompt(
+        self, request_id: str, prompt: str, transition_chunks: int | None = None
+    ) -> None:
+        """Turn a video to another prompt at its next chunk edge; PromptSwitched says at which.
+
+        Raises InvalidRequestError for a video that is not being made.
+        """
+        session = self.scheduler.sessions.get(request_id)
+        if session is None or session.status.is_finished or session.is_planned:
+            raise InvalidRequestError(
+                f"got {request_id!r} to switch the prompt of, expected a video in the making",
+                param="request_id",
+            )
+        switch = PromptSwitch(0, prompt, transition_chunks)
+        session.request.with_switch(switch).check_inputs()
+        session.pending_switches.append(switch)
+        known = session.encoded.get(prompt)
+        self._ask_for(session, () if known else (prompt,))
 
     def abort(self, request_id: str) -> None:
         """End a request at once; what it holds is freed when its last steps have returned."""
-        self.scheduler.abort(request_id)
-        self._deliveries.pop(request_id, None)
+        self._drop(request_id, SessionStatus.FINISHED_ABORTED)
 
     def pause(self, request_id: str) -> None:
         """Take no more steps for a request until it is resumed."""
@@ -124,66 +149,106 @@ class EngineCore:
     def resume(self, request_id: str) -> None:
         self.scheduler.resume(request_id)
 
-    def step(self, timeout: float = 0.1) -> list[EngineEvent]:
-        """Give plans out, and tell what came back; waits for it up to `timeout` seconds.
+    def add_worker(self, config: WorkerConfig) -> str:
+        """Start one more worker; returns its id."""
+        return self.crew.start(config)
 
-        Raises HeliosError if no worker can be started.
+    def drain_worker(self, worker_id: str) -> None:
+        """Let a worker end when its sessions have left it, at their next chunk edges.
+
+        Raises InvalidRequestError for an unknown one, or the last one of its kind.
         """
+        self.crew.drain(worker_id)
+        if worker_id in self.scheduler.workers:
+            self.scheduler.drain(worker_id)
+
+    def step(self, timeout: float = 0.1) -> list[EngineEvent]:
+        """Give work out, and tell what came back; waits for it up to `timeout` seconds.
+
+        Raises HeliosError if nobody is left to do the work.
+        """
+        self._give_out_tasks()
         self._fill_queues()
         events = [
             event
             for received in self.executor.poll(timeout)
-            if received.worker_id in self.workers
+            if received.worker_id in self.crew.workers
             for event in self._handle(received)
         ]
         events += self._fail_unplaceable()
-        self._kill_overdue()
-        if not self.workers:
-            raise HeliosError(f"no worker can be started: {self._last_death}")
+        events, self._news = self._news + events, []
+        self._end_drained()
+        self._kill_late()
+        self.crew.check()
         return events
 
+    def _ask_for_inputs(self, session: Session) -> None:
+        """Have the session's reference encoded and its prompts read, as far as nobody did."""
+        seed_from = session.request if session.needs_seed else None
+        self._ask_for(session, session.missing_prompts, seed_from)
+
+    def _ask_for(
+        self, session: Session, texts: Sequence[str], seed_from: VideoRequest | None = None
+    ) -> None:
+        limit = session.request.params.max_sequence_length
+        known = {text: self._prompts.get((text, limit)) for text in texts}
+        for prompt in known.values():
+            if prompt is not None:
+                session.learn(prompt)
+        unknown = tuple(text for text, prompt in known.items() if prompt is None)
+        if unknown or seed_from is not None:
+            task = EncodeTask(session.session_id, unknown, limit, seed_from)
+            self.encoding.put(task, is_urgent=session.is_priority)
+        else:
+            self._news += self._on_inputs(session)
+
+    def _on_inputs(self, session: Session) -> Iterator[PromptSwitched]:
+        """What the session waited for may be there."""
+        for switch in session.apply_switches():
+            yield PromptSwitched(session.session_id, switch)
+        self.scheduler.inputs_arrived(session.session_id)
+
+    def _give_out_tasks(self) -> None:
+        now = self.clock()
+        for worker_id, task in self.encoding.give_out(self.crew.ready("encode"), now):
+            self.executor.submit(worker_id, task)
+        for name, chunk in self.decoding.give_out(self.crew.ready("decode"), now):
+            self.executor.submit(name, chunk)
+
     def _fill_queues(self) -> None:
-        for worker_id, watch in self.workers.items():
-            while watch.is_ready and len(watch.plans) < QUEUE_DEPTH:
-                plan = self._next_plan(worker_id)
+        for worker_id in self.scheduler.workers:
+            watch = self.crew.workers[worker_id]
+            while len(watch.plans) < QUEUE_DEPTH:
+                plan = self.scheduler.schedule(worker_id)
                 if plan == SchedulerOutput():
                     break
                 if not watch.plans:
                     watch.busy_since = self.clock()
                 watch.plans.append(plan)
-                for _ in plan.decode:
-                    watch.start_decoding(self.clock())
                 self.executor.submit(worker_id, plan)
-
-    def _next_plan(self, worker_id: str) -> SchedulerOutput:
-        plan = self.scheduler.schedule(worker_id)
-        if not self._has_undecoded:
-            return plan
-        self._has_undecoded = False
-        decode = tuple(
-            task
-            for delivery in self._deliveries.values()
-            for task in delivery.take_undecoded(worker_id)
-        )
-        return SchedulerOutput(plan.new_sessions, plan.scheduled_steps, plan.finished, decode)
 
     def _handle(self, received: Received) -> Iterator[EngineEvent]:
         worker_id, event = received
         match event:
             case WorkerReady():
-                self._failed_starts = 0
-                self.workers[worker_id].is_ready = True
-                self.scheduler.add_worker(worker_id, event.num_blocks)
+                self._on_ready(worker_id, event)
             case StepsDone():
                 yield from self._on_steps(worker_id, event)
+            case InputsEncoded():
+                yield from self._on_encoded(worker_id, event)
             case ChunkDecoded():
-                self.workers[worker_id].end_decoding(self.clock())
-                yield from self._on_decoded(event)
+                yield from self._on_decoded(worker_id, event)
             case WorkerDied():
                 yield from self._on_death(worker_id, event)
 
+    def _on_ready(self, worker_id: str, event: WorkerReady) -> None:
+        watch = self.crew.workers[worker_id]
+        watch.is_ready, watch.failed_starts = True, 0
+        if watch.plays("denoise"):
+            self.scheduler.add_worker(worker_id, event.num_blocks, event.text_rows)
+
     def _on_steps(self, worker_id: str, event: StepsDone) -> Iterator[EngineEvent]:
-        watch = self.workers[worker_id]
+        watch = self.crew.workers[worker_id]
         plan = watch.plans.popleft()
         watch.busy_since = self.clock()
         for failure in event.output.failures:
@@ -192,66 +257,95 @@ class EngineCore:
             if step.session_id in self._deliveries:
                 yield StepTaken(step.session_id, step.cursor)
         for chunk in event.output.chunks:
-            watch.start_decoding(self.clock())
             self.scheduler.finish_chunk(chunk.session_id, chunk.snapshot)
-            if chunk.session_id in self._deliveries:
-                self._deliveries[chunk.session_id].receive(chunk, worker_id)
+            delivery = self._deliveries.get(chunk.session_id)
+            if delivery is not None:
+                is_first = chunk.chunk == delivery.first_chunk
+                task = delivery.receive(chunk)
+                self.decoding.put(task, preferred=worker_id, is_urgent=is_first)
         if plan.scheduled_steps:
             seconds = 0.0 if event.output.failures else event.seconds
             self.scheduler.update_from_output(worker_id, seconds)
 
-    def _on_decoded(self, event: ChunkDecoded) -> Iterator[EngineEvent]:
+    def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
+        task = self.encoding.finish(worker_id, self.clock())
+        session = self.scheduler.sessions.get(event.session_id)
+        if session is None or session.status.is_finished:
+            return
+        if event.error is not None and not session.is_ready:
+            yield from self._fail(event.session_id, event.error)
+            return
+        for switch in session.drop_switches(task.prompts) if event.error is not None else ():
+            yield PromptSwitched(event.session_id, switch)
+        for prompt in event.prompts:
+            self._prompts[prompt.prompt, task.max_sequence_length] = prompt
+            session.learn(prompt)
+        if event.snapshot is not None:
+            session.seed(event.snapshot)
+            self._deliveries[event.session_id].input_latents = event.input_latents
+        yield from self._on_inputs(session)
+
+    def _on_decoded(self, worker_id: str, event: ChunkDecoded) -> Iterator[EngineEvent]:
+        self.decoding.finish(worker_id, self.clock())
         delivery = self._deliveries.get(event.session_id)
         if delivery is None:
             return
-        if event.frames is None:
-            yield from self._fail(event.session_id, event.error or "decoding failed")
+        if event.error is not None:
+            yield from self._fail(event.session_id, event.error)
             return
-        yield from delivery.receive_frames(event.chunk, event.frames)
+        yield from delivery.receive_decoded(event)
         if delivery.is_complete:
             del self._deliveries[event.session_id]
             yield RequestFinished(event.session_id)
 
     def _on_death(self, worker_id: str, event: WorkerDied) -> Iterator[EngineEvent]:
         """Replace the worker, and let its sessions go on from their last chunk."""
-        logger.error("worker %s died: %s", worker_id, event.reason)
-        watch = self.workers.pop(worker_id)
-        self._last_death = event.reason
-        if watch.is_ready:
+        watch = self.crew.bury(worker_id, event)
+        if worker_id in self.scheduler.workers:
             plan = watch.plans[0] if watch.plans else SchedulerOutput()
             for session_id in self.scheduler.blame(plan, MAX_DEATHS):
                 message = f"{MAX_DEATHS} workers died at the same point of it: {event.reason}"
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
-            self._has_undecoded = True
-            for delivery in list(self._deliveries.values()):
-                if delivery.lose_decoder(worker_id) >= MAX_DECODE_DEATHS:
-                    message = f"{MAX_DECODE_DEATHS} workers died decoding it: {event.reason}"
-                    yield from self._fail(delivery.request_id, message)
-        else:
-            self._failed_starts += 1
-        if not event.is_final and self._failed_starts < MAX_FAILED_STARTS:
-            self._start_worker()
+        for board, what in ((self.encoding, "its inputs"), (self.decoding, "a chunk of it")):
+            for session_id in board.lose(worker_id):
+                message = f"{MAX_LOSSES} workers died working on {what}: {event.reason}"
+                yield from self._fail(session_id, message)
 
     def _fail_unplaceable(self) -> list[EngineEvent]:
-        """Requests accepted before the workers' sizes were known, and too large for them."""
+        """Requests accepted before all was known of them and the workers, and too large."""
         names, self.scheduler.unplaceable = self.scheduler.unplaceable, []
-        message = "its history is larger than any worker's pool"
+        message = "its history and prompts are larger than any worker's memory for them"
         return [event for name in names for event in self._fail(name, message)]
 
     def _fail(self, request_id: str, message: str) -> Iterator[EngineEvent]:
-        self.scheduler.abort(request_id, SessionStatus.FINISHED_FAILED)
-        if self._deliveries.pop(request_id, None) is not None:
+        if self._drop(request_id, SessionStatus.FINISHED_FAILED):
             yield RequestFailed(request_id, message)
 
-    def _start_worker(self) -> None:
-        self.workers[self.executor.start_worker()] = WorkerWatch(self.clock())
+    def _drop(self, request_id: str, status: SessionStatus) -> bool:
+        """Forget a request; whether it was known."""
+        self.scheduler.abort(request_id, status)
+        self.encoding.forget(request_id)
+        self.decoding.forget(request_id)
+        return self._deliveries.pop(request_id, None) is not None
 
-    def _kill_overdue(self) -> None:
-        """A worker that does not answer in time is as good as dead."""
-        now = self.clock()
-        for worker_id, watch in self.workers.items():
-            if watch.is_overdue(now, self.config):
-                logger.error("worker %s did not answer within its deadline", worker_id)
-                watch.busy_since = watch.decoding_since = now
-                self.executor.kill_worker(worker_id)
+    def _end_drained(self) -> None:
+        draining = [name for name, watch in self.crew.workers.items() if watch.is_draining]
+        for worker_id in draining:
+            if worker_id in self.scheduler.workers and not self.scheduler.is_empty(worker_id):
+                continue
+            if self.encoding.count(worker_id) or self.decoding.count(worker_id):
+                continue
+            if worker_id in self.scheduler.workers:
+                self.scheduler.remove_worker(worker_id)
+            self.crew.dismiss(worker_id)
+
+    def _kill_late(self) -> None:
+        now, deadline = self.clock(), self.config.step_deadline
+        for worker_id, watch in self.crew.workers.items():
+            if (
+                watch.is_late(now, self.config)
+                or self.encoding.is_late(worker_id, now, deadline)
+                or self.decoding.is_late(worker_id, now, deadline)
+            ):
+                self.crew.kill(worker_id)

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from helios_serve.messages import Latents, StepCursor
-from helios_serve.sampling_params import Frames
+from helios_serve.messages import Segment, Snapshot, StepCursor, TensorData
+from helios_serve.sampling_params import Frames, PromptSwitch
 
 
 class StepTaken(NamedTuple):
@@ -14,13 +14,26 @@ class StepTaken(NamedTuple):
 
 
 class ChunkReady(NamedTuple):
-    """Chunks come in order, each once: 33 frames and the latents behind them."""
+    """Chunks come in order, each once: frames or a segment, and the latents behind them.
+
+    From `snapshot` the video can be gone on with behind the chunk. `input_latents` come with the
+    first chunk of a request that keeps them.
+    """
 
     request_id: str
     chunk: int
-    frames: Frames
-    latents: Latents
-    input_latents: Latents | None
+    frames: Frames | None
+    segment: Segment | None
+    latents: TensorData
+    snapshot: Snapshot
+    input_latents: TensorData | None = None
+
+
+class PromptSwitched(NamedTuple):
+    """A prompt switch that was asked for takes effect; None where no chunk is left for it."""
+
+    request_id: str
+    switch: PromptSwitch | None
 
 
 class RequestFinished(NamedTuple):
@@ -36,4 +49,4 @@ class RequestFailed(NamedTuple):
     message: str
 
 
-EngineEvent = StepTaken | ChunkReady | RequestFinished | RequestFailed
+EngineEvent = StepTaken | ChunkReady | PromptSwitched | RequestFinished | RequestFailed

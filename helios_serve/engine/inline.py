@@ -81,7 +81,7 @@ class InlineEngine:
         model = self.load()
         geometry = Geometry(request.params.height, request.params.width)
         executor = InlineExecutor(
-            lambda emit: Worker(
+            lambda _, emit: Worker(
                 model,
                 emit,
                 history_blocks=HistoryManager.peak_blocks(geometry) + 1,

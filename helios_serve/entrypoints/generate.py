@@ -14,7 +14,7 @@ from helios_serve.entrypoints import arguments as kinds
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer
-from helios_serve.messages import Latents
+from helios_serve.messages import TensorData
 from helios_serve.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
     chunks = model.stream(arguments.prompt, on_step=progress.on_step, **options)
     model.load()
     progress.on_load()
-    latents: list[Latents] = []
+    latents: list[TensorData] = []
     with progress, Mp4Writer(arguments.output, fps=arguments.fps) as writer:
         for chunk in chunks:
             writer.append(chunk.as_frames())

@@ -16,7 +16,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer, as_array
 from helios_serve.media.references import load_image, load_video
-from helios_serve.messages import Latents
+from helios_serve.messages import TensorData
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
 from helios_serve.sampling_params import (
     Frames,
@@ -37,7 +37,7 @@ class VideoChunk:
 
     index: int
     frames: NDArray[np.uint8]
-    latents: tuple[Latents, ...]
+    latents: tuple[TensorData, ...]
 
     def as_frames(self) -> Frames:
         count, height, width, _ = self.frames.shape
@@ -50,7 +50,7 @@ class Video:
 
     frames: NDArray[np.uint8]
     fps: int
-    latents: tuple[Latents, ...]
+    latents: tuple[TensorData, ...]
 
     def save(self, path: PathLike) -> None:
         """Write an MP4."""
@@ -172,10 +172,10 @@ class Helios:
                 if on_step is not None:
                     on_step(event)
                 continue
-            wanted = request.params.num_frames - event.chunk * CHUNK_FRAMES
+            assert event.frames is not None, "pixels were asked for"
             inputs = [] if event.input_latents is None else [event.input_latents]
             yield VideoChunk(
                 index=event.chunk,
-                frames=as_array(event.frames)[:wanted],
+                frames=as_array(event.frames),
                 latents=(*inputs, event.latents),
             )

@@ -18,19 +18,13 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.sampling_params import Frames
 
 TICKS_PER_FRAME = 512
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"}
 MUXER_OPTIONS = "empty_moov+default_base_moof+frag_keyframe+skip_trailer"
-
-
-class Segment(NamedTuple):
-    """One chunk of a video: `header` + all fragments in order is a playable file."""
-
-    header: bytes
-    fragment: bytes
 
 
 class Box(NamedTuple):

@@ -11,18 +11,22 @@ class Inbox:
     """A queue that threads put events into and the engine empties."""
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[Received] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
 
     def put(self, worker_id: str, event: WorkerEvent) -> None:
         self._events.put(Received(worker_id, event))
 
+    def wake(self) -> None:
+        """Let a `take` that waits return."""
+        self._events.put(None)
+
     def take(self, timeout: float) -> list[Received]:
         """All events that are there; waits up to `timeout` seconds for the first."""
         deadline = time.monotonic() + timeout
-        taken: list[Received] = []
+        taken: list[Received | None] = []
         while True:
             left = 0.0 if taken else max(0.0, deadline - time.monotonic())
             try:
                 taken.append(self._events.get(timeout=left) if left else self._events.get_nowait())
             except queue.Empty:
-                return taken
+                return [received for received in taken if received is not None]

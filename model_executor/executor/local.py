@@ -15,11 +15,13 @@ from multiprocessing.process import BaseProcess
 
 import msgspec
 
+from helios_serve.config import WorkerConfig
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger, show_logs
-from helios_serve.messages import SchedulerOutput, WorkerConfig, WorkerDied, WorkerEvent
+from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
+from helios_serve.model_executor.worker.commands import Commands
 
 STOP_SECONDS = 10.0
 
@@ -27,7 +29,7 @@ STOP_SECONDS = 10.0
 class Child:
     """One worker process and the two threads that talk to it.
 
-    Plans are written by a thread of their own, since a pipe holds little and a plan may carry a
+    Commands are written by a thread of their own, since a pipe holds little and a task may carry a
     whole reference video.
     """
 
@@ -42,7 +44,7 @@ class Child:
         )
         self.process.start()
         theirs.close()
-        self._plans: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=f"{worker_id} {target.__name__}", daemon=True)
             for target in (self._write, self._read)
@@ -50,17 +52,17 @@ class Child:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, plan: SchedulerOutput) -> None:
-        self._plans.put(msgspec.msgpack.encode(plan))
+    def submit(self, command: WorkerCommand) -> None:
+        self._commands.put(msgspec.msgpack.encode(command))
 
     def kill(self) -> None:
         """SIGKILL also ends a process that is stopped or hangs."""
         self.process.kill()
 
     def ask_to_stop(self) -> None:
-        """It ends when it has finished its plans."""
+        """It ends when it has done what it was given."""
         self.is_stopping = True
-        self._plans.put(None)
+        self._commands.put(None)
 
     def stop(self, deadline: float) -> None:
         """Wait for its end, and kill it at `deadline`, a time of the monotonic clock."""
@@ -75,7 +77,7 @@ class Child:
         self.process.close()
 
     def _write(self) -> None:
-        while (data := self._plans.get()) is not None:
+        while (data := self._commands.get()) is not None:
             try:
                 self._pipe.send_bytes(data)
             except OSError:  # the child is gone: the reader says so
@@ -99,28 +101,27 @@ class Child:
                 break
             said_why = said_why or isinstance(event, WorkerDied)
             self.inbox.put(self.worker_id, event)
-        self._plans.put(None)
+        self._commands.put(None)
         self.process.join()
         if not said_why and not self.is_stopping:
             self.inbox.put(self.worker_id, WorkerDied(how_it_ended(self.process.exitcode)))
 
 
 class LocalExecutor:
-    """Spawned worker processes on this machine, all with the same configuration."""
+    """Spawned worker processes on this machine."""
 
-    def __init__(self, config: WorkerConfig) -> None:
-        self.config = config
+    def __init__(self) -> None:
         self._inbox = Inbox()
         self._numbers = itertools.count()
         self._children: dict[str, Child] = {}
 
-    def start_worker(self) -> str:
+    def start_worker(self, config: WorkerConfig) -> str:
         worker_id = f"local-{next(self._numbers)}"
-        self._children[worker_id] = Child(worker_id, self.config, self._inbox)
+        self._children[worker_id] = Child(worker_id, config, self._inbox)
         return worker_id
 
-    def submit(self, worker_id: str, plan: SchedulerOutput) -> None:
-        self._children[worker_id].submit(plan)
+    def submit(self, worker_id: str, command: WorkerCommand) -> None:
+        self._children[worker_id].submit(command)
 
     def poll(self, timeout: float) -> list[Received]:
         received = self._inbox.take(timeout)
@@ -129,9 +130,22 @@ class LocalExecutor:
                 self._children.pop(worker_id).stop(time.monotonic() + STOP_SECONDS)
         return received
 
+    def wake(self) -> None:
+        self._inbox.wake()
+
+    def where(self, worker_id: str) -> str:
+        return f"process {self.pid(worker_id)}"
+
     def kill_worker(self, worker_id: str) -> None:
         if worker_id in self._children:
             self._children[worker_id].kill()
+
+    def stop_worker(self, worker_id: str) -> None:
+        """Its process is reaped in a thread, since it may take a while to end."""
+        child = self._children.pop(worker_id)
+        child.ask_to_stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        threading.Thread(target=child.stop, args=(deadline,), name=f"stop {worker_id}").start()
 
     def pid(self, worker_id: str) -> int:
         """The worker's process id."""
@@ -168,22 +182,29 @@ def run_worker(config: WorkerConfig, pipe: Connection) -> None:
         with lock:
             pipe.send_bytes(data)
 
+    commands = Commands()
+    threading.Thread(target=read_commands, args=(pipe, commands), name="read", daemon=True).start()
     try:
-        worker = load_worker(config, emit)
+        load_worker(config, emit).run(commands)
+    except BrokenPipeError:  # the parent is gone
+        os._exit(1)
     except HeliosError as error:
         emit(WorkerDied(str(error), is_final=True))
-        return
-    plans = msgspec.msgpack.Decoder(SchedulerOutput)
-    try:
-        while data := pipe.recv_bytes():
-            worker.execute(plans.decode(data))
-        worker.close()
-    except (EOFError, BrokenPipeError):  # the parent is gone
-        os._exit(1)
     except Exception as error:  # nothing is left to save; waiting threads must not delay the end
         logger.error("worker failed", exc_info=error)
         emit(WorkerDied(f"{type(error).__name__}: {error}"))
         os._exit(1)
+
+
+def read_commands(pipe: Connection, commands: Commands) -> None:
+    """Take commands as they come, also while a step runs, so that tasks begin beside it."""
+    decoder = msgspec.msgpack.Decoder(WorkerCommand)
+    try:
+        while data := pipe.recv_bytes():
+            commands.put(decoder.decode(data))
+    except (EOFError, OSError):  # the parent is gone
+        os._exit(1)
+    commands.close()
 
 
 def end_with_parent() -> None:

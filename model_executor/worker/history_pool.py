@@ -19,6 +19,7 @@ from helios_serve.model_config import (
 )
 from helios_serve.model_executor.models.helios.inputs import HistoryPatches
 from helios_serve.model_executor.models.helios.samplers import patchify
+from helios_serve.model_executor.worker.tensors import as_bytes
 
 TILE_PIXELS = 2 * TILE_PATCHES
 """Latent pixels a side of a tile."""
@@ -34,32 +35,23 @@ class HistoryPool:
         self.blocks = torch.zeros(num_blocks, BLOCK_ROWS, PATCH_DIM, dtype=dtype, device=device)
 
     def write(self, latents: Tensor, block_ids: Sequence[int]) -> None:
-        """Store latent frames (16, frames, h, w) in as many blocks as their tiles.
-
-        Edge tiles are filled by repeating the last latent pixel, as the patch kernels pad.
-        """
-        assert NULL_BLOCK not in block_ids, "the null block is never written"
-        height, width = latents.shape[-2:]
-        padding = (0, -width % TILE_PIXELS, 0, -height % TILE_PIXELS)
-        padded = F.pad(latents, padding, mode="replicate")
-        tile_rows, tile_cols = padded.shape[-2] // TILE_PIXELS, padded.shape[-1] // TILE_PIXELS
-        grid = (-1, tile_rows, TILE_PATCHES, tile_cols, TILE_PATCHES, PATCH_DIM)
-        tiles = patchify(padded).view(grid).transpose(2, 3)
-        index = torch.tensor(block_ids, device=self.blocks.device)
-        rows = tiles.reshape(-1, BLOCK_ROWS, PATCH_DIM)
-        self.blocks[index] = rows.to(self.blocks.device, self.blocks.dtype)
+        """Store latent frames (16, frames, h, w) in as many blocks as their tiles."""
+        self._put(tile_rows(latents), block_ids)
 
     def read(self, block_ids: Sequence[int]) -> bytes:
         """The rows of some blocks as raw bytes."""
         index = torch.tensor(block_ids, dtype=torch.long, device=self.blocks.device)
-        return self.blocks[index].cpu().view(torch.uint8).numpy().tobytes()
+        return as_bytes(self.blocks[index])
 
-    def restore(self, data: bytes, block_ids: Sequence[int]) -> None:
-        """Put back what `read` gave, into as many other blocks."""
+    def restore(self, data: bytes, dtype: torch.dtype, block_ids: Sequence[int]) -> None:
+        """Put rows in `dtype`, as `read` gives them, into as many blocks."""
+        rows = torch.frombuffer(bytearray(data), dtype=dtype)
+        self._put(rows.view(-1, BLOCK_ROWS, PATCH_DIM), block_ids)
+
+    def _put(self, rows: Tensor, block_ids: Sequence[int]) -> None:
         assert NULL_BLOCK not in block_ids, "the null block is never written"
-        rows = torch.frombuffer(bytearray(data), dtype=self.blocks.dtype)
         index = torch.tensor(block_ids, dtype=torch.long, device=self.blocks.device)
-        self.blocks[index] = rows.view(-1, *self.blocks.shape[1:]).to(self.blocks.device)
+        self.blocks[index] = rows.to(self.blocks.device, self.blocks.dtype)
 
     def gather(self, window: Tensor, geometry: Geometry) -> HistoryPatches:
         """The windows of one session as patches; `window` is its flat block table of 20 frames."""
@@ -69,6 +61,20 @@ class HistoryPool:
         ]
         long, mid, short = (kernels.gather_window(self.blocks, index) for index in rows)
         return HistoryPatches(long, mid, short)
+
+
+def tile_rows(latents: Tensor) -> Tensor:
+    """Latent frames (16, frames, h, w) as blocks: (frames * tiles, 16, 64).
+
+    Edge tiles are filled by repeating the last latent pixel, as the patch kernels pad.
+    """
+    height, width = latents.shape[-2:]
+    padding = (0, -width % TILE_PIXELS, 0, -height % TILE_PIXELS)
+    padded = F.pad(latents, padding, mode="replicate")
+    down, across = padded.shape[-2] // TILE_PIXELS, padded.shape[-1] // TILE_PIXELS
+    grid = (-1, down, TILE_PATCHES, across, TILE_PATCHES, PATCH_DIM)
+    tiles = patchify(padded).view(grid).transpose(2, 3)
+    return tiles.reshape(-1, BLOCK_ROWS, PATCH_DIM)
 
 
 @lru_cache(maxsize=64)

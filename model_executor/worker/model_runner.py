@@ -2,10 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger
@@ -13,6 +14,7 @@ from helios_serve.messages import (
     NULL_BLOCK,
     ChunkBlocks,
     ChunkResult,
+    ChunkStart,
     NewSession,
     RunnerOutput,
     ScheduledStep,
@@ -20,15 +22,12 @@ from helios_serve.messages import (
     SessionFailure,
     Snapshot,
 )
-from helios_serve.model_config import HISTORY_FRAMES, Geometry
-from helios_serve.model_executor.loader import LoadedModel
+from helios_serve.model_config import HISTORY_FRAMES, Geometry, HeliosConfig
 from helios_serve.model_executor.lora_files import AdapterKey, adapter_key, load_adapter
 from helios_serve.model_executor.models.helios.conditioning import (
-    HistorySeed,
+    ChunkNoise,
     block_noise_factor,
     draw_chunk_noise,
-    seed_from_image,
-    seed_from_video,
 )
 from helios_serve.model_executor.models.helios.inputs import TextContext
 from helios_serve.model_executor.models.helios.lora import LoraAdapter
@@ -38,35 +37,45 @@ from helios_serve.model_executor.models.helios.samplers import (
     enter_stage,
     unpatchify,
 )
+from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.worker.history_pool import HistoryPool
-from helios_serve.model_executor.worker.latents import as_message, dtype_name
+from helios_serve.model_executor.worker.noise_stream import NoiseStream
 from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.model_executor.worker.prompt_reader import PromptReader
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
-from helios_serve.sampling_params import (
-    Frames,
-    PromptWeight,
-    VideoRequest,
-    prompt_weights,
-)
+from helios_serve.model_executor.worker.tensors import as_data, as_tensor, dtype_name
+from helios_serve.sampling_params import PromptWeight, VideoRequest
 
 MAX_ADAPTERS = 8
 """LoRA adapters kept for the next session that names them."""
 
 
 class ModelRunner:
-    """The state of every session on one device, and the model that advances them."""
+    """The state of every session on one device, and the transformer that advances them.
+
+    `text_bytes` bounds the keys and values kept of prompts that no session is at.
+    """
 
     def __init__(
-        self, model: LoadedModel, num_blocks: int, *, batch_invariant: bool = False
+        self,
+        config: HeliosConfig,
+        transformer: HeliosTransformer,
+        device: torch.device,
+        *,
+        num_blocks: int,
+        text_bytes: int,
+        batch_invariant: bool = False,
     ) -> None:
-        self.model = model
+        self.config = config
+        self.transformer = transformer
+        self.device = device
         self.batch_invariant = batch_invariant
-        self.pool = HistoryPool(num_blocks, model.transformer.dtype, model.device)
-        self.prompts = PromptReader(model.text_encoder, model.transformer)
+        self.pool = HistoryPool(num_blocks, transformer.dtype, device)
+        self.prompts = PromptReader(transformer, text_bytes)
         self.sessions: dict[str, SessionState] = {}
         self._adapters: OrderedDict[AdapterKey, LoraAdapter] = OrderedDict()
-        self._noise_factor = block_noise_factor(model.config.scheduler.gamma)
+        self._noise_factor = block_noise_factor(config.scheduler.gamma)
+        self._noise_thread = ThreadPoolExecutor(1, "noise")
 
     def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
         """Close finished sessions, open new ones, take one step of each scheduled one.
@@ -112,28 +121,38 @@ class ModelRunner:
         failures.append(SessionFailure(session_id, message))
 
     def _open(self, new: NewSession) -> SessionState:
-        request = new.request
-        session = SessionState(
-            request=request,
-            params=request.params.resolve(self.model.config),
-            geometry=Geometry(request.params.height, request.params.width),
-            adapter=self._adapter(request),
-        )
+        params = new.request.params
+        generator = Generator().manual_seed(params.seed)
+        geometry = Geometry(params.height, params.width)
+        adapter = self._adapter(new.request)
         if new.snapshot is not None:
-            self._restore(session, new.snapshot, new.blocks)
-        elif (seed := self._seed_history(session)) is not None:
-            self.pool.write(seed.anchor, new.blocks.window)
-            self.pool.write(seed.frames, new.blocks.append)
-            session.input_latents = seed.inputs if request.keep_input_latents else None
-        return session
+            self._restore(new.snapshot, new.blocks, generator)
 
-    def _restore(self, session: SessionState, snapshot: Snapshot, blocks: ChunkBlocks) -> None:
+        def draw(source: Generator) -> ChunkNoise:
+            return draw_chunk_noise(source, geometry, self.config.stages, self._noise_factor)
+
+        return SessionState(
+            params=params.resolve(self.config),
+            geometry=geometry,
+            adapter=adapter,
+            noise=NoiseStream(generator, draw, self._noise_thread),
+            prompts={item.prompt: as_tensor(item.states) for item in new.prompts},
+        )
+
+    def _restore(self, snapshot: Snapshot, blocks: ChunkBlocks, generator: Generator) -> None:
+        """Fill `blocks`, if there are any, and bring the generator to where it was."""
         held = dtype_name(self.pool.blocks.dtype)
-        if snapshot.dtype != held:
+        if snapshot.chunk > 0 and snapshot.dtype != held:
             raise HeliosError(f"got a snapshot in {snapshot.dtype}, expected this worker's {held}")
-        self.pool.restore(snapshot.anchor, blocks.window)
-        self.pool.restore(snapshot.frames, blocks.append)
-        session.generator.set_state(torch.frombuffer(bytearray(snapshot.rng), dtype=torch.uint8))
+        if blocks.window:
+            dtype = getattr(torch, snapshot.dtype)
+            self.pool.restore(snapshot.anchor, dtype, blocks.window)
+            self.pool.restore(snapshot.frames, dtype, blocks.append)
+        if snapshot.reseed is not None:
+            generator.manual_seed(snapshot.reseed)
+        else:
+            state = torch.frombuffer(bytearray(snapshot.rng), dtype=torch.uint8)
+            generator.set_state(state)
 
     def _snapshot(self, session: SessionState, blocks: ChunkBlocks, chunk: int) -> Snapshot:
         """Where the session stands behind `chunk`, whose frames lie in `blocks` already."""
@@ -144,10 +163,13 @@ class ModelRunner:
         kept = [block for block in frames[-HISTORY_FRAMES * size :] if block != NULL_BLOCK]
         return Snapshot(
             chunk=chunk + 1,
-            rng=session.generator.get_state().numpy().tobytes(),
+            rng=session.noise.state,
             anchor=self.pool.read(anchor),
             frames=self.pool.read(kept),
+            num_frames=len(kept) // size,
             dtype=dtype_name(self.pool.blocks.dtype),
+            height=session.geometry.height,
+            width=session.geometry.width,
         )
 
     def _adapter(self, request: VideoRequest) -> LoraAdapter | None:
@@ -155,7 +177,7 @@ class ModelRunner:
             return None
         key = adapter_key(request.lora, request.lora_scale)
         if key not in self._adapters:
-            adapter = load_adapter(request.lora, self.model.transformer, request.lora_scale)
+            adapter = load_adapter(request.lora, self.transformer, request.lora_scale)
             logger.info("%s: %d LoRA layers applied", request.lora, len(adapter.layers))
             self._adapters[key] = adapter
             if len(self._adapters) > MAX_ADAPTERS:
@@ -163,27 +185,12 @@ class ModelRunner:
         self._adapters.move_to_end(key)
         return self._adapters[key]
 
-    def _seed_history(self, session: SessionState) -> HistorySeed | None:
-        request, generator = session.request, session.generator
-        if request.image is not None:
-            image = as_tensor(request.image)
-            return seed_from_image(image, self.model.vae, generator, request.params)
-        if request.video is not None:
-            return seed_from_video(
-                as_tensor(request.video),
-                self.model.vae,
-                generator,
-                request.params,
-                keep_inputs=request.keep_input_latents,
-            )
-        return None
-
     def _prepare(self, scheduled: ScheduledStep) -> Job:
         """Bring the session to the step's cursor: begin its chunk and its stage if they are new."""
         session = self.sessions[scheduled.session_id]
         chunk_index, stage, step = scheduled.cursor
-        if scheduled.blocks is not None:
-            session.chunk = self._begin_chunk(session, chunk_index, scheduled.blocks)
+        if scheduled.start is not None:
+            session.chunk = self._begin_chunk(session, chunk_index, scheduled.start)
         assert session.chunk is not None, f"{scheduled.session_id} has no chunk to go on with"
         if step == 0 and stage > 0:
             self._enter_stage(session, session.chunk, stage)
@@ -195,31 +202,30 @@ class ModelRunner:
             session.chunk.schedule[stage].steps[step],
         )
 
-    def _begin_chunk(self, session: SessionState, index: int, blocks: ChunkBlocks) -> ChunkState:
-        noise = draw_chunk_noise(
-            session.generator, session.geometry, self.model.config.stages, self._noise_factor
-        )
-        params = session.params.params
-        mix = prompt_weights(session.request.prompt, params, index)
-        negative = (PromptWeight(params.negative_prompt, 1.0),)
+    def _begin_chunk(self, session: SessionState, index: int, start: ChunkStart) -> ChunkState:
+        for item in start.new_prompts:
+            session.prompts[item.prompt] = as_tensor(item.states)
+        noise = session.noise.take(is_last=index + 1 == session.params.num_chunks)
+        negative = (PromptWeight(session.params.params.negative_prompt, 1.0),)
         return ChunkState(
-            blocks=blocks,
-            window=torch.tensor(blocks.window, device=self.model.device),
-            schedule=session.schedule(self.model.config, index),
+            blocks=start.blocks,
+            window=torch.tensor(start.blocks.window, device=self.device),
+            schedule=session.schedule(self.config, index),
             noise=noise,
-            prompt=self._read(session, mix),
+            prompt=self._read(session, start.mix),
             negative=self._read(session, negative) if session.params.is_guided else None,
-            sampler=SamplerState.at_stage_start(noise.start.to(self.model.device)),
+            sampler=SamplerState.at_stage_start(noise.start.to(self.device)),
         )
 
     def _read(self, session: SessionState, mix: tuple[PromptWeight, ...]) -> TextContext:
-        return self.prompts.read(mix, session.params.params.max_sequence_length, session.adapter)
+        limit = session.params.params.max_sequence_length
+        return self.prompts.read(mix, session.prompts, limit, session.adapter)
 
     def _enter_stage(self, session: SessionState, chunk: ChunkState, stage: int) -> None:
         transition = chunk.schedule[stage].transition
         assert transition is not None
-        grid = session.geometry.stage_patches(stage - 1, self.model.config.stages)
-        noise = chunk.noise.stages[stage - 1].to(self.model.device, self.model.transformer.dtype)
+        grid = session.geometry.stage_patches(stage - 1, self.config.stages)
+        noise = chunk.noise.stages[stage - 1].to(self.device, self.transformer.dtype)
         latents = enter_stage(chunk.sampler.latents, grid, transition, noise)
         chunk.sampler = SamplerState.at_stage_start(latents)
 
@@ -243,8 +249,8 @@ class ModelRunner:
         Nothing has changed when a forward fails, so it can be run again.
         """
         try:
-            batch = PackedBatch(jobs, self.model.config, self.pool)
-            return [*batch.flows(self.model.transformer, one_by_one=self.batch_invariant)]
+            batch = PackedBatch(jobs, self.config, self.pool)
+            return [*batch.flows(self.transformer, one_by_one=self.batch_invariant)]
         except Exception as error:  # narrowed down to the jobs that cause it
             if len(jobs) == 1:
                 return [error]
@@ -260,17 +266,10 @@ class ModelRunner:
         if not latents.isfinite().all():
             raise HeliosError(f"chunk {index} came out with NaN or infinity in its latents")
         self.pool.write(latents, blocks.append)
-        inputs, session.input_latents, session.chunk = session.input_latents, None, None
+        session.chunk = None
         return ChunkResult(
             session_id=scheduled.session_id,
             chunk=index,
-            latents=as_message(latents),
+            latents=as_data(latents[None]),
             snapshot=self._snapshot(session, blocks, index),
-            input_latents=None if inputs is None else as_message(inputs),
         )
-
-
-def as_tensor(frames: Frames) -> Tensor:
-    """(count, height, width, 3), uint8."""
-    flat = torch.frombuffer(bytearray(frames.data), dtype=torch.uint8)
-    return flat.view(frames.count, frames.height, frames.width, 3)

@@ -1,7 +1,7 @@
 """Prompts to cross-attention keys and values, remembered while there is room."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,10 +9,7 @@ from torch import Tensor
 from helios_serve.model_executor.models.helios.inputs import TextContext
 from helios_serve.model_executor.models.helios.lora import LoraAdapter
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
-from helios_serve.model_executor.models.text_encoder import TextEncoder
 from helios_serve.sampling_params import PromptWeight
-
-DEFAULT_CACHE_BYTES = 1 << 30
 
 Key = tuple[tuple[PromptWeight, ...], int, LoraAdapter | None]
 
@@ -20,29 +17,26 @@ Key = tuple[tuple[PromptWeight, ...], int, LoraAdapter | None]
 class PromptReader:
     """An LRU cache of text contexts, bounded in bytes; sessions keep the contexts they use."""
 
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        transformer: HeliosTransformer,
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
-    ) -> None:
-        self.encoder = encoder
+    def __init__(self, transformer: HeliosTransformer, cache_bytes: int) -> None:
         self.transformer = transformer
         self.cache_bytes = cache_bytes
         self._contexts: OrderedDict[Key, TextContext] = OrderedDict()
         self._held_bytes = 0
 
     def read(
-        self, mix: tuple[PromptWeight, ...], max_length: int, adapter: LoraAdapter | None
+        self,
+        mix: tuple[PromptWeight, ...],
+        states: Mapping[str, Tensor],
+        max_length: int,
+        adapter: LoraAdapter | None,
     ) -> TextContext:
-        """The context of a weighted mix of prompts."""
+        """The context of a weighted mix of prompts, whose encoder states are in `states`."""
         key = (mix, max_length, adapter)
         if key in self._contexts:
             self._contexts.move_to_end(key)
             return self._contexts[key]
-        rows = mix_states(
-            [(self.encoder.encode(item.prompt, max_length), item.weight) for item in mix]
-        )
+        rows = mix_states([(states[item.prompt], item.weight) for item in mix])
+        rows = rows.to(self.transformer.device)
         context = self.transformer.read_text(rows, max_length - len(rows), adapter)
         self._contexts[key] = context
         self._held_bytes += context.num_bytes

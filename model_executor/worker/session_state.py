@@ -1,9 +1,8 @@
 """What a worker keeps of a session between steps."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from helios_serve.messages import ChunkBlocks, StepCursor
 from helios_serve.model_config import Geometry, HeliosConfig
@@ -12,7 +11,8 @@ from helios_serve.model_executor.models.helios.inputs import TextContext
 from helios_serve.model_executor.models.helios.lora import LoraAdapter
 from helios_serve.model_executor.models.helios.samplers import SamplerState
 from helios_serve.model_executor.models.helios.schedule import StageSchedule, denoise_schedule
-from helios_serve.sampling_params import ResolvedParams, VideoRequest
+from helios_serve.model_executor.worker.noise_stream import NoiseStream
+from helios_serve.sampling_params import ResolvedParams
 
 
 @dataclass
@@ -30,18 +30,14 @@ class ChunkState:
 
 @dataclass
 class SessionState:
-    """One session: its request, its generator, and the chunk that it is at."""
+    """One session: its noise, its prompts as the text encoder read them, the chunk it is at."""
 
-    request: VideoRequest
     params: ResolvedParams
     geometry: Geometry
     adapter: LoraAdapter | None
-    generator: Generator = field(init=False)
-    input_latents: Tensor | None = None
+    noise: NoiseStream
+    prompts: dict[str, Tensor]
     chunk: ChunkState | None = None
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.params.params.seed)
 
     def schedule(self, config: HeliosConfig, chunk: int) -> tuple[StageSchedule, ...]:
         params = self.params.params

@@ -1,23 +1,27 @@
-"""Latents between tensors and messages."""
+"""Tensors in and out of messages."""
 
 import torch
 from torch import Tensor
 
-from helios_serve.messages import Latents
+from helios_serve.messages import TensorData
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def as_message(latents: Tensor) -> Latents:
-    """(16, frames, h, w) as raw bytes, in its own dtype."""
-    held = latents.contiguous().cpu()
-    raw = held.view(torch.uint8).numpy().tobytes()
-    return Latents(raw, (1, *held.shape), dtype_name(held.dtype))
+def as_bytes(tensor: Tensor) -> bytes:
+    """The tensor's elements, row major, in its own dtype."""
+    return tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
-def as_latents(message: Latents) -> Tensor:
-    """The (1, 16, frames, h, w) tensor of a message."""
-    dtype = getattr(torch, message.dtype)
-    return torch.frombuffer(bytearray(message.data), dtype=dtype).view(message.shape)
+def as_data(tensor: Tensor) -> TensorData:
+    return TensorData(as_bytes(tensor), tuple(tensor.shape), dtype_name(tensor.dtype))
+
+
+def as_tensor(message: TensorData) -> Tensor:
+    """The tensor of a message, on the CPU."""
+    if not message.data:
+        return torch.empty(message.shape, dtype=getattr(torch, message.dtype))
+    flat = torch.frombuffer(bytearray(message.data), dtype=getattr(torch, message.dtype))
+    return flat.view(message.shape)

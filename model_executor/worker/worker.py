@@ -1,21 +1,27 @@
-"""One device's share of the work: a model, its sessions, and a decoder beside them."""
+"""One device's share of the work: what its roles need of a model, and the sessions it denoises."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from helios_serve.config import WorkerConfig
 from helios_serve.messages import (
     DecodeTask,
+    EncodeTask,
     SchedulerOutput,
     StepsDone,
-    WorkerConfig,
     WorkerEvent,
     WorkerReady,
 )
 from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM
 from helios_serve.model_executor.device import free_memory, resolve_device, resolve_dtype
 from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, open_checkpoint
+from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.worker.commands import Commands
 from helios_serve.model_executor.worker.decoder import ChunkDecoder
+from helios_serve.model_executor.worker.encoder import InputEncoder
 from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.side_thread import side_thread
 
 Emit = Callable[[WorkerEvent], None]
 
@@ -23,10 +29,16 @@ POOL_SHARE = 0.1
 """Of the memory that the model leaves free, for history."""
 POOL_LIMIT = 4 << 30
 """Bytes of history at most: 1800 sessions at 384x640 in bfloat16."""
+TEXT_SHARE = 0.1
+"""Of that memory, for the keys and values of prompts in use; as much again caches others."""
+TEXT_LIMIT = 16 << 30
 
 
 class Worker:
-    """Executes plans in order and tells what came of them through `emit`, also from threads."""
+    """Executes plans in order, and tasks beside them, and tells what came of both through `emit`.
+
+    `emit` is also called from threads.
+    """
 
     def __init__(
         self,
@@ -36,40 +48,84 @@ class Worker:
         history_blocks: int | None = None,
         batch_invariant: bool = False,
     ) -> None:
-        num_blocks = history_blocks or default_blocks(model)
-        self.runner = ModelRunner(model, num_blocks, batch_invariant=batch_invariant)
+        self.model = model
         self.emit = emit
-        self.decoder = ChunkDecoder(model.vae, model.device, emit)
-        emit(WorkerReady(num_blocks))
+        self.runner: ModelRunner | None = None
+        self.ready = WorkerReady()
+        if model.transformer is not None:
+            num_blocks = history_blocks or default_blocks(model.transformer)
+            text_bytes = default_text_bytes(model.transformer)
+            self.runner = ModelRunner(
+                model.config,
+                model.transformer,
+                model.device,
+                num_blocks=num_blocks,
+                text_bytes=text_bytes,
+                batch_invariant=batch_invariant,
+            )
+            self.ready = WorkerReady(num_blocks, text_bytes // text_row_bytes(model.transformer))
+
+    def run(self, commands: Commands) -> None:
+        """Say that it is ready, and work until `commands` are closed."""
+        with self.beside(commands):
+            self.emit(self.ready)
+            while (plan := commands.plans.get()) is not None:
+                self.execute(plan)
+
+    @contextlib.contextmanager
+    def beside(self, commands: Commands) -> Iterator[None]:
+        """Do encode and decode tasks in threads until `commands` are closed."""
+        model = self.model
+        with contextlib.ExitStack() as threads:
+            if model.text_encoder is not None and model.vae is not None:
+                encoder = InputEncoder(model.text_encoder, model.vae)
+
+                def encode(task: EncodeTask) -> None:
+                    self.emit(encoder.encode(task))
+
+                threads.enter_context(side_thread(encode, commands.encode, model.device, "encoder"))
+            if model.vae is not None:
+                decoder = ChunkDecoder(model.vae)
+
+                def decode(task: DecodeTask) -> None:
+                    self.emit(decoder.decode(task))
+
+                threads.enter_context(side_thread(decode, commands.decode, model.device, "decoder"))
+            yield
 
     def execute(self, plan: SchedulerOutput) -> None:
-        """Run one plan; its chunks go on to the decoder."""
-        for task in plan.decode:
-            self.decoder.submit(task)
+        """Run one plan."""
+        assert self.runner is not None, "got a plan, but this worker does not denoise"
         started = time.perf_counter()
         output = self.runner.execute_model(plan)
         self.emit(StepsDone(output, time.perf_counter() - started))
-        for chunk in output.chunks:
-            self.decoder.submit(DecodeTask(chunk.session_id, chunk.chunk, chunk.latents))
-
-    def close(self) -> None:
-        """Decode what is left, and end."""
-        self.decoder.close()
 
 
 def load_worker(config: WorkerConfig, emit: Emit) -> Worker:
-    """Load the model that `config` names; raises CheckpointError and DeviceError."""
+    """Load what `config` names; raises CheckpointError and DeviceError."""
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(config.model, config.load_format)
+    dtype = resolve_dtype(config.dtype, device)
     return Worker(
-        load_checkpoint(checkpoint, device, resolve_dtype(config.dtype, device)),
+        load_checkpoint(checkpoint, device, dtype, config.roles),
         emit,
         history_blocks=config.history_blocks,
         batch_invariant=config.batch_invariant,
     )
 
 
-def default_blocks(model: LoadedModel) -> int:
+def default_blocks(transformer: HeliosTransformer) -> int:
     """Blocks that a share of the free memory holds."""
-    block_bytes = BLOCK_ROWS * PATCH_DIM * model.transformer.dtype.itemsize
-    return int(min(POOL_SHARE * free_memory(model.device), POOL_LIMIT)) // block_bytes
+    block_bytes = BLOCK_ROWS * PATCH_DIM * transformer.dtype.itemsize
+    return int(min(POOL_SHARE * free_memory(transformer.device), POOL_LIMIT)) // block_bytes
+
+
+def default_text_bytes(transformer: HeliosTransformer) -> int:
+    """Bytes that the prompts of the sessions on one worker may take."""
+    return int(min(TEXT_SHARE * free_memory(transformer.device), TEXT_LIMIT))
+
+
+def text_row_bytes(transformer: HeliosTransformer) -> int:
+    """Keys and values of one prompt token in every layer."""
+    config = transformer.config
+    return 2 * config.num_layers * config.inner_dim * transformer.dtype.itemsize

@@ -16,7 +16,7 @@ from helios_serve.errors import CheckpointError, InvalidRequestError
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.models.helios.inputs import Segment
-from helios_serve.model_executor.worker.latents import as_latents
+from helios_serve.model_executor.worker.tensors import as_tensor
 
 CASE = Case("distilled", height=64, width=64, chunks=2, steps=(1, 1, 1)).with_defaults()
 
@@ -116,7 +116,7 @@ def latents_of(events: list[EngineEvent], request_id: str, chunks: int) -> torch
         if isinstance(event, ChunkReady) and event.request_id == request_id
     ]
     assert [chunk.chunk for chunk in own] == list(range(chunks))
-    return torch.cat([as_latents(chunk.latents) for chunk in own], dim=2)
+    return torch.cat([as_tensor(chunk.latents) for chunk in own], dim=2)
 
 
 @pytest.mark.parametrize("task", MATES)
@@ -195,8 +195,10 @@ def test_a_session_that_makes_nan_fails_alone(
 ) -> None:
     for name, case in MATES.items():
         engine.add_request(case.request(name))
-    engine.step()
-    chunk = executor.runner.sessions["i2v"].chunk
+    sessions = executor.runner.sessions
+    while "i2v" not in sessions or sessions["i2v"].chunk is None:
+        engine.step()
+    chunk = sessions["i2v"].chunk
     assert chunk is not None
     chunk.sampler.latents = chunk.sampler.latents * torch.nan
     latents, failures = finish(engine)

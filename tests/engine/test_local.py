@@ -13,14 +13,13 @@ from models import load_model
 from torch import Tensor
 from videos import Case, run_sessions
 
-from helios_serve.config import EngineConfig, SchedulingConfig
+from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.events import ChunkReady, EngineEvent, RequestFailed, StepTaken
 from helios_serve.errors import HeliosError
-from helios_serve.messages import WorkerConfig
 from helios_serve.model_executor.executor.local import LocalExecutor
 from helios_serve.model_executor.models.helios.config import read_config
-from helios_serve.model_executor.worker.latents import as_latents
+from helios_serve.model_executor.worker.tensors import as_tensor
 
 CASES = {
     "t2v": Case("distilled", height=64, width=64, chunks=6, seed=1).with_defaults(),
@@ -32,15 +31,17 @@ CASES = {
 class Service:
     """An engine with local workers, and what came of its requests."""
 
-    def __init__(self, folder: Path, **config: float) -> None:
+    def __init__(self, folder: Path, *, num_workers: int, **config: float) -> None:
         worker = WorkerConfig(
             model=str(folder), device="cpu", history_blocks=2000, batch_invariant=True
         )
-        self.executor = LocalExecutor(worker)
+        self.executor = LocalExecutor()
         # Small batches, so that work is spread over workers and steps.
         scheduling = SchedulingConfig(max_num_seqs=2)
         self.engine = EngineCore(
-            self.executor, read_config(folder), EngineConfig(scheduling=scheduling, **config)
+            self.executor,
+            read_config(folder),
+            EngineConfig(workers=(worker,) * num_workers, scheduling=scheduling, **config),
         )
         self.chunks: dict[str, list[ChunkReady]] = {}
         self.failures: dict[str, str] = {}
@@ -66,12 +67,12 @@ class Service:
 
     def wait_ready(self, count: int) -> None:
         deadline = time.monotonic() + 120
-        while sum(watch.is_ready for watch in self.engine.workers.values()) < count:
+        while sum(watch.is_ready for watch in self.engine.crew.workers.values()) < count:
             assert time.monotonic() < deadline, "workers do not start"
             self.step()
 
     def busy_workers(self) -> list[str]:
-        return [name for name, watch in self.engine.workers.items() if watch.plans]
+        return [name for name, watch in self.engine.crew.workers.items() if watch.plans]
 
     def kill_one(self, rng: random.Random, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.executor.pid(rng.choice(self.busy_workers())), number)
@@ -82,8 +83,8 @@ class Service:
         for request_id, case in names.items():
             own = self.chunks[request_id]
             assert [chunk.chunk for chunk in own] == list(range(CASES[case].chunks))
-            assert all(chunk.frames.count == 33 for chunk in own)
-            got = torch.cat([as_latents(chunk.latents) for chunk in own], dim=2)
+            assert all(chunk.frames and chunk.frames.count == 33 for chunk in own)
+            got = torch.cat([as_tensor(chunk.latents) for chunk in own], dim=2)
             assert torch.equal(got, expected[case]), request_id
 
 
@@ -133,10 +134,10 @@ def test_random_kills_lose_and_repeat_nothing(
     for _ in range(10):
         goal = service.steps + rng.randint(1, 15)
         service.run(until=lambda: service.steps >= goal and bool(service.busy_workers()))  # noqa: B023
-        before = set(service.engine.workers)
+        before = set(service.engine.crew.workers)
         service.kill_one(rng)
         started = time.monotonic()
-        service.run(until=lambda: set(service.engine.workers) != before)  # noqa: B023
+        service.run(until=lambda: set(service.engine.crew.workers) != before)  # noqa: B023
         resumed.append(time.monotonic() - started)
     service.run()
     service.check(expected, names)
@@ -154,8 +155,8 @@ def test_a_worker_that_hangs_is_replaced_after_its_deadline(
     service.run(until=lambda: service.steps >= 8 and bool(service.busy_workers()))
     service.kill_one(random.Random(0), signal.SIGSTOP)
     stopped = time.monotonic()
-    workers = set(service.engine.workers)
-    service.run(until=lambda: set(service.engine.workers) != workers)
+    workers = set(service.engine.crew.workers)
+    service.run(until=lambda: set(service.engine.crew.workers) != workers)
     assert 2.5 < time.monotonic() - stopped < 10
     service.run()
     service.check(expected, {"t2v": "t2v"})
@@ -163,9 +164,10 @@ def test_a_worker_that_hangs_is_replaced_after_its_deadline(
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(folder: Path) -> None:
-    executor = LocalExecutor(WorkerConfig(model="nano-max", device="cpu"))
-    engine = EngineCore(executor, read_config(folder), EngineConfig(num_workers=1))
-    with pytest.raises(HeliosError, match="no worker can be started: got model 'nano-max'"):
+    executor = LocalExecutor()
+    workers = (WorkerConfig(model="nano-max", device="cpu"),)
+    engine = EngineCore(executor, read_config(folder), EngineConfig(workers=workers))
+    with pytest.raises(HeliosError, match="no worker can be started to encode: got model 'nano-m"):
         run_forever(engine)
     executor.shutdown()
 

@@ -62,7 +62,9 @@ def test_every_layer_is_applied_and_their_number_is_told(
 
 
 def test_sessions_with_the_same_adapter_share_it(model: LoadedModel, lora: Path) -> None:
-    runner = ModelRunner(model, 100)
+    runner = ModelRunner(
+        model.config, model.transformer, model.device, num_blocks=100, text_bytes=1 << 20
+    )
     adapters = [
         runner._adapter(Case("distilled").request(lora=str(lora), lora_scale=scale))
         for scale in (1.0, 1.0, 0.5)

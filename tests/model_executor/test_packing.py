@@ -7,12 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_files import write_lora
-from videos import NUM_BLOCKS, Case, SteppedExecutor, run_sessions
+from videos import NUM_BLOCKS, Case, ready_session, run_sessions
 
-from helios_serve.engine.core import EngineCore
+from helios_serve.config import SchedulingConfig
+from helios_serve.core.scheduler import Scheduler
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
+from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.sampling_params import VideoRequest
 
 FORWARD_TOLERANCE = 5e-6
@@ -59,19 +61,19 @@ def lora_path(checkpoints: dict[str, Path], latent_model: Any, tmp_path_factory:
 
 def job_of(wish: Wish, model: LoadedModel, lora: str) -> tuple[Job, ModelRunner]:
     """The wish as a session in the middle of its video, about to take its next step."""
-    executor = SteppedExecutor(model, NUM_BLOCKS)
-    engine = EngineCore(executor, model.config)
+    scheduler = Scheduler(SchedulingConfig(), lambda: 0.0)
+    worker = Worker(model, lambda _: None, history_blocks=NUM_BLOCKS)
+    assert worker.runner is not None
+    scheduler.add_worker("here", NUM_BLOCKS, worker.ready.text_rows)
     scale = wish.lora_scale
     extra = {} if scale is None else {"lora": lora, "lora_scale": scale}
-    session = engine.add_request(wish.case.request(**extra))
-    executor.poll(0)
-    engine.scheduler.add_worker("stepped", NUM_BLOCKS)
+    session = ready_session(model, wish.case.request(**extra))
+    scheduler.add_session(session)
     for _ in range(wish.steps_before):
-        executor.worker.execute(engine.scheduler.schedule("stepped"))
+        worker.runner.execute_model(scheduler.schedule("here"))
     assert not session.is_planned
-    (step,) = engine.scheduler.schedule("stepped").scheduled_steps
-    executor.shutdown()
-    return executor.runner._prepare(step), executor.runner
+    (step,) = scheduler.schedule("here").scheduled_steps
+    return worker.runner._prepare(step), worker.runner
 
 
 @settings(

@@ -6,12 +6,25 @@ from typing import Any
 from helios_serve.config import SchedulingConfig
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
-from helios_serve.messages import ScheduledStep, SchedulerOutput, Snapshot
-from helios_serve.model_config import HeliosConfig, SchedulerConfig, TransformerConfig
+from helios_serve.messages import (
+    EncodedPrompt,
+    ScheduledStep,
+    SchedulerOutput,
+    Snapshot,
+    TensorData,
+)
+from helios_serve.model_config import (
+    CHUNK_LATENTS,
+    HISTORY_FRAMES,
+    HeliosConfig,
+    SchedulerConfig,
+    TransformerConfig,
+)
 from helios_serve.sampling_params import Frames, SamplingParams, VideoRequest
 
 RATE = 1e15
 QUEUE_DEPTH = 2
+TEXT_ROWS = 100_000
 
 CONFIG = HeliosConfig(
     variant="distilled",
@@ -32,6 +45,13 @@ def make_request(name: str, *, chunks: int = 1, video: bool = False, **fields: A
     params = SamplingParams(width=width, height=height, num_frames=33 * chunks, fps=24)
     reference = Frames(b"", 70, height, width) if video else None
     return VideoRequest(request_id=name, prompt="x", params=params, video=reference, **fields)
+
+
+def fake_snapshot(session: Session, chunk: int) -> Snapshot:
+    """A snapshot before `chunk` without what is in it; a reference counts as 18 frames."""
+    frames = min(HISTORY_FRAMES, CHUNK_LATENTS * chunk) or 18
+    size = session.geometry.height, session.geometry.width
+    return Snapshot(chunk, b"", b"", b"", frames, "float32", *size)
 
 
 class World:
@@ -57,10 +77,16 @@ class World:
 
     def add_worker(self, name: str, num_blocks: int) -> None:
         self.queues[name] = deque()
-        self.scheduler.add_worker(name, num_blocks)
+        self.scheduler.add_worker(name, num_blocks, TEXT_ROWS)
 
-    def add(self, name: str, **fields: Any) -> Session:
+    def add(self, name: str, *, prompt_tokens: int = 20, **fields: Any) -> Session:
+        """A session whose inputs are there already."""
         session = Session(make_request(name, **fields), CONFIG, arrival=self.now)
+        states = TensorData(b"", (prompt_tokens, 4096), "float32")
+        for text in session.missing_prompts:
+            session.learn(EncodedPrompt(text, states))
+        if session.needs_seed:
+            session.seed(fake_snapshot(session, 0))
         self.scheduler.add_session(session)
         return session
 
@@ -90,7 +116,7 @@ class World:
                 continue
             counts = session.params.stage_steps(step.cursor.chunk)
             if step.cursor[1:] == (len(counts) - 1, counts[-1] - 1):
-                snapshot = Snapshot(step.cursor.chunk + 1, b"", b"", b"", "float32")
+                snapshot = fake_snapshot(session, step.cursor.chunk + 1)
                 self.scheduler.finish_chunk(step.session_id, snapshot)
                 self.delivered.setdefault(step.session_id, []).append(self.now)
         self.scheduler.update_from_output(name, seconds)

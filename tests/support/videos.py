@@ -1,6 +1,6 @@
 """The same request to diffusers' pipeline and to our engine, and the latents of each."""
 
-from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,14 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from helios_serve.config import WorkerConfig
+from helios_serve.core.session import Session
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.events import ChunkReady, RequestFailed, RequestFinished
-from helios_serve.messages import SchedulerOutput
+from helios_serve.messages import EncodeTask, WorkerCommand
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.loader import LoadedModel
-from helios_serve.model_executor.worker.latents import as_latents
+from helios_serve.model_executor.worker.commands import Commands
+from helios_serve.model_executor.worker.encoder import InputEncoder
 from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.tensors import as_tensor
 from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.sampling_params import (
     Frames,
@@ -172,8 +176,8 @@ def finish(engine: EngineCore) -> tuple[dict[str, Tensor], dict[str, str]]:
             if isinstance(event, ChunkReady):
                 own = parts.setdefault(event.request_id, [])
                 if event.input_latents is not None:
-                    own.append(as_latents(event.input_latents))
-                own.append(as_latents(event.latents))
+                    own.append(as_tensor(event.input_latents))
+                own.append(as_tensor(event.latents))
             elif isinstance(event, RequestFailed):
                 failures[event.request_id] = event.message
             elif isinstance(event, RequestFinished):
@@ -190,35 +194,67 @@ class SteppedExecutor:
     def __init__(
         self, model: LoadedModel, num_blocks: int, *, batch_invariant: bool = False
     ) -> None:
-        self._plans: deque[SchedulerOutput] = deque()
         self._inbox = Inbox()
+        self.commands = Commands()
         self.worker = Worker(
             model,
             lambda event: self._inbox.put("stepped", event),
             history_blocks=num_blocks,
             batch_invariant=batch_invariant,
         )
+        self._beside = ExitStack()
 
     @property
     def runner(self) -> ModelRunner:
+        assert self.worker.runner is not None
         return self.worker.runner
 
-    def start_worker(self) -> str:
+    def start_worker(self, config: WorkerConfig) -> str:  # noqa: ARG002
+        self._beside.enter_context(self.worker.beside(self.commands))
+        self._inbox.put("stepped", self.worker.ready)
         return "stepped"
 
-    def submit(self, worker_id: str, plan: SchedulerOutput) -> None:  # noqa: ARG002
-        self._plans.append(plan)
+    def submit(self, worker_id: str, command: WorkerCommand) -> None:  # noqa: ARG002
+        self.commands.put(command)
 
     def poll(self, timeout: float) -> list[Received]:
-        if self._plans:
-            self.worker.execute(self._plans.popleft())
+        if not self.commands.plans.empty():
+            plan = self.commands.plans.get()
+            assert plan is not None
+            self.worker.execute(plan)
         return self._inbox.take(timeout)
+
+    def wake(self) -> None:
+        self._inbox.wake()
+
+    def where(self, worker_id: str) -> str:
+        return worker_id
 
     def kill_worker(self, worker_id: str) -> None:  # noqa: ARG002
         raise AssertionError("nothing here is ever late")
 
+    def stop_worker(self, worker_id: str) -> None:  # noqa: ARG002
+        self.shutdown()
+
     def shutdown(self) -> None:
-        self.worker.close()
+        self.commands.close()
+        self._beside.close()
+
+
+def ready_session(model: LoadedModel, request: VideoRequest) -> Session:
+    """A session whose prompts were read and whose reference was encoded."""
+    assert model.text_encoder is not None
+    assert model.vae is not None
+    session = Session(request, model.config, arrival=0.0)
+    reference = request if session.needs_seed else None
+    limit = request.params.max_sequence_length
+    task = EncodeTask(request.request_id, session.missing_prompts, limit, reference)
+    encoded = InputEncoder(model.text_encoder, model.vae).encode(task)
+    for prompt in encoded.prompts:
+        session.learn(prompt)
+    if encoded.snapshot is not None:
+        session.seed(encoded.snapshot)
+    return session
 
 
 def our_latents(model: LoadedModel, case: Case, **extra: Any) -> Tensor:

@@ -234,6 +234,10 @@ class HeliosTransformer(nn.Module):
         """The dtype of tokens, history and text; norms and modulation are fp32 throughout."""
         return self.proj_out.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.proj_out.weight.device
+
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Flow rows of every segment's noise tokens, end to end: (noise tokens, 64)."""

@@ -1,0 +1,107 @@
+"""Work beside the denoising: which tasks wait, and which worker has which of the others."""
+
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from helios_serve.messages import DecodeTask, EncodeTask
+
+Task = TypeVar("Task", EncodeTask, DecodeTask)
+
+DEPTH = 2
+"""Tasks that a worker has at a time, so that it never waits for the next."""
+MAX_LOSSES = 6
+"""Workers that may die with a task before it is taken to be the cause."""
+
+
+@dataclass
+class Item(Generic[Task]):
+    """A task, the worker that had best do it, and how many died with it."""
+
+    task: Task
+    preferred: str | None
+    losses: int = 0
+
+
+class Given(NamedTuple, Generic[Task]):
+    """A task for a worker."""
+
+    worker_id: str
+    task: Task
+
+
+class TaskBoard(Generic[Task]):
+    """Tasks of one kind. Sessions take turns, so that none waits for all that another has made.
+
+    A worker does its tasks in the order in which it was given them.
+    """
+
+    def __init__(self) -> None:
+        self._turns: OrderedDict[str, deque[Item[Task]]] = OrderedDict()
+        self._given: dict[str, deque[Item[Task]]] = {}
+        self._busy_since: dict[str, float] = {}
+
+    def put(self, task: Task, *, preferred: str | None = None, is_urgent: bool = False) -> None:
+        """Queue a task; an urgent one of a session without others is next."""
+        self._queue(Item(task, preferred), front=is_urgent)
+
+    def give_out(self, workers: Collection[str], now: float) -> Iterator[Given[Task]]:
+        """Tasks for those of `workers` that can take more, the least busy first."""
+        while self._turns:
+            open_to = [name for name in workers if len(self._given.get(name, ())) < DEPTH]
+            if not open_to:
+                return
+            session_id, items = self._turns.popitem(last=False)
+            item = items.popleft()
+            if items:
+                self._turns[session_id] = items
+            worker_id = min(
+                open_to,
+                key=lambda name: (len(self._given.get(name, ())), name != item.preferred),
+            )
+            given = self._given.setdefault(worker_id, deque())
+            if not given:
+                self._busy_since[worker_id] = now
+            given.append(item)
+            yield Given(worker_id, item.task)
+
+    def finish(self, worker_id: str, now: float) -> Task:
+        """The worker has done its oldest task."""
+        self._busy_since[worker_id] = now
+        return self._given[worker_id].popleft().task
+
+    def lose(self, worker_id: str) -> list[str]:
+        """The worker is gone: others do what it had. Returns sessions whose task is given up."""
+        lost = self._given.pop(worker_id, deque())
+        for item in reversed(lost):
+            item.losses += 1
+            if item.losses < MAX_LOSSES:
+                self._queue(item, front=True)
+        return [item.task.session_id for item in lost if item.losses >= MAX_LOSSES]
+
+    def forget(self, session_id: str) -> None:
+        """Drop what waits of a session that is over."""
+        self._turns.pop(session_id, None)
+
+    def count(self, worker_id: str) -> int:
+        """Tasks that the worker has."""
+        return len(self._given.get(worker_id, ()))
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(map(len, self._turns.values()))
+
+    def is_late(self, worker_id: str, now: float, deadline: float) -> bool:
+        """Whether the worker is at one task for longer than it may."""
+        return bool(self.count(worker_id)) and now - self._busy_since[worker_id] > deadline
+
+    def _queue(self, item: Item[Task], *, front: bool) -> None:
+        session_id = item.task.session_id
+        if session_id not in self._turns:
+            self._turns[session_id] = deque()
+            self._turns.move_to_end(session_id, last=not front)
+        if front:
+            self._turns[session_id].appendleft(item)
+        else:
+            self._turns[session_id].append(item)
