@@ -38,3 +38,11 @@ class DeviceError(HeliosError, ValueError):
 
 class StorageError(HeliosError):
     """Data that cannot be kept or read back, such as on a full disk; says what and where."""
+
+
+class RequestFailedError(HeliosError):
+    """A request that was accepted but could not be brought to its end."""
+
+
+class EngineDeadError(HeliosError):
+    """The engine has given up, or was closed: it takes no more requests."""

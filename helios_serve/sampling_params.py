@@ -131,10 +131,12 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     Reference frames have the size of the video. `lora` is a local file or folder.
     `keep_input_latents` asks for the reference's noised latents, which diffusers returns in front
     of the video's own. With `max_lead_chunks` the video is made only so far ahead of its reader.
+    None for `model` is the first one that is served.
     """
 
     request_id: str
     prompt: str
+    model: str | None = None
     params: SamplingParams = SamplingParams()
     image: Frames | None = None
     video: Frames | None = None

@@ -89,13 +89,17 @@ class Scheduler:
             raise InvalidRequestError(
                 f"got request id {session.session_id!r}, which is in use", param="request_id"
             )
-        self.admission.check(session)
-        promised = self._waiting_load() if session.is_priority else 0.0
-        self.placement.check(session, self.workers.values(), promised)
+        self.check(session)
         self.admission.accept(session)
         self.sessions[session.session_id] = session
         self._wait(session)
         self._place_waiting()
+
+    def check(self, session: Session) -> None:
+        """Raise what `add_session` would for want of room."""
+        self.admission.check(session)
+        promised = self._waiting_load() if session.is_priority else 0.0
+        self.placement.check(session, self.workers.values(), promised)
 
     def inputs_arrived(self, session_id: str) -> None:
         """A prompt of the session was read, or its reference encoded: it may be ready now."""
@@ -245,14 +249,14 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         """Counts of this moment; costs as much as there are workers."""
         placed = len(self.sessions) - len(self.waiting)
-        pools = [worker.history.pool for worker in self.workers.values()]
+        workers = self.workers.values()
         return SchedulerStats(
             waiting=len(self.waiting),
             running=placed,
-            used_blocks=sum(pool.num_blocks - 1 - pool.num_free for pool in pools),
-            total_blocks=sum(pool.num_blocks - 1 for pool in pools),
-            used_text_rows=sum(worker.reserved_rows for worker in self.workers.values()),
-            total_text_rows=sum(worker.text_rows for worker in self.workers.values()),
+            used_blocks=sum(worker.used_blocks for worker in workers),
+            total_blocks=sum(worker.history.pool.num_blocks - 1 for worker in workers),
+            used_text_rows=sum(worker.reserved_rows for worker in workers),
+            total_text_rows=sum(worker.text_rows for worker in workers),
         )
 
     def check_integrity(self) -> None:

@@ -107,7 +107,11 @@ class Session:
     @property
     def step_tokens(self) -> int:
         """Tokens that the next step adds to a batch."""
-        noise = self.geometry.noise_tokens(self.cursor.stage, self.config.stages)
+        return self.tokens_at(self.cursor.stage)
+
+    def tokens_at(self, stage: int) -> int:
+        """Tokens of a step at `stage`: history and noise, under every prompt."""
+        noise = self.geometry.noise_tokens(stage, self.config.stages)
         return self._branches * (self.geometry.history_tokens + noise)
 
     @property
@@ -197,26 +201,26 @@ class Session:
         """The prompts in effect at `chunk`."""
         return prompt_weights(self.request.prompt, self.request.params, chunk)
 
-    def apply_switches(self) -> Iterator[PromptSwitch | None]:
+    def apply_switches(self) -> Iterator[tuple[str, PromptSwitch | None]]:
         """Turn to the prompts that wait for it and were read, from the next unplanned chunk on.
 
-        Yields each as it was applied, or None where the video has no chunk left for it.
+        Yields each prompt and its switch, or None where the video has no chunk left for it.
         """
         while self.pending_switches and self.pending_switches[0].prompt in self.encoded:
             asked = self.pending_switches.popleft()
             chunk = max(1, self.cursor.chunk + (not self.at_chunk_edge))
             if chunk >= self.params.num_chunks:
-                yield None
+                yield asked.prompt, None
                 continue
             applied = PromptSwitch(chunk, asked.prompt, asked.transition_chunks)
             self.request = self.request.with_switch(applied)
-            yield applied
+            yield asked.prompt, applied
 
-    def drop_switches(self, prompts: tuple[str, ...]) -> Iterator[None]:
-        """Some prompts cannot be read: yields None for each switch to one of them."""
+    def drop_switches(self, prompts: tuple[str, ...]) -> Iterator[str]:
+        """Some prompts cannot be read: yields each prompt that was to be switched to."""
         for switch in [item for item in self.pending_switches if item.prompt in prompts]:
             self.pending_switches.remove(switch)
-            yield None
+            yield switch.prompt
 
     def rewind(self) -> None:
         """Back to the last confirmed chunk edge: what was planned after it is lost."""

@@ -64,6 +64,11 @@ class WorkerState:
         """Blocks that are promised to nobody; the null block is never free."""
         return self.history.pool.num_blocks - 1 - self.reserved_blocks
 
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that hold history, or soon will."""
+        return self.history.pool.num_blocks - 1 - self.history.pool.num_free
+
     def has_room(self, session: Session) -> bool:
         """Whether there are blocks for its history, and room for its prompts' keys and values."""
         fits_text = session.text_rows <= self.text_rows - self.reserved_rows

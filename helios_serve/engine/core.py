@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from helios_serve.config import EngineConfig, WorkerConfig
-from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.scheduler import Scheduler, SchedulerStats
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.engine.continuation import check_continuation, fork_snapshots
-from helios_serve.engine.crew import Crew
+from helios_serve.engine.crew import Crew, WorkerReport
 from helios_serve.engine.delivery import Delivery
 from helios_serve.engine.events import (
     EngineEvent,
@@ -18,9 +19,11 @@ from helios_serve.engine.events import (
     StepTaken,
 )
 from helios_serve.engine.task_board import MAX_LOSSES, TaskBoard
+from helios_serve.engine.trace import Trace
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
+    ChunkResult,
     DecodeTask,
     EncodedPrompt,
     EncodeTask,
@@ -28,7 +31,9 @@ from helios_serve.messages import (
     SchedulerOutput,
     Snapshot,
     StepsDone,
+    TensorData,
     WorkerDied,
+    WorkerEvent,
     WorkerReady,
 )
 from helios_serve.model_config import HeliosConfig
@@ -39,6 +44,15 @@ QUEUE_DEPTH = 2
 """Plans that a worker has at a time, so that it never waits for the next."""
 MAX_DEATHS = 3
 """Workers that may die at the same step of a lone request before it is taken to be the cause."""
+
+
+class EngineStats(NamedTuple):
+    """Counts of one moment: the scheduler's, and tasks that no worker has taken."""
+
+    scheduler: SchedulerStats
+    encoding: int
+    decoding: int
+    workers: int
 
 
 class EngineCore:
@@ -53,12 +67,15 @@ class EngineCore:
         executor: Executor,
         model_config: HeliosConfig,
         config: EngineConfig | None = None,
+        *,
         clock: Callable[[], float] = time.monotonic,
+        trace: Trace | None = None,
     ) -> None:
         self.executor = executor
         self.model_config = model_config
         self.config = config or EngineConfig()
         self.clock = clock
+        self.trace = trace
         self.scheduler = Scheduler(self.config.scheduling, clock)
         self.crew = Crew(executor, self.config, clock)
         self.encoding: TaskBoard[EncodeTask] = TaskBoard()
@@ -73,13 +90,23 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         return bool(self._deliveries)
 
+    def check_request(self, request: VideoRequest) -> None:
+        """Raise what `add_request` would, as far as that can be told without adding it."""
+        self.scheduler.check(Session(request, self.model_config, arrival=self.clock()))
+
     def add_request(
-        self, request: VideoRequest, snapshot: Snapshot | None = None, kin: tuple[str, ...] = ()
+        self,
+        request: VideoRequest,
+        snapshot: Snapshot | None = None,
+        *,
+        kin: tuple[str, ...] = (),
+        tail: TensorData | None = None,
     ) -> Session:
         """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served.
 
         With `snapshot` the video goes on at that chunk: what a longer one would have gone on with,
-        had it not ended there. `kin` names requests that go on from the same one.
+        had it not ended there. `kin` names requests that go on from the same one. `tail` holds the
+        latents of the chunk before, where that is to be handed on again, whole.
         """
         if request.request_id in self._deliveries:
             raise InvalidRequestError(
@@ -90,29 +117,42 @@ class EngineCore:
         )
         check_continuation(session)
         self.scheduler.add_session(session)
-        self._deliveries[request.request_id] = Delivery(request, session.edge_chunk)
-        self._ask_for_inputs(session)
+        first_chunk = session.edge_chunk - (tail is not None)
+        delivery = self._deliveries[request.request_id] = Delivery(request, first_chunk)
+        if tail is not None:
+            assert snapshot is not None, "only a video that goes on has a tail"
+            result = ChunkResult(request.request_id, first_chunk, tail, snapshot)
+            self.decoding.put(delivery.receive(result), is_urgent=True)
+        seed_from = request if session.needs_seed else None
+        self._ask_for(session, session.missing_prompts, seed_from)
         return session
 
-    def fork(self, parent_id: str, requests: Sequence[VideoRequest]) -> list[Session]:
-        """Continue a running video in several ways, from the last chunk edge it has reached.
+    def fork_points(self, parent_id: str, count: int) -> list[Snapshot]:
+        """Where `count` children of a running video can go on: the last chunk edge it has reached.
 
-        Each child counts its chunks from the beginning of the parent's and draws from a generator
-        of its own, seeded with the parent's seed and the child's number. Where they can, they share
-        the parent's blocks. Raises what `add_request` does; then no child is added.
+        Each draws from a generator of its own, seeded with the parent's seed and the child's
+        number. Added with the parent and each other as `kin`, they share its blocks where they can.
+        Raises InvalidRequestError for a video without a finished chunk.
         """
         parent = self.scheduler.sessions.get(parent_id)
-        if parent is None or parent.snapshot is None:
+        if parent is None or parent.snapshot is None or parent.snapshot.chunk == 0:
             raise InvalidRequestError(
                 f"got {parent_id!r} to fork, expected a running video with a finished chunk",
                 param="parent",
             )
-        snapshots = fork_snapshots(parent.snapshot, parent.request.params.seed, len(requests))
+        return fork_snapshots(parent.snapshot, parent.request.params.seed, count)
+
+    def fork(self, parent_id: str, requests: Sequence[VideoRequest]) -> list[Session]:
+        """Continue a running video in several ways, counting chunks from its beginning.
+
+        Raises what `fork_points` and `add_request` do; then no child is added.
+        """
+        snapshots = self.fork_points(parent_id, len(requests))
         kin = (parent_id, *(request.request_id for request in requests))
         children: list[Session] = []
         try:
             for request, snapshot in zip(requests, snapshots, strict=True):
-                children.append(self.add_request(request, snapshot, kin))
+                children.append(self.add_request(request, snapshot, kin=kin))
         except Exception:
             for child in children:
                 self.abort(child.session_id)
@@ -162,6 +202,31 @@ class EngineCore:
         if worker_id in self.scheduler.workers:
             self.scheduler.drain(worker_id)
 
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            self.scheduler.stats(),
+            self.encoding.num_waiting,
+            self.decoding.num_waiting,
+            sum(watch.is_ready for watch in self.crew.workers.values()),
+        )
+
+    def worker_reports(self) -> list[WorkerReport]:
+        """Every worker, for people."""
+        return [self._report(worker_id) for worker_id in self.crew.workers]
+
+    def _report(self, worker_id: str) -> WorkerReport:
+        watch, state = self.crew.workers[worker_id], self.scheduler.workers.get(worker_id)
+        return WorkerReport(
+            worker_id=worker_id,
+            where=self.executor.where(worker_id),
+            roles=watch.config.roles,
+            state=watch.state,
+            sessions=0 if state is None else len(state.queue.sessions),
+            tasks=self.encoding.count(worker_id) + self.decoding.count(worker_id),
+            used_blocks=0 if state is None else state.used_blocks,
+            total_blocks=0 if state is None else state.history.pool.num_blocks - 1,
+        )
+
     def step(self, timeout: float = 0.1) -> list[EngineEvent]:
         """Give work out, and tell what came back; waits for it up to `timeout` seconds.
 
@@ -182,11 +247,6 @@ class EngineCore:
         self.crew.check()
         return events
 
-    def _ask_for_inputs(self, session: Session) -> None:
-        """Have the session's reference encoded and its prompts read, as far as nobody did."""
-        seed_from = session.request if session.needs_seed else None
-        self._ask_for(session, session.missing_prompts, seed_from)
-
     def _ask_for(
         self, session: Session, texts: Sequence[str], seed_from: VideoRequest | None = None
     ) -> None:
@@ -204,8 +264,9 @@ class EngineCore:
 
     def _on_inputs(self, session: Session) -> Iterator[PromptSwitched]:
         """What the session waited for may be there."""
-        for switch in session.apply_switches():
-            yield PromptSwitched(session.session_id, switch)
+        for prompt, switch in session.apply_switches():
+            request = session.request.without_media()
+            yield PromptSwitched(session.session_id, prompt, switch, request)
         self.scheduler.inputs_arrived(session.session_id)
 
     def _give_out_tasks(self) -> None:
@@ -226,9 +287,13 @@ class EngineCore:
                     watch.busy_since = self.clock()
                 watch.plans.append(plan)
                 self.executor.submit(worker_id, plan)
+                if self.trace is not None:
+                    self.trace.plan(worker_id, plan, self.scheduler)
 
     def _handle(self, received: Received) -> Iterator[EngineEvent]:
         worker_id, event = received
+        if self.trace is not None:
+            self._record(worker_id, event, self.trace)
         match event:
             case WorkerReady():
                 self._on_ready(worker_id, event)
@@ -240,6 +305,15 @@ class EngineCore:
                 yield from self._on_decoded(worker_id, event)
             case WorkerDied():
                 yield from self._on_death(worker_id, event)
+
+    def _record(self, worker_id: str, event: WorkerEvent, trace: Trace) -> None:
+        match event:
+            case StepsDone():
+                trace.steps(worker_id, event, self.scheduler.stats())
+            case InputsEncoded() | ChunkDecoded():
+                trace.task(worker_id, event)
+            case WorkerDied():
+                trace.death(worker_id, event.reason)
 
     def _on_ready(self, worker_id: str, event: WorkerReady) -> None:
         watch = self.crew.workers[worker_id]
@@ -275,8 +349,8 @@ class EngineCore:
         if event.error is not None and not session.is_ready:
             yield from self._fail(event.session_id, event.error)
             return
-        for switch in session.drop_switches(task.prompts) if event.error is not None else ():
-            yield PromptSwitched(event.session_id, switch)
+        for text in session.drop_switches(task.prompts) if event.error is not None else ():
+            yield PromptSwitched(event.session_id, text, None, session.request.without_media())
         for prompt in event.prompts:
             self._prompts[prompt.prompt, task.max_sequence_length] = prompt
             session.learn(prompt)

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from helios_serve.config import ROLES, EngineConfig, Role, WorkerConfig
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
@@ -11,6 +13,19 @@ from helios_serve.model_executor.executor.abstract import Executor
 
 MAX_FAILED_STARTS = 3
 """Starts in a row that may fail before a worker is given up."""
+
+
+class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as people see it. `state` is starting, ready or draining."""
+
+    worker_id: str
+    where: str
+    roles: tuple[Role, ...]
+    state: str
+    sessions: int
+    tasks: int
+    used_blocks: int
+    total_blocks: int
 
 
 class WorkerWatch:
@@ -23,6 +38,12 @@ class WorkerWatch:
         self.is_draining = False
         self.plans: deque[SchedulerOutput] = deque()
         self.busy_since = now
+
+    @property
+    def state(self) -> str:
+        if self.is_draining:
+            return "draining"
+        return "ready" if self.is_ready else "starting"
 
     def plays(self, role: Role) -> bool:
         return role in self.config.roles

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from helios_serve.messages import Segment, Snapshot, StepCursor, TensorData
-from helios_serve.sampling_params import Frames, PromptSwitch
+from helios_serve.sampling_params import Frames, PromptSwitch, VideoRequest
 
 
 class StepTaken(NamedTuple):
@@ -30,10 +30,15 @@ class ChunkReady(NamedTuple):
 
 
 class PromptSwitched(NamedTuple):
-    """A prompt switch that was asked for takes effect; None where no chunk is left for it."""
+    """The switch to `prompt` that was asked for takes effect; None where no chunk is left for it.
+
+    `request` is the request with it, less its reference.
+    """
 
     request_id: str
+    prompt: str
     switch: PromptSwitch | None
+    request: VideoRequest
 
 
 class RequestFinished(NamedTuple):

@@ -33,7 +33,7 @@ CREATE TABLE jobs (
     next_chunk INTEGER NOT NULL,
     num_chunks INTEGER NOT NULL,
     has_media INTEGER NOT NULL,
-    has_snapshot INTEGER NOT NULL
+    kept_chunk INTEGER
 );
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
@@ -45,7 +45,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
     Chunks from `first_chunk` up to `next_chunk`, exclusive, are committed; `first_chunk` is above 0
     where the job extends another. `request` comes without its reference, which is kept if
-    `has_media`; a snapshot at `next_chunk` is kept if `has_snapshot`.
+    `has_media`; it goes on from the snapshot at `kept_chunk`, if there is one.
     """
 
     id: str
@@ -60,7 +60,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     next_chunk: int
     num_chunks: int
     has_media: bool
-    has_snapshot: bool
+    kept_chunk: int | None
 
     @property
     def chunks(self) -> range:
@@ -98,7 +98,7 @@ class JobStore:
         *,
         num_chunks: int,
         first_chunk: int = 0,
-        has_snapshot: bool = False,
+        kept_chunk: int | None = None,
     ) -> None:
         now = self._clock()
         columns: dict[str, Value] = {
@@ -112,7 +112,7 @@ class JobStore:
             "next_chunk": first_chunk,
             "num_chunks": num_chunks,
             "has_media": request.has_reference,
-            "has_snapshot": has_snapshot,
+            "kept_chunk": kept_chunk,
         }
         marks = ", ".join("?" * len(columns))
         self._run(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({marks})", *columns.values())
@@ -139,8 +139,9 @@ class JobStore:
     def advance(self, job_id: str, chunk: int) -> None:
         """Enter segment and snapshot of `chunk`, in the one statement that commits both."""
         self._run(
-            "UPDATE jobs SET status = 'in_progress', next_chunk = ?, has_snapshot = 1, "
+            "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
             "updated_at = ? WHERE id = ? AND next_chunk = ?",
+            chunk + 1,
             chunk + 1,
             self._clock(),
             job_id,
@@ -196,8 +197,7 @@ class JobStore:
             raise StorageError(
                 f"the request of job {row['id']!r} in {self.path} is damaged: {error}"
             ) from error
-        for name in ("has_media", "has_snapshot"):
-            columns[name] = bool(columns[name])
+        columns["has_media"] = bool(columns["has_media"])
         return StoredJob(**columns)
 
     @contextmanager

@@ -11,8 +11,8 @@ from helios_serve.store.jobs import StoredJob
 class Kept(msgspec.Struct, frozen=True):
     """What a video goes on from.
 
-    `tail` is the final latents of the chunk before `snapshot.chunk`, kept only where the video's
-    end was cut inside that chunk, so that an extension can encode it whole.
+    `tail` is the final latents of the chunk before `snapshot.chunk`: where the video's end was cut
+    inside that chunk, an extension shows it again, whole.
     """
 
     snapshot: Snapshot
@@ -37,7 +37,7 @@ class SnapshotStore(JobFolders):
                 remove(path)
 
     def committed(self, job: StoredJob) -> set[str]:
-        return {snapshot_name(job.next_chunk)} if job.has_snapshot else set()
+        return set() if job.kept_chunk is None else {snapshot_name(job.kept_chunk)}
 
 
 def snapshot_name(chunk: int) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.logger import logger
-from helios_serve.messages import Segment, Snapshot
+from helios_serve.messages import Segment
 from helios_serve.sampling_params import VideoRequest
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
 from helios_serve.store.folders import list_folder
@@ -26,12 +26,13 @@ DATABASE = "jobs.sqlite3"
 class Unfinished(msgspec.Struct, frozen=True):
     """A job to be taken up again at `next_chunk`.
 
-    From `snapshot` if there is one, in which case `request` comes without its reference. Where
-    `next_chunk` is behind the last chunk, only the job's end has not been entered.
+    From `kept` if there is something, in which case `request` comes without its reference. Where
+    `next_chunk` is behind the last chunk, only the job's end has not been entered; where it is the
+    chunk before that of `kept`, its tail comes first.
     """
 
     request: VideoRequest
-    snapshot: Snapshot | None
+    kept: Kept | None
     next_chunk: int
 
 
@@ -65,9 +66,10 @@ class VideoStore:
             self._opened = opened.pop_all()
 
     def accept(self, request: VideoRequest, *, num_chunks: int, kept: Kept | None = None) -> None:
-        """Store a new job, which starts from `kept`, if given; durable when it returns.
+        """Store a new job; durable when it returns.
 
-        Raises InvalidRequestError if there is a job of that id.
+        It starts from `kept`, if given, and with the chunk of its tail, if there is one. Raises
+        InvalidRequestError if there is a job of that id.
         """
         job_id = request.request_id
         with self._lock(job_id):
@@ -121,6 +123,12 @@ class VideoStore:
     def job(self, job_id: str) -> StoredJob | None:
         return self._jobs.get(job_id)
 
+    def request(self, job_id: str) -> VideoRequest | None:
+        """What was asked for, with its reference: to ask for another video from the same."""
+        with self._lock(job_id):
+            job = self._jobs.get(job_id)
+            return None if job is None else self._whole_request(job)
+
     def jobs(self) -> list[StoredJob]:
         """In the order in which they were accepted."""
         return self._jobs.all()
@@ -137,9 +145,9 @@ class VideoStore:
         """What a job goes on from; None before its first chunk, unless it was accepted with it."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
-            if job is None or not job.has_snapshot:
+            if job is None or job.kept_chunk is None:
                 return None
-            return self._snapshots.get(job_id, job.next_chunk)
+            return self._snapshots.get(job_id, job.kept_chunk)
 
     def segments(self, job_id: str) -> list[int]:
         """The committed chunks of a job."""
@@ -185,9 +193,9 @@ class VideoStore:
             self._jobs.add(request, num_chunks=num_chunks)
             return
         self._snapshots.put(request.request_id, kept)
-        self._jobs.add(
-            request, num_chunks=num_chunks, first_chunk=kept.snapshot.chunk, has_snapshot=True
-        )
+        chunk = kept.snapshot.chunk
+        first = chunk if kept.tail is None else chunk - 1
+        self._jobs.add(request, num_chunks=num_chunks, first_chunk=first, kept_chunk=chunk)
 
     def _recover(self, job_id: str) -> Unfinished | None:
         with self._lock(job_id):
@@ -202,11 +210,13 @@ class VideoStore:
                 return None
 
     def _load(self, job: StoredJob) -> Unfinished:
-        if job.has_snapshot:
-            snapshot = self._snapshots.get(job.id, job.next_chunk).snapshot
-            return Unfinished(job.request, snapshot, job.next_chunk)
-        request = self._inputs.restore(job.request) if job.has_media else job.request
-        return Unfinished(request, None, job.next_chunk)
+        if job.kept_chunk is not None:
+            kept = self._snapshots.get(job.id, job.kept_chunk)
+            return Unfinished(job.request, kept, job.next_chunk)
+        return Unfinished(self._whole_request(job), None, job.next_chunk)
+
+    def _whole_request(self, job: StoredJob) -> VideoRequest:
+        return self._inputs.restore(job.request) if job.has_media else job.request
 
     def _delete_files(self, job_id: str) -> None:
         for files in self._files:

@@ -48,7 +48,7 @@ def test_a_job_from_its_acceptance_to_its_end(jobs: JobStore) -> None:
         next_chunk=0,
         num_chunks=3,
         has_media=False,
-        has_snapshot=False,
+        kept_chunk=None,
     )
     jobs.advance("a", 0)
     jobs.advance("a", 2)  # not its turn

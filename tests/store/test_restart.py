@@ -68,7 +68,7 @@ def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_ch
     with closing(VideoStore(tmp_path)) as store:
         check_state(store, next_chunk)
         request, kept = writer.request().without_media(), writer.kept_at(next_chunk)
-        assert store.unfinished() == [Unfinished(request, kept.snapshot, next_chunk)]
+        assert store.unfinished() == [Unfinished(request, kept, next_chunk)]
         writer.make_video(store)
         check_state(store, writer.CHUNKS)
 

@@ -138,13 +138,30 @@ def test_deleting_waits_for_a_commit(store: VideoStore, monkeypatch: pytest.Monk
 
 def test_an_extension_has_its_own_copy_of_what_it_starts_from(store: VideoStore) -> None:
     store.accept(request("first"), num_chunks=3)
-    store.accept(request("second"), num_chunks=5, kept=kept(3, TAIL))
+    store.accept(request("second"), num_chunks=5, kept=kept(3))
     store.delete("first")
-    assert store.kept("second") == kept(3, TAIL)
-    assert store.unfinished() == [Unfinished(request("second"), kept(3).snapshot, 3)]
+    assert store.kept("second") == kept(3)
+    assert store.unfinished() == [Unfinished(request("second"), kept(3), 3)]
     assert store.segments("second") == []
     assert commit(store, 3, "second")
     assert store.segments("second") == [3]
+
+
+def test_an_extension_of_a_cut_video_begins_with_its_last_chunk(store: VideoStore) -> None:
+    store.accept(request("second"), num_chunks=5, kept=kept(3, TAIL))
+    assert store.unfinished() == [Unfinished(request("second"), kept(3, TAIL), 2)]
+    assert commit(store, 2, "second")
+    assert store.unfinished() == [Unfinished(request("second"), kept(3), 3)]
+    assert commit(store, 3, "second")
+    assert store.segments("second") == [2, 3]
+
+
+def test_a_request_can_be_read_with_its_reference_as_long_as_it_is_there(store: VideoStore) -> None:
+    store.accept(request(image=IMAGE), num_chunks=1)
+    commit(store, 0)
+    store.finish("job", "completed")
+    assert store.request("job") == request(image=IMAGE)
+    assert store.request("another") is None
 
 
 def test_a_request_has_its_reference_until_a_snapshot_replaces_it(store: VideoStore) -> None:
@@ -158,9 +175,7 @@ def test_a_request_has_its_reference_until_a_snapshot_replaces_it(store: VideoSt
         Unfinished(request(image=IMAGE, lora="style.safetensors"), None, 0)
     ]
     commit(store, 0)
-    assert store.unfinished() == [
-        Unfinished(request(lora="style.safetensors"), kept(1).snapshot, 1)
-    ]
+    assert store.unfinished() == [Unfinished(request(lora="style.safetensors"), kept(1), 1)]
 
 
 @pytest.mark.parametrize("job_id", ["../../x", "a/b", "", "5" * 500, "视频 🐕", "A", "a\0b"])

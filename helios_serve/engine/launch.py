@@ -1,0 +1,56 @@
+"""From what a command was told to an engine with its workers."""
+
+from typing import Literal
+
+import msgspec
+
+from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
+from helios_serve.engine.core import EngineCore
+from helios_serve.engine.trace import Trace
+from helios_serve.model_executor.executor.abstract import Executor
+from helios_serve.model_executor.loader import open_checkpoint
+
+ExecutorKind = Literal["inline", "local", "ray"]
+
+
+class WorkerGroup(msgspec.Struct, frozen=True):
+    """`count` workers of one kind."""
+
+    config: WorkerConfig
+    count: int = 1
+
+
+def launch(
+    model: str,
+    groups: tuple[WorkerGroup, ...],
+    kind: ExecutorKind,
+    *,
+    ray_address: str | None = None,
+    scheduling: SchedulingConfig | None = None,
+    trace: Trace | None = None,
+) -> EngineCore:
+    """An engine whose workers are starting; raises CheckpointError for a model that is none."""
+    checkpoint = open_checkpoint(model, groups[0].config.load_format)
+    config = EngineConfig(
+        workers=tuple(group.config for group in groups for _ in range(group.count)),
+        scheduling=scheduling or SchedulingConfig(),
+    )
+    executor = make_executor(kind, ray_address)
+    return EngineCore(executor, checkpoint.config, config, trace=trace)
+
+
+def make_executor(kind: ExecutorKind, ray_address: str | None) -> Executor:
+    """Each is imported when it is asked for: Ray takes its time."""
+    match kind:
+        case "inline":
+            from helios_serve.model_executor.executor.inline import InlineExecutor
+
+            return InlineExecutor()
+        case "local":
+            from helios_serve.model_executor.executor.local import LocalExecutor
+
+            return LocalExecutor()
+        case "ray":
+            from helios_serve.model_executor.executor.ray import RayExecutor
+
+            return RayExecutor(ray_address)

@@ -1,0 +1,82 @@
+"""Where stored videos go on: after a crash of the server, and in extensions."""
+
+from typing import NamedTuple
+
+from helios_serve.engine.core import EngineCore
+from helios_serve.errors import HeliosError, InvalidRequestError
+from helios_serve.logger import logger
+from helios_serve.messages import Snapshot, TensorData
+from helios_serve.model_config import CHUNK_FRAMES, num_chunks
+from helios_serve.sampling_params import VideoRequest
+from helios_serve.store.snapshots import Kept
+from helios_serve.store.video_store import Unfinished, VideoStore
+
+
+class Start(NamedTuple):
+    """What a request begins with, in the words of `EngineCore.add_request`.
+
+    `first_chunk` is the first one that is handed on.
+    """
+
+    request: VideoRequest
+    snapshot: Snapshot | None = None
+    tail: TensorData | None = None
+    kin: tuple[str, ...] = ()
+
+    @property
+    def first_chunk(self) -> int:
+        chunk = 0 if self.snapshot is None else self.snapshot.chunk
+        return chunk if self.tail is None else chunk - 1
+
+    @property
+    def kept(self) -> Kept | None:
+        return None if self.snapshot is None else Kept(self.snapshot, self.tail)
+
+    def add_to(self, core: EngineCore) -> None:
+        core.add_request(self.request, self.snapshot, kin=self.kin, tail=self.tail)
+
+
+def resumption(job: Unfinished) -> Start:
+    """How a job goes on behind its last committed chunk."""
+    if job.kept is None:
+        return Start(job.request)
+    shows_tail = job.next_chunk < job.kept.snapshot.chunk
+    return Start(job.request, job.kept.snapshot, job.kept.tail if shows_tail else None)
+
+
+def extension(store: VideoStore, parent_id: str, request: VideoRequest) -> Start:
+    """How `request` goes on from the end of a stored video.
+
+    Its length is that of both together. Where the first one was cut inside its last chunk, that
+    chunk comes again, whole, so that nothing jumps. Raises InvalidRequestError where nothing is
+    kept to go on from.
+    """
+    job, kept = store.job(parent_id), store.kept(parent_id)
+    if job is None or kept is None or job.next_chunk < job.num_chunks:
+        raise InvalidRequestError(
+            f"got {parent_id!r} to extend, expected a finished video", param="video"
+        )
+    was_cut = job.request.params.num_frames % CHUNK_FRAMES != 0
+    return Start(request, kept.snapshot, kept.tail if was_cut else None)
+
+
+def unfinished(store: VideoStore) -> list[Start]:
+    """All jobs that were accepted and not ended, in their order; those at their end are ended."""
+    starts = []
+    for job in store.unfinished():
+        if job.next_chunk == num_chunks(job.request.params.num_frames):
+            store.finish(job.request.request_id, "completed")
+        else:
+            starts.append(resumption(job))
+    return starts
+
+
+def take_up(start: Start, core: EngineCore, store: VideoStore) -> bool:
+    """Give a stored job to the engine again; one that it no longer takes is ended as failed."""
+    try:
+        start.add_to(core)
+    except HeliosError as error:
+        logger.error("job %s cannot go on: %s", start.request.request_id, error)
+        store.finish(start.request.request_id, "failed", str(error))
+        return False
+    return True

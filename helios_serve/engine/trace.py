@@ -1,0 +1,148 @@
+"""What every worker did when, as a file for Perfetto or chrome://tracing."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from helios_serve.core.scheduler import Scheduler, SchedulerStats
+from helios_serve.messages import (
+    ChunkDecoded,
+    InputsEncoded,
+    ScheduledStep,
+    SchedulerOutput,
+    StepsDone,
+)
+
+Event = dict[str, Any]
+
+PROCESS = 1
+
+
+class Slice(NamedTuple):
+    """What a plan's slice will say when it is done."""
+
+    name: str
+    details: Event
+
+
+class Trace:
+    """Writes events as they come, so that a file of a process that was killed can be read too.
+
+    Each worker has a lane for its steps and others for what runs beside them; a slice ends when the
+    engine hears of it. Source: the Trace Event Format's JSON array, whose end may be missing.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._file = path.open("wb")
+        self._file.write(b"[\n")
+        self._is_first = True
+        self._lanes: dict[str, int] = {}
+        self._plans: defaultdict[str, deque[Slice]] = defaultdict(deque)
+
+    def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
+        """A plan was given to a worker."""
+        steps = [describe_step(step, scheduler) for step in plan.scheduled_steps]
+        details: Event = {
+            "tokens": sum(step["tokens"] for step in steps),
+            "steps": steps,
+            "opened": [new.session_id for new in plan.new_sessions],
+            "closed": list(plan.finished),
+        }
+        stages = sorted({step["stage"] for step in steps})
+        sessions = f"{len(steps)} session{'s' * (len(steps) != 1)}"
+        name = f"{sessions} at stage {', '.join(map(str, stages))}" if steps else "bookkeeping"
+        self._plans[worker_id].append(Slice(name, details))
+
+    def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:
+        """The worker's oldest plan is done."""
+        name, details = self._plans[worker_id].popleft()
+        self._slice(worker_id, name, event.seconds, details)
+        sessions = {"waiting": stats.waiting, "running": stats.running}
+        self._write({"ph": "C", "name": "sessions", "args": sessions})
+        blocks = {"used": stats.used_blocks, "free": stats.total_blocks - stats.used_blocks}
+        self._write({"ph": "C", "name": "history blocks", "args": blocks})
+
+    def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:
+        """Something that ran beside the steps is done."""
+        details: Event = {"session": event.session_id, "error": event.error}
+        if isinstance(event, InputsEncoded):
+            self._slice(f"{worker_id} encode", "inputs", event.seconds, details)
+        else:
+            details["chunk"] = event.chunk
+            self._slice(f"{worker_id} decode", f"chunk {event.chunk}", event.seconds, details)
+
+    def death(self, worker_id: str, reason: str) -> None:
+        """The worker is gone, with its plans."""
+        self._plans.pop(worker_id, None)
+        self._write(
+            {
+                "ph": "i",
+                "name": "died",
+                "s": "t",
+                "tid": self._lane(worker_id),
+                "args": {"reason": reason},
+            }
+        )
+
+    def close(self) -> None:
+        self._file.write(b"\n]\n")
+        self._file.close()
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _slice(self, lane: str, name: str, seconds: float, details: Event) -> None:
+        start = self._clock() - self._started - seconds
+        self._write(
+            {
+                "ph": "X",
+                "name": name,
+                "tid": self._lane(lane),
+                "ts": 1e6 * start,
+                "dur": 1e6 * seconds,
+                "args": details,
+            }
+        )
+
+    def _lane(self, name: str) -> int:
+        if name not in self._lanes:
+            lane = self._lanes[name] = len(self._lanes) + 1
+            labels = {"thread_name": {"name": name}, "thread_sort_index": {"sort_index": lane}}
+            for kind, value in labels.items():
+                self._write({"ph": "M", "name": kind, "tid": lane, "args": value})
+        return self._lanes[name]
+
+    def _write(self, event: Event) -> None:
+        now = 1e6 * (self._clock() - self._started)
+        separator = b"" if self._is_first else b",\n"
+        self._is_first = False
+        self._file.write(separator + msgspec.json.encode({"pid": PROCESS, "ts": now} | event))
+        self._file.flush()
+
+
+def describe_step(step: ScheduledStep, scheduler: Scheduler) -> Event:
+    """A step in words; `tokens` counts its noise and history under every prompt."""
+    chunk, stage, number = step.cursor
+    session = scheduler.sessions[step.session_id]
+    return {
+        "session": step.session_id,
+        "chunk": chunk,
+        "stage": stage,
+        "step": number,
+        "tokens": session.tokens_at(stage),
+    }
