@@ -82,6 +82,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
 
 
+class WorkerGroup(msgspec.Struct, frozen=True):
+    """`count` workers of one kind."""
+
+    config: WorkerConfig
+    count: int = 1
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which workers an engine keeps, and how long, in seconds, it waits for one of them.
 

@@ -200,11 +200,14 @@ class AsyncEngine:
             if thread.failure is None
         }
 
+    def worker_config(self, model: str | None = None) -> WorkerConfig:
+        """What the first worker of a model runs."""
+        return self._thread_of(model).core.config.workers[0]
+
     async def add_worker(self, model: str | None = None, config: WorkerConfig | None = None) -> str:
         """Start one more worker, like the first one of the model's if not told otherwise."""
-        thread = self._thread_of(model)
-        chosen = config or thread.core.config.workers[0]
-        return await self._call(thread, lambda core: core.add_worker(chosen))
+        chosen = config or self.worker_config(model)
+        return await self._call(self._thread_of(model), lambda core: core.add_worker(chosen))
 
     async def drain_worker(self, worker_id: str, model: str | None = None) -> None:
         """Let a worker end when its sessions have left it, at their next chunk edges.
@@ -263,7 +266,7 @@ class AsyncEngine:
     def _register(self, start: Start, thread: EngineThread) -> None:
         name = start.request.request_id
         fetch = None if self.store is None else partial(fetch_stored, self.store, name)
-        feed = Feed(name, start.first_chunk, fetch)
+        feed = Feed(name, start.stored_from, start.first_chunk, fetch)
         self._running[name] = Running(start.request, thread, feed)
 
     def _thread_of(self, model: str | None) -> EngineThread:
@@ -292,8 +295,8 @@ class AsyncEngine:
             raise InvalidRequestError(
                 f"got request id {request_id!r}, expected one that was accepted", param="request_id"
             )
-        feed = Feed(request_id, job.first_chunk, partial(fetch_stored, self.store, request_id))
-        feed.next_chunk = job.next_chunk
+        fetch = partial(fetch_stored, self.store, request_id)
+        feed = Feed(request_id, job.first_chunk, job.next_chunk, fetch)
         feed.end(job.error or (CANCELLED if job.status == "cancelled" else None))
         return feed
 

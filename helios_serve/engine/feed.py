@@ -29,14 +29,21 @@ Fetch = Callable[[int], Awaitable[VideoChunk]]
 class Feed:
     """The chunks of one request, in order, as they come.
 
-    With `fetch` they are stored elsewhere and anybody may read them, from any chunk on; without it
-    each is kept here until it was read once.
+    `next_chunk` is the next to come. With `fetch` they are stored elsewhere and anybody may read
+    them, from any chunk on, those from `first_chunk` at once; without it each is kept here until
+    it was read once.
     """
 
-    def __init__(self, request_id: str, first_chunk: int, fetch: Fetch | None = None) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        first_chunk: int | None,
+        next_chunk: int,
+        fetch: Fetch | None = None,
+    ) -> None:
         self.request_id = request_id
-        self.next_chunk = self.first_chunk = first_chunk
-        self.read_chunk = first_chunk
+        self.first_chunk = next_chunk if first_chunk is None else first_chunk
+        self.next_chunk = self.read_chunk = next_chunk
         self.steps_taken = 0
         self.is_over = False
         self.error: str | None = None

@@ -2,22 +2,13 @@
 
 from typing import Literal
 
-import msgspec
-
-from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
+from helios_serve.config import EngineConfig, SchedulingConfig, WorkerGroup
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.trace import Trace
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.model_executor.loader import open_checkpoint
 
 ExecutorKind = Literal["inline", "local", "ray"]
-
-
-class WorkerGroup(msgspec.Struct, frozen=True):
-    """`count` workers of one kind."""
-
-    config: WorkerConfig
-    count: int = 1
 
 
 def launch(

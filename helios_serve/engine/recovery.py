@@ -15,13 +15,15 @@ from helios_serve.store.video_store import Unfinished, VideoStore
 class Start(NamedTuple):
     """What a request begins with, in the words of `EngineCore.add_request`.
 
-    `first_chunk` is the first one that is handed on.
+    `first_chunk` is the first one that is handed on; those before it from `stored_from` on are
+    stored already.
     """
 
     request: VideoRequest
     snapshot: Snapshot | None = None
     tail: TensorData | None = None
     kin: tuple[str, ...] = ()
+    stored_from: int | None = None
 
     @property
     def first_chunk(self) -> int:
@@ -40,8 +42,9 @@ def resumption(job: Unfinished) -> Start:
     """How a job goes on behind its last committed chunk."""
     if job.kept is None:
         return Start(job.request)
-    shows_tail = job.next_chunk < job.kept.snapshot.chunk
-    return Start(job.request, job.kept.snapshot, job.kept.tail if shows_tail else None)
+    snapshot, tail = job.kept.snapshot, job.kept.tail
+    shows_tail = job.next_chunk < snapshot.chunk
+    return Start(job.request, snapshot, tail if shows_tail else None, stored_from=job.first_chunk)
 
 
 def extension(store: VideoStore, parent_id: str, request: VideoRequest) -> Start:

@@ -8,7 +8,6 @@ from helios_serve.engine.thread import EngineThread
 from helios_serve.errors import InvalidRequestError
 from helios_serve.sampling_params import PromptSwitch, VideoRequest
 
-
 NO_CHUNK_LEFT = "the video has no chunk left for another prompt"
 
 

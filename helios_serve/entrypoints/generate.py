@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from helios_serve.config import DEFAULT_MODEL, default_size
+from helios_serve.config import default_size
 from helios_serve.entrypoints import arguments as kinds
+from helios_serve.entrypoints.model_flags import add_model_flags
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer
@@ -39,7 +40,9 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("prompt", help="what the video shows")
     add_output_flags(parser)
-    add_model_flags(parser)
+    group = add_model_flags(parser)
+    group.add_argument("--lora", metavar="PATH", help="a LoRA adapter in diffusers format")
+    group.add_argument("--lora-scale", type=float, default=1.0, metavar="X")
     add_reference_flags(parser)
     add_sampling_flags(parser)
 
@@ -58,30 +61,6 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--num-frames", type=int, metavar="N", help="99")
     length.add_argument("--seconds", type=kinds.seconds, metavar="S", help="length in seconds")
     group.add_argument("--fps", type=int, default=24, metavar="N", help="24")
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="a local folder, a hub id, or the built-in nano, nano-mid, nano-base (nano)",
-    )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    group.add_argument(
-        "--load-format",
-        choices=("auto", "dummy"),
-        default="auto",
-        help="dummy: random weights, to measure speed without a download",
-    )
-    group.add_argument(
-        "--batch-invariant",
-        action="store_true",
-        help="run segments one by one, so that results repeat bitwise",
-    )
-    group.add_argument("--lora", metavar="PATH", help="a LoRA adapter in diffusers format")
-    group.add_argument("--lora-scale", type=float, default=1.0, metavar="X")
 
 
 def add_reference_flags(parser: argparse.ArgumentParser) -> None:

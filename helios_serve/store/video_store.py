@@ -24,7 +24,7 @@ DATABASE = "jobs.sqlite3"
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """A job to be taken up again at `next_chunk`.
+    """A job to be taken up again at `next_chunk`; those from `first_chunk` on are committed.
 
     From `kept` if there is something, in which case `request` comes without its reference. Where
     `next_chunk` is behind the last chunk, only the job's end has not been entered; where it is the
@@ -33,6 +33,7 @@ class Unfinished(msgspec.Struct, frozen=True):
 
     request: VideoRequest
     kept: Kept | None
+    first_chunk: int
     next_chunk: int
 
 
@@ -212,8 +213,8 @@ class VideoStore:
     def _load(self, job: StoredJob) -> Unfinished:
         if job.kept_chunk is not None:
             kept = self._snapshots.get(job.id, job.kept_chunk)
-            return Unfinished(job.request, kept, job.next_chunk)
-        return Unfinished(self._whole_request(job), None, job.next_chunk)
+            return Unfinished(job.request, kept, job.first_chunk, job.next_chunk)
+        return Unfinished(self._whole_request(job), None, job.first_chunk, job.next_chunk)
 
     def _whole_request(self, job: StoredJob) -> VideoRequest:
         return self._inputs.restore(job.request) if job.has_media else job.request

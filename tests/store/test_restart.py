@@ -68,7 +68,7 @@ def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_ch
     with closing(VideoStore(tmp_path)) as store:
         check_state(store, next_chunk)
         request, kept = writer.request().without_media(), writer.kept_at(next_chunk)
-        assert store.unfinished() == [Unfinished(request, kept, next_chunk)]
+        assert store.unfinished() == [Unfinished(request, kept, 0, next_chunk)]
         writer.make_video(store)
         check_state(store, writer.CHUNKS)
 
@@ -80,7 +80,7 @@ def test_a_job_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
     assert run_until(tmp_path, f"{STORE}.segments.SegmentStore.put", call=1)
     with closing(VideoStore(tmp_path)) as store:
         check_state(store, 0)
-        assert store.unfinished() == [Unfinished(writer.request(), None, 0)]
+        assert store.unfinished() == [Unfinished(writer.request(), None, 0, 0)]
 
 
 def test_every_write_may_be_the_last(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_an_extension_has_its_own_copy_of_what_it_starts_from(store: VideoStore)
     store.accept(request("second"), num_chunks=5, kept=kept(3))
     store.delete("first")
     assert store.kept("second") == kept(3)
-    assert store.unfinished() == [Unfinished(request("second"), kept(3), 3)]
+    assert store.unfinished() == [Unfinished(request("second"), kept(3), 3, 3)]
     assert store.segments("second") == []
     assert commit(store, 3, "second")
     assert store.segments("second") == [3]
@@ -149,9 +149,9 @@ def test_an_extension_has_its_own_copy_of_what_it_starts_from(store: VideoStore)
 
 def test_an_extension_of_a_cut_video_begins_with_its_last_chunk(store: VideoStore) -> None:
     store.accept(request("second"), num_chunks=5, kept=kept(3, TAIL))
-    assert store.unfinished() == [Unfinished(request("second"), kept(3, TAIL), 2)]
+    assert store.unfinished() == [Unfinished(request("second"), kept(3, TAIL), 2, 2)]
     assert commit(store, 2, "second")
-    assert store.unfinished() == [Unfinished(request("second"), kept(3), 3)]
+    assert store.unfinished() == [Unfinished(request("second"), kept(3), 2, 3)]
     assert commit(store, 3, "second")
     assert store.segments("second") == [2, 3]
 
@@ -172,10 +172,10 @@ def test_a_request_has_its_reference_until_a_snapshot_replaces_it(store: VideoSt
     assert job.request == request()
     store.update_request(request(lora="style.safetensors"))
     assert store.unfinished() == [
-        Unfinished(request(image=IMAGE, lora="style.safetensors"), None, 0)
+        Unfinished(request(image=IMAGE, lora="style.safetensors"), None, 0, 0)
     ]
     commit(store, 0)
-    assert store.unfinished() == [Unfinished(request(lora="style.safetensors"), kept(1), 1)]
+    assert store.unfinished() == [Unfinished(request(lora="style.safetensors"), kept(1), 0, 1)]
 
 
 @pytest.mark.parametrize("job_id", ["../../x", "a/b", "", "5" * 500, "视频 🐕", "A", "a\0b"])

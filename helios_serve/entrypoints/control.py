@@ -1,0 +1,133 @@
+"""A running engine's workers, listed and changed from another process of the same user.
+
+Over a Unix socket in the data folder, which only its owner can open: one JSON request a
+connection, one JSON answer.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from helios_serve.config import WorkerConfig, WorkerGroup
+from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.engine.crew import WorkerReport
+from helios_serve.errors import HeliosError, InvalidRequestError
+
+SOCKET_NAME = "control.sock"
+ANSWER_SECONDS = 30.0
+MAX_LINE = 1 << 20
+MAX_NAME = 100
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What to do; `group` says which workers to add, None more of the first kind."""
+
+    action: Literal["list", "add", "drain"]
+    model: str | None = None
+    worker_id: str | None = None
+    group: WorkerGroup | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The workers by model, and the ids of those that were added, or the error."""
+
+    workers: dict[str, list[WorkerReport]] = {}
+    added: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class ControlServer:
+    """An asynchronous context in which the engine answers commands at `folder`."""
+
+    def __init__(self, engine: AsyncEngine, folder: Path) -> None:
+        self.engine = engine
+        self.path = folder / SOCKET_NAME
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> "ControlServer":
+        self.path.unlink(missing_ok=True)  # of a process that was killed: the folder is locked
+        before = os.umask(0o177)
+        try:
+            with reachable(self.path) as name:
+                self._server = await asyncio.start_unix_server(self._serve, name, limit=MAX_LINE)
+        finally:
+            os.umask(before)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+        self.path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            command = msgspec.json.decode(await reader.readline(), type=Command)
+            answer = await self._obey(command)
+        except (HeliosError, msgspec.DecodeError, ValueError) as error:
+            answer = Answer(error=str(error))
+        writer.write(msgspec.json.encode(answer) + b"\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async def _obey(self, command: Command) -> Answer:
+        match command.action:
+            case "list":
+                return Answer(workers=await self.engine.workers())
+            case "add":
+                return Answer(added=await self._add(command))
+            case "drain":
+                await self.engine.drain_worker(command.worker_id or "", command.model)
+                return Answer()
+
+    async def _add(self, command: Command) -> tuple[str, ...]:
+        count, config = 1, None
+        if command.group is not None:
+            like = self.engine.worker_config(command.model)
+            asked: WorkerConfig = command.group.config
+            count = command.group.count
+            config = msgspec.structs.replace(like, roles=asked.roles, resources=asked.resources)
+        return tuple([await self.engine.add_worker(command.model, config) for _ in range(count)])
+
+
+def ask(folder: Path, command: Command) -> Answer:
+    """Send a command to the engine that runs with `folder`.
+
+    Raises InvalidRequestError if none runs there, or for what it refuses.
+    """
+    path = folder / SOCKET_NAME
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        try:
+            with reachable(path) as name:
+                connection.connect(name)
+            connection.sendall(msgspec.json.encode(command) + b"\n")
+            with connection.makefile("rb") as answers:
+                answer = msgspec.json.decode(answers.readline(), type=Answer)
+        except (OSError, msgspec.DecodeError) as error:
+            raise InvalidRequestError(
+                f"no engine answers at {path}: {error}", param="data-dir"
+            ) from error
+    if answer.error is not None:
+        raise InvalidRequestError(answer.error, param="worker")
+    return answer
+
+
+@contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """A name of the socket that the system takes: a longer one than about a hundred bytes it does
+    not, but it does by way of the open folder."""
+    if len(os.fsencode(path)) <= MAX_NAME:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
