@@ -154,8 +154,11 @@ class SessionFailure(msgspec.Struct, frozen=True):
 
 
 class RunnerOutput(msgspec.Struct, frozen=True):
+    """What came of a plan; `forward_seconds` of its time went into the transformer."""
+
     chunks: tuple[ChunkResult, ...] = ()
     failures: tuple[SessionFailure, ...] = ()
+    forward_seconds: float = 0.0
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):

@@ -1,5 +1,6 @@
 """Runs scheduled steps on one device: sessions in, finished chunks out."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from helios_serve.model_executor.models.helios.conditioning import (
     block_noise_factor,
     draw_chunk_noise,
 )
-from helios_serve.model_executor.models.helios.inputs import TextContext
+from helios_serve.model_executor.models.helios.inputs import Segment, TextContext
 from helios_serve.model_executor.models.helios.lora import LoraAdapter
 from helios_serve.model_executor.models.helios.samplers import (
     SamplerState,
@@ -76,6 +77,7 @@ class ModelRunner:
         self._adapters: OrderedDict[AdapterKey, LoraAdapter] = OrderedDict()
         self._noise_factor = block_noise_factor(config.scheduler.gamma)
         self._noise_thread = ThreadPoolExecutor(1, "noise")
+        self._forward_seconds = 0.0
 
     def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
         """Close finished sessions, open new ones, take one step of each scheduled one.
@@ -83,6 +85,7 @@ class ModelRunner:
         Whatever goes wrong with one session ends that session alone: it is reported as failed,
         and its later steps are passed over.
         """
+        self._forward_seconds = 0.0
         for session_id in output.finished:
             self.sessions.pop(session_id, None)
         failures: list[SessionFailure] = []
@@ -101,7 +104,7 @@ class ModelRunner:
             if session is not None and session.is_last_step(step.cursor):
                 with self._isolated(step.session_id, failures):
                     chunks.append(self._finish_chunk(step, session))
-        return RunnerOutput(tuple(chunks), tuple(failures))
+        return RunnerOutput(tuple(chunks), tuple(failures), self._forward_seconds)
 
     @contextmanager
     def _isolated(self, session_id: str, failures: list[SessionFailure]) -> Iterator[None]:
@@ -250,13 +253,19 @@ class ModelRunner:
         """
         try:
             batch = PackedBatch(jobs, self.config, self.pool)
-            return [*batch.flows(self.transformer, one_by_one=self.batch_invariant)]
+            return [*batch.flows(self._forward, one_by_one=self.batch_invariant)]
         except Exception as error:  # narrowed down to the jobs that cause it
             if len(jobs) == 1:
                 return [error]
             size = len(jobs) // 2 if isinstance(error, torch.OutOfMemoryError) else 1
             parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
             return [flow for part in parts for flow in self._flows(part)]
+
+    def _forward(self, segments: Sequence[Segment]) -> Tensor:
+        started = time.perf_counter()
+        flow: Tensor = self.transformer(segments)
+        self._forward_seconds += time.perf_counter() - started
+        return flow
 
     def _finish_chunk(self, scheduled: ScheduledStep, session: SessionState) -> ChunkResult:
         """Store the chunk's frames in its blocks and take a snapshot."""

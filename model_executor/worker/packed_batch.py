@@ -1,8 +1,9 @@
 """Sessions into one packed forward, and its flow back to the sessions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from helios_serve.model_config import HeliosConfig
@@ -10,9 +11,11 @@ from helios_serve.model_executor.models.helios.embeddings import rope_table
 from helios_serve.model_executor.models.helios.inputs import Segment
 from helios_serve.model_executor.models.helios.samplers import guide
 from helios_serve.model_executor.models.helios.schedule import DenoiseStep
-from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.worker.history_pool import HistoryPool
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
+
+Transformer = Callable[[Sequence[Segment]], Tensor]
+"""Flow rows of some segments, end to end."""
 
 
 class Job(NamedTuple):
@@ -33,7 +36,7 @@ class PackedBatch:
         self.config = config
         self.segments = [segment for job in jobs for segment in self._segments_of(job, pool)]
 
-    def flows(self, transformer: HeliosTransformer, *, one_by_one: bool = False) -> list[Tensor]:
+    def flows(self, transformer: Transformer, *, one_by_one: bool = False) -> list[Tensor]:
         """The guided flow rows of every job, from one forward over all segments.
 
         `one_by_one` runs each segment alone, which repeats bitwise whatever the batch.
@@ -41,9 +44,8 @@ class PackedBatch:
         if one_by_one:
             parts = [transformer([segment]) for segment in self.segments]
         else:
-            parts = list(
-                transformer(self.segments).split([len(item.noise) for item in self.segments])
-            )
+            sizes = [len(item.noise) for item in self.segments]
+            parts = list(torch.split(transformer(self.segments), sizes))
         return [self._guided(job, parts) for job in self.jobs]
 
     def _segments_of(self, job: Job, pool: HistoryPool) -> list[Segment]:

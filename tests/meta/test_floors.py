@@ -104,3 +104,14 @@ def test_policy_and_files_need_no_torch() -> None:
     for source in ALL_SOURCES:
         if str(source.relative_to(ROOT)).startswith(TORCH_FREE) or source in contracts:
             assert "torch" not in {name.split(".")[0] for name in imports(source)}, source
+
+
+def test_devices_are_named_in_one_module() -> None:
+    """Everything else goes through torch's device API, so that any accelerator will do."""
+    for source in ALL_SOURCES:
+        if source.relative_to(ROOT) == Path("model_executor/device.py"):
+            continue
+        for node in ast.walk(ast.parse(source.read_text())):
+            where = f"{source.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            assert not (isinstance(node, ast.Constant) and node.value == "cuda"), where
+            assert not (isinstance(node, ast.Attribute) and node.attr == "cuda"), where
