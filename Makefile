@@ -22,8 +22,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
 
-serve: $(READY)  ## one video from the built-in model
-	$(BIN)/helios-serve generate "a dog runs over a green hill" --output video.mp4
+serve: $(READY)  ## the video API, with the built-in model, at http://127.0.0.1:8000
+	$(BIN)/helios-serve serve
 
 format: $(READY)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -51,6 +51,7 @@ bench: $(READY)  ## results go to benchmarks/results
 	$(BIN)/python benchmarks/scheduler.py --output benchmarks/results/scheduler.json \
 	  --plot benchmarks/results/scheduler.png
 	$(BIN)/python benchmarks/admission.py --output benchmarks/results/admission_nano.json
+	$(BIN)/python benchmarks/overhead.py --output benchmarks/results/overhead_nano.json
 
 wheel: $(READY)
 	$(BIN)/python -m build

@@ -20,6 +20,7 @@ DEFAULT_GUIDANCE = {"base": 5.0, "mid": 5.0, "distilled": 1.0}
 
 ServiceTier = Literal["priority", "default", "flex"]
 """priority is real-time, flex takes what the others leave."""
+Relation = Literal["remix", "extension"]
 OutputKind = Literal["frames", "segment"]
 """Whether chunks are handed on as pixels or as segments of an MP4."""
 
@@ -131,7 +132,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     Reference frames have the size of the video. `lora` is a local file or folder.
     `keep_input_latents` asks for the reference's noised latents, which diffusers returns in front
     of the video's own. With `max_lead_chunks` the video is made only so far ahead of its reader.
-    None for `model` is the first one that is served.
+    None for `model` is the first one that is served. `parent` is the video that this one was made
+    from, as its `relation` says.
     """
 
     request_id: str
@@ -147,6 +149,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     tier: ServiceTier = "default"
     output: OutputKind = "frames"
     max_lead_chunks: int | None = None
+    parent: str | None = None
+    relation: Relation | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:

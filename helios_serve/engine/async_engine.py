@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -21,18 +23,23 @@ from helios_serve.engine.events import (
     StepTaken,
 )
 from helios_serve.engine.feed import Feed, VideoChunk
+from helios_serve.engine.progress import Progress, progress_of
 from helios_serve.engine.recovery import Start, extension, take_up, unfinished
 from helios_serve.engine.running import Running
 from helios_serve.engine.thread import EngineThread
-from helios_serve.errors import InvalidRequestError, RequestFailedError
+from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
+from helios_serve.logger import logger
 from helios_serve.messages import Segment, Snapshot
 from helios_serve.model_config import num_chunks
 from helios_serve.sampling_params import PromptSwitch, VideoRequest
+from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
 Result = TypeVar("Result")
 
 CANCELLED = "the request was cancelled"
+CLOSED = "the engine was closed"
+ASKED_FOR = "it was asked for"
 
 
 class AsyncEngine:
@@ -48,10 +55,12 @@ class AsyncEngine:
         self.store = store
         self._threads: dict[str, EngineThread] = {}
         self._running: dict[str, Running] = {}
+        self._unread: dict[str, Feed] = {}
+        """Of requests that are over and not stored."""
         self._committer: Committer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Future[None]] = set()
-        """Pauses under way: the loop itself holds them only weakly."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Under way without anybody who waits for them: the loop itself holds them only weakly."""
 
     async def __aenter__(self) -> "AsyncEngine":
         self._loop = asyncio.get_running_loop()
@@ -62,8 +71,12 @@ class AsyncEngine:
             for name, core in self.cores.items()
         }
         if self.store is not None:
-            for start in await asyncio.to_thread(unfinished, self.store):
-                await self._take_up(start, self.store)
+            try:
+                for start in await asyncio.to_thread(unfinished, self.store):
+                    await self._take_up(start, self.store)
+            except BaseException:
+                await self._close()
+                raise
         return self
 
     async def __aexit__(
@@ -72,12 +85,7 @@ class AsyncEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for thread in self._threads.values():
-            await asyncio.to_thread(thread.close)
-        if self._committer is not None:
-            await asyncio.to_thread(self._committer.close)
-        for name in list(self._running):
-            self._end(name, "the engine was closed")
+        await self._close()
 
     @property
     def failures(self) -> dict[str, str]:
@@ -92,26 +100,27 @@ class AsyncEngine:
 
         Raises what `submit` and `watch` do.
         """
-        await self.submit(request, continue_from=continue_from)
-        is_complete = False
+        running = await self._submit(Start(request, continue_from))
         try:
-            async for chunk in self.watch(request.request_id):
+            async for chunk in running.feed.chunks():
                 yield chunk
-            is_complete = True
-        finally:
-            if not is_complete:
-                await self.abort(request.request_id)
+        except RequestFailedError:
+            raise
+        except BaseException:
+            await self.abort(request.request_id)
+            raise
 
     async def submit(self, request: VideoRequest, *, continue_from: Snapshot | None = None) -> None:
         """Accept a request, which is made whether somebody reads it or not.
 
         With a store it is not lost any more when this returns. Raises InvalidRequestError,
-        CapacityError, StorageError or EngineDeadError; then nothing is left of it.
+        CapacityError, StorageError or EngineDeadError; then, or if it is cancelled, nothing is left
+        of it.
         """
         await self._submit(Start(request, continue_from))
 
     async def extend(self, parent_id: str, request: VideoRequest) -> None:
-        """Accept a request that goes on from the end of a stored video.
+        """Accept a request that goes on from the end of a stored video, and begins with it.
 
         Its `num_frames` count from the beginning of that one. Raises what `submit` does.
         """
@@ -124,19 +133,20 @@ class AsyncEngine:
         Their `num_frames` count from its beginning. Raises what `submit` does; then none of them
         is accepted.
         """
-        thread = self._find(parent_id).thread
+        parent = self._find(parent_id)
         snapshots = await self._call(
-            thread, lambda core: core.fork_points(parent_id, len(requests))
+            parent.thread, lambda core: core.fork_points(parent_id, len(requests))
         )
         kin = (parent_id, *(request.request_id for request in requests))
-        accepted: list[str] = []
+        accepted: list[VideoRequest] = []
         try:
             for request, snapshot in zip(requests, snapshots, strict=True):
-                await self._submit(Start(request, snapshot, kin=kin))
-                accepted.append(request.request_id)
+                child = with_model(request, parent.model)
+                await self._submit(Start(child, snapshot, kin=kin))
+                accepted.append(child)
         except BaseException:
-            for name in accepted:
-                await self.abort(name)
+            for child in accepted:
+                await self._withdraw(child.request_id, self._thread_of(child.model))
             raise
 
     async def watch(
@@ -144,61 +154,77 @@ class AsyncEngine:
     ) -> AsyncIterator[VideoChunk]:
         """The chunks of a request as they are finished, from its first one or `from_chunk` on.
 
-        With a store any number may read, also when it is complete; without one, each chunk can be
-        read once. Raises RequestFailedError where the video ends early, InvalidRequestError for an
-        unknown request.
+        With a store any number may read, also when it is complete; without one, each chunk is kept
+        until it was read once, or the request aborted. Raises RequestFailedError where the video
+        ends early, InvalidRequestError for an unknown request.
         """
-        running = self._running.get(request_id)
-        feed = running.feed if running is not None else await self._stored_feed(request_id)
-        async for chunk in feed.chunks(from_chunk):
-            yield chunk
-            if running is not None:
-                await self._mind_lead(request_id, running)
+        feed = await self._find_feed(request_id)
+        try:
+            async for chunk in feed.chunks(from_chunk):
+                yield chunk
+        finally:
+            if feed.is_over and not feed.has_unread:
+                self._unread.pop(request_id, None)
 
     async def abort(self, request_id: str) -> None:
         """End a request at once; one that is over or unknown is left as it is."""
         running = self._running.get(request_id)
-        if running is None:
+        if running is not None and running.is_made:
             return
         self._end(request_id, CANCELLED)
+        self._unread.pop(request_id, None)
         if self.store is not None:
             await asyncio.to_thread(self.store.finish, request_id, "cancelled")
-        if running.thread.failure is None:
-            await self._call(running.thread, lambda core: core.abort(request_id))
+        if running is not None:
+            await self._drop(request_id, running.thread)
 
     async def pause(self, request_id: str) -> None:
         """Make no more of a request until it is resumed."""
-        await self._hold(request_id, self._find(request_id), "asked for")
+        await done(self._find(request_id).hold(ASKED_FOR))
 
     async def resume(self, request_id: str) -> None:
-        await self._release(request_id, self._find(request_id), "asked for")
+        """Go on with a paused request; any other is left as it is."""
+        released = self._find(request_id).release(ASKED_FOR)
+        if released is not None:
+            await done(released)
 
     async def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None
     ) -> PromptSwitch:
         """Turn a running video to another prompt; returns when it is sure at which chunk.
 
-        Raises InvalidRequestError where no chunk is left for it, or the request is not running.
+        Raises InvalidRequestError where no chunk is left for it, or the request is not running,
+        and RequestFailedError where it ends before that is known.
         """
         running = self._find(request_id)
-        switched = running.await_switch(prompt)
+        switch = running.await_switch(prompt)
         try:
             await self._call(
                 running.thread,
                 lambda core: core.switch_prompt(request_id, prompt, transition_chunks),
             )
-        except BaseException:
-            switched.cancel()
-            raise
-        return await switched
+            return await switch.answer
+        finally:
+            running.forget_switch(switch)
+
+    async def progress(self, request_id: str) -> Progress | None:
+        """How far a request is; None for one that is over, or that nobody makes now."""
+        running = self._running.get(request_id)
+        if running is None:
+            return None
+        with suppress(EngineDeadError):
+            return await self._call(
+                running.thread, lambda core: progress_of(request_id, core.scheduler)
+            )
+        return None
+
+    def check(self, request: VideoRequest) -> None:
+        """Raise InvalidRequestError for a model that is not served, or what it cannot make."""
+        request.params.resolve(self._thread_of(request.model).core.model_config)
 
     async def workers(self) -> dict[str, list[WorkerReport]]:
-        """The workers of every model."""
-        return {
-            name: await self._call(thread, EngineCore.worker_reports)
-            for name, thread in self._threads.items()
-            if thread.failure is None
-        }
+        """The workers of every model that has some."""
+        return await self._ask_all(EngineCore.worker_reports)
 
     def worker_config(self, model: str | None = None) -> WorkerConfig:
         """What the first worker of a model runs."""
@@ -219,58 +245,98 @@ class AsyncEngine:
 
     async def stats(self) -> dict[str, EngineStats]:
         """Counts of this moment, by model."""
-        return {
-            name: await self._call(thread, EngineCore.stats)
-            for name, thread in self._threads.items()
-            if thread.failure is None
-        }
+        return await self._ask_all(EngineCore.stats)
 
-    async def _submit(self, start: Start) -> None:
+    async def _submit(self, start: Start) -> Running:
+        """What was begun is brought to its end, so that nothing is left half done."""
         thread = self._thread_of(start.request.model)
+        start = start._replace(request=with_model(start.request, self._default_model))
+        adding = asyncio.ensure_future(self._add(start, thread))
+        try:
+            return await asyncio.shield(adding)
+        except asyncio.CancelledError:
+            await asyncio.wait((adding,))
+            if not adding.cancelled() and adding.exception() is None:
+                await self._withdraw(start.request.request_id, thread)
+            raise
+
+    async def _add(self, start: Start, thread: EngineThread) -> Running:
         name = start.request.request_id
         if name in self._running:
             raise InvalidRequestError(
                 f"got request id {name!r}, which is in use", param="request_id"
             )
-        if self.store is None:
-            self._register(start, thread)
-            try:
-                await self._call(thread, start.add_to)
-            except BaseException:
-                del self._running[name]
-                raise
-        else:
-            await self._store_and_add(start, thread, self.store)
-
-    async def _store_and_add(self, start: Start, thread: EngineThread, store: VideoStore) -> None:
-        request = msgspec.structs.replace(start.request, output="segment")
-        start, name = start._replace(request=request), request.request_id
-        await self._call(thread, lambda core: core.check_request(request))
-        length = num_chunks(request.params.num_frames)
-        await asyncio.to_thread(store.accept, request, num_chunks=length, kept=start.kept)
-        self._register(start, thread)
+        if self.store is not None:
+            start = await self._accept(start, thread, self.store)
+        running = self._register(start, thread)
         try:
             await self._call(thread, start.add_to)
-        except BaseException:
-            del self._running[name]
-            await asyncio.to_thread(store.delete, name)
+        except BaseException as error:
+            await self._withdraw(name, thread, str(error))
             raise
+        return running
+
+    async def _accept(self, start: Start, thread: EngineThread, store: VideoStore) -> Start:
+        request = msgspec.structs.replace(start.request, output="segment")
+        await self._call(thread, lambda core: core.check_request(request))
+        length = num_chunks(request.params.num_frames)
+        await asyncio.to_thread(
+            store.accept, request, num_chunks=length, kept=start.kept, behind=start.behind
+        )
+        return start._replace(request=request)
+
+    async def _withdraw(self, request_id: str, thread: EngineThread, why: str = CANCELLED) -> None:
+        """Leave nothing of a request that nobody was told of."""
+        self._end(request_id, why)
+        await self._drop(request_id, thread)
+        if self.store is not None:
+            await asyncio.to_thread(self.store.delete, request_id)
+
+    async def _drop(self, request_id: str, thread: EngineThread) -> None:
+        """Let the engine forget a request, and what is on its way of it."""
+        if self._committer is not None:
+            self._committer.stop(request_id)
+        with suppress(EngineDeadError):
+            await self._call(thread, lambda core: core.abort(request_id))
+        if self._committer is not None:
+            self._committer.forget(request_id)
 
     async def _take_up(self, start: Start, store: VideoStore) -> None:
         """Go on with a job that was accepted before this process began."""
-        thread = self._thread_of(start.request.model)
+        name, model = start.request.request_id, start.request.model
+        if model not in self._threads:
+            logger.warning("job %s waits for model %r, which is not served now", name, model)
+            return
+        thread = self._threads[model]
         self._register(start, thread)
-        if not await self._call(thread, lambda core: take_up(start, core, store)):
-            del self._running[start.request.request_id]
+        is_taken = False
+        with suppress(EngineDeadError):  # it has ended already: other models may go on
+            is_taken = await self._call(thread, lambda core: take_up(start, core, store))
+        if not is_taken:
+            self._running.pop(name, None)
 
-    def _register(self, start: Start, thread: EngineThread) -> None:
+    async def _close(self) -> None:
+        for thread in self._threads.values():
+            await asyncio.to_thread(thread.close)
+        if self._committer is not None:
+            await asyncio.to_thread(self._committer.close)
+        for name in list(self._running):
+            self._end(name, CLOSED)
+
+    def _register(self, start: Start, thread: EngineThread) -> Running:
         name = start.request.request_id
         fetch = None if self.store is None else partial(fetch_stored, self.store, name)
         feed = Feed(name, start.stored_from, start.first_chunk, fetch)
-        self._running[name] = Running(start.request, thread, feed)
+        self._unread.pop(name, None)
+        running = self._running[name] = Running(start.request, thread, feed)
+        return running
+
+    @property
+    def _default_model(self) -> str:
+        return next(iter(self.cores))
 
     def _thread_of(self, model: str | None) -> EngineThread:
-        name = next(iter(self._threads)) if model is None else model
+        name = self._default_model if model is None else model
         if name not in self._threads:
             served = ", ".join(self._threads)
             raise InvalidRequestError(
@@ -286,8 +352,12 @@ class AsyncEngine:
             )
         return running
 
-    async def _stored_feed(self, request_id: str) -> Feed:
-        """What there is of a request that is over."""
+    async def _find_feed(self, request_id: str) -> Feed:
+        """Also of a request that is over, or that waits to be taken up again."""
+        if (running := self._running.get(request_id)) is not None:
+            return running.feed
+        if (unread := self._unread.get(request_id)) is not None:
+            return unread
         job = None
         if self.store is not None:
             job = await asyncio.to_thread(self.store.job, request_id)
@@ -297,28 +367,20 @@ class AsyncEngine:
             )
         fetch = partial(fetch_stored, self.store, request_id)
         feed = Feed(request_id, job.first_chunk, job.next_chunk, fetch)
-        feed.end(job.error or (CANCELLED if job.status == "cancelled" else None))
+        feed.end(why_incomplete(job))
         return feed
 
     async def _call(self, thread: EngineThread, function: Callable[[EngineCore], Result]) -> Result:
-        return await asyncio.wrap_future(thread.call(function))
+        """Between two steps of the engine; it is also made if the caller goes away."""
+        return await done(thread.call(function))
 
-    async def _mind_lead(self, request_id: str, running: Running) -> None:
-        """Go on with a video whose reader has caught up with it."""
-        if running.max_lead is not None and running.feed.lead < running.max_lead:
-            await self._release(request_id, running, "lead")
-
-    async def _hold(self, request_id: str, running: Running, reason: str) -> None:
-        running.holds.add(reason)
-        if len(running.holds) == 1 and running.thread.failure is None:
-            await self._call(running.thread, lambda core: core.pause(request_id))
-
-    async def _release(self, request_id: str, running: Running, reason: str) -> None:
-        if reason not in running.holds:
-            return
-        running.holds.remove(reason)
-        if not running.holds and running.thread.failure is None:
-            await self._call(running.thread, lambda core: core.resume(request_id))
+    async def _ask_all(self, function: Callable[[EngineCore], Result]) -> dict[str, Result]:
+        """By model; those whose engine has given up are left out."""
+        answers = {}
+        for name, thread in self._threads.items():
+            with suppress(EngineDeadError):
+                answers[name] = await self._call(thread, function)
+        return answers
 
     def _on_events(self, events: list[EngineEvent]) -> None:
         """In an engine's thread."""
@@ -343,30 +405,31 @@ class AsyncEngine:
             return
         match event:
             case StepTaken():
-                running.feed.steps_taken += 1
+                running.on_step(event.cursor.chunk)
             case ChunkReady():
-                self._publish(running, event)
+                running.feed.publish(
+                    VideoChunk(
+                        event.chunk, event.frames, event.segment, event.latents, event.snapshot
+                    )
+                )
             case PromptSwitched():
                 running.answer_switch(event.prompt, event.switch)
             case RequestFinished():
-                self._end(event.request_id, None)
+                self._finish(event.request_id, None)
             case RequestFailed():
-                self._end(event.request_id, event.message)
+                self._finish(event.request_id, event.message)
 
-    def _publish(self, running: Running, event: ChunkReady) -> None:
-        running.feed.publish(
-            VideoChunk(event.chunk, event.frames, event.segment, event.latents, event.snapshot)
-        )
-        if running.max_lead is not None and running.feed.lead >= running.max_lead:
-            hold = self._hold(event.request_id, running, "lead")
-            self._tasks.add(task := asyncio.ensure_future(hold))
-            task.add_done_callback(self._tasks.discard)
+    def _finish(self, request_id: str, error: str | None) -> None:
+        """End a request, and keep what nobody has read of it unless it is stored."""
+        feed = self._running[request_id].feed
+        self._end(request_id, error)
+        if self.store is None and (feed.has_unread or error is not None):
+            self._unread[request_id] = feed
 
     def _end(self, request_id: str, error: str | None) -> None:
         running = self._running.pop(request_id, None)
-        if running is None:
-            return
-        running.end(error)
+        if running is not None:
+            running.end(error)
 
     def _on_storage_error(self, request_id: str, message: str) -> None:
         """In a committer's thread. The job stays stored as it is, to be taken up another time."""
@@ -375,8 +438,9 @@ class AsyncEngine:
             running = self._running.get(request_id)
             if running is not None:
                 self._end(request_id, message)
-                if running.thread.failure is None:
-                    running.thread.call(lambda core: core.abort(request_id))
+                task = asyncio.create_task(self._drop(request_id, running.thread))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
         self._soon(give_up)
 
@@ -387,9 +451,28 @@ class AsyncEngine:
             thread = self._threads[model]
             for name, running in list(self._running.items()):
                 if running.thread is thread:
-                    self._end(name, failure)
+                    self._finish(name, failure)
 
         self._soon(give_up)
+
+
+def with_model(request: VideoRequest, default: str | None) -> VideoRequest:
+    """The request with its model named, so that it is taken up with the same one again."""
+    return request if request.model else msgspec.structs.replace(request, model=default)
+
+
+async def done(future: "Future[Result]") -> Result:
+    """Wait for another thread; what it does goes on if the waiting is cancelled."""
+    return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def why_incomplete(job: StoredJob) -> str | None:
+    """What to tell readers behind the last committed chunk; None where nothing is missing."""
+    if job.status == "cancelled":
+        return CANCELLED
+    if job.is_finished or job.next_chunk == job.num_chunks:
+        return job.error
+    return f"the video has stopped at chunk {job.next_chunk}; it goes on after a restart"
 
 
 async def fetch_stored(store: VideoStore, request_id: str, index: int) -> VideoChunk:

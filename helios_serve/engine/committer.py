@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from helios_serve.engine.events import (
     ChunkReady,
@@ -11,7 +12,7 @@ from helios_serve.engine.events import (
     RequestFailed,
     RequestFinished,
 )
-from helios_serve.errors import StorageError
+from helios_serve.errors import HeliosError
 from helios_serve.logger import logger
 from helios_serve.store.snapshots import Kept
 from helios_serve.store.video_store import VideoStore
@@ -19,10 +20,17 @@ from helios_serve.store.video_store import VideoStore
 NUM_THREADS = 4
 
 
+class Forget(NamedTuple):
+    """The request's last event was before this."""
+
+    request_id: str
+
+
 class Committer:
     """Stores what events say and passes them on to `tell`, each request's in their order.
 
-    A chunk that cannot be stored is not passed on: `on_error` is told, with the request's id.
+    Where that fails nothing more of the request is stored or passed on, lest a chunk be missing
+    among others; `on_error` is told, with its id.
     """
 
     def __init__(
@@ -34,10 +42,11 @@ class Committer:
         self.store = store
         self.tell = tell
         self.on_error = on_error
-        self._queues: list[queue.SimpleQueue[EngineEvent | None]] = []
+        self._stopped: set[str] = set()
+        self._queues: list[queue.SimpleQueue[EngineEvent | Forget | None]] = []
         self._threads: list[threading.Thread] = []
         for number in range(NUM_THREADS):
-            events: queue.SimpleQueue[EngineEvent | None] = queue.SimpleQueue()
+            events: queue.SimpleQueue[EngineEvent | Forget | None] = queue.SimpleQueue()
             thread = threading.Thread(
                 target=self._run, args=(events,), name=f"commit {number}", daemon=True
             )
@@ -45,9 +54,17 @@ class Committer:
             self._queues.append(events)
             self._threads.append(thread)
 
-    def put(self, event: EngineEvent) -> None:
+    def put(self, event: EngineEvent | Forget) -> None:
         """Never waits; files are written in a thread."""
         self._queues[hash(event.request_id) % NUM_THREADS].put(event)
+
+    def stop(self, request_id: str) -> None:
+        """Drop what is on its way of a request, and what still comes of it."""
+        self._stopped.add(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """Nothing more comes of a request that was stopped: its id may be used again."""
+        self.put(Forget(request_id))
 
     def close(self) -> None:
         """Store what is on its way, and end."""
@@ -56,14 +73,23 @@ class Committer:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, events: "queue.SimpleQueue[EngineEvent | None]") -> None:
+    def _run(self, events: "queue.SimpleQueue[EngineEvent | Forget | None]") -> None:
         while (event := events.get()) is not None:
-            try:
-                if self._store(event):
-                    self.tell(event)
-            except StorageError as error:
-                logger.error("storing of %s failed", event.request_id, exc_info=error)
-                self.on_error(event.request_id, str(error))
+            if isinstance(event, Forget):
+                self._stopped.discard(event.request_id)
+            elif event.request_id not in self._stopped:
+                self._pass_on(event)
+
+    def _pass_on(self, event: EngineEvent) -> None:
+        try:
+            if self._store(event):
+                self.tell(event)
+        except Exception as error:  # the request's, whatever it is: the thread has others to serve
+            logger.error("storing of %s failed", event.request_id, exc_info=error)
+            self._stopped.add(event.request_id)
+            is_ours = isinstance(error, HeliosError)
+            message = str(error) if is_ours else f"{type(error).__name__}: {error}"
+            self.on_error(event.request_id, message)
 
     def _store(self, event: EngineEvent) -> bool:
         """Whether the event is to be passed on."""

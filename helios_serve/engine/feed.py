@@ -29,9 +29,10 @@ Fetch = Callable[[int], Awaitable[VideoChunk]]
 class Feed:
     """The chunks of one request, in order, as they come.
 
-    `next_chunk` is the next to come. With `fetch` they are stored elsewhere and anybody may read
-    them, from any chunk on, those from `first_chunk` at once; without it each is kept here until
-    it was read once.
+    `next_chunk` is the next to come, `read_chunk` the next that nobody has read. With `fetch` they
+    are stored elsewhere and anybody may read them, from any chunk on, those from `first_chunk` at
+    once; without it each is kept here until it was read once. `on_read` is called when one was that
+    nobody had read before.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class Feed:
         self.is_over = False
         self.error: str | None = None
         self._fetch = fetch
+        self.on_read: Callable[[], None] = lambda: None
         self._held: dict[int, VideoChunk] = {}
         self._changed = asyncio.Event()
 
     @property
-    def lead(self) -> int:
-        """Chunks that are there and that nobody has read."""
-        return self.next_chunk - self.read_chunk
+    def has_unread(self) -> bool:
+        return self.read_chunk < self.next_chunk
 
     def publish(self, chunk: VideoChunk) -> None:
         if self._fetch is None:
@@ -69,22 +70,28 @@ class Feed:
             self._wake()
 
     async def chunks(self, from_chunk: int | None = None) -> AsyncIterator[VideoChunk]:
-        """Each chunk from `from_chunk` on, when it is there.
+        """Each chunk from `from_chunk` on that is not gone yet, when it is there.
 
         Raises RequestFailedError where the video ends early.
         """
-        index = self.first_chunk if from_chunk is None else from_chunk
+        index = max(self.first_chunk, from_chunk or 0)
         while True:
-            while index < self.next_chunk:
+            while (index := self._next_for(index)) < self.next_chunk:
                 chunk = self._held.pop(index) if self._fetch is None else await self._fetch(index)
                 index += 1
-                self.read_chunk = max(self.read_chunk, index)
+                if index > self.read_chunk:
+                    self.read_chunk = index
+                    self.on_read()
                 yield chunk
             if self.is_over:
                 break
             await self._changed.wait()
         if self.error is not None:
             raise RequestFailedError(self.error)
+
+    def _next_for(self, index: int) -> int:
+        """Where a reader goes on behind `index`: what is kept here others may have read."""
+        return index if self._fetch is not None else max(index, self.read_chunk)
 
     def _wake(self) -> None:
         """Everybody who waits now is woken, and later ones wait for the next change."""

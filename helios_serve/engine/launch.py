@@ -27,7 +27,8 @@ def launch(
         scheduling=scheduling or SchedulingConfig(),
     )
     executor = make_executor(kind, ray_address)
-    return EngineCore(executor, checkpoint.config, config, trace=trace)
+    part = None if trace is None else trace.of(model)
+    return EngineCore(executor, checkpoint.config, config, trace=part)
 
 
 def make_executor(kind: ExecutorKind, ray_address: str | None) -> Executor:

@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+import msgspec
+
 from helios_serve.engine.core import EngineCore
-from helios_serve.errors import HeliosError, InvalidRequestError
+from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
 from helios_serve.logger import logger
 from helios_serve.messages import Snapshot, TensorData
 from helios_serve.model_config import CHUNK_FRAMES, num_chunks
@@ -16,7 +18,7 @@ class Start(NamedTuple):
     """What a request begins with, in the words of `EngineCore.add_request`.
 
     `first_chunk` is the first one that is handed on; those before it from `stored_from` on are
-    stored already.
+    stored already, for an extension as chunks of the job `behind` which it goes on.
     """
 
     request: VideoRequest
@@ -24,6 +26,7 @@ class Start(NamedTuple):
     tail: TensorData | None = None
     kin: tuple[str, ...] = ()
     stored_from: int | None = None
+    behind: str | None = None
 
     @property
     def first_chunk(self) -> int:
@@ -48,11 +51,11 @@ def resumption(job: Unfinished) -> Start:
 
 
 def extension(store: VideoStore, parent_id: str, request: VideoRequest) -> Start:
-    """How `request` goes on from the end of a stored video.
+    """How `request` goes on from the end of a stored video, whose chunks become its first ones.
 
-    Its length is that of both together. Where the first one was cut inside its last chunk, that
-    chunk comes again, whole, so that nothing jumps. Raises InvalidRequestError where nothing is
-    kept to go on from.
+    Its length is that of both together, its model that of the first one if none is named. Where
+    the first one was cut inside its last chunk, that chunk comes again, whole, so that nothing
+    jumps. Raises InvalidRequestError where nothing is kept to go on from.
     """
     job, kept = store.job(parent_id), store.kept(parent_id)
     if job is None or kept is None or job.next_chunk < job.num_chunks:
@@ -60,7 +63,21 @@ def extension(store: VideoStore, parent_id: str, request: VideoRequest) -> Start
             f"got {parent_id!r} to extend, expected a finished video", param="video"
         )
     was_cut = job.request.params.num_frames % CHUNK_FRAMES != 0
-    return Start(request, kept.snapshot, kept.tail if was_cut else None)
+    if request.model is None:
+        request = msgspec.structs.replace(request, model=job.request.model)
+    if request.params.fps != job.request.params.fps:
+        raise InvalidRequestError(
+            f"got fps {request.params.fps}, expected {job.request.params.fps} as in the video to "
+            "go on from",
+            param="fps",
+        )
+    return Start(
+        request,
+        kept.snapshot,
+        kept.tail if was_cut else None,
+        stored_from=job.first_chunk,
+        behind=parent_id,
+    )
 
 
 def unfinished(store: VideoStore) -> list[Start]:
@@ -75,11 +92,18 @@ def unfinished(store: VideoStore) -> list[Start]:
 
 
 def take_up(start: Start, core: EngineCore, store: VideoStore) -> bool:
-    """Give a stored job to the engine again; one that it no longer takes is ended as failed."""
+    """Give a stored job to the engine again; whether it takes it.
+
+    One that it can never make is ended as failed; one for which it has no room now stays as it is.
+    """
+    name = start.request.request_id
     try:
         start.add_to(core)
+    except CapacityError as error:
+        logger.error("job %s waits for another restart: %s", name, error)
+        return False
     except HeliosError as error:
-        logger.error("job %s cannot go on: %s", start.request.request_id, error)
-        store.finish(start.request.request_id, "failed", str(error))
+        logger.error("job %s cannot go on: %s", name, error)
+        store.finish(name, "failed", str(error))
         return False
     return True

@@ -77,6 +77,8 @@ class EngineThread:
     def _make_calls(self) -> None:
         while self._calls:
             function, future = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():  # nobody waits for it any more
+                continue
             try:
                 future.set_result(function())
             except Exception as error:  # the caller's to handle
@@ -86,5 +88,6 @@ class EngineThread:
         with self._guard:
             self.failure = failure
             for _, future in self._calls:
-                future.set_exception(EngineDeadError(failure))
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(EngineDeadError(failure))
             self._calls.clear()

@@ -1,15 +1,21 @@
 """What every worker did when, as a file for Perfetto or chrome://tracing."""
 
+import itertools
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import msgspec
 
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
+from helios_serve.errors import StorageError
+from helios_serve.logger import logger
 from helios_serve.messages import (
     ChunkDecoded,
     InputsEncoded,
@@ -20,8 +26,6 @@ from helios_serve.messages import (
 
 Event = dict[str, Any]
 
-PROCESS = 1
-
 
 class Slice(NamedTuple):
     """What a plan's slice will say when it is done."""
@@ -30,19 +34,70 @@ class Slice(NamedTuple):
     details: Event
 
 
-class Trace:
-    """Writes events as they come, so that a file of a process that was killed can be read too.
+class EventFile:
+    """Events as they come, from any thread, so that the file of a killed process can be read too.
 
-    Each worker has a lane for its steps and others for what runs beside them; a slice ends when the
-    engine hears of it. Source: the Trace Event Format's JSON array, whose end may be missing.
+    Source: the Trace Event Format's JSON array, whose end may be missing. A disk that fails ends
+    the trace, not the work that it is about.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._lock = Lock()
+        self._separator = b""
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        self._put(b"[\n")
+
+    @property
+    def now(self) -> float:
+        """Seconds since the file was begun."""
+        return self._clock() - self._started
+
+    def write(self, event: Event) -> None:
+        with self._lock:
+            self._put(self._separator + msgspec.json.encode(event))
+            self._separator = b",\n"
+
+    def close(self) -> None:
+        with self._lock:
+            self._put(b"\n]\n")
+            self._file.close()
+
+    def _put(self, data: bytes) -> None:
+        if self._file.closed:
+            return
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            logger.error("the trace ends here: cannot write %s: %s", self._file.name, error)
+            with suppress(OSError):
+                self._file.close()
+
+
+class Trace:
+    """Each worker has a lane for its steps and others for what runs beside them; a slice ends when
+    the engine hears of it. Several engines share a file, each with a part of its own.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._started = clock()
-        self._file = path.open("wb")
-        self._file.write(b"[\n")
-        self._is_first = True
+        self._file = EventFile(path, clock)
+        self._processes = itertools.count(1)
+        self._begin()
+
+    def of(self, model: str) -> "Trace":
+        """The part of the engine of `model`: worker ids are its own."""
+        part = copy(self)
+        part._begin()
+        part._write({"ph": "M", "name": "process_name", "args": {"name": model}})
+        return part
+
+    def _begin(self) -> None:
+        self._process = next(self._processes)
         self._lanes: dict[str, int] = {}
         self._plans: defaultdict[str, deque[Slice]] = defaultdict(deque)
 
@@ -92,7 +147,6 @@ class Trace:
         )
 
     def close(self) -> None:
-        self._file.write(b"\n]\n")
         self._file.close()
 
     def __enter__(self) -> "Trace":
@@ -107,7 +161,7 @@ class Trace:
         self.close()
 
     def _slice(self, lane: str, name: str, seconds: float, details: Event) -> None:
-        start = self._clock() - self._started - seconds
+        start = self._file.now - seconds
         self._write(
             {
                 "ph": "X",
@@ -128,11 +182,7 @@ class Trace:
         return self._lanes[name]
 
     def _write(self, event: Event) -> None:
-        now = 1e6 * (self._clock() - self._started)
-        separator = b"" if self._is_first else b",\n"
-        self._is_first = False
-        self._file.write(separator + msgspec.json.encode({"pid": PROCESS, "ts": now} | event))
-        self._file.flush()
+        self._file.write({"pid": self._process, "ts": 1e6 * self._file.now} | event)
 
 
 def describe_step(step: ScheduledStep, scheduler: Scheduler) -> Event:

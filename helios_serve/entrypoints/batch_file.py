@@ -15,6 +15,7 @@ from helios_serve.sampling_params import (
 )
 
 URL = "/v1/videos"
+MAX_SECONDS = 3600
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,11 +86,11 @@ def read_request(line: Line, folder: Path, model: str) -> VideoRequest:
     request = VideoRequest(
         request_id=line.custom_id,
         prompt=body.prompt,
-        model=body.model,
+        model=body.model or model,
         params=params,
         image=None if body.image is None else load_image(folder / body.image, **size),
         video=None if body.video is None else load_video(folder / body.video, **size),
-        lora=None if body.lora is None else str(folder / body.lora),
+        lora=None if body.lora is None else str((folder / body.lora).absolute()),
         lora_scale=body.lora_scale,
         tenant=body.user,
         tier=body.service_tier,
@@ -112,6 +113,11 @@ def parse_size(text: str) -> tuple[int, int]:
 def count_frames(body: Body) -> int:
     if body.seconds is None:
         return SamplingParams().num_frames if body.num_frames is None else body.num_frames
+    if not 0 < body.seconds <= MAX_SECONDS:
+        raise InvalidRequestError(
+            f"got seconds {body.seconds:g}, expected more than 0, up to {MAX_SECONDS}",
+            param="seconds",
+        )
     if body.num_frames is not None:
         raise InvalidRequestError(
             f"got both seconds {body.seconds:g} and num_frames {body.num_frames}, expected one",

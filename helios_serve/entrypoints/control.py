@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -62,8 +62,7 @@ class ControlServer:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
-        self._server.close()
-        await self._server.wait_closed()
+        self._server.close()  # without waiting for those who have connected and say nothing
         self.path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -74,7 +73,8 @@ class ControlServer:
             answer = Answer(error=str(error))
         writer.write(msgspec.json.encode(answer) + b"\n")
         writer.close()
-        await writer.wait_closed()
+        with suppress(ConnectionError):  # it has not waited for the answer
+            await writer.wait_closed()
 
     async def _obey(self, command: Command) -> Answer:
         match command.action:

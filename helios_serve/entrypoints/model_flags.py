@@ -1,22 +1,30 @@
 """Flags that every command with a model shares."""
 
 import argparse
+import math
 from typing import Any
 
 import msgspec
 
 from helios_serve.config import DEFAULT_MODEL, ROLES, Resources, Role, WorkerConfig, WorkerGroup
 from helios_serve.entrypoints.arguments import parser_of
+from helios_serve.errors import InvalidRequestError
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> Any:
     """What is loaded, and where; returns the group, for more flags of its kind."""
-    group = parser.add_argument_group("model")
+    group = add_device_flags(parser)
     group.add_argument(
         "--model",
         default=DEFAULT_MODEL,
         help="a local folder, a hub id, or the built-in nano, nano-mid, nano-base (nano)",
     )
+    return group
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> Any:
+    """How a model is run, whichever it is."""
+    group = parser.add_argument_group("model")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     group.add_argument(
@@ -62,15 +70,22 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def worker_groups(arguments: argparse.Namespace) -> tuple[WorkerGroup, ...]:
-    """What the flags ask for."""
+def worker_groups(arguments: argparse.Namespace, model: str) -> tuple[WorkerGroup, ...]:
+    """What the flags ask for, to run `model`; raises InvalidRequestError where nobody would do
+    some of the work."""
     shared = {
         name: getattr(arguments, name)
-        for name in ("model", "device", "dtype", "load_format", "batch_invariant", "history_blocks")
+        for name in ("device", "dtype", "load_format", "batch_invariant", "history_blocks")
     }
     groups: list[WorkerGroup] = arguments.workers or [WorkerGroup(WorkerConfig())]
+    idle = [role for role in ROLES if not any(role in group.config.roles for group in groups)]
+    if idle:
+        raise InvalidRequestError(
+            f"got --workers of which none is to {' or '.join(idle)}, expected at least one",
+            param="workers",
+        )
     return tuple(
-        WorkerGroup(msgspec.structs.replace(group.config, **shared), group.count)
+        WorkerGroup(msgspec.structs.replace(group.config, model=model, **shared), group.count)
         for group in groups
     )
 
@@ -90,10 +105,17 @@ def _resources(text: str) -> Resources:
     pairs = dict(_pair(part) for part in text.split(",")) if text else {}
     gpus = pairs.pop("gpus", None)
     return Resources(
-        num_cpus=float(pairs.pop("cpus", 1)),
-        num_gpus=None if gpus is None else float(gpus),
+        num_cpus=_amount(pairs.pop("cpus", "1")),
+        num_gpus=None if gpus is None else _amount(gpus),
         labels=pairs,
     )
+
+
+def _amount(text: str) -> float:
+    amount = float(text)
+    if not 0 <= amount < math.inf:
+        raise ValueError(text)
+    return amount
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.media.mp4 import defragment
 from helios_serve.model_config import num_chunks
 from helios_serve.sampling_params import VideoRequest
+from helios_serve.store.files import make_folder, write_file
 
 if TYPE_CHECKING:
     from helios_serve.engine.async_engine import AsyncEngine
@@ -38,6 +39,8 @@ RESULTS = "results.jsonl"
 STATE = ".helios"
 MAX_AT_ONCE = 256
 """Requests that the engine has at a time: enough to fill many workers, few enough to hold."""
+MAX_NAME = 200
+"""Bytes of a video's file name; file systems take 255, and scratch files have longer ones."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -77,12 +80,12 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make all videos; 1 if some of them failed."""
     lines = read_lines(arguments.input)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.output)
     with opened_engine(arguments) as (engine, store):
         batch = Batch(arguments, engine, store)
         results = asyncio.run(batch.run(lines))
     path = arguments.output / RESULTS
-    path.write_bytes(b"".join(msgspec.json.encode(result) + b"\n" for result in results))
+    write_file(path, b"".join(msgspec.json.encode(result) + b"\n" for result in results))
     failed = [result for result in results if result.status == "failed"]
     for result in failed:
         print(f"{result.custom_id}: {result.error}", file=sys.stderr)
@@ -120,7 +123,7 @@ def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine"
         default: ExecutorKind = "ray" if arguments.ray_address else "local"
         core = launch(
             arguments.model,
-            worker_groups(arguments),
+            worker_groups(arguments, arguments.model),
             arguments.executor or default,
             ray_address=arguments.ray_address,
             trace=trace,
@@ -173,9 +176,10 @@ class Batch:
                 )
             name = line.custom_id
             names.add(name)
+            file_name(name)
             request = await asyncio.to_thread(read_request, line, self.folder, self.model)
             return await self._make_video(request)
-        except HeliosError as error:
+        except (HeliosError, OSError) as error:
             return Result(name, "failed", error=str(error))
 
     async def _make_video(self, request: VideoRequest) -> Result:
@@ -187,13 +191,13 @@ class Batch:
             job = None
         if job is None:
             await self.engine.submit(request)
-        elif job.request != request.without_media():
+        elif await asyncio.to_thread(self.store.request, name) != request:
             raise InvalidRequestError(
                 f"got {name!r}, which is another request in {self.data_dir}: "
                 "expected the same one, or another --data-dir",
                 param="custom_id",
             )
-        file = f"{quote(name, safe='')}.mp4"
+        file = file_name(name)
         part = self.output / f".{file}.part"
         try:
             await self._write(name, part)
@@ -212,3 +216,14 @@ class Batch:
                     part.write(chunk.segment.header)
                 part.write(chunk.segment.fragment)
                 self.bar.update()
+
+
+def file_name(custom_id: str) -> str:
+    """Where its video goes; raises InvalidRequestError for an id that gives no file name."""
+    quoted = quote(custom_id, safe="")
+    if not 1 <= len(quoted) <= MAX_NAME:
+        raise InvalidRequestError(
+            f"got a custom_id of {len(quoted)} bytes as a file name, expected 1 to {MAX_NAME}",
+            param="custom_id",
+        )
+    return f"{quoted}.mp4"

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,16 @@ def write_file(path: Path, data: bytes) -> None:
         finally:
             scratch.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def link_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Give files of one folder a name in another too, durably; nothing is copied."""
+    make_folder(target)
+    for name in names:
+        with storage_errors("link", target / name):
+            (target / name).unlink(missing_ok=True)
+            (target / name).hardlink_to(source / name)
+    sync_folder(target)
 
 
 def read_file(path: Path) -> bytes:

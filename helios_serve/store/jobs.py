@@ -35,6 +35,7 @@ CREATE TABLE jobs (
     has_media INTEGER NOT NULL,
     kept_chunk INTEGER
 );
+CREATE INDEX jobs_by_age ON jobs (created_at, id);
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
@@ -98,6 +99,7 @@ class JobStore:
         *,
         num_chunks: int,
         first_chunk: int = 0,
+        next_chunk: int = 0,
         kept_chunk: int | None = None,
     ) -> None:
         now = self._clock()
@@ -109,7 +111,7 @@ class JobStore:
             "created_at": now,
             "updated_at": now,
             "first_chunk": first_chunk,
-            "next_chunk": first_chunk,
+            "next_chunk": next_chunk,
             "num_chunks": num_chunks,
             "has_media": request.has_reference,
             "kept_chunk": kept_chunk,
@@ -124,6 +126,22 @@ class JobStore:
     def all(self) -> list[StoredJob]:
         """In the order in which they were accepted."""
         rows = self._run("SELECT * FROM jobs ORDER BY created_at, id")
+        return [self._as_job(row) for row in rows]
+
+    def page(self, after: str | None, limit: int, *, newest_first: bool) -> list[StoredJob]:
+        """Up to `limit` jobs by age, those behind job `after` if it is given."""
+        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        where, values = "", []
+        if after is not None:
+            where = (
+                f"WHERE (created_at, id) {beyond} (SELECT created_at, id FROM jobs WHERE id = ?) "
+            )
+            values = [after]
+        rows = self._run(
+            f"SELECT * FROM jobs {where}ORDER BY created_at {order}, id {order} LIMIT ?",
+            *values,
+            limit,
+        )
         return [self._as_job(row) for row in rows]
 
     def update_request(self, request: VideoRequest) -> None:

@@ -1,9 +1,10 @@
 """Chunks of videos as segments of an MP4, ready to be served."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from helios_serve.messages import Segment
-from helios_serve.store.files import read_file, write_file
+from helios_serve.store.files import link_files, read_file, write_file
 from helios_serve.store.folders import JobFolders
 from helios_serve.store.jobs import StoredJob
 
@@ -19,6 +20,14 @@ class SegmentStore(JobFolders):
         if not header.exists():
             write_file(header, segment.header)
         write_file(self.path(job_id, chunk), segment.fragment)
+
+    def share(self, job_id: str, parent_id: str, chunks: Iterable[int]) -> None:
+        """Let a job have another one's header and chunks as its own; durable when it returns.
+
+        Files never change, so both have the same ones; each may be deleted without the other.
+        """
+        names = [HEADER, *map(fragment_name, chunks)]
+        link_files(self.folder(parent_id), self.folder(job_id), names)
 
     def header(self, job_id: str) -> bytes:
         """Raises StorageError if there is none."""

@@ -66,11 +66,19 @@ class VideoStore:
                 files.sweep(jobs)
             self._opened = opened.pop_all()
 
-    def accept(self, request: VideoRequest, *, num_chunks: int, kept: Kept | None = None) -> None:
+    def accept(
+        self,
+        request: VideoRequest,
+        *,
+        num_chunks: int,
+        kept: Kept | None = None,
+        behind: str | None = None,
+    ) -> None:
         """Store a new job; durable when it returns.
 
-        It starts from `kept`, if given, and with the chunk of its tail, if there is one. Raises
-        InvalidRequestError if there is a job of that id.
+        It starts from `kept`, if given, and with the chunk of its tail, if there is one. Chunks of
+        the job `behind` which it goes on, up to there, are its own too. Raises InvalidRequestError
+        if there is a job of that id.
         """
         job_id = request.request_id
         with self._lock(job_id):
@@ -80,7 +88,7 @@ class VideoStore:
                 )
             self._delete_files(job_id)  # an earlier job's, if deleting them failed
             try:
-                self._add(request, num_chunks, kept)
+                self._add(request, num_chunks, kept, behind)
             except StorageError:
                 self._delete_files(job_id)
                 raise
@@ -133,6 +141,10 @@ class VideoStore:
     def jobs(self) -> list[StoredJob]:
         """In the order in which they were accepted."""
         return self._jobs.all()
+
+    def page(self, after: str | None, limit: int, *, newest_first: bool) -> list[StoredJob]:
+        """Up to `limit` jobs by age, those behind job `after` if it is given."""
+        return self._jobs.page(after, limit, newest_first=newest_first)
 
     def unfinished(self) -> list[Unfinished]:
         """All jobs that have not ended, in the order in which they were accepted.
@@ -188,15 +200,27 @@ class VideoStore:
                     "one back or move the others away"
                 )
 
-    def _add(self, request: VideoRequest, num_chunks: int, kept: Kept | None) -> None:
+    def _add(
+        self, request: VideoRequest, num_chunks: int, kept: Kept | None, behind: str | None
+    ) -> None:
         self._inputs.put(request)
         if kept is None:
             self._jobs.add(request, num_chunks=num_chunks)
             return
         self._snapshots.put(request.request_id, kept)
         chunk = kept.snapshot.chunk
-        first = chunk if kept.tail is None else chunk - 1
-        self._jobs.add(request, num_chunks=num_chunks, first_chunk=first, kept_chunk=chunk)
+        first = coming = chunk if kept.tail is None else chunk - 1
+        parent = None if behind is None else self._jobs.get(behind)
+        if parent is not None and parent.first_chunk < coming:
+            first = parent.first_chunk
+            self._segments.share(request.request_id, parent.id, range(first, coming))
+        self._jobs.add(
+            request,
+            num_chunks=num_chunks,
+            first_chunk=first,
+            next_chunk=coming,
+            kept_chunk=chunk,
+        )
 
     def _recover(self, job_id: str) -> Unfinished | None:
         with self._lock(job_id):

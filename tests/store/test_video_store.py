@@ -156,6 +156,25 @@ def test_an_extension_of_a_cut_video_begins_with_its_last_chunk(store: VideoStor
     assert store.segments("second") == [2, 3]
 
 
+@pytest.mark.parametrize("tail", [None, TAIL])
+def test_an_extension_has_the_chunks_that_it_goes_on_behind(
+    store: VideoStore, tail: TensorData | None
+) -> None:
+    store.accept(request("first"), num_chunks=3)
+    for chunk in range(3):
+        commit(store, chunk, "first")
+    store.accept(request("second"), num_chunks=4, kept=kept(3, tail), behind="first")
+    before = list(range(3 if tail is None else 2))
+    assert store.segments("second") == before
+    expected = [store.fragment("first", chunk) for chunk in before]
+    store.delete("first")
+    assert [store.fragment("second", chunk) for chunk in before] == expected
+    assert store.header("second") is not None
+    for chunk in range(len(before), 4):
+        assert commit(store, chunk, "second")
+    assert store.segments("second") == [0, 1, 2, 3]
+
+
 def test_a_request_can_be_read_with_its_reference_as_long_as_it_is_there(store: VideoStore) -> None:
     store.accept(request(image=IMAGE), num_chunks=1)
     commit(store, 0)

@@ -1,0 +1,1 @@
+"""The video API in OpenAI's words, over HTTP."""

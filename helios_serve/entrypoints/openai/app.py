@@ -1,0 +1,62 @@
+"""The application: routes, errors, and a request id on every answer."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.body_limit import BodyLimit
+from helios_serve.entrypoints.openai.errors import ApiError, answer_error
+from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.server_info import ServerInfo
+from helios_serve.entrypoints.openai.videos import VideoApi
+from helios_serve.errors import HeliosError
+from helios_serve.store.video_store import VideoStore
+
+
+class RequestId:
+    """Every answer says which it is, so that a user and the log can speak of the same one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = f"req_{secrets.token_hex(16)}"
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        await self.app(scope, receive, named)
+
+
+TOLD = (ApiError, HeliosError, HTTPException, Exception)
+
+
+def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
+    """The server of one engine, whose context it is; `folder` is the store's."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
+        async with engine, ControlServer(engine, folder):
+            yield
+
+    videos = VideoApi(engine, store, FinishedFiles(folder / "finished", store))
+    return Starlette(
+        routes=[*videos.routes, *ServerInfo(engine).routes],
+        middleware=[Middleware(RequestId), Middleware(BodyLimit)],
+        exception_handlers=dict.fromkeys(TOLD, answer_error),
+        lifespan=lifespan,
+    )

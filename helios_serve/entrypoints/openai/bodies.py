@@ -1,0 +1,123 @@
+"""Bodies of requests, JSON or multipart, to the types of the protocol and to files."""
+
+import contextlib
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from helios_serve.entrypoints.openai.errors import ApiError
+from helios_serve.entrypoints.openai.protocol import Json
+
+Body = TypeVar("Body")
+
+MAX_FIELD = 64 << 20
+"""Bytes of a form field: a data: URL is one."""
+MAX_FIELDS, MAX_FILES = 200, 4
+KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
+TEXTS = ("prompt", "negative_prompt")
+"""Fields that are text, whatever they look like."""
+PART = re.compile(r"\[([^\[\]]*)\]")
+
+
+async def read_body(request: Request) -> Json:
+    """The fields of a JSON or multipart body; raises ApiError for anything else."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or not kind:
+        return parse_json(await request.body())
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        form = await request.form(
+            max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD
+        )
+        return nest(form.multi_items())
+    raise ApiError(
+        415,
+        f"got content-type {kind!r}, expected application/json or multipart/form-data",
+        code="unsupported_media_type",
+    )
+
+
+def parse_json(data: bytes) -> Json:
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"got a body that is no JSON: {error}", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise ApiError(
+            400, f"got a JSON {type(body).__name__}, expected an object", code="invalid_json"
+        )
+    return body
+
+
+def nest(items: Iterable[tuple[str, Any]]) -> Json:
+    """Form fields such as `video[id]` and `steps[]` as objects and lists.
+
+    A field that holds JSON text of an object or a list is read as that.
+    """
+    body: Json = {}
+    for name, value in items:
+        match = KEY.fullmatch(name)
+        if match is None:
+            raise ApiError(
+                400, f"got field {name!r}, expected a name such as video[id]", code="invalid_field"
+            )
+        first, rest = match.groups()
+        put(body, [first, *PART.findall(rest)], value if name in TEXTS else unpacked(value), name)
+    return body
+
+
+def put(into: Json, path: list[str], value: Any, name: str) -> None:
+    """Place a value by its path; an empty part of it appends to a list."""
+    key, *rest = path
+    if not rest:
+        into[key] = value
+    elif rest[0] == "":
+        if len(rest) > 1:
+            raise ApiError(400, f"got field {name!r}, expected [] at its end", code="invalid_field")
+        check_kind(into.setdefault(key, []), list, name).append(value)
+    else:
+        put(check_kind(into.setdefault(key, {}), dict, name), rest, value, name)
+
+
+def check_kind(found: Any, kind: type[Any], name: str) -> Any:
+    if not isinstance(found, kind):
+        raise ApiError(
+            400, f"got field {name!r} beside another use of its name", code="invalid_field"
+        )
+    return found
+
+
+def unpacked(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(value)
+    return value
+
+
+def take_uploads(body: Json) -> dict[str, UploadFile]:
+    """Remove the uploaded files from a body and return them by name."""
+    uploads = {name: value for name, value in body.items() if isinstance(value, UploadFile)}
+    for name in uploads:
+        del body[name]
+    return uploads
+
+
+def convert(body: Json, kind: type[Body]) -> Body:
+    """A body as `kind`; numbers may come as text, as in forms. Raises ApiError naming the field."""
+    try:
+        return msgspec.convert(body, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ApiError(
+            400, str(error), code="invalid_value", param=field_at_fault(error)
+        ) from error
+
+
+def field_at_fault(error: msgspec.ValidationError) -> str | None:
+    """The field that msgspec's message names, in one of two ways."""
+    for pattern in (r"at `\$\.([^`]+)`", r"field `([^`]+)`"):
+        if (match := re.search(pattern, str(error))) is not None:
+            return match.group(1)
+    return None

@@ -1,0 +1,65 @@
+"""Finished videos as plain files: made from their segments when somebody asks for them."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from helios_serve.errors import RequestFailedError
+from helios_serve.media.mp4 import defragment
+from helios_serve.media.stills import spritesheet, thumbnail
+from helios_serve.store.jobs import StoredJob
+from helios_serve.store.video_store import VideoStore
+
+SUFFIXES = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg"}
+
+
+class FinishedFiles:
+    """A folder of files that can be made again at any time, and so need not survive a crash."""
+
+    def __init__(self, folder: Path, store: VideoStore) -> None:
+        self.folder = folder
+        self.store = store
+        self._making = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.iterdir():
+            left.unlink()
+
+    def get(self, job: StoredJob, variant: str) -> Path:
+        """The video with its index in front, or a picture of it; made once."""
+        path = self.folder / f"{job.id}{SUFFIXES[variant]}"
+        with self._making:
+            if not path.exists():
+                self._make(job, path, variant)
+        return path
+
+    def delete(self, video_id: str) -> None:
+        with self._making:
+            for suffix in SUFFIXES.values():
+                (self.folder / f"{video_id}{suffix}").unlink(missing_ok=True)
+
+    def _make(self, job: StoredJob, path: Path, variant: str) -> None:
+        video = path.with_suffix(SUFFIXES["video"])
+        if not video.exists():
+            self._join(job, video)
+        draw: dict[str, Callable[[Path], bytes]] = {
+            "thumbnail": thumbnail,
+            "spritesheet": spritesheet,
+        }
+        if variant in draw:
+            part = path.with_name(f".{path.name}")
+            part.write_bytes(draw[variant](video))
+            part.replace(path)
+
+    def _join(self, job: StoredJob, path: Path) -> None:
+        part = path.with_name(f".{path.name}")
+        with part.open("wb") as file:
+            file.write(self._stored(self.store.header(job.id), job))
+            for chunk in job.chunks:
+                file.write(self._stored(self.store.fragment(job.id, chunk), job))
+        defragment(part)
+        part.replace(path)
+
+    def _stored(self, data: bytes | None, job: StoredJob) -> bytes:
+        if data is None:
+            raise RequestFailedError(f"video {job.id} was deleted meanwhile")
+        return data

@@ -1,0 +1,143 @@
+"""What the API takes and gives."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from helios_serve.sampling_params import PromptSwitch, ServiceTier
+
+WireStatus = Literal["queued", "in_progress", "completed", "failed"]
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """`code` is for programs, `message` for people, `param` the field at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorDetail
+
+
+class VideoError(msgspec.Struct, frozen=True):
+    """Why a video is not complete."""
+
+    code: str
+    message: str
+
+
+class CreateVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A video to make; what is left out has the default of the model.
+
+    `size` is WIDTHxHEIGHT; `seconds` or `num_frames` is its length. `model` comes from the list of
+    models. `pyramid_num_inference_steps_list` is another name of `steps`.
+    """
+
+    prompt: str
+    model: str | None = None
+    size: str | None = None
+    width: int | None = None
+    height: int | None = None
+    seconds: float | None = None
+    num_frames: int | None = None
+    fps: int = 24
+    seed: int | None = None
+    steps: tuple[int, ...] | None = None
+    pyramid_num_inference_steps_list: tuple[int, ...] | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str = ""
+    switches: tuple[PromptSwitch, ...] = ()
+    transition_chunks: int = 3
+    service_tier: ServiceTier | Literal["auto"] = "auto"
+    user: str | None = None
+
+
+class RemixVideo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The same seed, size and reference with another prompt."""
+
+    prompt: str
+
+
+class ExtendVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`seconds` more of a finished video, under `prompt`; its first prompt if that is left out."""
+
+    video: dict[str, str]
+    seconds: float = 4.0
+    prompt: str | None = None
+
+
+class SwitchPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another prompt for a video in the making."""
+
+    prompt: str
+    transition_chunks: int | None = None
+
+
+class Video(msgspec.Struct, kw_only=True):
+    """A video and how far it is; times are Unix seconds, `progress` goes from 0 to 100.
+
+    Everything from `num_frames` on goes beyond OpenAI's.
+    """
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: WireStatus
+    progress: int
+    created_at: int
+    completed_at: int | None
+    expires_at: int | None
+    error: VideoError | None
+    prompt: str
+    remixed_from_video_id: str | None
+    seconds: str
+    size: str
+    num_frames: int
+    fps: int
+    seed: int
+    phase: str
+    chunks_done: int
+    num_chunks: int
+    queue_position: int | None
+    eta_seconds: float | None
+
+
+class VideoList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
+class PromptSwitchedAt(msgspec.Struct, frozen=True):
+    """The chunk from which on the video turns to the prompt, and its first frame."""
+
+    prompt: str
+    chunk: int
+    frame: int
+
+
+class Model(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "helios-serve"
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+Json = dict[str, Any]

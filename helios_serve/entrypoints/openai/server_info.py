@@ -1,0 +1,63 @@
+"""The routes that tell of the server itself."""
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from helios_serve import __version__
+from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.entrypoints.openai.errors import ApiError
+from helios_serve.entrypoints.openai.protocol import Model, ModelList
+from helios_serve.entrypoints.openai.videos import answer
+
+
+class ServerInfo:
+    """Which models are served, and whether all is well."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.started = int(time.time())
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
+            Route("/health", self.health),
+            Route("/liveness", self.liveness),
+            Route("/version", self.version),
+        ]
+
+    async def models(self, request: Request) -> Response:  # noqa: ARG002
+        return answer(ModelList(data=[self._model(name) for name in self.engine.cores]))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name not in self.engine.cores:
+            served = ", ".join(self.engine.cores)
+            raise ApiError(
+                404,
+                f"got model {name!r}, expected one of: {served}",
+                code="model_not_found",
+                param="model",
+            )
+        return answer(self._model(name))
+
+    async def health(self, request: Request) -> Response:  # noqa: ARG002
+        """200 if every model can make videos now or soon, 503 with the reason if one cannot."""
+        failures = self.engine.failures
+        ready = {name: stats.workers for name, stats in (await self.engine.stats()).items()}
+        body = {"status": "failed" if failures else "ok", "workers": ready, "errors": failures}
+        return JSONResponse(body, 503 if failures else 200)
+
+    async def liveness(self, request: Request) -> Response:  # noqa: ARG002
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def version(self, request: Request) -> Response:  # noqa: ARG002
+        return JSONResponse({"version": __version__})
+
+    def _model(self, name: str) -> Model:
+        return Model(id=name, created=self.started)

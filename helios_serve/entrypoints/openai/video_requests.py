@@ -1,0 +1,134 @@
+"""From the API's words to what the engine makes."""
+
+import secrets
+from typing import NamedTuple
+
+import msgspec
+
+from helios_serve.config import default_size
+from helios_serve.entrypoints.openai.protocol import CreateVideo, ExtendVideo
+from helios_serve.errors import InvalidRequestError
+from helios_serve.model_config import num_chunks
+from helios_serve.sampling_params import (
+    DEFAULT_TENANT,
+    MAX_FRAMES,
+    Frames,
+    PromptSwitch,
+    SamplingParams,
+    VideoRequest,
+)
+
+MAX_SEED = 2**31
+
+
+class Size(NamedTuple):
+    """Pixels."""
+
+    width: int
+    height: int
+
+
+def new_id() -> str:
+    return f"video_{secrets.token_hex(16)}"
+
+
+def asked_size(body: CreateVideo, model: str) -> Size:
+    """The size of a video from `size`, or width and height; raises InvalidRequestError."""
+    if body.size is not None and (body.width is not None or body.height is not None):
+        raise InvalidRequestError("got both size and width or height, expected one", param="size")
+    if (body.width is None) != (body.height is None):
+        raise InvalidRequestError("got one of width and height, expected both", param="size")
+    if body.width is not None and body.height is not None:
+        return Size(body.width, body.height)
+    return Size(*default_size(model)) if body.size is None else parse_size(body.size)
+
+
+def parse_size(text: str) -> Size:
+    try:
+        width, height = text.lower().split("x")
+        return Size(int(width), int(height))
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"got size {text!r}, expected WIDTHxHEIGHT in pixels, such as 640x384", param="size"
+        ) from error
+
+
+def asked_frames(body: CreateVideo) -> int:
+    if body.seconds is None:
+        return SamplingParams().num_frames if body.num_frames is None else body.num_frames
+    if body.num_frames is not None:
+        raise InvalidRequestError("got both seconds and num_frames, expected one", param="seconds")
+    return frames_of(body.seconds, body.fps)
+
+
+def frames_of(seconds: float, fps: int) -> int:
+    if not 0 < seconds * fps <= MAX_FRAMES:
+        raise InvalidRequestError(
+            f"got {seconds:g} seconds at {fps} frames a second, expected at least one frame and "
+            f"{MAX_FRAMES} at most",
+            param="seconds",
+        )
+    return max(1, round(seconds * fps))
+
+
+def creation(
+    body: CreateVideo, model: str, size: Size, image: Frames | None, video: Frames | None
+) -> VideoRequest:
+    """A new video; raises InvalidRequestError for what no model makes."""
+    if body.steps is not None and body.pyramid_num_inference_steps_list is not None:
+        raise InvalidRequestError(
+            "got both steps and pyramid_num_inference_steps_list, expected one", param="steps"
+        )
+    params = SamplingParams(
+        width=size.width,
+        height=size.height,
+        num_frames=asked_frames(body),
+        fps=body.fps,
+        seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
+        steps=body.steps or body.pyramid_num_inference_steps_list,
+        num_inference_steps=body.num_inference_steps,
+        guidance_scale=body.guidance_scale,
+        negative_prompt=body.negative_prompt,
+        switches=body.switches,
+        transition_chunks=body.transition_chunks,
+    )
+    return VideoRequest(
+        request_id=new_id(),
+        prompt=body.prompt,
+        model=model,
+        params=params,
+        image=image,
+        video=video,
+        tenant=DEFAULT_TENANT,
+        tier="default" if body.service_tier == "auto" else body.service_tier,
+        output="segment",
+    )
+
+
+def remix(request: VideoRequest, prompt: str) -> VideoRequest:
+    """The same seed, size, length and reference, and another prompt from beginning to end."""
+    params = msgspec.structs.replace(request.params, switches=())
+    return msgspec.structs.replace(
+        request,
+        request_id=new_id(),
+        prompt=prompt,
+        params=params,
+        parent=request.request_id,
+        relation="remix",
+    )
+
+
+def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
+    """The same video with more seconds, under another prompt from its end on if there is one."""
+    params = request.params
+    total = params.num_frames + frames_of(body.seconds, params.fps)
+    longer = msgspec.structs.replace(
+        request.without_media(),
+        request_id=new_id(),
+        params=msgspec.structs.replace(params, num_frames=total),
+        parent=request.request_id,
+        relation="extension",
+    )
+    if body.prompt is None:
+        return longer
+    return longer.with_switch(PromptSwitch(num_chunks(params.num_frames), body.prompt))
