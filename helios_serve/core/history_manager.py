@@ -57,11 +57,11 @@ class HistoryManager:
             self.pool.free(frame)
         history.frames, history.pending = frames[-HISTORY_FRAMES:], []
 
-    def fork(self, parent_id: str, child_id: str) -> None:
+    def fork(self, parent_id: str, child_id: str) -> ChunkBlocks:
         """Start `child_id` with the parent's history at its last chunk edge; both share its blocks.
 
         Frames are never changed once written, so sharing is counting references. What the parent
-        has begun since is its own.
+        has begun since is its own. Returns the shared blocks as `open` does new ones.
         """
         parent = self._histories[parent_id]
         assert child_id not in self._histories, f"session {child_id} has a history already"
@@ -69,6 +69,7 @@ class HistoryManager:
         child.anchor, child.frames = parent.anchor, list(parent.frames)
         for frame in (child.anchor, *child.frames):
             self.pool.share(frame)
+        return ChunkBlocks(child.anchor, tuple(block for frame in child.frames for block in frame))
 
     def close(self, session_id: str) -> None:
         history = self._histories.pop(session_id)

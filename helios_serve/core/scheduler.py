@@ -181,7 +181,7 @@ class Scheduler:
             worker = self.workers[session.worker_id]
             session.status = SessionStatus.PAUSED
             worker.queue.withdraw(session)
-            if session.is_leaving:  # it would not come to its next chunk edge
+            if session.is_leaving and not session.is_planned:  # it would not come to an edge
                 self._evict(session, worker)
         self._place_waiting()
 

@@ -158,6 +158,18 @@ class Session:
         return 0 if self.snapshot is None else self.snapshot.num_frames
 
     @property
+    def at_snapshot(self) -> bool:
+        """Whether its history where it runs is that of its snapshot."""
+        return self.snapshot is not None and self.cursor.chunk == self.snapshot.chunk
+
+    def continues(self, other: "Session") -> bool:
+        """Whether both have snapshots with the same history; cheap if one has the other's bytes."""
+        mine, its = self.snapshot, other.snapshot
+        if mine is None or its is None or mine.chunk != its.chunk:
+            return False
+        return mine.anchor == its.anchor and mine.frames == its.frames
+
+    @property
     def missing_prompts(self) -> tuple[str, ...]:
         """Texts that were not read yet."""
         negative = (self.request.params.negative_prompt,) if self.params.is_guided else ()
@@ -190,8 +202,9 @@ class Session:
 
     def learn(self, prompt: EncodedPrompt) -> None:
         """A prompt was read. A worker that has the session hears of it with its next chunk."""
+        if prompt.prompt not in self.encoded:
+            self._unsent.append(prompt)
         self.encoded[prompt.prompt] = prompt
-        self._unsent.append(prompt)
 
     def take_unsent(self) -> tuple[EncodedPrompt, ...]:
         unsent, self._unsent = tuple(self._unsent), []

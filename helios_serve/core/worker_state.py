@@ -119,20 +119,26 @@ class WorkerState:
         """A session whose history here is the one that `session` begins with."""
         for name in session.kin:
             relative = self.queue.sessions.get(name)
-            if relative is not None and relative.cursor.chunk == session.edge_chunk:
+            if relative is not None and relative.at_snapshot and session.continues(relative):
                 return relative
         return None
 
     def open_history(self, session: Session) -> NewSession:
-        """Give the session its blocks: those of its kin where there are any, or new ones."""
+        """Give the session its blocks: those of its kin where there are any, or new ones.
+
+        They are filled from its snapshot, unless its kin made what they hold: one that is to fill
+        them itself may fail or be gone before it does.
+        """
         name, snapshot = session.session_id, session.snapshot
-        blocks = ChunkBlocks((), ())
-        if (relative := self.find_kin(session)) is not None:
-            assert snapshot is not None, f"{name} has kin but no snapshot"
-            self.history.fork(relative.session_id, name)
-            snapshot = msgspec.structs.replace(snapshot, anchor=b"", frames=b"")
-        else:
+        relative = self.find_kin(session)
+        if relative is None:
             blocks = self.history.open(name, session.geometry, initial_frames=session.edge_frames)
+        else:
+            blocks = self.history.fork(relative.session_id, name)
+            if relative.placed_chunk < relative.edge_chunk:
+                assert snapshot is not None, f"{name} has kin but no snapshot"
+                snapshot = msgspec.structs.replace(snapshot, anchor=b"", frames=b"")
+                blocks = ChunkBlocks((), ())
         prompts = tuple(session.encoded.values())
         session.take_unsent()
         return NewSession(name, session.request, blocks, snapshot, prompts)

@@ -17,11 +17,12 @@ MAX_LOSSES = 6
 
 @dataclass
 class Item(Generic[Task]):
-    """A task, the worker that had best do it, and how many died with it."""
+    """A task, the worker that had best do it, how many died with it, and if anybody wants it."""
 
     task: Task
     preferred: str | None
     losses: int = 0
+    is_wanted: bool = True
 
 
 class Given(NamedTuple, Generic[Task]):
@@ -44,7 +45,8 @@ class TaskBoard(Generic[Task]):
 
     def put(self, task: Task, *, preferred: str | None = None, is_urgent: bool = False) -> None:
         """Queue a task; an urgent one of a session without others is next."""
-        self._queue(Item(task, preferred), front=is_urgent)
+        is_next = is_urgent and task.session_id not in self._turns
+        self._queue(Item(task, preferred), front=is_next)
 
     def give_out(self, workers: Collection[str], now: float) -> Iterator[Given[Task]]:
         """Tasks for those of `workers` that can take more, the least busy first."""
@@ -72,17 +74,24 @@ class TaskBoard(Generic[Task]):
         return self._given[worker_id].popleft().task
 
     def lose(self, worker_id: str) -> list[str]:
-        """The worker is gone: others do what it had. Returns sessions whose task is given up."""
+        """The worker is gone: others do what it had. Returns sessions whose task is given up.
+
+        Only the oldest task had been begun, so only that one may have been the cause.
+        """
         lost = self._given.pop(worker_id, deque())
-        for item in reversed(lost):
-            item.losses += 1
+        if lost:
+            lost[0].losses += 1
+        wanted = [item for item in lost if item.is_wanted]
+        for item in reversed(wanted):
             if item.losses < MAX_LOSSES:
                 self._queue(item, front=True)
-        return [item.task.session_id for item in lost if item.losses >= MAX_LOSSES]
+        return [item.task.session_id for item in wanted if item.losses >= MAX_LOSSES]
 
     def forget(self, session_id: str) -> None:
-        """Drop what waits of a session that is over."""
+        """Drop what waits of a session that is over; what is lost of it is not done again."""
         self._turns.pop(session_id, None)
+        for item in (item for given in self._given.values() for item in given):
+            item.is_wanted &= item.task.session_id != session_id
 
     def count(self, worker_id: str) -> int:
         """Tasks that the worker has."""
@@ -98,10 +107,9 @@ class TaskBoard(Generic[Task]):
 
     def _queue(self, item: Item[Task], *, front: bool) -> None:
         session_id = item.task.session_id
-        if session_id not in self._turns:
-            self._turns[session_id] = deque()
-            self._turns.move_to_end(session_id, last=not front)
+        items = self._turns.setdefault(session_id, deque())
         if front:
-            self._turns[session_id].appendleft(item)
+            items.appendleft(item)
+            self._turns.move_to_end(session_id, last=False)
         else:
-            self._turns[session_id].append(item)
+            items.append(item)

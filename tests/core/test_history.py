@@ -64,13 +64,13 @@ def test_forks_share_the_blocks_of_their_parent_until_they_part() -> None:
     manager = HistoryManager(400)
     manager.open("parent", GEOMETRY, initial_frames=HISTORY_FRAMES)
     used = manager.pool.num_blocks - manager.pool.num_free
-    for child in ("b", "c"):
-        manager.fork("parent", child)
+    shared = [manager.fork("parent", child) for child in ("b", "c")]
     assert manager.pool.num_blocks - manager.pool.num_free == used
     windows = {
         name: manager.begin_chunk(name, new_anchor=False).window for name in ("parent", "b", "c")
     }
     assert windows["parent"] == windows["b"] == windows["c"]
+    assert {(*blocks.window, *blocks.append) for blocks in shared} == {windows["parent"]}
     for name in ("parent", "b", "c"):
         manager.end_chunk(name)
         manager.check_integrity()

@@ -1,10 +1,11 @@
 """Policies of the scheduler, in virtual time on fake workers."""
 
+import contextlib
 import random
 from collections import Counter
 
 import pytest
-from scheduling import CONFIG, RATE, World, make_request
+from scheduling import CONFIG, RATE, SESSION_BLOCKS, World, make_request
 
 from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.session import Session
@@ -12,7 +13,6 @@ from helios_serve.errors import CapacityError, InvalidRequestError
 
 CHUNK_COST = Session(make_request("probe"), CONFIG, arrival=0.0).chunk_cost
 CHUNK_SECONDS = CHUNK_COST / RATE
-SESSION_BLOCKS = 60 * 29
 
 
 def test_a_session_takes_its_steps_in_order_and_leaves_nothing_behind() -> None:
@@ -243,8 +243,7 @@ def test_sessions_of_a_lost_worker_go_on_elsewhere_from_their_last_chunk() -> No
     for index in range(6):
         world.add(f"session-{index}", chunks=4)
     world.run(until=6 * CHUNK_SECONDS)
-    world.queues.pop("worker-0")
-    world.scheduler.remove_worker("worker-0")
+    world.lose_worker("worker-0")
     world.scheduler.check_integrity()
     world.run()
     assert {name: len(times) for name, times in world.delivered.items()} == {
@@ -267,8 +266,7 @@ def test_a_session_that_kills_its_workers_is_found_by_running_suspects_alone() -
             deaths += 1
             plan = world.queues[name][0][1]
             blamed = world.scheduler.blame(plan, limit=3)
-            del world.queues[name]
-            world.scheduler.remove_worker(name)
+            world.lose_worker(name)
             world.add_worker(f"worker-{deaths}", SESSION_BLOCKS * 4)
         else:
             assert world.tick()
@@ -287,29 +285,63 @@ def test_a_draining_worker_takes_no_new_sessions() -> None:
     assert {world.add(f"session-{index}").worker_id for index in range(4)} == {"worker-1"}
 
 
-def test_no_block_leaks_over_many_random_lives() -> None:
+@pytest.mark.parametrize("lives", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_block_leaks_over_many_random_lives(lives: int) -> None:
     rng = random.Random(0)
-    world = World(workers=2, num_blocks=SESSION_BLOCKS * 3 + 1, rate=RATE)
-    sizes = [(640, 384), (64, 64), (128, 192)]
-    for number in range(1000):
-        tier = rng.choice(["priority", "default", "flex"])
-        world.add(
-            f"session-{number}",
-            chunks=rng.randint(1, 3),
-            size=rng.choice(sizes),
-            tenant=rng.choice("ab"),
-            tier=tier,
-            video=rng.random() < 0.2,
-        ) if tier != "priority" or rng.random() < 0.1 else None
+    world = World(workers=2, num_blocks=SESSION_BLOCKS * 3 + 1, text_rows=300)
+    for number in range(lives):
+        with contextlib.suppress(CapacityError):
+            world.add(
+                f"session-{number}",
+                chunks=rng.randint(1, 3),
+                size=rng.choice([(640, 384), (64, 64), (128, 192)]),
+                tenant=rng.choice("ab"),
+                tier=rng.choice(["priority", "default", "default", "flex", "flex"]),
+                video=rng.random() < 0.2,
+                ready=rng.random() < 0.8,
+                tokens=rng.randint(1, 90),
+            )
         for _ in range(rng.randint(0, 8)):
             world.tick()
-        live = list(world.scheduler.sessions)
-        if live and rng.random() < 0.3:
-            world.scheduler.abort(rng.choice(live))
+        while len(world.scheduler.sessions) > 30 and world.tick():
+            pass
+        meddle(world, rng, number)
+    for session in world.live:
+        world.arrive(session.session_id)
+        world.scheduler.resume(session.session_id)
+    world.add_worker("last", SESSION_BLOCKS * 3 + 1, 300)
     world.run()
     world.scheduler.check_integrity()
-    assert world.scheduler.stats().used_blocks == 0
+    assert (world.scheduler.stats().used_blocks, world.scheduler.stats().used_text_rows) == (0, 0)
     assert not world.scheduler.has_unfinished
+    assert not any(books.opened for books in world.books.values())
+    assert len(world.delivered) > lives / 2
+
+
+def meddle(world: World, rng: random.Random, number: int) -> None:
+    """Something happens to one of the sessions, or to one of the workers."""
+    session, worker = rng.choice(world.live or [None]), rng.choice(list(world.queues))
+    if session is None:
+        return
+    name = session.session_id
+    match rng.randrange(10):
+        case 0:
+            world.scheduler.abort(name)
+        case 1:
+            world.scheduler.pause(name)
+        case 2 | 3 | 4:
+            world.scheduler.resume(name)
+            world.arrive(name, rng.randint(1, 90))
+        case 5:
+            world.ask_to_switch(name, rng.choice("yz"))
+        case 6 if session.edge_chunk:
+            with contextlib.suppress(CapacityError):
+                world.fork(session, f"{name}-a-{number}", f"{name}-b-{number}", chunks=3)
+        case 7:
+            world.scheduler.drain(worker)
+        case 8:
+            world.lose_worker(worker)
+            world.add_worker(f"worker-{number}", SESSION_BLOCKS * 3 + 1, 300)
 
 
 def test_a_session_too_large_for_every_worker_blocks_nobody() -> None:

@@ -143,3 +143,24 @@ def test_an_adapter_changes_only_its_own_session(
     requests = mixed_requests("distilled", str(lora_path))
     together = run_sessions(model, requests)
     assert (together["session-0"] - together["with-lora"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_sessions_with_different_adapters_and_without_equal_each_alone(
+    batch_invariant: bool, checkpoints: dict[str, Path], latent_model: Any, tmp_path: Path
+) -> None:
+    model = latent_model(checkpoints["distilled"])
+    case = Case("distilled", height=64, width=64, chunks=2, steps=(1, 1, 1)).with_defaults()
+    adapters = {
+        name: write_lora(tmp_path / f"{name}.safetensors", model.transformer, rank=rank)
+        for name, rank in (("a", 4), ("b", 7))
+    }
+    requests = [case.request("none")]
+    requests += [case.request(name, lora=str(path)) for name, path in adapters.items()]
+    together = run_sessions(model, requests, batch_invariant=batch_invariant)
+    for request in requests:
+        alone = run_sessions(model, [request], batch_invariant=batch_invariant)
+        error = (together[request.request_id] - alone[request.request_id]).abs().max().item()
+        assert error == 0 if batch_invariant else error < SESSION_TOLERANCE
+    for one, other in (("none", "a"), ("none", "b"), ("a", "b")):
+        assert (together[one] - together[other]).abs().max() > 0.01

@@ -1,16 +1,21 @@
-"""A fake executor in virtual time: steps take cost / rate seconds, and nothing is computed."""
+"""A fake executor in virtual time: steps take cost / rate seconds, and nothing is computed.
+
+Its workers keep books of what real ones would hold, and check each plan against them.
+"""
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from helios_serve.config import SchedulingConfig
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.messages import (
     EncodedPrompt,
+    NewSession,
     ScheduledStep,
     SchedulerOutput,
     Snapshot,
+    StepCursor,
     TensorData,
 )
 from helios_serve.model_config import (
@@ -20,10 +25,11 @@ from helios_serve.model_config import (
     SchedulerConfig,
     TransformerConfig,
 )
-from helios_serve.sampling_params import Frames, SamplingParams, VideoRequest
+from helios_serve.sampling_params import Frames, PromptSwitch, SamplingParams, VideoRequest
 
 RATE = 1e15
 QUEUE_DEPTH = 2
+SESSION_BLOCKS = 60 * 29
 TEXT_ROWS = 100_000
 
 CONFIG = HeliosConfig(
@@ -40,18 +46,134 @@ CONFIG = HeliosConfig(
 )
 
 
-def make_request(name: str, *, chunks: int = 1, video: bool = False, **fields: Any) -> VideoRequest:
+def make_request(
+    name: str,
+    *,
+    chunks: int = 1,
+    video: bool = False,
+    prompt: str = "x",
+    switches: tuple[PromptSwitch, ...] = (),
+    **fields: Any,
+) -> VideoRequest:
     width, height = fields.pop("size", (640, 384))
-    params = SamplingParams(width=width, height=height, num_frames=33 * chunks, fps=24)
+    params = SamplingParams(
+        width=width, height=height, num_frames=33 * chunks, fps=24, switches=switches
+    )
     reference = Frames(b"", 70, height, width) if video else None
-    return VideoRequest(request_id=name, prompt="x", params=params, video=reference, **fields)
+    return VideoRequest(request_id=name, prompt=prompt, params=params, video=reference, **fields)
 
 
-def fake_snapshot(session: Session, chunk: int) -> Snapshot:
-    """A snapshot before `chunk` without what is in it; a reference counts as 18 frames."""
-    frames = min(HISTORY_FRAMES, CHUNK_LATENTS * chunk) or 18
-    size = session.geometry.height, session.geometry.width
-    return Snapshot(chunk, b"", b"", b"", frames, "float32", *size)
+def read(prompt: str, tokens: int = 20) -> EncodedPrompt:
+    return EncodedPrompt(prompt, TensorData(b"", (tokens, 4096), "float32"))
+
+
+class Past(NamedTuple):
+    """The anchor and the frames behind it, by their names."""
+
+    anchor: str
+    frames: tuple[str, ...]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot | None) -> "Past":
+        if snapshot is None:
+            return cls("", ())
+        return cls(snapshot.anchor.decode(), tuple(snapshot.frames.decode().split()))
+
+    def then(self, name: str, chunk: int) -> "Past":
+        """Behind one more chunk of video `name`."""
+        made = tuple(f"{name}/{chunk}/{frame}" for frame in range(CHUNK_LATENTS))
+        return Past(self.anchor or made[0], (*self.frames, *made)[-HISTORY_FRAMES:])
+
+    def snapshot(self, session: Session, chunk: int) -> Snapshot:
+        anchor, frames = self.anchor.encode(), " ".join(self.frames).encode()
+        size = session.geometry.height, session.geometry.width
+        return Snapshot(chunk, b"", anchor, frames, len(self.frames), "float32", *size)
+
+
+def reference(session: Session) -> Snapshot:
+    """What a reference video is made into: an anchor and 18 frames."""
+    name = session.session_id
+    past = Past(f"{name}/anchor", tuple(f"{name}/before/{frame}" for frame in range(18)))
+    return past.snapshot(session, 0)
+
+
+class Opened(NamedTuple):
+    """A session as a worker knows it: what lies behind its next chunk, the prompts it has."""
+
+    past: Past
+    prompts: set[str]
+    cursor: StepCursor | None = None
+
+
+class Books:
+    """What one worker holds: a name for every frame, by its first block, and its sessions."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.frames: dict[int, str] = {0: ""}
+        self.opened: dict[str, Opened] = {}
+
+    def execute(self, output: SchedulerOutput) -> dict[str, Snapshot]:
+        """Do a plan; returns snapshots of the sessions that have made a chunk with it."""
+        for name in output.finished:
+            del self.opened[name]
+        for new in output.new_sessions:
+            self._open(new)
+        made = {}
+        for step in output.scheduled_steps:
+            self._step(step)
+            if (snapshot := self._finish(step)) is not None:
+                made[step.session_id] = snapshot
+        return made
+
+    def _open(self, new: NewSession) -> None:
+        assert new.session_id not in self.opened, f"{new.session_id} is open already"
+        size = self.scheduler.sessions[new.session_id].geometry.blocks_per_frame
+        told = Past.of(new.snapshot)
+        self.frames |= dict(zip(new.blocks.window[::size], [told.anchor], strict=False))
+        self.frames |= dict(zip(new.blocks.append[::size], told.frames, strict=False))
+        past = Past.of(self.scheduler.sessions[new.session_id].snapshot)
+        texts = [prompt.prompt for prompt in new.prompts]
+        assert len(set(texts)) == len(texts), f"{new.session_id} is told a prompt twice"
+        self.opened[new.session_id] = Opened(past, set(texts))
+
+    def _step(self, step: ScheduledStep) -> None:
+        known = self.opened[step.session_id]
+        assert known.cursor is None or known.cursor < step.cursor, f"{step} comes too late"
+        assert (step.start is not None) == (step.cursor[1:] == (0, 0))
+        self.opened[step.session_id] = known._replace(cursor=step.cursor)
+        if step.start is None:
+            return
+        for prompt in step.start.new_prompts:
+            assert prompt.prompt not in known.prompts, f"{step.session_id} is told a prompt twice"
+            known.prompts.add(prompt.prompt)
+        assert known.prompts >= {item.prompt for item in step.start.mix}
+        size = len(step.start.blocks.append) // CHUNK_LATENTS
+        anchor, *frames = (self.frames[block] for block in step.start.blocks.window[::size])
+        expected = known.past.frames
+        assert anchor == known.past.anchor
+        assert tuple(frames) == ("",) * (HISTORY_FRAMES - len(expected)) + expected
+        made = known.past.then(step.session_id, step.cursor.chunk).frames[-CHUNK_LATENTS:]
+        self.frames |= dict(zip(step.start.blocks.append[::size], made, strict=True))
+
+    def _finish(self, step: ScheduledStep) -> Snapshot | None:
+        """The session's snapshot, if this was the last step of its chunk."""
+        session, chunk = self.scheduler.sessions[step.session_id], step.cursor.chunk
+        counts = session.params.stage_steps(chunk)
+        if step.cursor[1:] != (len(counts) - 1, counts[-1] - 1):
+            return None
+        known = self.opened[step.session_id]
+        past = known.past.then(step.session_id, chunk)
+        self.opened[step.session_id] = known._replace(past=past)
+        return past.snapshot(session, chunk + 1)
+
+
+class Given(NamedTuple):
+    """A plan that a worker is at until `end`, and the snapshots that it will return."""
+
+    end: float
+    output: SchedulerOutput
+    snapshots: dict[str, Snapshot]
 
 
 class World:
@@ -62,33 +184,78 @@ class World:
         config: SchedulingConfig | None = None,
         *,
         workers: int = 1,
-        num_blocks: int = 60 * 29 * 16 + 1,
+        num_blocks: int = SESSION_BLOCKS * 16 + 1,
+        text_rows: int = TEXT_ROWS,
         rate: float = RATE,
     ) -> None:
         self.now = 0.0
         self.rate = rate
         self.scheduler = Scheduler(config or SchedulingConfig(), lambda: self.now)
-        self.queues: dict[str, deque[tuple[float, SchedulerOutput]]] = {}
+        self.books: dict[str, Books] = {}
+        self.queues: dict[str, deque[Given]] = {}
         self.done: list[tuple[float, ScheduledStep]] = []
         self.forwards = 0
         self.delivered: dict[str, list[float]] = {}
         for index in range(workers):
-            self.add_worker(f"worker-{index}", num_blocks)
+            self.add_worker(f"worker-{index}", num_blocks, text_rows)
 
-    def add_worker(self, name: str, num_blocks: int) -> None:
+    def add_worker(self, name: str, num_blocks: int, text_rows: int = TEXT_ROWS) -> None:
+        self.books[name] = Books(self.scheduler)
         self.queues[name] = deque()
-        self.scheduler.add_worker(name, num_blocks, TEXT_ROWS)
+        self.scheduler.add_worker(name, num_blocks, text_rows)
 
-    def add(self, name: str, *, prompt_tokens: int = 20, **fields: Any) -> Session:
-        """A session whose inputs are there already."""
-        session = Session(make_request(name, **fields), CONFIG, arrival=self.now)
-        states = TensorData(b"", (prompt_tokens, 4096), "float32")
-        for text in session.missing_prompts:
-            session.learn(EncodedPrompt(text, states))
-        if session.needs_seed:
-            session.seed(fake_snapshot(session, 0))
+    def lose_worker(self, name: str) -> None:
+        del self.queues[name], self.books[name]
+        self.scheduler.remove_worker(name)
+
+    def add(
+        self,
+        name: str,
+        *,
+        ready: bool = True,
+        tokens: int = 20,
+        snapshot: Snapshot | None = None,
+        kin: tuple[str, ...] = (),
+        **fields: Any,
+    ) -> Session:
+        """A session, and unless it is to wait for them its inputs; prompts have `tokens`."""
+        request = make_request(name, **fields)
+        session = Session(request, CONFIG, arrival=self.now, snapshot=snapshot, kin=kin)
+        if ready:
+            self._learn(session, tokens)
         self.scheduler.add_session(session)
         return session
+
+    def arrive(self, name: str, tokens: int = 20) -> list[PromptSwitch | None]:
+        """All that a session waits for is there; returns the prompt switches that it makes."""
+        session = self.scheduler.sessions[name]
+        self._learn(session, tokens)
+        switches = [switch for _, switch in session.apply_switches()]
+        self.scheduler.inputs_arrived(name)
+        return switches
+
+    def ask_to_switch(self, name: str, prompt: str) -> None:
+        """Turn a session to a prompt, when that was read."""
+        self.scheduler.sessions[name].pending_switches.append(PromptSwitch(0, prompt))
+
+    def switch(self, name: str, prompt: str, tokens: int = 20) -> PromptSwitch | None:
+        """Turn a session to a prompt that is read at once."""
+        self.ask_to_switch(name, prompt)
+        return self.arrive(name, tokens)[-1]
+
+    def fork(self, parent: Session, *names: str, **fields: Any) -> list[Session]:
+        """Sessions that go on from another one's last chunk edge."""
+        snapshot, kin = parent.snapshot, (parent.session_id, *names)
+        size = parent.geometry.width, parent.geometry.height
+        return [self.add(name, snapshot=snapshot, kin=kin, size=size, **fields) for name in names]
+
+    def _learn(self, session: Session, tokens: int) -> None:
+        switches = [item.prompt for item in session.pending_switches]
+        for text in dict.fromkeys((*session.missing_prompts, *switches)):
+            if text not in session.encoded:
+                session.learn(read(text, tokens))
+        if session.needs_seed:
+            session.seed(reference(session))
 
     def plan(self, name: str) -> bool:
         """Give the worker one more plan, if its queue and the scheduler have room for one."""
@@ -97,28 +264,23 @@ class World:
             return False
         steps = self.scheduler.workers[name].plans
         output = self.scheduler.schedule(name)
+        snapshots = self.books[name].execute(output)
         if not output.scheduled_steps:
             return bool(output.new_sessions)
-        begun = max(self.now, queue[-1][0] if queue else self.now)
-        queue.append((begun + steps[-1].cost / self.rate, output))
+        begun = max(self.now, queue[-1].end if queue else self.now)
+        queue.append(Given(begun + steps[-1].cost / self.rate, output, snapshots))
         return True
 
     def finish_one(self, name: str) -> None:
         """The worker returns its oldest plan."""
-        end, output = self.queues[name].popleft()
+        end, output, snapshots = self.queues[name].popleft()
         seconds = self.scheduler.workers[name].plans[0].cost / self.rate
         self.now = max(self.now, end)
         self.forwards += 1
-        for step in output.scheduled_steps:
-            self.done.append((self.now, step))
-            session = self.scheduler.sessions.get(step.session_id)
-            if session is None:
-                continue
-            counts = session.params.stage_steps(step.cursor.chunk)
-            if step.cursor[1:] == (len(counts) - 1, counts[-1] - 1):
-                snapshot = fake_snapshot(session, step.cursor.chunk + 1)
-                self.scheduler.finish_chunk(step.session_id, snapshot)
-                self.delivered.setdefault(step.session_id, []).append(self.now)
+        self.done += [(self.now, step) for step in output.scheduled_steps]
+        for session_id, snapshot in snapshots.items():
+            self.scheduler.finish_chunk(session_id, snapshot)
+            self.delivered.setdefault(session_id, []).append(self.now)
         self.scheduler.update_from_output(name, seconds)
 
     def tick(self) -> bool:
@@ -129,12 +291,38 @@ class World:
         busy = [name for name, queue in self.queues.items() if queue]
         if not busy:
             return False
-        self.finish_one(min(busy, key=lambda name: self.queues[name][0][0]))
+        self.finish_one(min(busy, key=lambda name: self.queues[name][0].end))
         return True
 
     def run(self, until: float = float("inf")) -> None:
         while self.now < until and self.tick():
             pass
+
+    def run_to(self, session: Session, *cursor: int) -> None:
+        """Until the session's next step to be planned is that at `cursor`."""
+        while session.cursor < cursor:
+            assert self.tick(), f"{session.session_id} does not come to {cursor}"
+        assert session.cursor == cursor
+
+    def run_to_edge(self, session: Session, chunk: int) -> None:
+        """Until the session can be taken up again at `chunk`."""
+        while session.edge_chunk < chunk:
+            assert self.tick(), f"{session.session_id} does not come to chunk {chunk}"
+
+    @property
+    def live(self) -> list[Session]:
+        """Sessions that still have steps to be planned."""
+        sessions = self.scheduler.sessions.values()
+        return [item for item in sessions if not (item.status.is_finished or item.is_planned)]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many chunks of each session were delivered."""
+        return {name: len(times) for name, times in self.delivered.items()}
+
+    def steps(self, name: str) -> list[ScheduledStep]:
+        """The steps of a session that are done."""
+        return [step for _, step in self.done if step.session_id == name]
 
     def service(self, prefix: str) -> float:
         """FLOPs done for the sessions whose names begin with `prefix`."""

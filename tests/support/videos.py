@@ -1,5 +1,7 @@
 """The same request to diffusers' pipeline and to our engine, and the latents of each."""
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +14,13 @@ from torch import Tensor
 from helios_serve.config import WorkerConfig
 from helios_serve.core.session import Session
 from helios_serve.engine.core import EngineCore
-from helios_serve.engine.events import ChunkReady, RequestFailed, RequestFinished
-from helios_serve.messages import EncodeTask, WorkerCommand
+from helios_serve.engine.events import (
+    ChunkReady,
+    PromptSwitched,
+    RequestFailed,
+    RequestFinished,
+)
+from helios_serve.messages import EncodeTask, Snapshot, WorkerCommand
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.loader import LoadedModel
@@ -186,6 +193,48 @@ def finish(engine: EngineCore) -> tuple[dict[str, Tensor], dict[str, str]]:
     for _ in range(4):  # the last plans: workers are told which sessions are over
         engine.step(0)
     return {name: torch.cat(parts[name], dim=2) for name in finished}, failures
+
+
+class Viewer:
+    """Steps an engine, and keeps what it tells."""
+
+    def __init__(self, engine: EngineCore) -> None:
+        self.engine = engine
+        self.chunks: dict[str, list[ChunkReady]] = {}
+        self.switches: dict[str, list[PromptSwitch | None]] = {}
+        self.failures: dict[str, str] = {}
+
+    def step(self) -> None:
+        for event in self.engine.step():
+            if isinstance(event, ChunkReady):
+                self.chunks.setdefault(event.request_id, []).append(event)
+            elif isinstance(event, PromptSwitched):
+                self.switches.setdefault(event.request_id, []).append(event.switch)
+            elif isinstance(event, RequestFailed):
+                self.failures[event.request_id] = event.message
+        self.engine.scheduler.check_integrity()
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not until():
+            assert time.monotonic() < deadline, "it does not come to this"
+            self.step()
+
+    def finish(self) -> None:
+        """Until all requests have ended, and workers hold nothing."""
+        self.wait(lambda: not self.engine.has_unfinished)
+        self.wait(lambda: not self.engine.scheduler.has_unfinished)
+
+    def snapshot(self, request_id: str, chunk: int) -> Snapshot:
+        """The snapshot behind a chunk of a request."""
+        (ready,) = (item for item in self.chunks[request_id] if item.chunk == chunk)
+        return ready.snapshot
+
+    def latents(self, request_id: str, chunks: range) -> Tensor:
+        """The latents of a request; each of its chunks must have come once, in order."""
+        own = self.chunks[request_id]
+        assert [item.chunk for item in own] == list(chunks)
+        return torch.cat([as_tensor(item.latents) for item in own], dim=2)
 
 
 class SteppedExecutor:

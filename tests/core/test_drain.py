@@ -1,0 +1,131 @@
+"""Workers that are emptied before they end."""
+
+from collections import Counter
+
+import pytest
+from scheduling import SESSION_BLOCKS, World
+
+
+def repeated_steps(world: World) -> set[str]:
+    """Sessions that took a step more than once."""
+    taken = Counter((step.session_id, step.cursor) for _, step in world.done)
+    return {name for (name, _), count in taken.items() if count > 1}
+
+
+def test_sessions_leave_a_draining_worker_at_their_chunk_edges() -> None:
+    world = World(workers=2)
+    sessions = [
+        world.add(f"{tier}-{index}", chunks=5, tier=tier, tenant=tier)
+        for tier in ("priority", "default", "flex")
+        for index in range(2)
+    ]
+    world.run_to_edge(sessions[-1], 1)
+    leaving = [session for session in sessions if session.worker_id == "worker-0"]
+    assert len(leaving) == 3
+    world.scheduler.drain("worker-0")
+    while not world.scheduler.is_empty("worker-0"):
+        world.scheduler.check_integrity()
+        assert world.tick()
+    assert {session.worker_id for session in leaving if not session.status.is_finished} == {
+        "worker-1"
+    }
+    assert not world.books["worker-0"].opened
+    assert not any(session.is_leaving for session in leaving)
+    world.lose_worker("worker-0")
+    world.run()
+    assert world.counts == {session.session_id: 5 for session in sessions}
+    assert not repeated_steps(world)
+
+
+def test_paused_sessions_leave_at_once_and_are_taken_up_again_elsewhere() -> None:
+    world = World(workers=2)
+    session = world.add("a", chunks=3)
+    world.run_to(session, 1, 1, 1)
+    world.scheduler.pause("a")
+    world.scheduler.drain("worker-0")
+    while world.queues["worker-0"]:
+        world.finish_one("worker-0")
+    assert (session.worker_id, session.edge_chunk) == (None, 1)
+    world.tick()
+    assert world.scheduler.is_empty("worker-0")
+    world.scheduler.resume("a")
+    assert session.worker_id == "worker-1"
+    world.run()
+    assert world.counts == {"a": 3}
+
+
+def test_without_another_worker_sessions_wait_for_one() -> None:
+    world = World()
+    session = world.add("a", chunks=4)
+    world.run_to_edge(session, 1)
+    world.scheduler.drain("worker-0")
+    while world.tick():
+        pass
+    assert world.scheduler.is_empty("worker-0")
+    assert session.edge_chunk < 4
+    world.add_worker("late", SESSION_BLOCKS + 1)
+    world.run()
+    assert world.counts == {"a": 4}
+    assert not repeated_steps(world)
+
+
+def test_a_session_at_its_last_chunk_ends_on_the_draining_worker() -> None:
+    world = World(workers=2)
+    session = world.add("a", chunks=2)
+    world.run_to(session, 1, 1, 0)
+    world.scheduler.drain("worker-0")
+    world.run()
+    assert session.worker_id == "worker-0"
+    assert world.counts == {"a": 2}
+    assert world.scheduler.is_empty("worker-0")
+
+
+@pytest.mark.parametrize("reason", ["drain", "flex makes room"])
+def test_a_leaving_session_that_is_paused_behind_its_last_step_is_done(reason: str) -> None:
+    world = World(num_blocks=SESSION_BLOCKS + 1)
+    session = world.add("a", chunks=2, tier="flex")
+    world.run_to(session, 1, 0, 0)
+    if reason == "drain":
+        world.run_to(session, 1, 0, 1)
+        world.scheduler.drain("worker-0")
+    else:
+        world.run_to(session, 1, 0, 1)
+        world.add("guest")
+    world.run_to(session, 2, 0, 0)
+    assert session.in_flight
+    world.scheduler.pause("a")
+    world.scheduler.resume("a")
+    world.run()
+    assert world.counts["a"] == 2
+    assert len(world.steps("a")) == 12
+
+
+def test_a_leaving_session_that_is_paused_leaves_at_once() -> None:
+    world = World(workers=2)
+    session = world.add("a", chunks=3)
+    world.run_to(session, 1, 1, 0)
+    world.scheduler.drain("worker-0")
+    assert session.worker_id == "worker-0"
+    world.scheduler.pause("a")
+    while world.tick():
+        pass
+    assert (session.worker_id, session.edge_chunk) == (None, 1)
+    assert world.scheduler.is_empty("worker-0")
+    world.scheduler.resume("a")
+    world.run()
+    assert world.counts == {"a": 3}
+
+
+def test_room_on_a_draining_worker_is_for_nobody() -> None:
+    """What its sessions leave behind does not keep others from making room elsewhere."""
+    world = World(workers=2, num_blocks=SESSION_BLOCKS + 1)
+    for index in range(2):
+        world.add(f"flex-{index}", chunks=6, tier="flex")
+    world.scheduler.drain("worker-0")
+    guest = world.add("guest")
+    while guest.worker_id is None:
+        assert world.tick()
+    assert guest.worker_id == "worker-1"
+    assert world.counts["flex-1"] < 6
+    world.run()
+    assert world.counts == {"flex-0": 6, "flex-1": 6, "guest": 1}

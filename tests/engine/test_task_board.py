@@ -1,0 +1,122 @@
+"""Tasks beside the denoising: their order, who is given them, and what follows a loss."""
+
+from helios_serve.engine.task_board import DEPTH, MAX_LOSSES, TaskBoard
+from helios_serve.messages import EncodeTask
+
+Board = TaskBoard[EncodeTask]
+
+
+def task(name: str) -> EncodeTask:
+    """A task that is known by the letter of its session and its number: "a0"."""
+    return EncodeTask(name[0], (name,), 512)
+
+
+def board_of(*names: str) -> Board:
+    board = Board()
+    for name in names:
+        board.put(task(name))
+    return board
+
+
+def given(board: Board, *workers: str, now: float = 0.0) -> list[tuple[str, str]]:
+    return [(worker, item.prompts[0]) for worker, item in board.give_out(workers, now)]
+
+
+def order(board: Board) -> list[str]:
+    """All that waits, in the order in which one worker does it."""
+    done = []
+    while given(board, "w"):
+        while board.count("w"):
+            done.append(board.finish("w", 0.0).prompts[0])
+    return done
+
+
+def test_sessions_take_turns_and_each_keeps_its_order() -> None:
+    board = board_of("a0", "a1", "a2", "b0", "c0", "c1")
+    assert board.num_waiting == 6
+    assert order(board) == ["a0", "b0", "c0", "a1", "c1", "a2"]
+    assert board.num_waiting == 0
+
+
+def test_an_urgent_task_is_next() -> None:
+    board = board_of("a0", "b0")
+    board.put(task("c0"), is_urgent=True)
+    assert order(board) == ["c0", "a0", "b0"]
+
+
+def test_an_urgent_task_does_not_pass_earlier_ones_of_its_session() -> None:
+    board = board_of("a0", "b0")
+    for name in ("b1", "c0", "c1"):
+        board.put(task(name), is_urgent=True)
+    assert order(board) == ["c0", "a0", "b0", "c1", "b1"]
+
+
+def test_a_worker_has_two_tasks_at_a_time_and_the_least_busy_one_takes_the_next() -> None:
+    board = board_of("a0", "b0", "c0", "d0", "e0", "f0")
+    assert given(board, "v", "w") == [("v", "a0"), ("w", "b0"), ("v", "c0"), ("w", "d0")]
+    assert (board.count("v"), board.count("w"), board.num_waiting) == (DEPTH, DEPTH, 2)
+    assert given(board, "v", "w") == []
+    assert board.finish("w", 0.0) == task("b0")
+    assert given(board, "v", "w") == [("w", "e0")]
+    assert given(board) == []
+
+
+def test_of_equally_busy_workers_the_preferred_one_is_chosen() -> None:
+    board = Board()
+    for name in ("a0", "b0", "c0"):
+        board.put(task(name), preferred="w")
+    assert given(board, "v", "w") == [("w", "a0"), ("v", "b0"), ("w", "c0")]
+    board.put(task("d0"), preferred="gone")
+    assert given(board, "v", "w") == [("v", "d0")]
+
+
+def test_what_a_worker_loses_is_put_back_in_its_order_before_all_else() -> None:
+    board = board_of("a0", "a1", "b0", "c0")
+    assert given(board, "v") == [("v", "a0"), ("v", "b0")]
+    assert board.lose("v") == []
+    assert board.count("v") == 0
+    assert order(board) == ["a0", "b0", "c0", "a1"]
+
+
+def test_a_lost_task_stays_in_front_of_later_ones_of_its_session() -> None:
+    board = board_of("a0", "a1", "a2")
+    assert given(board, "v") == [("v", "a0"), ("v", "a1")]
+    board.lose("v")
+    assert order(board) == ["a0", "a1", "a2"]
+
+
+def test_a_task_that_too_many_workers_died_at_is_given_up_and_not_the_one_behind_it() -> None:
+    board = board_of("a0", "b0")
+    for number in range(MAX_LOSSES):
+        worker = f"v{number}"
+        assert given(board, worker) == [(worker, "a0"), (worker, "b0")]
+        assert board.lose(worker) == (["a"] if number == MAX_LOSSES - 1 else [])
+    assert order(board) == ["b0"]
+    assert board.lose("never known") == []
+
+
+def test_a_session_that_is_over_has_nothing_done_for_it_any_more() -> None:
+    """What a worker has of it already comes back, or is lost for good."""
+    board = board_of("a0", "b0", "a1", "a2")
+    given(board, "v")
+    board.forget("a")
+    board.forget("unknown")
+    assert board.num_waiting == 0
+    board.lose("v")
+    assert order(board) == ["b0"]
+
+
+def test_a_worker_is_late_that_is_at_one_task_for_too_long() -> None:
+    board = board_of("a0", "b0")
+    given(board, "w", now=10.0)
+    assert not board.is_late("w", 15.0, deadline=5.0)
+    assert board.is_late("w", 15.5, deadline=5.0)
+    board.finish("w", 15.5)
+    assert not board.is_late("w", 20.0, deadline=5.0)
+    assert board.is_late("w", 21.0, deadline=5.0)
+    board.finish("w", 21.0)
+    assert not board.is_late("w", 99.0, deadline=5.0)
+    board.put(task("c0"))
+    given(board, "w", now=100.0)
+    assert not board.is_late("w", 101.0, deadline=5.0)
+    assert not board.is_late("nobody", 101.0, deadline=5.0)

@@ -1,0 +1,129 @@
+"""Asynchronous engines over built-in models in this process, and what is read from them."""
+
+import asyncio
+import io
+from collections.abc import Callable, Coroutine, Iterable
+from functools import cache
+from typing import Any, TypeVar
+
+import av
+import msgspec
+import torch
+from models import load_model
+from torch import Tensor
+
+from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
+from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.engine.core import EngineCore
+from helios_serve.engine.feed import VideoChunk
+from helios_serve.messages import Segment
+from helios_serve.model_executor.executor.inline import InlineExecutor
+from helios_serve.model_executor.loader import LoadedModel
+from helios_serve.model_executor.worker.worker import Worker
+from helios_serve.sampling_params import SamplingParams, VideoRequest
+
+PATIENCE = 60.0
+"""Seconds after which something that should have come has not come."""
+NUM_BLOCKS = 500
+
+Result = TypeVar("Result")
+
+
+def run(main: Coroutine[Any, Any, Result]) -> Result:
+    """Run a test's coroutine, which may not take for ever."""
+    return asyncio.run(asyncio.wait_for(main, PATIENCE))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does; `run` sees to it that this ends."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def request(name: str, frames: int = 66, **options: Any) -> VideoRequest:
+    """A request for a small video; `options` are those of its parameters or its own."""
+    own = {key: value for key, value in options.items() if key in VideoRequest.__struct_fields__}
+    params = {key: value for key, value in options.items() if key not in own}
+    small = {"width": 64, "height": 64, "seed": 3, "steps": (1, 1, 1)}
+    return VideoRequest(
+        request_id=name,
+        params=SamplingParams(num_frames=frames, **small | params),
+        **{"prompt": "a dog"} | own,
+    )
+
+
+@cache
+def quick_model(name: str = "nano") -> LoadedModel:
+    """A model whose pictures are its latents' colours: decoding would take most of a test."""
+    model = load_model(name)
+    assert model.vae is not None
+    model.vae.decode = colours  # type: ignore[method-assign]
+    return model
+
+
+def colours(latents: Tensor) -> Tensor:
+    """Latents (16, 9, h, w) -> frames (33, 8 h, 8 w, 3), each latent frame a few times."""
+    pixels = (latents[:3].float().sigmoid() * 255).to(torch.uint8).permute(1, 2, 3, 0)
+    frames = pixels[(torch.arange(33) + 3) // 4]
+    return frames.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+
+
+def core(
+    model: str = "nano", *, workers: int = 1, scheduling: SchedulingConfig | None = None
+) -> EngineCore:
+    """An engine with threads for workers."""
+    loaded = quick_model(model)
+    executor = InlineExecutor(
+        lambda _, emit: Worker(loaded, emit, history_blocks=NUM_BLOCKS, batch_invariant=True)
+    )
+    config = EngineConfig(
+        workers=(WorkerConfig(model=model, device="cpu"),) * workers,
+        scheduling=scheduling or SchedulingConfig(),
+    )
+    return EngineCore(executor, loaded.config, config)
+
+
+async def read(engine: AsyncEngine, name: str, from_chunk: int | None = None) -> list[VideoChunk]:
+    """All chunks of a request that was submitted."""
+    return [chunk async for chunk in engine.watch(name, from_chunk)]
+
+
+async def make(engine: AsyncEngine, wanted: VideoRequest) -> list[VideoChunk]:
+    """All chunks of a request that was not."""
+    return [chunk async for chunk in engine.generate(wanted)]
+
+
+def fragments(chunks: Iterable[VideoChunk]) -> list[bytes]:
+    """What chunks are made of; two of them are equal where every pixel is."""
+    return [chunk.segment.fragment for chunk in chunks if chunk.segment is not None]
+
+
+def undisturbed(wanted: VideoRequest) -> list[bytes]:
+    """The fragments of a request that an engine has for itself, from beginning to end."""
+    plain = msgspec.structs.replace(
+        wanted, request_id="undisturbed", output="segment", max_lead_chunks=None
+    )
+    return list(_undisturbed(msgspec.msgpack.encode(plain)))
+
+
+@cache
+def _undisturbed(encoded: bytes) -> tuple[bytes, ...]:
+    wanted = msgspec.msgpack.decode(encoded, type=VideoRequest)
+
+    async def main() -> list[VideoChunk]:
+        async with AsyncEngine({"": core(wanted.model or "nano")}) as engine:
+            return await make(engine, msgspec.structs.replace(wanted, model=None))
+
+    return tuple(fragments(run(main())))
+
+
+def frame_numbers(segments: Iterable[Segment], fps: int = 24) -> list[float]:
+    """When each frame is shown, in frames from the video's beginning."""
+    parts = list(segments)
+    data = parts[0].header + b"".join(part.fragment for part in parts)
+    with av.open(io.BytesIO(data)) as container:
+        return [
+            float(frame.pts * frame.time_base * fps)
+            for frame in container.decode(video=0)
+            if frame.pts is not None and frame.time_base is not None
+        ]
