@@ -43,13 +43,26 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     service_tier: ServiceTier = "default"
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A line of a batch file, as of OpenAI's batches."""
+class Named(msgspec.Struct, frozen=True):
+    """Whatever else a line of a batch file says."""
 
     custom_id: str
+
+
+class Line(Named, frozen=True):
+    """A line of a batch file, as of OpenAI's batches."""
+
     body: Body
     method: str = "POST"
     url: str = URL
+
+
+def custom_id(text: bytes) -> str | None:
+    """What a line calls itself, also where the rest of it is no request."""
+    try:
+        return msgspec.json.decode(text, type=Named).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def parse_line(text: bytes) -> Line:

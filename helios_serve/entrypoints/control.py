@@ -49,6 +49,7 @@ class ControlServer:
         self.engine = engine
         self.path = folder / SOCKET_NAME
         self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "ControlServer":
         self.path.unlink(missing_ok=True)  # of a process that was killed: the folder is locked
@@ -61,20 +62,31 @@ class ControlServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Nobody is waited for: some may have connected and say nothing."""
         assert self._server is not None
-        self._server.close()  # without waiting for those who have connected and say nothing
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
-            command = msgspec.json.decode(await reader.readline(), type=Command)
-            answer = await self._obey(command)
+            with suppress(ConnectionError):  # who asked may not wait for the answer
+                writer.write(msgspec.json.encode(await self._answer(reader)) + b"\n")
+                await writer.drain()
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> Answer:
+        try:
+            return await self._obey(msgspec.json.decode(await reader.readline(), type=Command))
         except (HeliosError, msgspec.DecodeError, ValueError) as error:
-            answer = Answer(error=str(error))
-        writer.write(msgspec.json.encode(answer) + b"\n")
-        writer.close()
-        with suppress(ConnectionError):  # it has not waited for the answer
-            await writer.wait_closed()
+            return Answer(error=str(error))
 
     async def _obey(self, command: Command) -> Answer:
         match command.action:

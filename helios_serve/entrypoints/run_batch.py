@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 from tqdm import tqdm
 
-from helios_serve.entrypoints.batch_file import parse_line, read_request
+from helios_serve.entrypoints.batch_file import custom_id, parse_line, read_request
 from helios_serve.entrypoints.model_flags import add_model_flags, add_worker_flags, worker_groups
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.media.mp4 import defragment
@@ -167,16 +167,16 @@ class Batch:
                 return await asyncio.gather(*map(one, range(1, len(lines) + 1), lines))
 
     async def _make(self, number: int, text: bytes, names: set[str]) -> Result:
-        name = f"line {number}"
+        name, given = f"line {number}", custom_id(text)
         try:
-            line = parse_line(text)
-            if line.custom_id in names:
+            if given in names:
                 raise InvalidRequestError(
-                    f"got custom_id {line.custom_id!r} twice, expected each once", param="custom_id"
+                    f"got custom_id {given!r} twice, expected each once", param="custom_id"
                 )
-            name = line.custom_id
-            names.add(name)
-            file_name(name)
+            if given is not None:
+                file_name(given)
+                names.add(name := given)
+            line = parse_line(text)
             request = await asyncio.to_thread(read_request, line, self.folder, self.model)
             return await self._make_video(request)
         except (HeliosError, OSError) as error:
@@ -218,9 +218,9 @@ class Batch:
                 self.bar.update()
 
 
-def file_name(custom_id: str) -> str:
-    """Where its video goes; raises InvalidRequestError for an id that gives no file name."""
-    quoted = quote(custom_id, safe="")
+def file_name(name: str) -> str:
+    """Where a video goes; raises InvalidRequestError for an id that gives no file name."""
+    quoted = quote(name, safe="")
     if not 1 <= len(quoted) <= MAX_NAME:
         raise InvalidRequestError(
             f"got a custom_id of {len(quoted)} bytes as a file name, expected 1 to {MAX_NAME}",

@@ -68,5 +68,6 @@ class InlineExecutor:
             worker.run(self._commands[worker_id])
         except Exception as error:  # told to the engine, which decides what follows
             logger.error("worker %s died", worker_id, exc_info=error)
-            reason = f"{type(error).__name__}: {error}"
-            self._inbox.put(worker_id, WorkerDied(reason, isinstance(error, HeliosError)))
+            is_ours = isinstance(error, HeliosError)
+            reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
+            self._inbox.put(worker_id, WorkerDied(reason, is_final=is_ours))

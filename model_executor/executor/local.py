@@ -9,7 +9,6 @@ import os
 import queue
 import signal
 import threading
-import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -56,18 +55,15 @@ class Child:
         self._commands.put(msgspec.msgpack.encode(command))
 
     def kill(self) -> None:
-        """SIGKILL also ends a process that is stopped or hangs."""
+        """SIGKILL also ends a process that is stopped or hangs; the reader need not tell of it."""
+        self.is_stopping = True
         self.process.kill()
 
-    def ask_to_stop(self) -> None:
-        """It ends when it has done what it was given."""
+    def stop(self, seconds: float) -> None:
+        """Wait for its end when it has done what it was given, and kill it after `seconds`."""
         self.is_stopping = True
         self._commands.put(None)
-
-    def stop(self, deadline: float) -> None:
-        """Wait for its end, and kill it at `deadline`, a time of the monotonic clock."""
-        self.ask_to_stop()
-        self.process.join(max(0.0, deadline - time.monotonic()))
+        self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -114,6 +110,7 @@ class LocalExecutor:
         self._inbox = Inbox()
         self._numbers = itertools.count()
         self._children: dict[str, Child] = {}
+        self._reapers: list[threading.Thread] = []
 
     def start_worker(self, config: WorkerConfig) -> str:
         worker_id = f"local-{next(self._numbers)}"
@@ -126,8 +123,8 @@ class LocalExecutor:
     def poll(self, timeout: float) -> list[Received]:
         received = self._inbox.take(timeout)
         for worker_id, event in received:
-            if isinstance(event, WorkerDied):
-                self._children.pop(worker_id).stop(time.monotonic() + STOP_SECONDS)
+            if isinstance(event, WorkerDied) and worker_id in self._children:
+                self._reap(self._children.pop(worker_id))
         return received
 
     def wake(self) -> None:
@@ -137,15 +134,13 @@ class LocalExecutor:
         return f"process {self.pid(worker_id)}"
 
     def kill_worker(self, worker_id: str) -> None:
+        """Do not wait for its end: one that is stuck in a driver may not end at all."""
         if worker_id in self._children:
             self._children[worker_id].kill()
+            self._inbox.put(worker_id, WorkerDied("it was killed"))
 
     def stop_worker(self, worker_id: str) -> None:
-        """Its process is reaped in a thread, since it may take a while to end."""
-        child = self._children.pop(worker_id)
-        child.ask_to_stop()
-        deadline = time.monotonic() + STOP_SECONDS
-        threading.Thread(target=child.stop, args=(deadline,), name=f"stop {worker_id}").start()
+        self._reap(self._children.pop(worker_id))
 
     def pid(self, worker_id: str) -> int:
         """The worker's process id."""
@@ -154,18 +149,23 @@ class LocalExecutor:
         return pid
 
     def shutdown(self) -> None:
-        deadline = time.monotonic() + STOP_SECONDS
-        for child in self._children.values():
-            child.ask_to_stop()
-        for child in self._children.values():
-            child.stop(deadline)
-        self._children.clear()
+        for worker_id in list(self._children):
+            self.stop_worker(worker_id)
+        for thread in self._reapers:
+            thread.join()
+
+    def _reap(self, child: Child) -> None:
+        """Nobody waits for a process that may take a while to end."""
+        name = f"reap {child.worker_id}"
+        thread = threading.Thread(target=child.stop, args=(STOP_SECONDS,), name=name, daemon=True)
+        thread.start()
+        self._reapers = [reaper for reaper in self._reapers if reaper.is_alive()] + [thread]
 
 
 def how_it_ended(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"its process was ended by {signal.Signals(-exit_code).name}"
-    return f"its process ended with status {exit_code}"
+    return "its process ended" + (f" with status {exit_code}" if exit_code is not None else "")
 
 
 def run_worker(config: WorkerConfig, pipe: Connection) -> None:

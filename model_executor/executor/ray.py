@@ -5,15 +5,15 @@ dead actor is noticed at once, since one call always waits in it.
 """
 
 import itertools
-import os
-import sys
-import tempfile
+import textwrap
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 import ray
+from ray.exceptions import ActorUnavailableError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,17 +22,19 @@ from helios_serve.errors import HeliosError
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
-from helios_serve.model_executor.executor.ray_worker import END, RayWorker
+from helios_serve.model_executor.executor.ray_connection import CONNECTION
+from helios_serve.model_executor.executor.ray_worker import RayWorker
 
 KINDS = ("CPU", "GPU")
-ALONE: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.2"}
-"""A cluster of our own is for this machine only. Ray takes 127.0.0.1 for its outer address."""
 COMMANDS, EVENTS = "commands", "events"
 ACTOR = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={COMMANDS: 1, EVENTS: 1})(
     RayWorker
 )
 PLACEMENT_SECONDS = 60.0
-"""How long to wait for a node with room: Ray itself waits for ever."""
+"""How long to wait for a node with room, and for a process there: Ray itself waits for ever."""
+LOOK_SECONDS = 0.5
+"""How long to wait for one of them before looking whether anybody still wants the worker."""
+REASON_LENGTH = 200
 
 
 class Place(NamedTuple):
@@ -53,27 +55,35 @@ class Handle:
         self.group = group
         self.inbox = inbox
         self.place: Place | None = None
-        self.is_stopping = False
-        self._killed = threading.Event()
+        self.is_cut_off = False
+        """Whether the connection to it broke while Ray knows of no death: its node is gone."""
         self._actor: Any = None
+        self._is_killed = False
+        self._is_silent = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._listen, name=worker_id, daemon=True)
         self._thread.start()
+
+    @property
+    def is_listening(self) -> bool:
+        return self._thread.is_alive()
 
     def submit(self, data: bytes) -> None:
         self._actor.put.options(concurrency_group=COMMANDS).remote(data)
 
-    def stop(self) -> None:
-        """It ends when it has done what it was given; nothing more is heard of it."""
-        self.is_stopping = True
-        self.submit(END)
-
-    def kill(self) -> None:
-        self._killed.set()
-        if self._actor is not None:
-            ray.kill(self._actor, no_restart=True)
+    def silence(self) -> None:
+        """End it at once, whatever it is doing; nothing more is heard of it."""
+        self._is_silent = True
+        self._kill()
 
     def join(self) -> None:
         self._thread.join()
+
+    def _kill(self) -> None:
+        with self._lock:
+            self._is_killed = True
+            if self._actor is not None:
+                ray.kill(self._actor, no_restart=True)
 
     def _listen(self) -> None:
         """Everything that the actor tells, until it dies; then why."""
@@ -81,60 +91,64 @@ class Handle:
         try:
             self._start()
             take = self._actor.take.options(concurrency_group=EVENTS)
-            while not self._killed.is_set():
+            while True:
                 for data in ray.get(take.remote()):
-                    if data == END:
+                    event = decoder.decode(data)
+                    self._tell(event)
+                    if isinstance(event, WorkerDied):
                         return
-                    self._tell(decoder.decode(data))
-            self._tell(WorkerDied("it was killed"))
-        except HeliosError as error:
-            self._tell(WorkerDied(str(error)))
         except Exception as error:  # Ray has many; whatever it is, nobody hears the actor any more
-            self._tell(WorkerDied(f"{type(error).__name__}: {error}".splitlines()[0]))
+            self.is_cut_off = isinstance(error, ActorUnavailableError)
+            self._tell(WorkerDied(reason_of(error)))
         finally:
-            self.kill()
+            self._kill()
 
     def _tell(self, event: WorkerEvent) -> None:
-        if not self.is_stopping:
+        if not self._is_silent:
             self.inbox.put(self.worker_id, event)
 
     def _start(self) -> None:
+        """Wait for room, then for the actor's process there."""
         deadline = time.monotonic() + PLACEMENT_SECONDS
-        while not self.group.wait(1):
-            if self._killed.is_set() or time.monotonic() > deadline:
-                raise HeliosError(f"no node has room for it: {describe(self.config)}")
+        if not self._wait(lambda: self.group.wait(LOOK_SECONDS), deadline):
+            raise HeliosError(f"no node has room for it: {describe(self.config)}")
         need = self.config.resources
         actor = ACTOR.options(
             num_cpus=need.num_cpus,
             num_gpus=gpus_of(self.config),
             scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, 0),
         )
-        self._actor = actor.remote(msgspec.msgpack.encode(self.config))
-        self.place = Place(*ray.get(self._actor.where.remote()))
+        with self._lock:
+            if self._is_killed:
+                raise HeliosError("it was killed")
+            self._actor = actor.remote(msgspec.msgpack.encode(self.config))
+        where = self._actor.where.remote()
+        if not self._wait(lambda: ray.wait([where], timeout=LOOK_SECONDS)[0], deadline):
+            raise HeliosError(f"its process did not start within {PLACEMENT_SECONDS:g} s")
+        self.place = Place(*ray.get(where))
+
+    def _wait(self, is_there: Callable[[], Any], deadline: float) -> bool:
+        """Whether it is there in time; Ray would wait for ever, also for a place that is gone."""
+        while not (found := is_there()):
+            if self._is_killed or time.monotonic() > deadline:
+                break
+        return bool(found)
 
 
 class RayExecutor:
     """Workers in a Ray cluster: the one at `address`, or a new one on this machine.
 
-    Each worker has a placement group of its own. When it dies its place is kept for the one that
-    is started next with the same resources, so that nobody else takes the GPU in between.
+    Each worker has a placement group of its own. When it dies its place is kept until the next
+    `poll`, for one that is started instead of it, so that nobody else takes the GPU in between.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="helios-ray-")
-        self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # Without a working directory of its own Ray puts ours first on sys.path.
-            ray.init(
-                address=address or "local",
-                runtime_env={"working_dir": self._scratch.name},
-                log_to_driver=False,
-                **(ALONE if address is None and sys.platform == "linux" else {}),
-            )
+        CONNECTION.open(self, address)
         self._inbox = Inbox()
         self._numbers = itertools.count()
         self._handles: dict[str, Handle] = {}
+        self._ended: list[Handle] = []
+        """Handles whose threads may still listen."""
         self._free: list[tuple[Resources, float, PlacementGroup]] = []
 
     def start_worker(self, config: WorkerConfig) -> str:
@@ -146,45 +160,53 @@ class RayExecutor:
         self._handles[worker_id].submit(msgspec.msgpack.encode(command))
 
     def poll(self, timeout: float) -> list[Received]:
+        self._give_back()
         received = self._inbox.take(timeout)
         for worker_id, event in received:
             if isinstance(event, WorkerDied) and worker_id in self._handles:
-                self._release(self._handles.pop(worker_id))
+                self._release(self._end(worker_id))
         return received
 
     def wake(self) -> None:
         self._inbox.wake()
 
     def where(self, worker_id: str) -> str:
-        place = self._handles[worker_id].place
+        place = self.place(worker_id)
         return "no node yet" if place is None else f"node {place.node_id[:8]} process {place.pid}"
 
+    def place(self, worker_id: str) -> Place | None:
+        """Where the worker runs, once it has a process."""
+        return self._handles[worker_id].place
+
     def kill_worker(self, worker_id: str) -> None:
+        """Do not wait for its end: a node out of reach never says that a process has ended."""
         if worker_id in self._handles:
-            handle = self._handles[worker_id]
-            handle.kill()
-            # A process that is stopped, or a node out of reach, never says that it has ended.
-            handle.is_stopping = True
+            self._handles[worker_id].silence()
             self._inbox.put(worker_id, WorkerDied("it was killed"))
 
     def stop_worker(self, worker_id: str) -> None:
-        handle = self._handles.pop(worker_id)
-        handle.stop()
-        threading.Thread(target=self._reap, args=(handle,), name=f"stop {worker_id}").start()
+        """It has nothing to do, so it may as well be killed."""
+        remove_placement_group(self._end(worker_id).group)
 
     def shutdown(self) -> None:
-        for handle in self._handles.values():
-            handle.is_stopping = True
-            handle.kill()
-            remove_placement_group(handle.group)
-        for handle in self._handles.values():
+        for worker_id in list(self._handles):
+            self.stop_worker(worker_id)
+        self._give_back()
+        for handle in self._ended:
             handle.join()
-        self._handles.clear()
+        CONNECTION.close(self)
+
+    def _give_back(self) -> None:
         for _, _, group in self._free:
             remove_placement_group(group)
-        if self._owns_ray:
-            ray.shutdown()
-        self._scratch.cleanup()
+        self._free.clear()
+
+    def _end(self, worker_id: str) -> Handle:
+        """Forget the worker, and see to it that it ends."""
+        handle = self._handles.pop(worker_id)
+        handle.silence()
+        self._ended = [ended for ended in self._ended if ended.is_listening] + [handle]
+        return handle
 
     def _reserve(self, config: WorkerConfig) -> PlacementGroup:
         for index, (resources, gpus, kept) in enumerate(self._free):
@@ -201,17 +223,26 @@ class RayExecutor:
         return group
 
     def _release(self, handle: Handle) -> None:
-        """Keep a dead worker's place, unless it went with its node."""
+        """Keep a dead worker's place, unless it went with its node.
+
+        Ray may take a quarter of a minute to declare a node dead, and would have a place there
+        wait for as long.
+        """
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if handle.place is not None and handle.place.node_id in alive:
+        if handle.place is not None and handle.place.node_id in alive and not handle.is_cut_off:
             config = handle.config
             self._free.append((config.resources, gpus_of(config), handle.group))
         else:
             remove_placement_group(handle.group)
 
-    def _reap(self, handle: Handle) -> None:
-        handle.join()
-        remove_placement_group(handle.group)
+
+def reason_of(error: Exception) -> str:
+    """Why a worker died, in a line: Ray's errors end with the cause, or are one line long."""
+    if isinstance(error, HeliosError):
+        return str(error)
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    cause = f"{type(error).__name__}: {lines[-1].strip()}"
+    return textwrap.shorten(cause, REASON_LENGTH, placeholder=" ...")
 
 
 def gpus_of(config: WorkerConfig) -> float:

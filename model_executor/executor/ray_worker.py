@@ -14,8 +14,6 @@ from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.worker.commands import Commands
 
 POLL_SECONDS = 10.0
-END = b""
-"""A command: no more will follow; an event: all is done."""
 
 
 class RayWorker:
@@ -34,10 +32,7 @@ class RayWorker:
 
     def put(self, command: bytes) -> None:
         """Take a command."""
-        if command == END:
-            self._commands.close()
-        else:
-            self._commands.put(self._decoder.decode(command))
+        self._commands.put(self._decoder.decode(command))
 
     def take(self) -> list[bytes]:
         """What happened since the last call; waits a while for something to happen."""
@@ -63,7 +58,6 @@ class RayWorker:
             is_ours = isinstance(error, HeliosError)
             reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
             self._emit(WorkerDied(reason, is_final=is_ours))
-        self._events.put(END)
 
     def _emit(self, event: WorkerEvent) -> None:
         self._events.put(msgspec.msgpack.encode(event))

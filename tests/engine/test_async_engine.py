@@ -1,0 +1,721 @@
+"""The engine for asyncio: many readers and models at once, holds, switches, forks and failures."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engines import (
+    core,
+    fragments,
+    frame_numbers,
+    make,
+    quick_model,
+    read,
+    request,
+    run,
+    undisturbed,
+    until,
+)
+
+from helios_serve.config import (
+    EngineConfig,
+    SchedulingConfig,
+    TenantConfig,
+    WorkerConfig,
+    WorkerGroup,
+)
+from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.engine.core import EngineCore
+from helios_serve.engine.feed import VideoChunk
+from helios_serve.engine.launch import launch
+from helios_serve.errors import (
+    CapacityError,
+    EngineDeadError,
+    InvalidRequestError,
+    RequestFailedError,
+)
+from helios_serve.model_executor.executor.inline import InlineExecutor
+from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.sampling_params import PromptSwitch
+from helios_serve.store.video_store import VideoStore
+
+LONG = 33 * 400
+"""More frames than are made in a test: such a request ends because somebody ends it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """nano is made anew, outside the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[VideoStore]:
+    with closing(VideoStore(tmp_path / "store")) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def engine_of(
+    own: EngineCore, store: VideoStore | None = None, **others: EngineCore
+) -> AsyncIterator[AsyncEngine]:
+    """An engine that ends with nothing left over."""
+    async with AsyncEngine({"nano": own, **others}, store) as engine:
+        yield engine
+        await idle(engine)
+        assert not any(
+            each.has_unfinished or each.scheduler.sessions for each in engine.cores.values()
+        )
+
+
+async def idle(engine: AsyncEngine) -> None:
+    """Wait until neither an engine nor a worker holds anything of any request."""
+    held = 1
+    while held:
+        stats, reports = (await engine.stats()).values(), (await engine.workers()).values()
+        held = sum(each.encoding + each.decoding + each.scheduler.waiting for each in stats)
+        held += sum(each.scheduler.used_blocks + each.scheduler.used_text_rows for each in stats)
+        held += sum(each.tasks + each.sessions for several in reports for each in several)
+
+
+def indices(chunks: list[VideoChunk]) -> list[int]:
+    return [chunk.index for chunk in chunks]
+
+
+def test_chunks_come_in_order_with_the_frames_asked_for() -> None:
+    """As frames and as segments, from a worker that decodes as it does for users."""
+    config = WorkerConfig(device="cpu", history_blocks=500)
+    own = launch("nano", (WorkerGroup(config),), "inline")
+
+    async def main() -> tuple[list[VideoChunk], list[VideoChunk]]:
+        async with engine_of(own) as engine:
+            pixels, segments = await asyncio.gather(
+                make(engine, request("pixels", 37)),
+                make(engine, request("segments", 37, output="segment", fps=30)),
+            )
+            return pixels, segments
+
+    pixels, segments = run(main())
+    assert indices(pixels) == indices(segments) == [0, 1]
+    assert [chunk.frames and chunk.frames.count for chunk in pixels] == [33, 4]
+    assert all(chunk.segment is None and chunk.latents and chunk.snapshot for chunk in pixels)
+    assert all(chunk.frames is None for chunk in segments)
+    parts = [chunk.segment for chunk in segments if chunk.segment is not None]
+    assert frame_numbers(parts, fps=30) == list(range(37))
+
+
+def test_requests_at_once_are_each_what_they_are_alone() -> None:
+    wanted = [
+        request(f"{frames}-{seed}", frames, seed=seed, output="segment")
+        for frames, seed in ((33, 1), (66, 2), (80, 3), (99, 4), (1, 5))
+    ]
+
+    async def main() -> list[list[VideoChunk]]:
+        async with engine_of(core(workers=2)) as engine:
+            return await asyncio.gather(*(make(engine, each) for each in wanted))
+
+    for each, chunks in zip(wanted, run(main()), strict=True):
+        assert fragments(chunks) == undisturbed(each)
+
+
+def test_a_reader_who_leaves_ends_the_request_and_disturbs_nobody() -> None:
+    other = request("other", 165, output="segment")
+    own = core()
+
+    async def main() -> list[VideoChunk]:
+        async with engine_of(own) as engine:
+            making = asyncio.create_task(make(engine, other))
+            async with aclosing(engine.generate(request("left", LONG))) as chunks:
+                assert (await anext(chunks)).index == 0
+            await until(lambda: "left" not in own.scheduler.sessions)
+            with pytest.raises(InvalidRequestError, match="got request id 'left', expected one"):
+                await read(engine, "left")
+            return await making
+
+    assert fragments(run(main())) == undisturbed(other)
+
+
+def test_a_cancelled_reader_ends_the_request() -> None:
+    own = core()
+
+    async def main() -> None:
+        async with engine_of(own) as engine:
+            making = asyncio.create_task(make(engine, request("left", LONG)))
+            await until(lambda: "left" in own.scheduler.sessions)
+            making.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await making
+
+    run(main())
+
+
+def test_an_abort_ends_all_readers_and_says_so(store: VideoStore) -> None:
+    async def main() -> None:
+        async with engine_of(core(), store) as engine:
+            await engine.submit(request("long", LONG))
+            reading = [asyncio.create_task(read(engine, "long")) for _ in range(3)]
+            async with aclosing(engine.watch("long")) as chunks:
+                await anext(chunks)
+                await engine.abort("long")
+            for reader in reading:
+                with pytest.raises(RequestFailedError, match="^the request was cancelled$"):
+                    await reader
+            with pytest.raises(RequestFailedError, match="^the request was cancelled$"):
+                await read(engine, "long")  # what was made before can still be read
+            await engine.abort("long")
+            await engine.abort("nobody")
+            job = store.job("long")
+            assert job is not None
+            assert job.status == "cancelled"
+            assert store.job("nobody") is None
+
+    run(main())
+
+
+def test_a_video_whose_chunks_are_all_there_is_not_cancelled_any_more(store: VideoStore) -> None:
+    async def main() -> None:
+        async with engine_of(core(), store) as engine:
+            async with aclosing(engine.generate(request("read", 66))) as chunks:
+                while (await anext(chunks)).index < 1:
+                    pass
+            await until(lambda: is_finished(store, "read"))
+            job = store.job("read")
+            assert job is not None
+            assert job.status == "completed"
+
+    run(main())
+
+
+def is_finished(store: VideoStore, name: str) -> bool:
+    job = store.job(name)
+    return job is not None and job.is_finished
+
+
+def test_what_is_not_stored_can_be_read_once() -> None:
+    """By whoever comes first: another reader goes on behind what was read."""
+    own = core()
+
+    async def main() -> None:
+        async with engine_of(own) as engine:
+            await engine.submit(request("a", 99))
+            async with aclosing(engine.watch("a")) as chunks:
+                assert (await anext(chunks)).index == 0
+            assert indices(await read(engine, "a")) == [1, 2]
+            await engine.submit(request("b", 132))
+            first, second = await asyncio.gather(read(engine, "b"), read(engine, "b"))
+            assert sorted(indices(first) + indices(second)) == [0, 1, 2, 3]
+            await engine.submit(request("c", 66))
+            await until(lambda: not own.has_unfinished)
+            assert indices(await read(engine, "c")) == [0, 1]
+            with pytest.raises(InvalidRequestError, match="expected one that was accepted"):
+                await read(engine, "c")
+
+    run(main())
+
+
+def test_what_is_stored_can_be_read_by_anybody_from_any_chunk(store: VideoStore) -> None:
+    wanted = request("a", 99)
+
+    async def main() -> tuple[list[VideoChunk], ...]:
+        async with engine_of(core(), store) as engine:
+            await engine.submit(wanted)
+            during = await asyncio.gather(read(engine, "a"), read(engine, "a", 1))
+            return *during, await read(engine, "a"), await read(engine, "a", 2)
+
+    expected = undisturbed(wanted)
+    for chunks, first in zip(run(main()), (0, 1, 0, 2), strict=True):
+        assert indices(chunks) == list(range(first, 3))
+        assert fragments(chunks) == expected[first:]
+
+
+def test_bad_requests_are_refused_and_leave_nothing(store: VideoStore) -> None:
+    bad = {
+        "got model 'huge', expected one of: nano, nano-mid": {"model": "huge"},
+        "got size 60x64": {"width": 60},
+        "got num_frames 0": {"num_frames": 0},
+        "got size 512x512, whose history takes": {"width": 512, "height": 512},
+    }
+
+    async def main() -> None:
+        for kept in (None, store):
+            mid = core("nano-mid")
+            async with engine_of(core(), kept, **{"nano-mid": mid}) as engine:
+                await make(engine, request("first", 33))
+                for message, options in bad.items():
+                    frames = options.pop("num_frames", 33)
+                    with pytest.raises(InvalidRequestError, match=message):
+                        await engine.submit(request("bad", frames, **options))
+                    options |= {"num_frames": frames}
+                with pytest.raises(InvalidRequestError, match="got request id 'bad', expected one"):
+                    await read(engine, "bad")
+                assert len(await make(engine, request("bad", 33))) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_an_id_is_used_once_at_a_time(is_stored: bool, store: VideoStore) -> None:
+    kept = store if is_stored else None
+
+    async def main() -> None:
+        async with engine_of(core(), kept) as engine:
+            twice = [engine.submit(request("a", 66)), engine.submit(request("a", 66, seed=4))]
+            outcomes = await asyncio.gather(*twice, return_exceptions=True)
+            (refused,) = [outcome for outcome in outcomes if outcome is not None]
+            assert isinstance(refused, InvalidRequestError)
+            assert str(refused) == "got request id 'a', which is in use"
+            assert len(await read(engine, "a")) == 2
+            if is_stored:  # its video is kept under it
+                with pytest.raises(InvalidRequestError, match="which is in use"):
+                    await engine.submit(request("a", 66))
+                store.delete("a")
+            assert len(await make(engine, request("a", 66))) == 2
+
+    run(main())
+
+
+def test_an_id_that_was_cancelled_and_deleted_is_as_good_as_new(store: VideoStore) -> None:
+    """As soon as what workers were given of it has returned."""
+    own, wanted = core(), request("a", 99)
+
+    async def main() -> list[VideoChunk]:
+        async with engine_of(own, store) as engine:
+            for seed in range(5):
+                await engine.submit(request("a", LONG, seed=10 + seed))
+                async with aclosing(engine.watch("a")) as chunks:
+                    await anext(chunks)
+                await engine.abort("a")
+                store.delete("a")
+                await idle(engine)
+            return await make(engine, wanted)
+
+    assert fragments(run(main())) == undisturbed(wanted)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_cancelled_submission_leaves_nothing(is_stored: bool, store: VideoStore) -> None:
+    """Wherever it is cancelled; the engine and the id are as good as before."""
+    own, kept = core(), store if is_stored else None
+
+    async def main() -> None:
+        async with engine_of(own, kept) as engine:
+            for turns in range(12):
+                submitting = asyncio.create_task(engine.submit(request("a", LONG)))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if submitting.cancel():
+                    with pytest.raises(asyncio.CancelledError):
+                        await submitting
+                else:
+                    await submitting
+                    await engine.abort("a")
+                    store.delete("a")
+                assert not own.has_unfinished
+                assert not store.jobs()
+                await until(lambda: not own.scheduler.sessions)
+            assert not engine.failures
+
+    run(main())
+
+
+def test_two_models_work_at_once() -> None:
+    def wanted(model: str | None) -> Any:
+        return request(f"of {model}", 66, output="segment", model=model)
+
+    async def main() -> list[list[VideoChunk]]:
+        async with engine_of(core(), **{"nano-mid": core("nano-mid")}) as engine:
+            videos = await asyncio.gather(
+                *(make(engine, wanted(model)) for model in ("nano", "nano-mid", None))
+            )
+            assert (await engine.stats()).keys() == {"nano", "nano-mid"}
+            return videos
+
+    nano, mid, default = run(main())
+    assert fragments(nano) == fragments(default) == undisturbed(wanted("nano"))
+    assert fragments(mid) == undisturbed(wanted("nano-mid")) != fragments(nano)
+
+
+async def held(own: EngineCore, store: VideoStore, name: str) -> int:
+    """Wait until no step of the video is taken any more; the chunks that are stored then."""
+    session = own.scheduler.sessions[name]
+    await until(lambda: session.clock.is_paused and not session.in_flight)
+    await until(lambda: num_stored(store, name) == session.edge_chunk)
+    return session.edge_chunk
+
+
+def num_stored(store: VideoStore, name: str) -> int:
+    job = store.job(name)
+    return 0 if job is None else job.next_chunk
+
+
+@pytest.mark.parametrize("lead", [1, 3])
+def test_a_video_is_made_only_so_far_ahead_of_its_reader(lead: int, store: VideoStore) -> None:
+    """It is held at the first step of the chunk that would be too many. Steps that are given out
+    by then are still taken, which here are as many as a chunk has, so it may be one more."""
+    own = core()
+
+    async def main() -> None:
+        async with engine_of(own, store) as engine:
+            await engine.submit(request("a", LONG, max_lead_chunks=lead))
+            await until(lambda: "a" in own.scheduler.sessions)
+            assert lead <= await held(own, store, "a") <= lead + 1
+            async with aclosing(engine.watch("a")) as chunks:
+                for num_read in range(1, 6):
+                    assert (await anext(chunks)).index == num_read - 1
+                    await until(lambda n=num_read: num_stored(store, "a") >= n + lead)  # type: ignore[misc]
+                    assert num_read + lead <= await held(own, store, "a") <= num_read + lead + 1
+            await engine.abort("a")
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_reader_who_keeps_up_gets_the_whole_video(is_stored: bool, store: VideoStore) -> None:
+    """However a hold and a read fall together."""
+    wanted = request("a", 33 * 8, max_lead_chunks=1, output="segment")
+
+    async def main() -> list[VideoChunk]:
+        async with engine_of(core(), store if is_stored else None) as engine:
+            return await make(engine, wanted)
+
+    assert fragments(run(main())) == undisturbed(wanted)
+
+
+def test_a_held_video_goes_on_for_another_reader(store: VideoStore) -> None:
+    own = core()
+
+    async def main() -> None:
+        async with engine_of(own, store) as engine:
+            await engine.submit(request("a", 33 * 6, max_lead_chunks=1))
+            await held(own, store, "a")
+            async with aclosing(engine.watch("a")) as chunks:
+                await anext(chunks)
+            assert indices(await read(engine, "a")) == list(range(6))
+
+    run(main())
+
+
+def test_a_pause_is_independent_of_the_lead(store: VideoStore) -> None:
+    own = core()
+
+    async def main() -> None:
+        async with engine_of(own, store) as engine:
+            await engine.submit(request("a", 33 * 8, max_lead_chunks=1))
+            made = await held(own, store, "a")
+            await engine.pause("a")
+            await engine.pause("a")
+            async with aclosing(engine.watch("a")) as chunks:
+                for _ in range(made):
+                    await anext(chunks)
+            assert await held(own, store, "a") == made  # all read, but paused
+            await engine.resume("a")
+            await until(lambda: num_stored(store, "a") > made)
+            made = await held(own, store, "a")
+            await engine.resume("a")  # was not paused: the lead still holds it
+            assert await held(own, store, "a") == made
+            assert len(await read(engine, "a")) == 8
+            with pytest.raises(InvalidRequestError, match="got request id 'a', expected one that"):
+                await engine.pause("a")
+
+    run(main())
+
+
+def test_a_switch_is_the_one_that_could_have_been_asked_for_before() -> None:
+    own = core()
+
+    async def main() -> tuple[PromptSwitch, list[VideoChunk]]:
+        async with engine_of(own) as engine:
+            wanted = request("a", 33 * 6, max_lead_chunks=1, output="segment")
+            await engine.submit(wanted)
+            async with aclosing(engine.watch("a")) as chunks:
+                head = [await anext(chunks)]
+                switch = await engine.switch_prompt("a", "a cat", transition_chunks=2)
+                return switch, head + [chunk async for chunk in chunks]
+
+    switch, chunks = run(main())
+    assert 1 <= switch.chunk < 6
+    assert switch == PromptSwitch(switch.chunk, "a cat", 2)
+    expected = undisturbed(request("x", 33 * 6, switches=(switch,)))
+    assert fragments(chunks) == expected != undisturbed(request("x", 33 * 6))
+
+
+def test_several_switches_at_once_are_each_answered() -> None:
+    own = core()
+
+    async def main() -> list[PromptSwitch]:
+        async with engine_of(own) as engine:
+            await engine.submit(request("a", LONG))
+            texts = ("a cat", "a bird", "a cat")
+            switches = await asyncio.gather(*(engine.switch_prompt("a", text) for text in texts))
+            await engine.abort("a")
+            return switches
+
+    switches = run(main())
+    assert [switch.prompt for switch in switches] == ["a cat", "a bird", "a cat"]
+    assert [switch.chunk for switch in switches] == sorted(switch.chunk for switch in switches)
+
+
+def test_switches_that_cannot_be_made_are_refused(store: VideoStore) -> None:
+    own = core()
+
+    async def main() -> None:
+        async with engine_of(own, store) as engine:
+            with pytest.raises(InvalidRequestError, match="got request id 'a', expected one that"):
+                await engine.switch_prompt("a", "a cat")
+            await engine.submit(request("a", 33))  # one chunk: it has begun, or is about to
+            with pytest.raises(InvalidRequestError, match="no chunk left|a video in the making"):
+                await engine.switch_prompt("a", "a cat")
+            await engine.submit(request("b", LONG, max_lead_chunks=1))
+            with pytest.raises(InvalidRequestError, match="a lone surrogate at 0"):
+                await engine.switch_prompt("b", "\ud800")
+            await held(own, store, "b")
+            assert (await engine.switch_prompt("b", "a cat")).chunk <= 3
+            await engine.abort("b")
+            with pytest.raises(InvalidRequestError, match="got request id 'b', expected one that"):
+                await engine.switch_prompt("b", "a bird")
+
+    run(main())
+
+
+def test_children_share_the_beginning_and_go_their_own_ways() -> None:
+    own = core()
+    parent = request("parent", 33 * 6, max_lead_chunks=1, output="segment")
+
+    async def main() -> Mapping[str, list[VideoChunk]]:
+        async with engine_of(own) as engine:
+            with pytest.raises(InvalidRequestError, match="got request id 'nobody', expected one"):
+                await engine.fork("nobody", [])
+            await engine.submit(parent)
+            async with aclosing(engine.watch("parent")) as chunks:
+                head = [await anext(chunks)]
+                children = [
+                    request(name, 33 * 6, prompt=prompt, output="segment")
+                    for name, prompt in (("same", "a dog"), ("again", "a dog"), ("cat", "a cat"))
+                ]
+                await engine.fork("parent", children)
+                made = await asyncio.gather(*(read(engine, child.request_id) for child in children))
+                head += [chunk async for chunk in chunks]
+            return {"parent": head, "same": made[0], "again": made[1], "cat": made[2]}
+
+    videos = run(main())
+    assert fragments(videos.pop("parent")) == undisturbed(parent)
+    first = {indices(chunks)[0] for chunks in videos.values()}
+    (edge,) = first
+    assert edge >= 1
+    tails = [tuple(fragments(chunks)) for chunks in videos.values()]
+    assert [indices(chunks) for chunks in videos.values()] == [list(range(edge, 6))] * 3
+    assert len({*tails, tuple(undisturbed(parent)[edge:])}) == 4
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore) -> None:
+    own, mid = core(), core("nano-mid")
+
+    async def main() -> None:
+        async with engine_of(own, store if is_stored else None, **{"nano-mid": mid}) as engine:
+            await engine.submit(request("parent", LONG, model="nano-mid"))
+            async with aclosing(engine.watch("parent")) as chunks:
+                await anext(chunks)
+            children = [request("fits", LONG), request("does not", LONG, width=128)]
+            with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
+                await engine.fork("parent", children)
+            assert [job.id for job in store.jobs()] == ["parent"] * is_stored
+            await until(lambda: "fits" not in mid.scheduler.sessions)
+            await engine.fork("parent", [request("fits", LONG)])
+            assert not own.scheduler.sessions  # the child has the parent's model
+            await engine.abort("parent")
+            await engine.abort("fits")
+
+    run(main())
+
+
+def test_an_extension_is_a_longer_video(store: VideoStore) -> None:
+    """It begins with the first one, whose last chunk comes again, whole, where it was cut."""
+    longer = undisturbed(request("x", 165))
+
+    async def main() -> dict[str, list[VideoChunk]]:
+        async with engine_of(core(), store) as engine:
+            videos = {}
+            for name, frames in (("cut", 80), ("whole", 66)):
+                await make(engine, request(name, frames))
+                await engine.extend(name, request(f"{name} on", 165))
+                videos[name] = await read(engine, f"{name} on")
+            await engine.extend("whole on", request("further", 190))
+            videos["further"] = await read(engine, "further", 0)
+            with pytest.raises(
+                InvalidRequestError, match="'nobody' to extend, expected a finished"
+            ):
+                await engine.extend("nobody", request("x", 165))
+            with pytest.raises(InvalidRequestError, match="got num_frames 66, expected more than"):
+                await engine.extend("cut", request("x", 66))
+            assert store.job("x") is None
+            return videos
+
+    videos = run(main())
+    assert indices(videos["cut"]) == indices(videos["whole"]) == [0, 1, 2, 3, 4]
+    assert fragments(videos["cut"]) == fragments(videos["whole"]) == longer
+    assert fragments(videos["further"]) == undisturbed(request("x", 190))
+
+
+def test_an_extension_has_the_model_of_its_parent(store: VideoStore) -> None:
+    expected = undisturbed(request("x", 99, model="nano-mid"))
+
+    async def main() -> list[VideoChunk]:
+        async with engine_of(core(), store, **{"nano-mid": core("nano-mid")}) as engine:
+            await make(engine, request("first", 66, model="nano-mid"))
+            await engine.extend("first", request("second", 99))
+            return await read(engine, "second")
+
+    assert fragments(run(main())) == expected
+
+
+def test_latents_go_on_from_a_snapshot_without_a_store() -> None:
+    async def main() -> tuple[list[VideoChunk], ...]:
+        async with engine_of(core()) as engine:
+            whole = await make(engine, request("whole", 132))
+            await engine.submit(request("on", 132), continue_from=whole[1].snapshot)
+            return whole, await read(engine, "on")
+
+    whole, rest = run(main())
+    assert indices(rest) == [2, 3]
+    for before, again in zip(whole[2:], rest, strict=True):
+        assert before.latents is not None
+        assert again.latents is not None
+        assert torch.equal(as_tensor(before.latents), as_tensor(again.latents))
+
+
+def broken_core() -> EngineCore:
+    """An engine none of whose workers can start."""
+
+    def make_worker(*_: object) -> Any:
+        raise RuntimeError("no such card")
+
+    config = EngineConfig(workers=(WorkerConfig(device="cpu"),))
+    return EngineCore(InlineExecutor(make_worker), quick_model().config, config)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_an_engine_that_fails_tells_everybody(is_stored: bool, store: VideoStore) -> None:
+    message = "no worker can be started to encode: RuntimeError: no such card"
+
+    async def main() -> None:
+        broken, kept = broken_core(), store if is_stored else None
+        async with AsyncEngine({"broken": broken, "nano": core()}, kept) as engine:
+            names = ("a", "b", "c")
+            outcomes = await asyncio.gather(
+                *(make(engine, request(name)) for name in names), return_exceptions=True
+            )
+            assert {str(outcome) for outcome in outcomes} == {message}
+            assert {type(outcome) for outcome in outcomes} <= {RequestFailedError, EngineDeadError}
+            assert engine.failures == {"broken": message}
+            for call in (
+                engine.submit(request("d")),
+                engine.add_worker(),
+                engine.drain_worker("inline-0"),
+            ):
+                with pytest.raises(EngineDeadError, match=message):
+                    await call
+            assert (await engine.stats()).keys() == (await engine.workers()).keys() == {"nano"}
+            assert len(await make(engine, request("e", model="nano"))) == 2
+            if is_stored:  # kept for an engine that works
+                left = {job.status for job in store.jobs() if job.id in names}
+                assert left <= {"queued"}
+
+    run(main())
+
+
+def test_a_fault_of_the_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = core()
+
+    async def main() -> None:
+        async with AsyncEngine({"nano": own}) as engine:
+            reading = asyncio.create_task(make(engine, request("a", LONG)))
+            await until(lambda: "a" in own.scheduler.sessions)
+            monkeypatch.setattr(own.crew, "check", lambda: 1 / 0)
+            with pytest.raises(RequestFailedError, match="^ZeroDivisionError: division by zero$"):
+                await reading
+            with pytest.raises(EngineDeadError, match="^ZeroDivisionError: division by zero$"):
+                await engine.submit(request("b"))
+
+    run(main())
+
+
+def test_closing_ends_what_runs() -> None:
+    own = core()
+
+    async def main() -> None:
+        async with AsyncEngine({"nano": own}) as engine:
+            reading = asyncio.create_task(make(engine, request("a", LONG)))
+            await until(lambda: "a" in own.scheduler.sessions)
+        with pytest.raises(RequestFailedError, match="^the engine was closed$"):
+            await reading
+        with pytest.raises(EngineDeadError, match="^the engine is closed$"):
+            await engine.submit(request("b"))
+        await engine.abort("a")
+        assert await engine.stats() == {}
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_request_beyond_a_limit_is_refused_and_not_kept(
+    is_stored: bool, store: VideoStore
+) -> None:
+    limits = {"few": TenantConfig(max_sessions=1)}
+    own = core(scheduling=SchedulingConfig(tenants=limits))
+    message = "^tenant few has 1 sessions, at most 1 are allowed$"
+
+    async def main() -> None:
+        async with engine_of(own, store if is_stored else None) as engine:
+            wanted = [request(name, LONG, tenant="few") for name in ("a", "b", "c")]
+            outcomes = await asyncio.gather(
+                *(engine.submit(each) for each in wanted[:2]), return_exceptions=True
+            )
+            assert outcomes.count(None) == 1
+            with pytest.raises(CapacityError, match=message):
+                await engine.submit(wanted[2])
+            assert len(store.jobs()) == is_stored
+            for each in wanted:
+                await engine.abort(each.request_id)
+
+    run(main())
+
+
+def test_counts_and_workers_are_told() -> None:
+    own = core(workers=2)
+
+    async def main() -> None:
+        async with engine_of(own) as engine:
+            await make(engine, request("a", 33))
+            (reports,) = (await engine.workers()).values()
+            assert [report.worker_id for report in reports] == ["inline-0", "inline-1"]
+            assert {report.roles for report in reports} == {("encode", "denoise", "decode")}
+            await until(lambda: own.stats().workers == 2)
+            assert await engine.add_worker() == "inline-2"
+            await until(lambda: own.stats().workers == 3)
+            await engine.submit(request("b", LONG))
+            await until(lambda: own.stats().scheduler.running == 1)
+            (stats,) = (await engine.stats()).values()
+            assert (stats.workers, stats.scheduler.running, stats.scheduler.waiting) == (3, 1, 0)
+            assert stats.scheduler.used_blocks > 0
+            (reports,) = (await engine.workers()).values()
+            (busy,) = [report.worker_id for report in reports if report.sessions]
+            await engine.drain_worker(busy)  # its session goes on elsewhere
+            await until(lambda: own.stats().workers == 2)
+            left = [report.worker_id for report in (await engine.workers())["nano"]]
+            await engine.drain_worker(left[0])
+            with pytest.raises(InvalidRequestError, match=f"got worker '{left[1]}', which is the"):
+                await engine.drain_worker(left[1])
+            with pytest.raises(InvalidRequestError, match="got worker 'x', expected one of"):
+                await engine.drain_worker("x")
+            async with aclosing(engine.watch("b", 5)) as chunks:
+                await anext(chunks)
+            await engine.abort("b")
+
+    run(main())

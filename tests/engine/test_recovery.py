@@ -1,0 +1,554 @@
+"""Engines that stop, disks that fail, workers and whole processes that are killed: nothing that
+was accepted is lost, and no chunk is made in two ways."""
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engines import core, fragments, make, quick_model, read, request, run, undisturbed, until
+from ray_cluster import RayCluster
+
+from helios_serve.config import Resources, SchedulingConfig, WorkerConfig, WorkerGroup
+from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.engine.core import EngineCore
+from helios_serve.engine.feed import VideoChunk
+from helios_serve.engine.launch import ExecutorKind, launch
+from helios_serve.errors import RequestFailedError, StorageError
+from helios_serve.model_executor.executor.inline import InlineExecutor
+from helios_serve.sampling_params import Frames, PromptSwitch, VideoRequest
+from helios_serve.store.jobs import JobStore
+from helios_serve.store.segments import SegmentStore
+from helios_serve.store.video_store import VideoStore
+
+FRAMES = 33 * 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """nano is made anew, outside the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@asynccontextmanager
+async def opened(
+    folder: Path, own: EngineCore | None = None, model: str = "nano"
+) -> AsyncIterator[AsyncEngine]:
+    """What a process does with its data folder: its whole life."""
+    with closing(VideoStore(folder)) as store:
+        async with AsyncEngine({model: own or core(model)}, store) as engine:
+            yield engine
+
+
+def store_of(engine: AsyncEngine) -> VideoStore:
+    assert engine.store is not None
+    return engine.store
+
+
+def status(engine: AsyncEngine, name: str) -> str | None:
+    job = store_of(engine).job(name)
+    return None if job is None else job.status
+
+
+def num_stored(engine: AsyncEngine, name: str) -> int:
+    return len(store_of(engine).segments(name))
+
+
+async def check(engine: AsyncEngine, *wanted: VideoRequest) -> None:
+    """All are brought to their ends, each chunk as it would have been."""
+    videos = await asyncio.gather(*(read(engine, each.request_id) for each in wanted))
+    for each, chunks in zip(wanted, videos, strict=True):
+        expected = EXPECTED[each.request_id]
+        assert [chunk.index for chunk in chunks] == list(range(len(expected)))
+        assert fragments(chunks) == expected
+        assert status(engine, each.request_id) == "completed"
+
+
+EXPECTED: dict[str, list[bytes]] = {}
+
+
+def image() -> Frames:
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return Frames(pixels.tobytes(), 1, 64, 64)
+
+
+def wanted(name: str, frames: int = FRAMES, **options: Any) -> VideoRequest:
+    """A request that is held up behind its first chunks as long as nobody reads it."""
+    made = request(name, frames, max_lead_chunks=1, **options)
+    EXPECTED[name] = undisturbed(made)
+    return made
+
+
+def test_a_stopped_engine_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Stopped again and again, with videos from nothing, from an image, and with a switch."""
+    videos = (
+        wanted("plain"),
+        wanted("image", image=image(), seed=4),
+        wanted("switch", switches=(PromptSwitch(2, "a cat"),), seed=5),
+    )
+
+    async def main() -> None:
+        async with opened(tmp_path) as engine:
+            for each in videos:
+                await engine.submit(each)
+            for each in videos:
+                await until(lambda name=each.request_id: num_stored(engine, name) >= 1)  # type: ignore[misc]
+        async with opened(tmp_path) as engine:
+            before = {each.request_id: num_stored(engine, each.request_id) for each in videos}
+            assert set(before.values()) <= {1, 2}
+            for name, had in before.items():
+                await until(lambda name=name, had=had: num_stored(engine, name) > had)  # type: ignore[misc]
+            assert {job.status for job in store_of(engine).jobs()} == {"in_progress"}
+        async with opened(tmp_path) as engine:
+            await check(engine, *videos)
+        async with opened(tmp_path) as engine:
+            await check(engine, *videos)  # from the disk alone
+            assert store_of(engine).unfinished() == []
+
+    run(main())
+
+
+def test_a_video_of_which_nothing_was_made_begins_anew(tmp_path: Path) -> None:
+    videos = wanted("plain", 33), wanted("image", 33, image=image(), seed=4)
+    broken = EngineCore(InlineExecutor(no_worker), quick_model().config)
+
+    async def main() -> None:
+        async with opened(tmp_path, broken) as engine:
+            await asyncio.gather(*map(engine.submit, videos), return_exceptions=True)
+            await until(lambda: bool(engine.failures))
+        async with opened(tmp_path) as engine:
+            names = [job.id for job in store_of(engine).jobs()]
+            await check(engine, *(each for each in videos if each.request_id in names))
+
+    run(main())
+
+
+def no_worker(*_: object) -> Any:
+    raise RuntimeError("no such card")
+
+
+def test_a_video_that_was_complete_but_for_a_word_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = wanted("plain", 66)
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoStore, "finish", lambda *_: None)
+            async with opened(tmp_path) as engine:
+                await make(engine, plain)
+                assert status(engine, "plain") == "in_progress"
+        async with opened(tmp_path) as engine:
+            assert status(engine, "plain") == "completed"
+            await check(engine, plain)
+            assert not engine.cores["nano"].has_unfinished
+
+    run(main())
+
+
+def test_a_switch_outlives_the_process_that_was_told_of_it(tmp_path: Path) -> None:
+    async def main() -> tuple[PromptSwitch, list[VideoChunk]]:
+        async with opened(tmp_path) as engine:
+            await engine.submit(request("a", FRAMES, max_lead_chunks=1))
+            await until(lambda: num_stored(engine, "a") >= 1)
+            switch = await engine.switch_prompt("a", "a cat", transition_chunks=2)
+        async with opened(tmp_path) as engine:
+            assert num_stored(engine, "a") <= switch.chunk
+            return switch, await read(engine, "a")
+
+    switch, chunks = run(main())
+    assert fragments(chunks) == undisturbed(request("a", FRAMES, switches=(switch,)))
+
+
+def failing(
+    function: Callable[..., Any], fails: Callable[..., bool], error: Exception
+) -> Callable[..., Any]:
+    """`function`, except that it raises `error` where `fails` says so of its arguments."""
+
+    def call(store: object, *args: Any, **options: Any) -> Any:
+        if fails(*args):
+            raise error
+        return function(store, *args, **options)
+
+    return call
+
+
+FULL = StorageError("cannot write 00001.m4s: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "chunk", "error", "message"),
+    [
+        pytest.param(SegmentStore, "put", 0, FULL, str(FULL), id="first-file"),
+        pytest.param(SegmentStore, "put", 3, FULL, str(FULL), id="last-file"),
+        pytest.param(JobStore, "advance", 1, FULL, str(FULL), id="table"),
+        pytest.param(SegmentStore, "put", 1, ValueError("ours"), "ValueError: ours", id="fault"),
+    ],
+)
+def test_a_disk_that_fails_ends_the_video_for_now(
+    owner: type,
+    name: str,
+    error: Exception,
+    message: str,
+    chunk: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever chunk cannot be stored: those behind it are not either, and nobody calls the video
+    complete. It goes on after a restart."""
+    bad, good = wanted("bad", 132), wanted("good", 132, seed=4)
+    own = core()
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            at = lambda job_id, at, *_: (job_id, at) == ("bad", chunk)  # noqa: E731
+            patch.setattr(owner, name, failing(getattr(owner, name), at, error))
+            async with opened(tmp_path, own) as engine:
+                await asyncio.gather(engine.submit(bad), engine.submit(good))
+                readers = [asyncio.create_task(read(engine, "bad")) for _ in range(2)]
+                await check(engine, good)
+                for reader in readers:
+                    with pytest.raises(RequestFailedError, match=f"^{message}$"):
+                        await reader
+                await until(lambda: not own.scheduler.sessions)
+                assert own.stats().scheduler.used_blocks == 0
+                late = f"^the video has stopped at chunk {chunk}; it goes on after a restart$"
+                with pytest.raises(RequestFailedError, match=late):
+                    await read(engine, "bad")
+                assert (status(engine, "bad"), num_stored(engine, "bad")) == (
+                    "in_progress" if chunk else "queued",
+                    chunk,
+                )
+        async with opened(tmp_path) as engine:
+            await check(engine, bad, good)
+
+    run(main())
+
+
+def test_a_request_that_cannot_be_stored_is_not_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = wanted("short", 33)
+
+    async def main() -> None:
+        async with opened(tmp_path) as engine:
+            with monkeypatch.context() as patch:
+                patch.setattr(JobStore, "add", failing(JobStore.add, lambda *_: True, FULL))
+                with pytest.raises(StorageError, match="No space left on device"):
+                    await engine.submit(short)
+            assert store_of(engine).jobs() == []
+            await engine.submit(short)
+            await check(engine, short)
+
+    run(main())
+
+
+def test_what_has_ended_is_not_taken_up(tmp_path: Path) -> None:
+    own = core()
+
+    async def main() -> None:
+        async with opened(tmp_path) as engine:
+            for name in ("cancelled", "stopped"):
+                await engine.submit(request(name, FRAMES, max_lead_chunks=1))
+                await until(lambda name=name: num_stored(engine, name) >= 1)  # type: ignore[misc]
+            await engine.submit(request("failed", 33, lora="no/such/file"))
+            with pytest.raises(RequestFailedError, match="got LoRA 'no/such/file'"):
+                await read(engine, "failed")
+            await engine.abort("cancelled")
+        async with opened(tmp_path, own) as engine:
+            assert own.scheduler.sessions.keys() == {"stopped"}
+            assert status(engine, "cancelled") == "cancelled"
+            assert status(engine, "failed") == "failed"
+            with pytest.raises(RequestFailedError, match="^the request was cancelled$"):
+                await read(engine, "cancelled")
+            with pytest.raises(RequestFailedError, match="got LoRA 'no/such/file'"):
+                await read(engine, "failed")
+
+    run(main())
+
+
+def test_an_extension_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where not even the chunk is stored in which the first video was cut."""
+    expected = undisturbed(request("x", FRAMES))
+    cut = request("cut", 80)
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            at = lambda job_id, *_: job_id == "early"  # noqa: E731
+            patch.setattr(SegmentStore, "put", failing(SegmentStore.put, at, FULL))
+            async with opened(tmp_path) as engine:
+                await make(engine, cut)
+                await engine.extend("cut", request("early", FRAMES))
+                await engine.extend("cut", request("late", FRAMES, max_lead_chunks=1))
+                with pytest.raises(RequestFailedError, match="No space left"):
+                    await read(engine, "early")
+                await until(lambda: num_stored(engine, "late") >= 3)
+                assert num_stored(engine, "late") < 6
+        async with opened(tmp_path) as engine:
+            for name in ("early", "late"):
+                chunks = await read(engine, name)
+                assert [chunk.index for chunk in chunks] == [0, 1, 2, 3, 4, 5]
+                assert fragments(chunks) == expected
+
+    run(main())
+
+
+def test_children_go_on_where_they_were(tmp_path: Path) -> None:
+    names = ("first", "second")
+    children = [request(name, FRAMES, max_lead_chunks=1) for name in names]
+
+    async def main() -> None:
+        async with opened(tmp_path) as engine:
+            await engine.submit(request("parent", FRAMES, max_lead_chunks=1))
+            await until(lambda: num_stored(engine, "parent") >= 1)
+            await engine.pause("parent")
+            await engine.fork("parent", children)
+            starts = [store_of(engine).kept(name) for name in names]
+            for name in names:
+                await until(lambda name=name: num_stored(engine, name) >= 1)  # type: ignore[misc]
+                assert num_stored(engine, name) < 4
+        async with AsyncEngine({"": core()}) as engine:
+            expected = []
+            for child, kept in zip(children, starts, strict=True):
+                assert kept is not None
+                await engine.submit(
+                    request(child.request_id, FRAMES, output="segment"),
+                    continue_from=kept.snapshot,
+                )
+                expected.append(fragments(await read(engine, child.request_id)))
+        assert expected[0] != expected[1]
+        async with opened(tmp_path) as engine:
+            for name, right in zip(names, expected, strict=True):
+                assert fragments(await read(engine, name)) == right
+
+    run(main())
+
+
+def test_a_video_waits_for_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not gone on with by another model, even if it named none."""
+    plain, message = wanted("plain"), "^the video has stopped at chunk [12]; it goes on after a re"
+
+    async def main() -> None:
+        async with opened(tmp_path) as engine:
+            await engine.submit(plain)
+            await until(lambda: num_stored(engine, "plain") >= 1)
+        async with opened(tmp_path, model="nano-mid") as engine:
+            with pytest.raises(RequestFailedError, match=message):
+                await read(engine, "plain")
+            assert "job plain waits for model 'nano', which is not served now" in caplog.messages
+        async with opened(tmp_path) as engine:
+            await check(engine, plain)
+
+    run(main())
+
+
+def test_a_video_that_its_model_cannot_make_any_more_fails(tmp_path: Path) -> None:
+    plain = wanted("plain")
+
+    async def main() -> None:
+        async with opened(tmp_path) as engine:
+            await engine.submit(plain)
+            await until(lambda: num_stored(engine, "plain") >= 1)
+        async with opened(tmp_path, core("nano-base")) as engine:
+            with pytest.raises(RequestFailedError, match="got 3 step counts"):
+                await read(engine, "plain")
+            assert status(engine, "plain") == "failed"
+
+    run(main())
+
+
+def test_more_than_may_wait_now_are_kept_for_later(tmp_path: Path) -> None:
+    videos = [wanted(name, 66, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
+    narrow = core(scheduling=SchedulingConfig(max_queued=1))
+
+    async def main() -> None:
+        async with opened(tmp_path) as engine:
+            for each in videos:
+                await engine.submit(each)
+        async with opened(tmp_path, narrow) as engine:
+            assert {job.status for job in store_of(engine).jobs()} <= {"queued", "in_progress"}
+        async with opened(tmp_path) as engine:
+            await check(engine, *videos)
+
+    run(main())
+
+
+# From here on with workers in processes of their own, which are killed.
+
+MAKES = (
+    request("plain", 66, seed=1),
+    request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
+    request("wide", 66, seed=3, width=128),
+)
+KILLS = (2, 5)
+"""Commits at which all workers are killed."""
+
+
+def processes(kind: ExecutorKind, address: str | None) -> EngineCore:
+    """An engine with two workers that are processes."""
+    config = WorkerConfig(
+        device="cpu", history_blocks=500, batch_invariant=True, resources=Resources(num_cpus=2)
+    )
+    return launch("nano", (WorkerGroup(config, 2),), kind, ray_address=address)
+
+
+async def all_made(engine: AsyncEngine) -> dict[str, list[bytes]]:
+    """Every video, of which each chunk was told once."""
+    videos = {}
+    for each in MAKES:
+        await engine.submit(each)
+    for each in MAKES:
+        chunks = await read(engine, each.request_id)
+        assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+        videos[each.request_id] = fragments(chunks)
+    return videos
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def address(kind: ExecutorKind, request: pytest.FixtureRequest) -> str | None:
+    if kind == "local":
+        return None
+    cluster: RayCluster = request.getfixturevalue("ray_cluster")
+    return cluster.address
+
+
+@pytest.fixture(scope="module")
+def expected(kind: ExecutorKind, address: str | None, tmp_path_factory: Any) -> Any:
+    """What the same workers make when nobody kills them."""
+
+    async def main() -> dict[str, list[bytes]]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        async with opened(folder, processes(kind, address)) as engine:
+            return await all_made(engine)
+
+    return asyncio.run(asyncio.wait_for(main(), 300))
+
+
+def killing(
+    function: Callable[..., Any], own: EngineCore, killed: list[int], *, after: bool
+) -> Callable[..., Any]:
+    """`function`, at some calls of which every worker process of the engine ends at once."""
+    calls = itertools.count(1)
+
+    def kill() -> None:
+        busy = sum(bool(watch.plans) for watch in list(own.crew.workers.values()))
+        killed.append(busy + own.stats().decoding)
+        for report in own.worker_reports():
+            if report.state == "ready":
+                os.kill(int(report.where.split()[-1]), signal.SIGKILL)
+
+    def call(*args: Any) -> Any:
+        is_time = next(calls) in KILLS
+        if is_time and not after:
+            kill()
+        result = function(*args)
+        if is_time and after:
+            kill()
+        return result
+
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "after"),
+    [
+        pytest.param(SegmentStore, "put", False, id="before-the-segment"),
+        pytest.param(SegmentStore, "put", True, id="behind-the-segment"),
+        pytest.param(JobStore, "advance", False, id="before-the-transaction"),
+        pytest.param(JobStore, "advance", True, id="behind-the-transaction"),
+    ],
+)
+def test_workers_may_die_at_any_point_of_a_commit(
+    owner: type,
+    name: str,
+    after: bool,
+    kind: ExecutorKind,
+    address: str | None,
+    expected: dict[str, list[bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+
+    async def main() -> dict[str, list[bytes]]:
+        own = processes(kind, address)
+        patched = killing(getattr(owner, name), own, killed, after=after)
+        monkeypatch.setattr(owner, name, patched)
+        async with opened(tmp_path, own) as engine:
+            made = await all_made(engine)
+            assert {job.status for job in store_of(engine).jobs()} == {"completed"}
+            return made
+
+    assert asyncio.run(asyncio.wait_for(main(), 300)) == expected
+    assert len(killed) == len(KILLS)
+    assert all(killed), "there was nothing under way"
+
+
+LINES = [
+    {
+        "custom_id": f"video {index}",
+        "body": {
+            "prompt": "a dog",
+            "size": "64x64",
+            "seed": index,
+            "num_frames": frames,
+            "steps": [1, 1, 1],
+        },
+    }
+    for index, frames in enumerate((66, 99, 40, 33))
+]
+
+
+def batch(folder: Path, output: str) -> list[str]:
+    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "run-batch"]
+    flags = ["--output", str(folder / output), "--batch-invariant", "--history-blocks", "500"]
+    return [*command, str(folder / "lines.jsonl"), *flags, "--device", "cpu", "--workers", "2"]
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    """Five times, at seeded moments: while it starts, and behind so many files in its store."""
+    subprocess.run(batch(tmp_path, "undisturbed"), check=True, capture_output=True)
+    rng = random.Random(0)
+    store = tmp_path / "output/.helios"
+    for life in range(5):
+        had = len(list(store.glob("segments/*/*")))
+        more = had + rng.randint(1, 3) if life else 0
+        running = subprocess.Popen(batch(tmp_path, "output"), stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(store.glob("segments/*/*"))) < more and running.poll() is None:
+                assert time.monotonic() < deadline, "nothing is made"
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.3))
+        finally:
+            running.kill()
+            running.wait()
+    assert had > 0
+    again = subprocess.run(batch(tmp_path, "output"), check=True, capture_output=True, text=True)
+    assert again.stdout.endswith("4 videos, 0 failed\n")
+    assert outputs(tmp_path / "output") == outputs(tmp_path / "undisturbed")

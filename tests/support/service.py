@@ -1,0 +1,157 @@
+"""An engine with workers in other processes, and what came of its requests."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from videos import Case
+
+from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
+from helios_serve.engine.core import EngineCore
+from helios_serve.engine.events import ChunkReady, RequestFailed, StepTaken
+from helios_serve.model_executor.executor.local import LocalExecutor
+from helios_serve.model_executor.executor.ray import RayExecutor
+from helios_serve.model_executor.models.helios.config import read_config
+from helios_serve.model_executor.worker.tensors import as_tensor
+
+CASES = {
+    "t2v": Case("distilled", height=64, width=64, chunks=6, seed=1).with_defaults(),
+    "i2v": Case("distilled", "i2v", height=64, width=128, chunks=2, seed=2).with_defaults(),
+    "v2v": Case("distilled", "v2v", height=64, width=64, chunks=2, seed=3).with_defaults(),
+}
+PATIENCE = 120.0
+"""Seconds after which something that should have come has not come."""
+
+
+def worker_config(folder: Path, **fields: Any) -> WorkerConfig:
+    return WorkerConfig(
+        model=str(folder), device="cpu", history_blocks=2000, batch_invariant=True, **fields
+    )
+
+
+class Service:
+    """An engine, and what came of its requests."""
+
+    def __init__(
+        self,
+        executor: LocalExecutor | RayExecutor,
+        folder: Path,
+        workers: Iterable[WorkerConfig],
+        **config: float,
+    ) -> None:
+        self.executor = executor
+        self.folder = folder
+        # Small batches, so that work is spread over workers and steps.
+        scheduling = SchedulingConfig(max_num_seqs=2)
+        self.engine = EngineCore(
+            executor,
+            read_config(folder),
+            EngineConfig(workers=tuple(workers), scheduling=scheduling, **config),
+        )
+        self.names: dict[str, str] = {}
+        """The case that each request is made of."""
+        self.chunks: dict[str, list[ChunkReady]] = {}
+        self.failures: dict[str, str] = {}
+        self.steps = 0
+        self.latest: list[StepTaken] = []
+        """What the last call of `step` told of."""
+
+    def forget(self) -> None:
+        """Begin anew with the same workers."""
+        for request_id in self.names:
+            self.engine.abort(request_id)
+        for told in (self.names, self.chunks, self.failures):
+            told.clear()
+        self.steps = 0
+
+    def add(self, *cases: str) -> list[str]:
+        """One more request for each of the cases; returns their ids."""
+        added = []
+        for case in cases:
+            request_id = f"{case}-{len(self.names)}"
+            self.names[request_id] = case
+            self.engine.add_request(CASES[case].request(request_id))
+            added.append(request_id)
+        return added
+
+    def step(self, timeout: float = 0.1) -> None:
+        events = self.engine.step(timeout)
+        self.latest = [event for event in events if isinstance(event, StepTaken)]
+        self.steps += len(self.latest)
+        for event in events:
+            if isinstance(event, ChunkReady):
+                self.chunks.setdefault(event.request_id, []).append(event)
+            elif isinstance(event, RequestFailed):
+                self.failures[event.request_id] = event.message
+        self.engine.scheduler.check_integrity()
+
+    def wait(self, until: Callable[[], bool], timeout: float = 0.1) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not until():
+            assert time.monotonic() < deadline, "it does not come to this"
+            self.step(timeout)
+
+    def run(self) -> None:
+        """Until all requests have ended, and the workers have been told so."""
+        self.wait(lambda: not self.engine.has_unfinished)
+        self.wait(lambda: self.engine.scheduler.stats().used_blocks == 0)
+
+    def wait_ready(self, count: int) -> None:
+        self.wait(lambda: len(self.ready) >= count)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks that were handed on."""
+        return sum(map(len, self.chunks.values()))
+
+    @property
+    def workers(self) -> set[str]:
+        return set(self.engine.crew.workers)
+
+    @property
+    def ready(self) -> list[str]:
+        return [name for name, watch in self.engine.crew.workers.items() if watch.is_ready]
+
+    @property
+    def busy(self) -> list[str]:
+        """Workers that have been given steps to take."""
+        return [name for name, watch in self.engine.crew.workers.items() if watch.plans]
+
+    def pid(self, worker_id: str) -> int | None:
+        """The worker's process, if it has one by now."""
+        if isinstance(self.executor, LocalExecutor):
+            return self.executor.pid(worker_id)
+        place = self.executor.place(worker_id)
+        return place and place.pid
+
+    def kill(self, worker_id: str, number: signal.Signals = signal.SIGKILL) -> None:
+        pid = self.pid(worker_id)
+        assert pid is not None
+        os.kill(pid, number)
+
+    def time_to_resume(self, worker_id: str) -> tuple[float, float]:
+        """Seconds from now until a death is noticed, and until a session of the dead goes on."""
+        started = time.monotonic()
+        sessions = self.engine.scheduler.sessions.values()
+        victims = {item.session_id for item in sessions if item.worker_id in (worker_id, None)}
+        self.wait(lambda: worker_id not in self.workers, timeout=0.01)
+        noticed = time.monotonic() - started
+        self.wait(lambda: any(step.request_id in victims for step in self.latest), timeout=0.01)
+        return noticed, time.monotonic() - started
+
+    def check(self, expected: dict[str, Tensor]) -> None:
+        """Every request has each of its chunks once, in order, with the undisturbed latents."""
+        assert not self.failures, self.failures
+        for request_id, case in self.names.items():
+            own = self.chunks[request_id]
+            assert [chunk.chunk for chunk in own] == list(range(CASES[case].chunks))
+            assert all(chunk.frames and chunk.frames.count == 33 for chunk in own)
+            got = torch.cat([as_tensor(chunk.latents) for chunk in own], dim=2)
+            assert torch.equal(got, expected[case]), request_id
+        assert not self.engine.encoding.num_waiting + self.engine.decoding.num_waiting
+        assert self.engine.scheduler.stats().used_text_rows == 0
