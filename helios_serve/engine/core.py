@@ -18,7 +18,7 @@ from helios_serve.engine.events import (
     RequestFinished,
     StepTaken,
 )
-from helios_serve.engine.task_board import MAX_LOSSES, TaskBoard
+from helios_serve.engine.task_board import TaskBoard
 from helios_serve.engine.trace import Trace
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
@@ -278,6 +278,8 @@ class EngineCore:
 
     def _fill_queues(self) -> None:
         for worker_id in self.scheduler.workers:
+            if self.encoding.has_suspect(worker_id) or self.decoding.has_suspect(worker_id):
+                continue  # so that it is clear what it dies of, if it does
             watch = self.crew.workers[worker_id]
             while len(watch.plans) < QUEUE_DEPTH:
                 plan = self.scheduler.schedule(worker_id)
@@ -381,10 +383,14 @@ class EngineCore:
                 message = f"{MAX_DEATHS} workers died at the same point of it: {event.reason}"
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
-        for board, what in ((self.encoding, "its inputs"), (self.decoding, "a chunk of it")):
-            for session_id in board.lose(worker_id):
-                message = f"{MAX_LOSSES} workers died working on {what}: {event.reason}"
-                yield from self._fail(session_id, message)
+        encodes, decodes = self.encoding.count(worker_id), self.decoding.count(worker_id)
+        given_up = [
+            *self.encoding.lose(worker_id, was_idle=not watch.plans and not decodes),
+            *self.decoding.lose(worker_id, was_idle=not watch.plans and not encodes),
+        ]
+        for session_id in given_up:
+            message = f"too many workers died encoding or decoding for it: {event.reason}"
+            yield from self._fail(session_id, message)
 
     def _fail_unplaceable(self) -> list[EngineEvent]:
         """Requests accepted before all was known of them and the workers, and too large."""

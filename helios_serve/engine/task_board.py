@@ -11,8 +11,12 @@ Task = TypeVar("Task", EncodeTask, DecodeTask)
 
 DEPTH = 2
 """Tasks that a worker has at a time, so that it never waits for the next."""
-MAX_LOSSES = 6
-"""Workers that may die with a task before it is taken to be the cause."""
+SUSPECT_AFTER = 2
+"""Workers that may die with a task before it is given to one that does nothing else meanwhile."""
+MAX_LONE_LOSSES = 3
+"""Workers that may die while a task is all they have before it is taken to be the cause."""
+MAX_LOSSES = 20
+"""Workers that may die with a task, whatever else they had."""
 
 
 @dataclass
@@ -22,7 +26,16 @@ class Item(Generic[Task]):
     task: Task
     preferred: str | None
     losses: int = 0
+    lone_losses: int = 0
     is_wanted: bool = True
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.losses >= SUSPECT_AFTER
+
+    @property
+    def is_guilty(self) -> bool:
+        return self.lone_losses >= MAX_LONE_LOSSES or self.losses >= MAX_LOSSES
 
 
 class Given(NamedTuple, Generic[Task]):
@@ -51,10 +64,14 @@ class TaskBoard(Generic[Task]):
     def give_out(self, workers: Collection[str], now: float) -> Iterator[Given[Task]]:
         """Tasks for those of `workers` that can take more, the least busy first."""
         while self._turns:
-            open_to = [name for name in workers if len(self._given.get(name, ())) < DEPTH]
+            session_id, items = next(iter(self._turns.items()))
+            depth = 1 if items[0].is_suspect else DEPTH
+            open_to = [
+                name for name in workers if self.count(name) < depth and not self.has_suspect(name)
+            ]
             if not open_to:
                 return
-            session_id, items = self._turns.popitem(last=False)
+            del self._turns[session_id]
             item = items.popleft()
             if items:
                 self._turns[session_id] = items
@@ -73,19 +90,25 @@ class TaskBoard(Generic[Task]):
         self._busy_since[worker_id] = now
         return self._given[worker_id].popleft().task
 
-    def lose(self, worker_id: str) -> list[str]:
+    def lose(self, worker_id: str, *, was_idle: bool = False) -> list[str]:
         """The worker is gone: others do what it had. Returns sessions whose task is given up.
 
-        Only the oldest task had been begun, so only that one may have been the cause.
+        Only the oldest task had been begun, so only that one may have been the cause; it is the
+        likelier one if the worker `was_idle` apart from its tasks.
         """
         lost = self._given.pop(worker_id, deque())
         if lost:
             lost[0].losses += 1
+            lost[0].lone_losses += was_idle and len(lost) == 1
         wanted = [item for item in lost if item.is_wanted]
         for item in reversed(wanted):
-            if item.losses < MAX_LOSSES:
+            if not item.is_guilty:
                 self._queue(item, front=True)
-        return [item.task.session_id for item in wanted if item.losses >= MAX_LOSSES]
+        return [item.task.session_id for item in wanted if item.is_guilty]
+
+    def has_suspect(self, worker_id: str) -> bool:
+        """Whether the worker has a task that should be all it has."""
+        return any(item.is_suspect for item in self._given.get(worker_id, ()))
 
     def forget(self, session_id: str) -> None:
         """Drop what waits of a session that is over; what is lost of it is not done again."""

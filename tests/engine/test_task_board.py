@@ -1,6 +1,14 @@
 """Tasks beside the denoising: their order, who is given them, and what follows a loss."""
 
-from helios_serve.engine.task_board import DEPTH, MAX_LOSSES, TaskBoard
+import pytest
+
+from helios_serve.engine.task_board import (
+    DEPTH,
+    MAX_LONE_LOSSES,
+    MAX_LOSSES,
+    SUSPECT_AFTER,
+    TaskBoard,
+)
 from helios_serve.messages import EncodeTask
 
 Board = TaskBoard[EncodeTask]
@@ -85,13 +93,30 @@ def test_a_lost_task_stays_in_front_of_later_ones_of_its_session() -> None:
     assert order(board) == ["a0", "a1", "a2"]
 
 
-def test_a_task_that_too_many_workers_died_at_is_given_up_and_not_the_one_behind_it() -> None:
+def test_a_task_that_many_died_with_is_all_that_the_next_one_has() -> None:
     board = board_of("a0", "b0")
-    for number in range(MAX_LOSSES):
+    for number in range(SUSPECT_AFTER):
         worker = f"v{number}"
         assert given(board, worker) == [(worker, "a0"), (worker, "b0")]
-        assert board.lose(worker) == (["a"] if number == MAX_LOSSES - 1 else [])
-    assert order(board) == ["b0"]
+        assert not board.has_suspect(worker)
+        board.lose(worker)
+    assert given(board, "w") == [("w", "a0")]
+    assert board.has_suspect("w")
+    board.finish("w", 0.0)
+    assert given(board, "w") == [("w", "b0")]
+    assert not board.has_suspect("w")
+
+
+@pytest.mark.parametrize(("was_idle", "most"), [(True, MAX_LONE_LOSSES), (False, MAX_LOSSES)])
+def test_a_task_that_too_many_died_with_is_given_up(was_idle: bool, most: int) -> None:
+    """Sooner where the worker had nothing else to die of."""
+    board = board_of("a0")
+    for number in range(most):
+        worker = f"v{number}"
+        assert given(board, worker) == [(worker, "a0")]
+        lost = board.lose(worker, was_idle=was_idle)
+        assert lost == (["a"] if number == most - 1 else [])
+    assert given(board, "w") == []
     assert board.lose("never known") == []
 
 
