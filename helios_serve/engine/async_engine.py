@@ -26,18 +26,17 @@ from helios_serve.engine.feed import Feed, VideoChunk
 from helios_serve.engine.progress import Progress, progress_of
 from helios_serve.engine.recovery import Start, extension, take_up, unfinished
 from helios_serve.engine.running import Running
+from helios_serve.engine.stored_feed import CANCELLED, fetch_stored, stored_feed, unknown
 from helios_serve.engine.thread import EngineThread
 from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
 from helios_serve.logger import logger
-from helios_serve.messages import Segment, Snapshot
+from helios_serve.messages import Snapshot
 from helios_serve.model_config import num_chunks
 from helios_serve.sampling_params import PromptSwitch, VideoRequest
-from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
 Result = TypeVar("Result")
 
-CANCELLED = "the request was cancelled"
 CLOSED = "the engine was closed"
 ASKED_FOR = "it was asked for"
 
@@ -316,12 +315,16 @@ class AsyncEngine:
             self._running.pop(name, None)
 
     async def _close(self) -> None:
-        for thread in self._threads.values():
-            await asyncio.to_thread(thread.close)
+        """Readers are told in any case; then the first error is raised, if there was one."""
+        closing = (asyncio.to_thread(thread.close) for thread in self._threads.values())
+        outcomes = await asyncio.gather(*closing, return_exceptions=True)
         if self._committer is not None:
             await asyncio.to_thread(self._committer.close)
         for name in list(self._running):
             self._end(name, CLOSED)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
     def _register(self, start: Start, thread: EngineThread) -> Running:
         name = start.request.request_id
@@ -358,17 +361,9 @@ class AsyncEngine:
             return running.feed
         if (unread := self._unread.get(request_id)) is not None:
             return unread
-        job = None
-        if self.store is not None:
-            job = await asyncio.to_thread(self.store.job, request_id)
-        if self.store is None or job is None:
-            raise InvalidRequestError(
-                f"got request id {request_id!r}, expected one that was accepted", param="request_id"
-            )
-        fetch = partial(fetch_stored, self.store, request_id)
-        feed = Feed(request_id, job.first_chunk, job.next_chunk, fetch)
-        feed.end(why_incomplete(job))
-        return feed
+        if self.store is None:
+            raise unknown(request_id)
+        return await stored_feed(self.store, request_id)
 
     async def _call(self, thread: EngineThread, function: Callable[[EngineCore], Result]) -> Result:
         """Between two steps of the engine; it is also made if the caller goes away."""
@@ -464,22 +459,3 @@ def with_model(request: VideoRequest, default: str | None) -> VideoRequest:
 async def done(future: "Future[Result]") -> Result:
     """Wait for another thread; what it does goes on if the waiting is cancelled."""
     return await asyncio.shield(asyncio.wrap_future(future))
-
-
-def why_incomplete(job: StoredJob) -> str | None:
-    """What to tell readers behind the last committed chunk; None where nothing is missing."""
-    if job.status == "cancelled":
-        return CANCELLED
-    if job.is_finished or job.next_chunk == job.num_chunks:
-        return job.error
-    return f"the video has stopped at chunk {job.next_chunk}; it goes on after a restart"
-
-
-async def fetch_stored(store: VideoStore, request_id: str, index: int) -> VideoChunk:
-    """A committed chunk; raises RequestFailedError where it was deleted meanwhile."""
-    header, fragment = await asyncio.to_thread(
-        lambda: (store.header(request_id), store.fragment(request_id, index))
-    )
-    if header is None or fragment is None:
-        raise RequestFailedError(f"chunk {index} of {request_id!r} is not stored any more")
-    return VideoChunk(index, segment=Segment(header, fragment))

@@ -108,7 +108,8 @@ class EngineCore:
         had it not ended there. `kin` names requests that go on from the same one. `tail` holds the
         latents of the chunk before, where that is to be handed on again, whole.
         """
-        if request.request_id in self._deliveries:
+        known = (self._deliveries, self.encoding, self.decoding)
+        if any(request.request_id in names for names in known):
             raise InvalidRequestError(
                 f"got request id {request.request_id!r}, which is in use", param="request_id"
             )
@@ -320,7 +321,7 @@ class EngineCore:
     def _on_ready(self, worker_id: str, event: WorkerReady) -> None:
         watch = self.crew.workers[worker_id]
         watch.is_ready, watch.failed_starts = True, 0
-        if watch.plays("denoise"):
+        if watch.plays("denoise") and not watch.is_draining:
             self.scheduler.add_worker(worker_id, event.num_blocks, event.text_rows)
 
     def _on_steps(self, worker_id: str, event: StepsDone) -> Iterator[EngineEvent]:
@@ -348,7 +349,8 @@ class EngineCore:
         session = self.scheduler.sessions.get(event.session_id)
         if session is None or session.status.is_finished:
             return
-        if event.error is not None and not session.is_ready:
+        needed = {*task.prompts} & {*session.missing_prompts}
+        if event.error is not None and (needed or task.seed_from is not None):
             yield from self._fail(event.session_id, event.error)
             return
         for text in session.drop_switches(task.prompts) if event.error is not None else ():

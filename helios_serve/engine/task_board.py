@@ -120,6 +120,13 @@ class TaskBoard(Generic[Task]):
         """Tasks that the worker has."""
         return len(self._given.get(worker_id, ()))
 
+    def __contains__(self, session_id: str) -> bool:
+        """Whether a task of the session waits, or a worker has one."""
+        given = (item for items in self._given.values() for item in items)
+        return session_id in self._turns or any(
+            item.task.session_id == session_id for item in given
+        )
+
     @property
     def num_waiting(self) -> int:
         return sum(map(len, self._turns.values()))

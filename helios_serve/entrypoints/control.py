@@ -123,8 +123,9 @@ def ask(folder: Path, command: Command) -> Answer:
             with connection.makefile("rb") as answers:
                 answer = msgspec.json.decode(answers.readline(), type=Answer)
         except (OSError, msgspec.DecodeError) as error:
+            why = getattr(error, "strerror", None) or error
             raise InvalidRequestError(
-                f"no engine answers at {path}: {error}", param="data-dir"
+                f"no engine answers at {path}: {why}", param="data-dir"
             ) from error
     if answer.error is not None:
         raise InvalidRequestError(answer.error, param="worker")

@@ -91,18 +91,23 @@ def worker_groups(arguments: argparse.Namespace, model: str) -> tuple[WorkerGrou
 
 
 def _workers(text: str) -> WorkerGroup:
-    head, _, tail = text.partition("@")
-    number, _, names = head.partition(":")
+    head, has_needs, needs = text.partition("@")
+    number, has_names, names = head.partition(":")
+    if (has_names and not names) or (has_needs and not needs):
+        raise ValueError(text)
     count = int(number)
     chosen = names.split("+") if names else list(ROLES)
     if count < 1 or not set(chosen) <= set(ROLES):
         raise ValueError(text)
     roles: tuple[Role, ...] = tuple(role for role in ROLES if role in chosen)
-    return WorkerGroup(WorkerConfig(roles=roles, resources=_resources(tail)), count)
+    return WorkerGroup(WorkerConfig(roles=roles, resources=_resources(needs)), count)
 
 
 def _resources(text: str) -> Resources:
-    pairs = dict(_pair(part) for part in text.split(",")) if text else {}
+    given = [_pair(part) for part in text.split(",")] if text else []
+    pairs = dict(given)
+    if len(pairs) < len(given):
+        raise ValueError(text)
     gpus = pairs.pop("gpus", None)
     return Resources(
         num_cpus=_amount(pairs.pop("cpus", "1")),

@@ -59,7 +59,6 @@ class Handle:
         """Whether the connection to it broke while Ray knows of no death: its node is gone."""
         self._actor: Any = None
         self._is_killed = False
-        self._is_silent = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._listen, name=worker_id, daemon=True)
         self._thread.start()
@@ -71,19 +70,15 @@ class Handle:
     def submit(self, data: bytes) -> None:
         self._actor.put.options(concurrency_group=COMMANDS).remote(data)
 
-    def silence(self) -> None:
+    def kill(self) -> None:
         """End it at once, whatever it is doing; nothing more is heard of it."""
-        self._is_silent = True
-        self._kill()
-
-    def join(self) -> None:
-        self._thread.join()
-
-    def _kill(self) -> None:
         with self._lock:
             self._is_killed = True
             if self._actor is not None:
                 ray.kill(self._actor, no_restart=True)
+
+    def join(self) -> None:
+        self._thread.join()
 
     def _listen(self) -> None:
         """Everything that the actor tells, until it dies; then why."""
@@ -101,10 +96,10 @@ class Handle:
             self.is_cut_off = isinstance(error, ActorUnavailableError)
             self._tell(WorkerDied(reason_of(error)))
         finally:
-            self._kill()
+            self.kill()
 
     def _tell(self, event: WorkerEvent) -> None:
-        if not self._is_silent:
+        if not self._is_killed:
             self.inbox.put(self.worker_id, event)
 
     def _start(self) -> None:
@@ -181,7 +176,7 @@ class RayExecutor:
     def kill_worker(self, worker_id: str) -> None:
         """Do not wait for its end: a node out of reach never says that a process has ended."""
         if worker_id in self._handles:
-            self._handles[worker_id].silence()
+            self._handles[worker_id].kill()
             self._inbox.put(worker_id, WorkerDied("it was killed"))
 
     def stop_worker(self, worker_id: str) -> None:
@@ -204,7 +199,7 @@ class RayExecutor:
     def _end(self, worker_id: str) -> Handle:
         """Forget the worker, and see to it that it ends."""
         handle = self._handles.pop(worker_id)
-        handle.silence()
+        handle.kill()
         self._ended = [ended for ended in self._ended if ended.is_listening] + [handle]
         return handle
 

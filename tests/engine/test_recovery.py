@@ -393,7 +393,7 @@ MAKES = (
     request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
     request("wide", 66, seed=3, width=128),
 )
-KILLS = (2, 5)
+KILLS = (1, 3)
 """Commits at which all workers are killed."""
 
 
@@ -449,9 +449,9 @@ def killing(
     calls = itertools.count(1)
 
     def kill() -> None:
-        busy = sum(bool(watch.plans) for watch in list(own.crew.workers.values()))
-        killed.append(busy + own.stats().decoding)
-        for report in own.worker_reports():
+        reports = own.worker_reports()
+        killed.append(sum(report.sessions + report.tasks for report in reports))
+        for report in reports:
             if report.state == "ready":
                 os.kill(int(report.where.split()[-1]), signal.SIGKILL)
 

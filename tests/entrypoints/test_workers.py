@@ -2,12 +2,13 @@
 
 import json
 import re
-import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -65,33 +66,48 @@ def test_bad_groups_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -
     assert message in capsys.readouterr().err
 
 
-@pytest.fixture(params=["short", "long"])
-def data_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Also one whose socket has a longer path than the system takes."""
-    return tmp_path / ("data" if request.param == "short" else "/".join(["d" * 50] * 4))
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
 
 
-def test_without_an_engine_that_is_told(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in (data_dir, data_dir / "control.sock"):
-        assert main(["workers", "list", "--data-dir", str(data_dir)]) == 2
-        message = f"helios-serve: error: no engine answers at {data_dir}/control.sock: "
-        assert capsys.readouterr().err.startswith(message)
-        path.mkdir(parents=True)  # what is there later is no engine either
+@pytest.fixture
+def long_data_dir(tmp_path: Path) -> Path:
+    """One whose socket has a longer path than the system takes."""
+    return tmp_path / "/".join(["d" * 50] * 4)
+
+
+def test_without_an_engine_that_is_told(
+    data_dir: Path, long_data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(folder: Path) -> str:
+        assert main(["workers", "list", "--data-dir", str(folder)]) == 2
+        return capsys.readouterr().err
+
+    for folder in (data_dir, long_data_dir):
+        message = f"helios-serve: error: no engine answers at {folder}/control.sock: "
+        assert ask(folder) == f"{message}No such file or directory\n"
+        folder.mkdir(parents=True)
+        (folder / "control.sock").touch()  # of a process that was killed
+        assert ask(folder) == f"{message}Connection refused\n"
 
 
 class Batch:
     """A batch that runs in a thread, and is asked for its workers as from another process."""
 
-    def __init__(self, folder: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.data_dir = data_dir
+        data_dir.mkdir(parents=True)
+        file = data_dir / "lines.jsonl"
         self.capsys = capsys
         body = {"prompt": "a dog", "size": "64x64", "num_frames": 66, "steps": [1, 1, 1]}
         lines = [
             json.dumps({"custom_id": str(seed), "body": body | {"seed": seed}}) for seed in (1, 2)
         ]
-        (folder / "lines.jsonl").write_text("\n".join(lines))
-        self.arguments = ["run-batch", str(folder / "lines.jsonl"), "--output", str(folder / "out")]
+        file.write_text("\n".join(lines))
+        self.arguments = ["run-batch", str(file), "--output", str(data_dir / "out")]
         self.arguments += ["--data-dir", str(data_dir), "--executor", "inline", "--device", "cpu"]
+        self.arguments += ["--history-blocks", "500"]
         self.status: list[int] = []
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -133,18 +149,31 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     gate.set()
 
 
-@pytest.fixture
-def batch(
-    tmp_path: Path, data_dir: Path, gate: threading.Event, capsys: pytest.CaptureFixture[str]
+@contextmanager
+def running(
+    folder: Path, gate: threading.Event, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Batch]:
-    running = Batch(tmp_path, data_dir, capsys)
-    yield running
-    gate.set()
-    running.thread.join()
+    """A batch whose data is in `folder`; it ends when `gate` is open."""
+    batch = Batch(folder, capsys)
+    try:
+        yield batch
+    finally:
+        gate.set()
+        batch.thread.join()
 
 
-def test_workers_are_listed_added_and_drained(batch: Batch, gate: threading.Event) -> None:
+def test_workers_are_listed_added_and_drained(
+    long_data_dir: Path, gate: threading.Event, capsys: pytest.CaptureFixture[str]
+) -> None:
     """While the first one has work that it cannot finish."""
+    with running(long_data_dir, gate, capsys) as batch:
+        look_after(batch)
+        assert (long_data_dir / "control.sock").stat().st_mode & 0o077 == 0
+    assert batch.status == [0]
+    assert not (long_data_dir / "control.sock").exists()
+
+
+def look_after(batch: Batch) -> None:
     rows = batch.wait(lambda rows: bool(rows) and rows[0][2] == "ready")
     model, name, state, roles, _, blocks, where = rows[0]
     assert (model, name, state, roles) == ("nano", "inline-0", "ready", "encode+denoise+decode")
@@ -173,62 +202,56 @@ def test_workers_are_listed_added_and_drained(batch: Batch, gate: threading.Even
     assert "got worker 'inline-1', which is the last one to decode: add another" in message
     assert batch.ask("drain", "inline-3") == (0, "inline-3 is draining\n")
     batch.wait(lambda rows: [row[1] for row in rows] == ["inline-0", "inline-1", "inline-2"])
-    gate.set()
-    batch.thread.join()
-    assert batch.status == [0]
-    assert not (batch.data_dir / "control.sock").exists()
-
-
-def test_only_the_owner_may_ask(batch: Batch) -> None:
-    batch.wait(bool)
-    assert (batch.data_dir / "control.sock").stat().st_mode & 0o077 == 0
 
 
 def test_what_is_no_command_is_answered_and_nobody_is_waited_for(
-    batch: Batch, gate: threading.Event
+    data_dir: Path, gate: threading.Event, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not even those who connect and say nothing."""
-    from helios_serve.entrypoints.control import reachable
-
-    batch.wait(bool)
-    import socket
-
-    answers = []
-    for text in (b"nonsense\n", b'{"action": "dance"}\n', b"x" * (2 << 20), b""):
-        with socket.socket(socket.AF_UNIX) as connection:
-            with reachable(batch.data_dir / "control.sock") as name:
-                connection.connect(name)
-            try:
-                connection.sendall(text)
-                connection.shutdown(socket.SHUT_WR)
-                answers.append(json.loads(connection.makefile("rb").readline())["error"])
-            except ConnectionError:
-                answers.append("cut off")
-    assert answers[0].startswith("JSON is malformed")
-    assert answers[1].startswith("Invalid enum value 'dance'")
-    assert len(batch.workers()) == 1
-    with socket.socket(socket.AF_UNIX) as silent:
-        with reachable(batch.data_dir / "control.sock") as name:
-            silent.connect(name)
+    address = str(data_dir / "control.sock")
+    with running(data_dir, gate, capsys) as batch, socket.socket(socket.AF_UNIX) as silent:
+        batch.wait(bool)
+        silent.connect(address)
+        for text, message in (
+            (b"nonsense\n", "JSON is malformed"),
+            (b'{"action": "dance"}\n', "Invalid enum value 'dance'"),
+            (b"", "Input data was truncated"),
+        ):
+            assert answer(address, text)["error"].startswith(message)
+        with suppress(ConnectionError):
+            answer(address, b"x" * (2 << 20))
+        assert len(batch.workers()) == 1
         gate.set()
         batch.thread.join()
     assert batch.status == [0]
 
 
+def answer(address: str, text: bytes) -> dict[str, str]:
+    """What is said to `text`, and nothing more."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        connection.sendall(text)
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as answers:
+            said: dict[str, str] = json.loads(answers.readline())
+    return said
+
+
 @pytest.mark.slow
-def test_worker_processes_come_and_go(data_dir: Path, tmp_path: Path) -> None:
+def test_worker_processes_come_and_go(long_data_dir: Path, tmp_path: Path) -> None:
     """All that a user types, in processes of its own."""
+    data_dir = str(long_data_dir)
     cli = [sys.executable, "-m", "helios_serve.entrypoints.cli"]
     body = {"prompt": "a dog", "size": "64x64", "num_frames": 33 * 12}
     (tmp_path / "lines.jsonl").write_text(json.dumps({"custom_id": "a", "body": body}))
 
     def ask(*arguments: str) -> str:
-        command = [*cli, "workers", *arguments, "--data-dir", str(data_dir)]
+        command = [*cli, "workers", *arguments, "--data-dir", data_dir]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         return done.stdout
 
-    flags = ["--output", "out", "--data-dir", str(data_dir), "--device", "cpu"]
-    running = subprocess.Popen([*cli, "run-batch", "lines.jsonl", *flags], cwd=tmp_path)
+    flags = ["--output", "out", "--data-dir", data_dir, "--device", "cpu"]
+    engine = subprocess.Popen([*cli, "run-batch", "lines.jsonl", *flags], cwd=tmp_path)
     try:
         deadline = time.monotonic() + 120
         while "ready" not in ask("list"):
@@ -240,8 +263,8 @@ def test_worker_processes_come_and_go(data_dir: Path, tmp_path: Path) -> None:
         assert ask("drain", "local-0") == "local-0 is draining\n"
         while "local-0" in ask("list"):
             assert time.monotonic() < deadline
-        assert running.wait(timeout=300) == 0
+        assert engine.wait(timeout=300) == 0
         assert not Path(f"/proc/{pid}").exists()
     finally:
-        running.send_signal(signal.SIGKILL)
-        running.wait()
+        engine.kill()
+        engine.wait()
