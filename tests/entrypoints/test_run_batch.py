@@ -2,10 +2,8 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -336,29 +334,3 @@ def test_bad_input_is_one_line(
     store.close()
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith(f"helios-serve: error: {message}")
-
-
-@pytest.mark.slow
-def test_an_interrupted_batch_says_so_and_goes_on(tmp_path: Path) -> None:
-    lines = [line("long", num_frames=33 * 12), line("short")]
-    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
-    command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "run-batch", "lines.jsonl"]
-    command += ["--output", "videos", "--device", "cpu", "--history-blocks", "500"]
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("videos/.helios/segments/*/*.m4s")):
-            assert running.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline, "no chunk came"
-            time.sleep(0.02)
-        running.send_signal(signal.SIGINT)
-        _, printed = running.communicate(timeout=60)
-    finally:
-        running.kill()
-        running.wait()
-    assert running.returncode == 130
-    assert printed.endswith("helios-serve: interrupted\n")
-    assert "Traceback" not in printed
-    assert not list(tmp_path.glob("videos/.*.part"))
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert frame_numbers(tmp_path / "videos/long.mp4") == list(range(33 * 12))
