@@ -24,7 +24,7 @@ from helios_serve.model_executor.worker.tensors import as_tensor
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["local", "ray"])
+@pytest.fixture(scope="module", params=["local"])
 def address(request: pytest.FixtureRequest) -> str | None:
     """Of the Ray cluster; None for processes of this one."""
     if request.param == "local":
