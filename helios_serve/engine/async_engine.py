@@ -183,9 +183,7 @@ class AsyncEngine:
 
     async def resume(self, request_id: str) -> None:
         """Go on with a paused request; any other is left as it is."""
-        released = self._find(request_id).release(ASKED_FOR)
-        if released is not None:
-            await done(released)
+        await done(self._find(request_id).release(ASKED_FOR))
 
     async def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None
@@ -380,7 +378,10 @@ class AsyncEngine:
     def _on_events(self, events: list[EngineEvent]) -> None:
         """In an engine's thread."""
         for event in events:
-            if self._committer is None or isinstance(event, StepTaken):
+            if isinstance(event, StepTaken):
+                if (running := self._running.get(event.request_id)) is not None:
+                    running.on_step(event.cursor.chunk)
+            elif self._committer is None:
                 self._tell(event)
             else:
                 self._committer.put(event)
@@ -399,8 +400,6 @@ class AsyncEngine:
         if running is None:
             return
         match event:
-            case StepTaken():
-                running.on_step(event.cursor.chunk)
             case ChunkReady():
                 running.feed.publish(
                     VideoChunk(

@@ -45,7 +45,6 @@ class Feed:
         self.request_id = request_id
         self.first_chunk = next_chunk if first_chunk is None else first_chunk
         self.next_chunk = self.read_chunk = next_chunk
-        self.steps_taken = 0
         self.is_over = False
         self.error: str | None = None
         self._fetch = fetch

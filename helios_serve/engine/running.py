@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple
 
+from helios_serve.engine.core import EngineCore
 from helios_serve.engine.feed import Feed
 from helios_serve.engine.thread import EngineThread
 from helios_serve.errors import (
@@ -50,28 +51,26 @@ class Running:
     def hold(self, reason: str) -> "Future[None]":
         """Have no steps taken while there is a reason; raises EngineDeadError."""
         self._holds.add(reason)
-        return self.thread.call(lambda core: core.pause(self.request_id))
+        return self.thread.call(self._pause_or_resume)
 
-    def release(self, reason: str) -> "Future[None] | None":
-        """Go on if that was the last reason; raises EngineDeadError."""
-        if reason not in self._holds:
-            return None
-        self._holds.remove(reason)
-        if self._holds:
-            return None
-        return self.thread.call(lambda core: core.resume(self.request_id))
+    def release(self, reason: str) -> "Future[None]":
+        """Go on if there is no other reason; raises EngineDeadError."""
+        self._holds.discard(reason)
+        return self.thread.call(self._pause_or_resume)
 
     def on_step(self, chunk: int) -> None:
-        """A step of `chunk` was taken: hold the video if that is too far ahead of its reader.
+        """In the engine's thread: hold the video if its reader is too far behind `chunk`.
 
-        Steps that workers have by then are still taken, so one chunk more than `max_lead` may be
-        made where chunks take no more steps than that.
+        That is where a step of it was taken. A worker may have another one by then, so no chunk
+        beyond `max_lead` is finished that takes more steps than two.
         """
-        self.feed.steps_taken += 1
         self._begun = max(self._begun, chunk)
-        if self._is_ahead and LEAD not in self._holds:
-            with suppress(EngineDeadError):
-                self.hold(LEAD)
+        if LEAD in self._holds or not self._is_ahead():
+            return
+        self._holds.add(LEAD)
+        if not self._is_ahead():  # it was read in between, by somebody who saw no reason to release
+            self._holds.discard(LEAD)
+        self._pause_or_resume(self.thread.core)
 
     def await_switch(self, prompt: str) -> AwaitedSwitch:
         """Its answer raises InvalidRequestError if no chunk is left for the prompt, and
@@ -100,11 +99,17 @@ class Running:
 
     def _on_read(self) -> None:
         """A chunk was read: go on if that was what the video waited for."""
-        if not self._is_ahead:
+        if LEAD in self._holds and not self._is_ahead():
             with suppress(EngineDeadError):
                 self.release(LEAD)
 
-    @property
+    def _pause_or_resume(self, core: EngineCore) -> None:
+        """In the engine's thread; both may be done twice."""
+        if self._holds:
+            core.pause(self.request_id)
+        else:
+            core.resume(self.request_id)
+
     def _is_ahead(self) -> bool:
         return self.max_lead is not None and self._begun >= self.feed.read_chunk + self.max_lead
 

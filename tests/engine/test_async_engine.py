@@ -113,7 +113,7 @@ def test_chunks_come_in_order_with_the_frames_asked_for() -> None:
 def test_requests_at_once_are_each_what_they_are_alone() -> None:
     wanted = [
         request(f"{frames}-{seed}", frames, seed=seed, output="segment")
-        for frames, seed in ((33, 1), (66, 2), (80, 3), (99, 4), (1, 5))
+        for frames, seed in ((66, 2), (80, 3), (1, 5))
     ]
 
     async def main() -> list[list[VideoChunk]]:
@@ -286,7 +286,7 @@ def test_an_id_that_was_cancelled_and_deleted_is_as_good_as_new(store: VideoStor
 
     async def main() -> list[VideoChunk]:
         async with engine_of(own, store) as engine:
-            for seed in range(5):
+            for seed in range(3):
                 await engine.submit(request("a", LONG, seed=10 + seed))
                 async with aclosing(engine.watch("a")) as chunks:
                     await anext(chunks)
@@ -356,20 +356,19 @@ def num_stored(store: VideoStore, name: str) -> int:
 
 @pytest.mark.parametrize("lead", [1, 3])
 def test_a_video_is_made_only_so_far_ahead_of_its_reader(lead: int, store: VideoStore) -> None:
-    """It is held at the first step of the chunk that would be too many. Steps that are given out
-    by then are still taken, which here are as many as a chunk has, so it may be one more."""
+    """It is held when a step of the next chunk was taken, of which at most one more is taken."""
     own = core()
 
     async def main() -> None:
         async with engine_of(own, store) as engine:
             await engine.submit(request("a", LONG, max_lead_chunks=lead))
             await until(lambda: "a" in own.scheduler.sessions)
-            assert lead <= await held(own, store, "a") <= lead + 1
+            assert await held(own, store, "a") == lead
             async with aclosing(engine.watch("a")) as chunks:
-                for num_read in range(1, 6):
+                for num_read in range(1, 4):
                     assert (await anext(chunks)).index == num_read - 1
                     await until(lambda n=num_read: num_stored(store, "a") >= n + lead)  # type: ignore[misc]
-                    assert num_read + lead <= await held(own, store, "a") <= num_read + lead + 1
+                    assert await held(own, store, "a") == num_read + lead
             await engine.abort("a")
 
     run(main())
@@ -378,7 +377,7 @@ def test_a_video_is_made_only_so_far_ahead_of_its_reader(lead: int, store: Video
 @pytest.mark.parametrize("is_stored", [False, True])
 def test_a_reader_who_keeps_up_gets_the_whole_video(is_stored: bool, store: VideoStore) -> None:
     """However a hold and a read fall together."""
-    wanted = request("a", 33 * 8, max_lead_chunks=1, output="segment")
+    wanted = request("a", 33 * 6, max_lead_chunks=1, output="segment")
 
     async def main() -> list[VideoChunk]:
         async with engine_of(core(), store if is_stored else None) as engine:
@@ -431,18 +430,18 @@ def test_a_switch_is_the_one_that_could_have_been_asked_for_before() -> None:
 
     async def main() -> tuple[PromptSwitch, list[VideoChunk]]:
         async with engine_of(own) as engine:
-            wanted = request("a", 33 * 6, max_lead_chunks=1, output="segment")
+            wanted = request("a", 33 * 4, max_lead_chunks=1, output="segment")
             await engine.submit(wanted)
             async with aclosing(engine.watch("a")) as chunks:
                 head = [await anext(chunks)]
-                switch = await engine.switch_prompt("a", "a cat", transition_chunks=2)
+                switch = await engine.switch_prompt("a", "a cat", transition_chunks=1)
                 return switch, head + [chunk async for chunk in chunks]
 
     switch, chunks = run(main())
-    assert 1 <= switch.chunk < 6
-    assert switch == PromptSwitch(switch.chunk, "a cat", 2)
-    expected = undisturbed(request("x", 33 * 6, switches=(switch,)))
-    assert fragments(chunks) == expected != undisturbed(request("x", 33 * 6))
+    assert 1 <= switch.chunk < 4
+    assert switch == PromptSwitch(switch.chunk, "a cat", 1)
+    expected = undisturbed(request("x", 33 * 4, switches=(switch,)))
+    assert fragments(chunks) == expected != undisturbed(request("x", 33 * 4))
 
 
 def test_several_switches_at_once_are_each_answered() -> None:
@@ -485,7 +484,7 @@ def test_switches_that_cannot_be_made_are_refused(store: VideoStore) -> None:
 
 def test_children_share_the_beginning_and_go_their_own_ways() -> None:
     own = core()
-    parent = request("parent", 33 * 6, max_lead_chunks=1, output="segment")
+    parent = request("parent", 33 * 4, max_lead_chunks=1, output="segment")
 
     async def main() -> Mapping[str, list[VideoChunk]]:
         async with engine_of(own) as engine:
@@ -495,7 +494,7 @@ def test_children_share_the_beginning_and_go_their_own_ways() -> None:
             async with aclosing(engine.watch("parent")) as chunks:
                 head = [await anext(chunks)]
                 children = [
-                    request(name, 33 * 6, prompt=prompt, output="segment")
+                    request(name, 33 * 4, prompt=prompt, output="segment")
                     for name, prompt in (("same", "a dog"), ("again", "a dog"), ("cat", "a cat"))
                 ]
                 await engine.fork("parent", children)
@@ -509,7 +508,7 @@ def test_children_share_the_beginning_and_go_their_own_ways() -> None:
     (edge,) = first
     assert edge >= 1
     tails = [tuple(fragments(chunks)) for chunks in videos.values()]
-    assert [indices(chunks) for chunks in videos.values()] == [list(range(edge, 6))] * 3
+    assert [indices(chunks) for chunks in videos.values()] == [list(range(edge, 4))] * 3
     assert len({*tails, tuple(undisturbed(parent)[edge:])}) == 4
 
 
@@ -537,16 +536,16 @@ def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore
 
 def test_an_extension_is_a_longer_video(store: VideoStore) -> None:
     """It begins with the first one, whose last chunk comes again, whole, where it was cut."""
-    longer = undisturbed(request("x", 165))
+    longer = undisturbed(request("x", 132))
 
     async def main() -> dict[str, list[VideoChunk]]:
         async with engine_of(core(), store) as engine:
             videos = {}
             for name, frames in (("cut", 80), ("whole", 66)):
                 await make(engine, request(name, frames))
-                await engine.extend(name, request(f"{name} on", 165))
+                await engine.extend(name, request(f"{name} on", 132))
                 videos[name] = await read(engine, f"{name} on")
-            await engine.extend("whole on", request("further", 190))
+            await engine.extend("whole on", request("further", 140))
             videos["further"] = await read(engine, "further", 0)
             with pytest.raises(
                 InvalidRequestError, match="'nobody' to extend, expected a finished"
@@ -558,9 +557,9 @@ def test_an_extension_is_a_longer_video(store: VideoStore) -> None:
             return videos
 
     videos = run(main())
-    assert indices(videos["cut"]) == indices(videos["whole"]) == [0, 1, 2, 3, 4]
+    assert indices(videos["cut"]) == indices(videos["whole"]) == [0, 1, 2, 3]
     assert fragments(videos["cut"]) == fragments(videos["whole"]) == longer
-    assert fragments(videos["further"]) == undisturbed(request("x", 190))
+    assert fragments(videos["further"]) == undisturbed(request("x", 140))
 
 
 def test_an_extension_has_the_model_of_its_parent(store: VideoStore) -> None:

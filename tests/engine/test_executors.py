@@ -24,7 +24,7 @@ from helios_serve.model_executor.worker.tensors import as_tensor
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["local"])
+@pytest.fixture(scope="module", params=["local", "ray"])
 def address(request: pytest.FixtureRequest) -> str | None:
     """Of the Ray cluster; None for processes of this one."""
     if request.param == "local":
@@ -147,13 +147,16 @@ def test_random_kills_lose_and_repeat_nothing(
     """
     rng = random.Random(0)
     noticed = []
+
+    def flood(until: Callable[[], bool]) -> bool:
+        service.add(*rng.choices(tuple(CASES), k=8 - len(service.unfinished)))
+        return until()
+
     for _ in range(10):
-        missing = 8 - len(service.engine.scheduler.sessions)
-        service.add(*rng.choices(tuple(CASES), k=missing))
         chunks = service.num_chunks
-        service.wait(lambda: service.num_chunks > chunks)  # noqa: B023
+        service.wait(lambda: flood(lambda: service.num_chunks > chunks))  # noqa: B023
         goal = service.steps + rng.randint(1, 6)
-        service.wait(lambda: service.steps >= goal and bool(service.busy))  # noqa: B023
+        service.wait(lambda: flood(lambda: service.steps >= goal and bool(service.busy)))  # noqa: B023
         victim = rng.choice(service.busy)
         service.kill(victim)
         started = time.monotonic()

@@ -3,6 +3,9 @@
 import importlib.util
 import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -10,13 +13,15 @@ from pathlib import Path
 import pytest
 import ray
 from ray.util.placement_group import (
+    placement_group,
     placement_group_table,
+    remove_placement_group,
 )
 from ray_cluster import ZONES, RayCluster, half_a_gpu
 from service import Service, worker_config
 from torch import Tensor
 
-from helios_serve.config import Resources
+from helios_serve.config import ROLES, Resources
 from helios_serve.errors import HeliosError
 from helios_serve.model_executor.executor import ray as ray_executor
 from helios_serve.model_executor.executor.ray import RayExecutor
@@ -103,6 +108,19 @@ def test_top_level_folders_of_the_repository_are_no_packages_in_an_actor(service
     assert not any(origin.startswith(str(ROOT)) for origin in origins.values())
 
 
+@pytest.mark.slow
+def test_each_role_in_an_actor_of_its_own(
+    beside: RayExecutor, folder: Path, expected: dict[str, Tensor]
+) -> None:
+    workers = [
+        worker_config(folder, roles=(role,), resources=Resources(num_cpus=2)) for role in ROLES
+    ]
+    service = Service(beside, folder, workers)
+    service.add("t2v", "i2v", "v2v")
+    service.run()
+    service.check(expected)
+
+
 def test_resources_that_no_node_has_are_told(
     beside: RayExecutor, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,3 +172,94 @@ def test_a_worker_that_never_started_can_be_drained(
     service.add("t2v")
     service.run()
     service.check(expected)
+
+
+@pytest.mark.slow
+def test_a_replacement_takes_the_place_of_the_dead(service: Service) -> None:
+    before = groups()
+    (worker_id, _) = service.workers
+    service.kill(worker_id)
+    service.wait(lambda: worker_id not in service.workers)
+    service.wait_ready(2)
+    assert groups() == before
+    wait_for_only(service)
+
+
+@pytest.mark.slow
+def test_a_killed_node_gives_its_sessions_to_the_other(
+    service: Service, beside: RayExecutor, ray_cluster: RayCluster, expected: dict[str, Tensor]
+) -> None:
+    """A worker that may run anywhere is replaced there; one of that zone when it is back."""
+    filler = placement_group([{"GPU": 0.5}], bundle_label_selector=[{"zone": "a"}])
+    assert filler.wait(10)
+    other = Service(beside, service.folder, [worker_config(service.folder, resources=half_a_gpu())])
+    other.wait_ready(1)
+    remove_placement_group(filler)
+    assert zones(other, ray_cluster).keys() == {"b"}
+    (worker_id,) = other.workers
+    other.add("t2v", "i2v", "v2v")
+    other.wait(lambda: bool(other.chunks))
+    ray_cluster.kill_node("b")
+    killed = time.monotonic()
+    other.wait(lambda: worker_id not in other.workers, timeout=0.01)
+    noticed = time.monotonic() - killed
+    other.wait(lambda: all(map(other.pid, other.workers)))
+    assert {node["Alive"] for node in ray.nodes()} == {True}, "Ray knew, and need not have"
+    steps = other.steps
+    other.wait(lambda: other.steps > steps)
+    resumed = time.monotonic() - killed
+    print(f"node: noticed after {noticed:.3f} s, resumed after {resumed:.3f} s")
+    assert zones(other, ray_cluster).keys() == {"a"}
+    other.run()
+    other.check(expected)
+    service.wait(lambda: len(service.ready) == 1)
+    ray_cluster.add_node("b")
+    service.wait_ready(2)
+    assert zones(service, ray_cluster).keys() == set(ZONES)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own_is_on_the_loopback(tmp_path: Path) -> None:
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+ALONE = """
+import importlib.util
+
+import ray
+
+from helios_serve.config import WorkerConfig
+from helios_serve.messages import WorkerReady
+from helios_serve.model_executor.executor.ray import RayExecutor
+
+first = RayExecutor()
+executor = RayExecutor()
+first.shutdown()
+worker_id = executor.start_worker(WorkerConfig(device="cpu"))
+(received,) = executor.poll(60)
+assert received.worker_id == worker_id
+assert isinstance(received.event, WorkerReady), received
+assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.2"]
+found = ray.remote(lambda: importlib.util.find_spec("model_executor"))
+assert ray.get(found.remote()) is None
+executor.shutdown()
+assert not ray.is_initialized()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["placed", "busy"])
+def test_shutdown_leaves_nothing_behind(service: Service, moment: str) -> None:
+    executor = RayExecutor()
+    workers = [worker_config(service.folder, resources=Resources(num_cpus=2))] * 2
+    other = Service(executor, service.folder, workers)
+    if moment == "busy":
+        other.wait_ready(1)
+        other.add("t2v", "t2v")
+        other.wait(lambda: bool(other.busy), timeout=0)
+    executor.shutdown()
+    wait_for_only(service)

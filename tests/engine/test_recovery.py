@@ -32,7 +32,7 @@ from helios_serve.store.jobs import JobStore
 from helios_serve.store.segments import SegmentStore
 from helios_serve.store.video_store import VideoStore
 
-FRAMES = 33 * 6
+FRAMES = 33 * 4
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -108,7 +108,7 @@ def test_a_stopped_engine_goes_on_where_it_was(tmp_path: Path) -> None:
                 await until(lambda name=each.request_id: num_stored(engine, name) >= 1)  # type: ignore[misc]
         async with opened(tmp_path) as engine:
             before = {each.request_id: num_stored(engine, each.request_id) for each in videos}
-            assert set(before.values()) <= {1, 2}
+            assert set(before.values()) == {1}
             for name, had in before.items():
                 await until(lambda name=name, had=had: num_stored(engine, name) > had)  # type: ignore[misc]
             assert {job.status for job in store_of(engine).jobs()} == {"in_progress"}
@@ -296,11 +296,11 @@ def test_an_extension_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
                 with pytest.raises(RequestFailedError, match="No space left"):
                     await read(engine, "early")
                 await until(lambda: num_stored(engine, "late") >= 3)
-                assert num_stored(engine, "late") < 6
+                assert num_stored(engine, "late") < 4
         async with opened(tmp_path) as engine:
             for name in ("early", "late"):
                 chunks = await read(engine, name)
-                assert [chunk.index for chunk in chunks] == [0, 1, 2, 3, 4, 5]
+                assert [chunk.index for chunk in chunks] == [0, 1, 2, 3]
                 assert fragments(chunks) == expected
 
     run(main())
@@ -319,7 +319,7 @@ def test_children_go_on_where_they_were(tmp_path: Path) -> None:
             starts = [store_of(engine).kept(name) for name in names]
             for name in names:
                 await until(lambda name=name: num_stored(engine, name) >= 1)  # type: ignore[misc]
-                assert num_stored(engine, name) < 4
+                assert num_stored(engine, name) < 3
         async with AsyncEngine({"": core()}) as engine:
             expected = []
             for child, kept in zip(children, starts, strict=True):
@@ -339,7 +339,7 @@ def test_children_go_on_where_they_were(tmp_path: Path) -> None:
 
 def test_a_video_waits_for_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is not gone on with by another model, even if it named none."""
-    plain, message = wanted("plain"), "^the video has stopped at chunk [12]; it goes on after a re"
+    plain, message = wanted("plain"), "^the video has stopped at chunk 1; it goes on after a re"
 
     async def main() -> None:
         async with opened(tmp_path) as engine:
@@ -514,7 +514,7 @@ LINES = [
             "steps": [1, 1, 1],
         },
     }
-    for index, frames in enumerate((66, 99, 40, 33))
+    for index, frames in enumerate((99, 132, 70, 66))
 ]
 
 
@@ -534,10 +534,10 @@ def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) ->
     """Five times, at seeded moments: while it starts, and behind so many files in its store."""
     subprocess.run(batch(tmp_path, "undisturbed"), check=True, capture_output=True)
     rng = random.Random(0)
-    store = tmp_path / "output/.helios"
+    store, statuses = tmp_path / "output/.helios", []
     for life in range(5):
         had = len(list(store.glob("segments/*/*")))
-        more = had + rng.randint(1, 3) if life else 0
+        more = had + rng.randint(1, 2) if life else 0
         running = subprocess.Popen(batch(tmp_path, "output"), stderr=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 120
@@ -547,7 +547,8 @@ def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) ->
             time.sleep(rng.uniform(0, 0.3))
         finally:
             running.kill()
-            running.wait()
+            statuses.append(running.wait())
+    assert statuses == [-signal.SIGKILL] * 5
     assert had > 0
     again = subprocess.run(batch(tmp_path, "output"), check=True, capture_output=True, text=True)
     assert again.stdout.endswith("4 videos, 0 failed\n")

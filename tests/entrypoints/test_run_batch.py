@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +102,7 @@ def frame_numbers(path: Path) -> list[float]:
 
 def test_the_command_makes_what_it_can_and_says_what_it_cannot(tmp_path: Path) -> None:
     """With real pictures; slower tests have workers that are processes."""
-    (tmp_path / "lines.jsonl").write_text(f"{line('sea', num_frames=35, fps=30)}\nnonsense\n")
+    (tmp_path / "lines.jsonl").write_text(f"{line('sea', num_frames=5, fps=30)}\nnonsense\n")
     command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "run-batch", "lines.jsonl"]
     flags = ["--output", "videos", "--device", "cpu", "--executor", "inline"]
     done = subprocess.run(
@@ -115,11 +117,11 @@ def test_the_command_makes_what_it_can_and_says_what_it_cannot(tmp_path: Path) -
         "custom_id": "sea",
         "status": "completed",
         "file": "sea.mp4",
-        "frames": 35,
+        "frames": 5,
         "error": None,
     }
     assert (nonsense["custom_id"], nonsense["status"]) == ("line 2", "failed")
-    assert frame_numbers(tmp_path / "videos/sea.mp4") == list(range(35))
+    assert frame_numbers(tmp_path / "videos/sea.mp4") == list(range(5))
     left = {path.name for path in (tmp_path / "videos").iterdir()}
     assert left == {"sea.mp4", "results.jsonl", ".helios"}
     assert not (tmp_path / "videos/.helios/control.sock").exists()
@@ -334,3 +336,29 @@ def test_bad_input_is_one_line(
     store.close()
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith(f"helios-serve: error: {message}")
+
+
+@pytest.mark.slow
+def test_an_interrupted_batch_says_so_and_goes_on(tmp_path: Path) -> None:
+    lines = [line("long", num_frames=33 * 12), line("short")]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "run-batch", "lines.jsonl"]
+    command += ["--output", "videos", "--device", "cpu", "--history-blocks", "500"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("videos/.helios/segments/*/*.m4s")):
+            assert running.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "no chunk came"
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        _, printed = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 130
+    assert printed.endswith("helios-serve: interrupted\n")
+    assert "Traceback" not in printed
+    assert not list(tmp_path.glob("videos/.*.part"))
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert frame_numbers(tmp_path / "videos/long.mp4") == list(range(33 * 12))

@@ -13,7 +13,7 @@ from videos import Case
 
 from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
 from helios_serve.engine.core import EngineCore
-from helios_serve.engine.events import ChunkReady, RequestFailed, StepTaken
+from helios_serve.engine.events import ChunkReady, RequestFailed, RequestFinished, StepTaken
 from helios_serve.model_executor.executor.local import LocalExecutor
 from helios_serve.model_executor.executor.ray import RayExecutor
 from helios_serve.model_executor.models.helios.config import read_config
@@ -57,15 +57,30 @@ class Service:
         """The case that each request is made of."""
         self.chunks: dict[str, list[ChunkReady]] = {}
         self.failures: dict[str, str] = {}
+        self.unfinished: set[str] = set()
         self.steps = 0
         self.latest: list[StepTaken] = []
         """What the last call of `step` told of."""
+
+    def __str__(self) -> str:
+        """Who is where, for a test that fails."""
+        sessions = [
+            f"{item.session_id}: {item.status.name} on {item.worker_id} at {item.cursor}, "
+            f"{item.in_flight} in flight, ready {item.is_ready}, suspect {item.is_suspect}"
+            for item in self.engine.scheduler.sessions.values()
+        ]
+        workers = [
+            f"{report}, {len(self.engine.crew.workers[report.worker_id].plans)} plans"
+            for report in self.engine.worker_reports()
+        ]
+        counts = f"{self.engine.stats()}, {self.num_chunks} chunks, {self.steps} steps"
+        return "\n".join(["", *sessions, *workers, counts])
 
     def forget(self) -> None:
         """Begin anew with the same workers."""
         for request_id in self.names:
             self.engine.abort(request_id)
-        for told in (self.names, self.chunks, self.failures):
+        for told in (self.names, self.chunks, self.failures, self.unfinished):
             told.clear()
         self.steps = 0
 
@@ -77,6 +92,7 @@ class Service:
             self.names[request_id] = case
             self.engine.add_request(CASES[case].request(request_id))
             added.append(request_id)
+        self.unfinished.update(added)
         return added
 
     def step(self, timeout: float = 0.1) -> None:
@@ -86,14 +102,17 @@ class Service:
         for event in events:
             if isinstance(event, ChunkReady):
                 self.chunks.setdefault(event.request_id, []).append(event)
+            elif isinstance(event, RequestFinished):
+                self.unfinished.remove(event.request_id)
             elif isinstance(event, RequestFailed):
+                self.unfinished.remove(event.request_id)
                 self.failures[event.request_id] = event.message
         self.engine.scheduler.check_integrity()
 
     def wait(self, until: Callable[[], bool], timeout: float = 0.1) -> None:
         deadline = time.monotonic() + PATIENCE
         while not until():
-            assert time.monotonic() < deadline, "it does not come to this"
+            assert time.monotonic() < deadline, f"it does not come to this: {self}"
             self.step(timeout)
 
     def run(self) -> None:
