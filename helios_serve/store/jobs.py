@@ -35,7 +35,7 @@ CREATE TABLE jobs (
     has_media INTEGER NOT NULL,
     kept_chunk INTEGER
 );
-CREATE INDEX jobs_by_age ON jobs (created_at, id);
+CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
@@ -128,15 +128,17 @@ class JobStore:
         rows = self._run("SELECT * FROM jobs ORDER BY created_at, id")
         return [self._as_job(row) for row in rows]
 
-    def page(self, after: str | None, limit: int, *, newest_first: bool) -> list[StoredJob]:
-        """Up to `limit` jobs by age, those behind job `after` if it is given."""
+    def page(
+        self, tenant: str, after: str | None, limit: int, *, newest_first: bool
+    ) -> list[StoredJob]:
+        """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
         order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        where, values = "", []
+        where, values = "WHERE tenant = ? ", [tenant]
         if after is not None:
-            where = (
-                f"WHERE (created_at, id) {beyond} (SELECT created_at, id FROM jobs WHERE id = ?) "
+            where += (
+                f"AND (created_at, id) {beyond} (SELECT created_at, id FROM jobs WHERE id = ?) "
             )
-            values = [after]
+            values.append(after)
         rows = self._run(
             f"SELECT * FROM jobs {where}ORDER BY created_at {order}, id {order} LIMIT ?",
             *values,

@@ -142,9 +142,11 @@ class VideoStore:
         """In the order in which they were accepted."""
         return self._jobs.all()
 
-    def page(self, after: str | None, limit: int, *, newest_first: bool) -> list[StoredJob]:
-        """Up to `limit` jobs by age, those behind job `after` if it is given."""
-        return self._jobs.page(after, limit, newest_first=newest_first)
+    def page(
+        self, tenant: str, after: str | None, limit: int, *, newest_first: bool
+    ) -> list[StoredJob]:
+        """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
+        return self._jobs.page(tenant, after, limit, newest_first=newest_first)
 
     def unfinished(self) -> list[Unfinished]:
         """All jobs that have not ended, in the order in which they were accepted.

@@ -14,9 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
+from helios_serve.entrypoints.openai.content import ContentApi
+from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.server_info import ServerInfo
+from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.errors import HeliosError
 from helios_serve.store.video_store import VideoStore
@@ -53,9 +56,10 @@ def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
         async with engine, ControlServer(engine, folder):
             yield
 
-    videos = VideoApi(engine, store, FinishedFiles(folder / "finished", store))
+    videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
+    parts = (VideoApi(videos, Creations(engine)), ContentApi(videos), ServerInfo(engine))
     return Starlette(
-        routes=[*videos.routes, *ServerInfo(engine).routes],
+        routes=[route for part in parts for route in part.routes],
         middleware=[Middleware(RequestId), Middleware(BodyLimit)],
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,

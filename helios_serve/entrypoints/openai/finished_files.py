@@ -10,6 +10,7 @@ from helios_serve.media.stills import spritesheet, thumbnail
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
+MEDIA_TYPES = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
 SUFFIXES = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg"}
 
 

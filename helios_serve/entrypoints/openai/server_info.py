@@ -8,9 +8,9 @@ from starlette.routing import Route
 
 from helios_serve import __version__
 from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.entrypoints.openai.answers import answer
 from helios_serve.entrypoints.openai.errors import ApiError
 from helios_serve.entrypoints.openai.protocol import Model, ModelList
-from helios_serve.entrypoints.openai.videos import answer
 
 
 class ServerInfo:

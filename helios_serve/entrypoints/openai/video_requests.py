@@ -10,9 +10,7 @@ from helios_serve.entrypoints.openai.protocol import CreateVideo, ExtendVideo
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import num_chunks
 from helios_serve.sampling_params import (
-    DEFAULT_TENANT,
     MAX_FRAMES,
-    Frames,
     PromptSwitch,
     SamplingParams,
     VideoRequest,
@@ -71,10 +69,8 @@ def frames_of(seconds: float, fps: int) -> int:
     return max(1, round(seconds * fps))
 
 
-def creation(
-    body: CreateVideo, model: str, size: Size, image: Frames | None, video: Frames | None
-) -> VideoRequest:
-    """A new video; raises InvalidRequestError for what no model makes."""
+def creation(body: CreateVideo, model: str, size: Size, tenant: str) -> VideoRequest:
+    """A new video, less its reference; raises InvalidRequestError for what no model makes."""
     if body.steps is not None and body.pyramid_num_inference_steps_list is not None:
         raise InvalidRequestError(
             "got both steps and pyramid_num_inference_steps_list, expected one", param="steps"
@@ -97,9 +93,7 @@ def creation(
         prompt=body.prompt,
         model=model,
         params=params,
-        image=image,
-        video=video,
-        tenant=DEFAULT_TENANT,
+        tenant=tenant,
         tier="default" if body.service_tier == "auto" else body.service_tier,
         output="segment",
     )

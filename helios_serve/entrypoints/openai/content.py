@@ -1,0 +1,59 @@
+"""The routes that give a video's frames: whole files, pictures, and a stream that grows."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from helios_serve.entrypoints.openai.finished_files import MEDIA_TYPES
+from helios_serve.entrypoints.openai.video_service import VideoService
+from helios_serve.errors import InvalidRequestError, RequestFailedError
+
+
+class ContentApi:
+    """Handlers over the sender's videos."""
+
+    def __init__(self, videos: VideoService) -> None:
+        self.videos = videos
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/videos/{video_id}/content", self.content),
+            Route("/v1/videos/{video_id}/stream", self.stream),
+        ]
+
+    async def content(self, request: Request) -> Response:
+        """The finished video, with ranges; or a picture of it."""
+        variant = request.query_params.get("variant", "video")
+        if variant not in MEDIA_TYPES:
+            known = ", ".join(MEDIA_TYPES)
+            raise InvalidRequestError(
+                f"got variant {variant!r}, expected one of: {known}", param="variant"
+            )
+        job = await self.videos.find(request.path_params["video_id"], request)
+        path = await self.videos.finished(job, variant)
+        return FileResponse(path, media_type=MEDIA_TYPES[variant])
+
+    async def stream(self, request: Request) -> Response:
+        """A fragmented MP4 that grows while the video is made."""
+        job = await self.videos.find(request.path_params["video_id"], request)
+        first = request.query_params.get("from_chunk", str(job.first_chunk))
+        if not first.isdigit() or not job.first_chunk <= int(first) < job.num_chunks:
+            raise InvalidRequestError(
+                f"got from_chunk {first!r}, expected {job.first_chunk} to {job.num_chunks - 1}",
+                param="from_chunk",
+            )
+        return StreamingResponse(self._stream(job.id, int(first)), media_type="video/mp4")
+
+    async def _stream(self, video_id: str, first: int) -> AsyncIterator[bytes]:
+        """What was made of a video that ends early is still a video."""
+        is_first = True
+        with suppress(RequestFailedError):
+            async for chunk in self.videos.engine.watch(video_id, first):
+                assert chunk.segment is not None, "stored videos come in segments"
+                yield chunk.segment.header if is_first else b""
+                yield chunk.segment.fragment
+                is_first = False

@@ -1,0 +1,55 @@
+"""A video as the API describes it."""
+
+from helios_serve.engine.progress import Progress
+from helios_serve.entrypoints.openai.protocol import Video, VideoError, WireStatus
+from helios_serve.store.jobs import StoredJob
+
+
+def describe(job: StoredJob, progress: Progress | None) -> Video:
+    """A job in the API's words; `progress` is there as long as the engine has it."""
+    params, chunks = job.request.params, len(job.chunks)
+    is_complete = job.status == "completed"
+    return Video(
+        id=job.id,
+        model=job.request.model or "",
+        status=wire_status(job),
+        progress=percent_done(job, progress),
+        created_at=int(job.created_at),
+        completed_at=int(job.completed_at) if job.completed_at and is_complete else None,
+        expires_at=None,
+        error=video_error(job),
+        prompt=job.request.prompt,
+        remixed_from_video_id=job.request.parent if job.request.relation == "remix" else None,
+        seconds=f"{params.num_frames / params.fps:g}",
+        size=f"{params.width}x{params.height}",
+        num_frames=params.num_frames,
+        fps=params.fps,
+        seed=params.seed,
+        phase=wire_status(job) if progress is None else progress.phase,
+        chunks_done=chunks,
+        num_chunks=job.num_chunks,
+        queue_position=None if progress is None else progress.queue_position,
+        eta_seconds=None if progress is None else progress.eta_seconds,
+    )
+
+
+def percent_done(job: StoredJob, progress: Progress | None) -> int:
+    """Denoise steps done over all, or chunks where nobody counts steps; 100 at the end only."""
+    if job.status == "completed":
+        return 100
+    if progress is None:
+        return min(99, 100 * len(job.chunks) // job.num_chunks)
+    return min(99, 100 * progress.steps_done // progress.total_steps)
+
+
+def wire_status(job: StoredJob) -> WireStatus:
+    """A cancelled job is a failed one: pollers stop at no other word."""
+    return "failed" if job.status == "cancelled" else job.status
+
+
+def video_error(job: StoredJob) -> VideoError | None:
+    if job.status == "cancelled":
+        return VideoError("cancelled", "the video was cancelled; what was made of it is kept")
+    if job.status == "failed":
+        return VideoError("generation_failed", job.error or "the video could not be made")
+    return None
