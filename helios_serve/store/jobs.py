@@ -2,24 +2,21 @@
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
 from typing import Literal
 
 import msgspec
 
 from helios_serve.errors import StorageError
 from helios_serve.sampling_params import VideoRequest
+from helios_serve.store.database import Database, Value
 
-Value = str | bytes | float | None
 EndStatus = Literal["completed", "failed", "cancelled"]
 JobStatus = Literal["queued", "in_progress"] | EndStatus
 
 SCHEMA_VERSION = 1
-SCHEMA = f"""
-BEGIN;
+SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY NOT NULL,
     tenant TEXT NOT NULL,
@@ -36,8 +33,6 @@ CREATE TABLE jobs (
     kept_chunk INTEGER
 );
 CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
 """
 
 
@@ -74,24 +69,14 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStore:
-    """One row a job in a SQLite file; every change is durable when the call returns.
+    """One row a job; every change is durable when the call returns.
 
-    It may be used by any thread. Raises StorageError for a file that is damaged, or that a newer
-    version has written.
+    It may be used by any thread. Raises StorageError as `Database` does.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self.path = path
         self._clock = clock
-        self._lock = Lock()
-        with self._errors():
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.row_factory = sqlite3.Row
-        try:
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
+        self._table = Database(path, SCHEMA, SCHEMA_VERSION)
 
     def add(
         self,
@@ -116,16 +101,15 @@ class JobStore:
             "has_media": request.has_reference,
             "kept_chunk": kept_chunk,
         }
-        marks = ", ".join("?" * len(columns))
-        self._run(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({marks})", *columns.values())
+        self._table.insert("jobs", columns)
 
     def get(self, job_id: str) -> StoredJob | None:
-        rows = self._run("SELECT * FROM jobs WHERE id = ?", job_id)
+        rows = self._table.run("SELECT * FROM jobs WHERE id = ?", job_id)
         return self._as_job(rows[0]) if rows else None
 
     def all(self) -> list[StoredJob]:
         """In the order in which they were accepted."""
-        rows = self._run("SELECT * FROM jobs ORDER BY created_at, id")
+        rows = self._table.run("SELECT * FROM jobs ORDER BY created_at, id")
         return [self._as_job(row) for row in rows]
 
     def page(
@@ -139,7 +123,7 @@ class JobStore:
                 f"AND (created_at, id) {beyond} (SELECT created_at, id FROM jobs WHERE id = ?) "
             )
             values.append(after)
-        rows = self._run(
+        rows = self._table.run(
             f"SELECT * FROM jobs {where}ORDER BY created_at {order}, id {order} LIMIT ?",
             *values,
             limit,
@@ -149,7 +133,7 @@ class JobStore:
     def update_request(self, request: VideoRequest) -> None:
         """Replace what was asked for, less the reference, which stays as it is."""
         blob = msgspec.msgpack.encode(request.without_media())
-        self._run(
+        self._table.run(
             "UPDATE jobs SET request = ?, updated_at = ? WHERE id = ?",
             blob,
             self._clock(),
@@ -158,7 +142,7 @@ class JobStore:
 
     def advance(self, job_id: str, chunk: int) -> None:
         """Enter segment and snapshot of `chunk`, in the one statement that commits both."""
-        self._run(
+        self._table.run(
             "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
             "updated_at = ? WHERE id = ? AND next_chunk = ?",
             chunk + 1,
@@ -171,7 +155,7 @@ class JobStore:
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
         """End a job; one that has ended before stays as it is."""
         now = self._clock()
-        self._run(
+        self._table.run(
             "UPDATE jobs SET status = ?, error = ?, updated_at = ?, completed_at = ? "
             "WHERE id = ? AND status IN ('queued', 'in_progress')",
             status,
@@ -182,32 +166,10 @@ class JobStore:
         )
 
     def delete(self, job_id: str) -> None:
-        self._run("DELETE FROM jobs WHERE id = ?", job_id)
+        self._table.run("DELETE FROM jobs WHERE id = ?", job_id)
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    def _prepare(self) -> None:
-        version = self._run("PRAGMA user_version")[0][0]
-        if version > SCHEMA_VERSION:
-            raise StorageError(
-                f"{self.path} was written by a newer version of helios-serve: got schema "
-                f"{version}, expected at most {SCHEMA_VERSION}"
-            )
-        self._run("PRAGMA journal_mode = WAL")
-        self._run("PRAGMA synchronous = FULL")
-        problem = self._run("PRAGMA quick_check(1)")[0][0]
-        if problem != "ok":
-            raise StorageError(f"{self.path} is damaged: {problem}")
-        if version == 0:
-            with self._errors():
-                self._connection.executescript(SCHEMA)
-
-    def _run(self, statement: str, *values: Value) -> list[sqlite3.Row]:
-        """One statement is one transaction."""
-        with self._lock, self._errors():
-            return self._connection.execute(statement, values).fetchall()
+        self._table.close()
 
     def _as_job(self, row: sqlite3.Row) -> StoredJob:
         columns = dict(row)
@@ -215,14 +177,7 @@ class JobStore:
             columns["request"] = msgspec.msgpack.decode(columns["request"], type=VideoRequest)
         except ValueError as error:
             raise StorageError(
-                f"the request of job {row['id']!r} in {self.path} is damaged: {error}"
+                f"the request of job {row['id']!r} in {self._table.path} is damaged: {error}"
             ) from error
         columns["has_media"] = bool(columns["has_media"])
         return StoredJob(**columns)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot use the jobs in {self.path}: {error}") from error

@@ -1,0 +1,83 @@
+"""A SQLite file in which every change is durable when the call returns."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from helios_serve.errors import StorageError
+
+Value = str | bytes | float | None
+
+
+class Database:
+    """Tables of one `schema`, a script whose last change it is to become `version`.
+
+    It may be used by any thread. Raises StorageError for a file that is damaged, that another
+    version has written, or that cannot be written.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int) -> None:
+        self.path = path
+        self._lock = Lock()
+        with self._errors():
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._prepare(schema, version)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, statement: str, *values: Value) -> list[sqlite3.Row]:
+        """One statement is one transaction, unless it is part of `together`."""
+        with self._lock, self._errors():
+            return self._connection.execute(statement, values).fetchall()
+
+    def insert(self, table: str, columns: dict[str, Value]) -> None:
+        """Add a row."""
+        marks = ", ".join("?" * len(columns))
+        self.run(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", *columns.values())
+
+    def together(self, *statements: tuple[str, tuple[Value, ...]]) -> None:
+        """Run statements of which either all take effect or none."""
+        with self._lock, self._errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                for statement, values in statements:
+                    self._connection.execute(statement, values)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _prepare(self, schema: str, version: int) -> None:
+        found = self.run("PRAGMA user_version")[0][0]
+        if found not in (0, version):
+            age = "a newer" if found > version else "an older"
+            raise StorageError(
+                f"{self.path} was written by {age} version of helios-serve: got schema "
+                f"{found}, expected {version}"
+            )
+        self.run("PRAGMA journal_mode = WAL")
+        self.run("PRAGMA synchronous = FULL")
+        problem = self.run("PRAGMA quick_check(1)")[0][0]
+        if problem != "ok":
+            raise StorageError(f"{self.path} is damaged: {problem}")
+        if found == 0:
+            with self._errors():
+                self._connection.executescript(
+                    f"BEGIN;\n{schema}\nPRAGMA user_version = {version};\nCOMMIT;"
+                )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot use the tables in {self.path}: {error}") from error
