@@ -13,15 +13,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.batch_runner import BatchRunner
+from helios_serve.entrypoints.openai.batches import BatchApi
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
+from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.errors import HeliosError
+from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
 
@@ -53,11 +57,22 @@ def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder):
+        async with engine, ControlServer(engine, folder), runner:
             yield
+        tables.close()
 
+    tables = ServiceTables(folder)
     videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
-    parts = (VideoApi(videos, Creations(engine)), ContentApi(videos), ServerInfo(engine))
+    creations = Creations(engine)
+    runner = BatchRunner(videos, creations, tables)
+    files = FileApi(tables.files)
+    parts = (
+        VideoApi(videos, creations),
+        ContentApi(videos),
+        files,
+        BatchApi(runner, files),
+        ServerInfo(engine),
+    )
     return Starlette(
         routes=[route for part in parts for route in part.routes],
         middleware=[Middleware(RequestId), Middleware(BodyLimit)],
