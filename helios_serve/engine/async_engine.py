@@ -31,7 +31,7 @@ from helios_serve.engine.thread import EngineThread
 from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
 from helios_serve.logger import logger
 from helios_serve.messages import Snapshot
-from helios_serve.model_config import num_chunks
+from helios_serve.model_config import HeliosConfig, num_chunks
 from helios_serve.sampling_params import PromptSwitch, VideoRequest
 from helios_serve.store.video_store import VideoStore
 
@@ -222,7 +222,11 @@ class AsyncEngine:
 
     def check(self, request: VideoRequest) -> None:
         """Raise InvalidRequestError for a model that is not served, or what it cannot make."""
-        request.params.resolve(self._thread_of(request.model).core.model_config)
+        request.params.resolve(self.model_config(request.model))
+
+    def model_config(self, model: str | None = None) -> HeliosConfig:
+        """What a model is; raises InvalidRequestError for one that is not served."""
+        return self._thread_of(model).core.model_config
 
     async def workers(self) -> dict[str, list[WorkerReport]]:
         """The workers of every model that has some."""
