@@ -21,6 +21,7 @@ from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
@@ -72,6 +73,7 @@ def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
         files,
         BatchApi(runner, files),
         ServerInfo(engine),
+        OpenApi(),
     )
     return Starlette(
         routes=[route for part in parts for route in part.routes],
