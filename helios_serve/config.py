@@ -57,6 +57,17 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
         return weight * self.flex_weight if tier == "flex" else weight
 
 
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server does beside making videos.
+
+    `retention` is how many seconds finished videos and files are kept, `max_disk` how many bytes
+    they may take before new ones are refused; None is for ever, and what the disk has.
+    """
+
+    retention: float | None = None
+    max_disk: int | None = None
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker takes of a cluster.
 

@@ -1,9 +1,10 @@
 """The engine for asyncio: requests in, videos out chunk by chunk, for several models at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -24,7 +25,7 @@ from helios_serve.engine.events import (
 )
 from helios_serve.engine.feed import Feed, VideoChunk
 from helios_serve.engine.progress import Progress, progress_of
-from helios_serve.engine.recovery import Start, extension, take_up, unfinished
+from helios_serve.engine.recovery import NotTakenUp, Start, extension, take_up, unfinished
 from helios_serve.engine.request_metrics import RequestMetrics
 from helios_serve.engine.running import Running
 from helios_serve.engine.stored_feed import CANCELLED, fetch_stored, stored_feed, unknown
@@ -71,6 +72,10 @@ class AsyncEngine:
         """Of requests that are over and not stored."""
         self._committer: Committer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._moving: Counter[str] = Counter()
+        """Requests on their way in or out, which only those who move them may touch."""
+        self._told: set[str] = set()
+        """Why jobs wait, as far as that was said."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Under way without anybody who waits for them: the loop itself holds them only weakly."""
 
@@ -82,13 +87,11 @@ class AsyncEngine:
             name: EngineThread(core, self._on_events, partial(self._on_engine_end, name))
             for name, core in self.cores.items()
         }
-        if self.store is not None:
-            try:
-                for start in await asyncio.to_thread(unfinished, self.store):
-                    await self._take_up(start, self.store)
-            except BaseException:
-                await self._close()
-                raise
+        try:
+            await self.take_up_waiting()
+        except BaseException:
+            await self._close()
+            raise
         return self
 
     async def __aexit__(
@@ -160,6 +163,17 @@ class AsyncEngine:
             for child in accepted:
                 await self._withdraw(child.request_id, self._thread_of(child.model))
             raise
+
+    async def take_up_waiting(self) -> None:
+        """Go on with all stored jobs that have not ended and that nobody makes: those of an earlier
+        process, and those that had to stop because the disk was full or there was no room."""
+        if self.store is None:
+            return
+        busy = self._running.keys() | self._moving.keys()
+        for start in await asyncio.to_thread(unfinished, self.store, busy):
+            name = start.request.request_id
+            if name not in self._running and not self._moving[name]:
+                await self._take_up(start, self.store)
 
     async def watch(
         self, request_id: str, from_chunk: int | None = None
@@ -289,15 +303,25 @@ class AsyncEngine:
             raise InvalidRequestError(
                 f"got request id {name!r}, which is in use", param="request_id"
             )
-        if self.store is not None:
-            start = await self._accept(start, thread, self.store)
-        running = self._register(start, thread)
-        try:
-            await self._call(thread, start.add_to)
-        except BaseException as error:
-            await self._withdraw(name, thread, str(error))
-            raise
+        with self._mover(name):
+            if self.store is not None:
+                start = await self._accept(start, thread, self.store)
+            running = self._register(start, thread)
+            try:
+                await self._call(thread, start.add_to)
+            except BaseException as error:
+                await self._withdraw(name, thread, str(error))
+                raise
         return running
+
+    @contextmanager
+    def _mover(self, request_id: str) -> Iterator[None]:
+        self._moving[request_id] += 1
+        try:
+            yield
+        finally:
+            self._moving[request_id] -= 1
+            self._moving += Counter()  # forget those at 0
 
     async def _accept(self, start: Start, thread: EngineThread, store: VideoStore) -> Start:
         request = msgspec.structs.replace(start.request, output="segment")
@@ -310,10 +334,11 @@ class AsyncEngine:
 
     async def _withdraw(self, request_id: str, thread: EngineThread, why: str = CANCELLED) -> None:
         """Leave nothing of a request that nobody was told of."""
-        self._end(request_id, why)
-        await self._drop(request_id, thread)
-        if self.store is not None:
-            await asyncio.to_thread(self.store.delete, request_id)
+        with self._mover(request_id):
+            self._end(request_id, why)
+            await self._drop(request_id, thread)
+            if self.store is not None:
+                await asyncio.to_thread(self.store.delete, request_id)
 
     async def _drop(self, request_id: str, thread: EngineThread) -> None:
         """Let the engine forget a request, and what is on its way of it."""
@@ -328,15 +353,22 @@ class AsyncEngine:
         """Go on with a job that was accepted before this process began."""
         name, model = start.request.request_id, start.request.model
         if model not in self._threads:
-            logger.warning("job %s waits for model %r, which is not served now", name, model)
+            self._tell_once(f"job {name} waits for model {model!r}, which is not served now")
             return
         thread = self._threads[model]
         self._register(start, thread)
-        is_taken = False
-        with suppress(EngineDeadError):  # it has ended already: other models may go on
-            is_taken = await self._call(thread, lambda core: take_up(start, core, store))
-        if not is_taken:
-            self._running.pop(name, None)
+        try:
+            refusal = await self._call(thread, lambda core: take_up(start, core, store))
+        except EngineDeadError as error:  # other models may go on
+            refusal = NotTakenUp(f"job {name} waits: {error}", is_over=False)
+        if refusal is not None:
+            self._tell_once(refusal.reason)
+            self._end(name, refusal.reason)
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("%s", message)
 
     async def _close(self) -> None:
         """Readers are told in any case; then the first error is raised, if there was one."""
@@ -462,11 +494,16 @@ class AsyncEngine:
             running = self._running.get(request_id)
             if running is not None:
                 self._end(request_id, message)
-                task = asyncio.create_task(self._drop(request_id, running.thread))
+                task = asyncio.create_task(self._let_go(request_id, running.thread))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
         self._soon(give_up)
+
+    async def _let_go(self, request_id: str, thread: EngineThread) -> None:
+        """Drop a request that may be taken up again."""
+        with self._mover(request_id):
+            await self._drop(request_id, thread)
 
     def _on_engine_end(self, model: str, failure: str) -> None:
         """In an engine's thread. Stored jobs stay as they are, to be taken up another time."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.config import DEFAULT_MODEL, SchedulingConfig
+from helios_serve.config import DEFAULT_MODEL, SchedulingConfig, ServerConfig
+from helios_serve.entrypoints.arguments import byte_count, duration
 from helios_serve.entrypoints.model_flags import (
     add_device_flags,
     add_worker_flags,
@@ -54,6 +55,18 @@ def add_command(commands: Any) -> None:
         default=Path("helios-data"),
         metavar="FOLDER",
         help="jobs and videos, which outlive the server (helios-data)",
+    )
+    server.add_argument(
+        "--retention",
+        type=duration,
+        metavar="TIME",
+        help="delete videos and files that are older, such as 12h or 7d (kept for ever)",
+    )
+    server.add_argument(
+        "--max-disk",
+        type=byte_count,
+        metavar="SIZE",
+        help="refuse videos while the others take more, such as 500GB (what the disk has)",
     )
     server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
     server.add_argument(
@@ -132,4 +145,5 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
             trace=trace,
             metrics=metrics,
         )
-    return make_app(AsyncEngine(cores, store, metrics), store, arguments.data_dir)
+    config = ServerConfig(retention=arguments.retention, max_disk=arguments.max_disk)
+    return make_app(AsyncEngine(cores, store, metrics), store, arguments.data_dir, config)

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.config import ServerConfig
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
 from helios_serve.entrypoints.openai.batch_runner import BatchRunner
@@ -21,11 +22,13 @@ from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.housekeeping import Housekeeper
 from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.errors import HeliosError
+from helios_serve.store.disk import Disk
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
@@ -53,17 +56,23 @@ class RequestId:
 TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
-def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
+def make_app(
+    engine: AsyncEngine, store: VideoStore, folder: Path, config: ServerConfig | None = None
+) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder), runner:
+        async with engine, ControlServer(engine, folder), runner, keeper:
             yield
         tables.close()
 
     tables = ServiceTables(folder)
-    videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
+    config = config or ServerConfig()
+    disk = Disk(folder, config.max_disk)
+    finished = FinishedFiles(folder / "finished", store)
+    videos = VideoService(engine, store, finished, disk, config.retention)
+    keeper = Housekeeper(videos, tables, disk, config.retention)
     creations = Creations(engine)
     runner = BatchRunner(videos, creations, tables)
     files = FileApi(tables.files)
