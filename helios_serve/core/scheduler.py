@@ -78,6 +78,7 @@ class Scheduler:
         self.admission = Admission(config)
         self.placement = Placement(config)
         self.waiting: set[str] = set()
+        self.is_closed = False
         self.unplaceable: list[str] = []
         """Waiting sessions that turned out too large for every worker."""
         self._preemptions = self._deadline_misses = 0
@@ -218,6 +219,12 @@ class Scheduler:
             if not session.is_going:
                 self._evict(session, worker)
         self._place_waiting()
+
+    def close(self) -> None:
+        """Place no sessions any more; those on workers leave them at their next chunk edges."""
+        self.is_closed = True
+        for worker_id in self.workers:
+            self.drain(worker_id)
 
     def is_empty(self, worker_id: str) -> bool:
         """Whether the worker has no session and nothing to be told."""
@@ -364,7 +371,7 @@ class Scheduler:
 
     def _place_waiting(self) -> None:
         """Give workers to waiting sessions: priority first, then the others in fair order."""
-        if self._place_line(is_priority=True):
+        if not self.is_closed and self._place_line(is_priority=True):
             self._place_line(is_priority=False)
 
     def _place_line(self, *, is_priority: bool) -> bool:

@@ -1,6 +1,7 @@
 """The engine for asyncio: requests in, videos out chunk by chunk, for several models at once."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -47,6 +48,8 @@ Result = TypeVar("Result")
 
 CLOSED = "the engine was closed"
 ASKED_FOR = "it was asked for"
+DRAIN_PERIOD = 0.05
+"""Seconds between two looks at what is still under way."""
 
 
 class AsyncEngine:
@@ -276,6 +279,17 @@ class AsyncEngine:
         """
         thread = self._thread_of(model)
         await self._call(thread, lambda core: core.drain_worker(worker_id))
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no more steps than lead to the next chunk edges, and wait until those chunks are
+        handed on, up to `timeout` seconds; whether they were. Stored jobs go on another time."""
+        await self._ask_all(EngineCore.close_admission)
+        deadline = time.monotonic() + timeout
+        while not all((await self._ask_all(lambda core: core.is_quiet)).values()):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(DRAIN_PERIOD)
+        return True
 
     async def stats(self) -> dict[str, EngineStats]:
         """Counts of this moment, by model."""

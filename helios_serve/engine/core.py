@@ -203,6 +203,16 @@ class EngineCore:
         if worker_id in self.scheduler.workers:
             self.scheduler.drain(worker_id)
 
+    def close_admission(self) -> None:
+        """Start nothing more; what is under way comes to its next chunk edge."""
+        self.scheduler.close()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no session is on a worker, and no chunk on its way from one."""
+        stats = self.scheduler.stats()
+        return not (stats.running or self.decoding.num_waiting or self.decoding.num_given)
+
     def stats(self) -> EngineStats:
         return EngineStats(
             self.scheduler.stats(),
