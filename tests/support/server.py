@@ -32,7 +32,20 @@ class Server:
 @contextmanager
 def running_server(folder: Path, *flags: str) -> Iterator[Server]:
     """Started on `folder`, and ended however the test ends."""
+    with start_server(folder, *flags) as server:
+        assert server.url, "it did not start"
+        yield server
+
+
+@contextmanager
+def start_server(
+    folder: Path, *flags: str, dying: tuple[str, str] | None = None
+) -> Iterator[Server]:
+    """As `running_server`, of one that dies at a point of dying_server.py: without a url if that
+    was before it listened."""
     command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve", *flags]
+    if dying is not None:
+        command[1:3] = [str(Path(__file__).with_name("dying_server.py")), *dying]
     process = subprocess.Popen(
         [*command, "--port", "0", "--data-dir", str(folder)],
         stdout=subprocess.PIPE,
@@ -43,8 +56,8 @@ def running_server(folder: Path, *flags: str) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         match = URL.search(line)
-        assert match is not None, f"the server said {line!r}"
-        yield Server(process, match.group(), folder)
+        assert match is not None or not line, f"the server said {line!r}"
+        yield Server(process, match.group() if match is not None else "", folder)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
