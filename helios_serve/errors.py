@@ -16,6 +16,18 @@ class InvalidRequestError(HeliosError, ValueError):
         self.param = param
 
 
+class NotAllowedError(HeliosError):
+    """A request that is fine, but not for its sender.
+
+    `code` is the API's word for the reason, `param` the field at fault.
+    """
+
+    def __init__(self, message: str, *, code: str, param: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
 class CapacityError(HeliosError):
     """A request that is fine but finds no room now.
 

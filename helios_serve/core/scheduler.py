@@ -1,9 +1,11 @@
 """Continuous batching of denoise steps: which sessions take their next step, on which worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from helios_serve.config import SchedulingConfig
+import msgspec
+
+from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.admission import Admission
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.placement import Placement
@@ -82,6 +84,25 @@ class Scheduler:
         assert worker_id not in self.workers, f"worker {worker_id} is known already"
         self.workers[worker_id] = WorkerState(worker_id, num_blocks, text_rows, self.config)
         self._place_waiting()
+
+    def set_tenants(self, tenants: Mapping[str, TenantConfig], defaults: TenantConfig) -> None:
+        """Shares and limits from now on; sessions that were accepted under others stay."""
+        config = msgspec.structs.replace(
+            self.config, tenants=dict(tenants), tenant_defaults=defaults
+        )
+        self.config = self.admission.config = self.placement.config = config
+        for line in self._lines.values():
+            line.reweigh(lambda flow: config.weight(*flow))
+        for worker in self.workers.values():
+            worker.queue.configure(config)
+
+    def cost_shares(self, steps: Sequence[ScheduledStep]) -> list[float]:
+        """What part of a plan's cost each of its steps has; they sum to 1.
+
+        The plan has not been settled yet, so that all its sessions are known.
+        """
+        costs = [self.sessions[step.session_id].step_costs[step.cursor.stage] for step in steps]
+        return [cost / sum(costs) for cost in costs]
 
     def add_session(self, session: Session) -> None:
         """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing."""

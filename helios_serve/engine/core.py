@@ -328,6 +328,7 @@ class EngineCore:
         watch = self.crew.workers[worker_id]
         plan = watch.plans.popleft()
         watch.busy_since = self.clock()
+        self._account(plan, event.seconds)
         for failure in event.output.failures:
             yield from self._fail(failure.session_id, failure.message)
         for step in plan.scheduled_steps:
@@ -343,6 +344,13 @@ class EngineCore:
         if plan.scheduled_steps:
             seconds = 0.0 if event.output.failures else event.seconds
             self.scheduler.update_from_output(worker_id, seconds)
+
+    def _account(self, plan: SchedulerOutput, seconds: float) -> None:
+        """Share the time of a plan among its sessions, each by what its step costs."""
+        shares = self.scheduler.cost_shares(plan.scheduled_steps)
+        for step, share in zip(plan.scheduled_steps, shares, strict=True):
+            if (delivery := self._deliveries.get(step.session_id)) is not None:
+                delivery.spend(step.cursor, share * seconds)
 
     def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
         task = self.encoding.finish(worker_id, self.clock())

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 URL = re.compile(r"http://\S+(?=/v1/videos)")
@@ -30,15 +30,17 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str) -> Iterator[Server]:
-    """Started on `folder`, and ended however the test ends."""
+def running_server(folder: Path, *flags: str, log: Path | None = None) -> Iterator[Server]:
+    """Started on `folder`, and ended however the test ends; `log` gets its standard error."""
     command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve", *flags]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--data-dir", str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-    )
+    with log.open("w") if log else nullcontext() as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--data-dir", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -13,15 +13,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.authentication import Authentication
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.server_info import ServerInfo
+from helios_serve.entrypoints.openai.usage import UsageApi
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
+from helios_serve.entrypoints.tenants import TenantsFile
 from helios_serve.errors import HeliosError
+from helios_serve.store.keys import KeyStore
 from helios_serve.store.video_store import VideoStore
 
 
@@ -48,19 +53,39 @@ class RequestId:
 TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
-def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
+def make_app(
+    engine: AsyncEngine,
+    store: VideoStore,
+    folder: Path,
+    keys: KeyStore,
+    tenants: TenantsFile | None = None,
+) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's."""
+    known_keys = KnownKeys(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder):
+        reloading: AbstractAsyncContextManager[None] = nullcontext()
+        if tenants is not None:
+            reloading = tenants.reloading(engine)
+        async with engine, ControlServer(engine, folder), reloading:
             yield
+        await known_keys.write_uses()
 
     videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
-    parts = (VideoApi(videos, Creations(engine)), ContentApi(videos), ServerInfo(engine))
+    parts = (
+        VideoApi(videos, Creations(engine)),
+        ContentApi(videos),
+        UsageApi(engine, store),
+        ServerInfo(engine),
+    )
     return Starlette(
         routes=[route for part in parts for route in part.routes],
-        middleware=[Middleware(RequestId), Middleware(BodyLimit)],
+        middleware=[
+            Middleware(RequestId),
+            Middleware(Authentication, keys=known_keys),
+            Middleware(BodyLimit),
+        ],
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )

@@ -40,6 +40,9 @@ class Creations:
         model = body.model or next(iter(self.engine.cores))
         size = asked_size(body, model)
         asked = creation(body, model, size, tenant)
+        if body.service_tier == "auto" and model in self.engine.cores:
+            usual = self.engine.tenant(tenant, model).usual_tier
+            asked = msgspec.structs.replace(asked, tier=usual)
         self.engine.check(asked)
         if upload is None:
             return asked

@@ -14,12 +14,15 @@ from helios_serve.errors import (
     EngineDeadError,
     HeliosError,
     InvalidRequestError,
+    NotAllowedError,
     RequestFailedError,
     StorageError,
 )
 from helios_serve.logger import logger
 
 SIZE_PARAMS = ("size", "width", "height")
+LONGEST_WAIT = 120
+"""Seconds of retry-after that clients honour; told a longer time, they try again at once."""
 
 
 class ApiError(Exception):
@@ -72,6 +75,8 @@ def as_api_error(error: Exception) -> ApiError:
         case InvalidRequestError(param=param):
             code = "invalid_size" if param in SIZE_PARAMS else "invalid_value"
             return ApiError(400, message, code=code, param=param)
+        case NotAllowedError(code=code, param=param):
+            return ApiError(403, message, code=code, param=param)
         case CapacityError(code=code, retry_after=seconds):
             status = 503 if code == "queue_full" else 429
             return ApiError(status, message, code=code, retry_after=seconds)
@@ -94,12 +99,16 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 async def answer_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return error_response(error)
+
+
+def error_response(error: Exception) -> Response:
     """The envelope; what a repetition cannot change says so."""
     told = as_api_error(error)
     headers = {}
     if told.retry_after is not None:
         headers["retry-after"] = str(math.ceil(told.retry_after))
-    elif told.status != 503:
+    if (told.retry_after or 0) > LONGEST_WAIT or (told.retry_after is None and told.status != 503):
         headers["x-should-retry"] = "false"
     return Response(
         msgspec.json.encode(ErrorBody(told.detail)),
