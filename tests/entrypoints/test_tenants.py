@@ -129,7 +129,7 @@ def test_without_a_valid_key_nothing_is_told(tenants: Tenants) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.headers["x-should-retry"] == "false"
     assert tenants.anonymous.get(f"/v1/models?api_key={key}").status_code == 401
-    accepted = {"authorization": f"bearer  {key} "}
+    accepted = {"authorization": f"bearer   {key}"}
     assert tenants.anonymous.get("/v1/models", headers=accepted).status_code == 200
     with (
         openai.OpenAI(base_url=f"{tenants.server.url}/v1", api_key="sk-wrong") as client,
