@@ -41,10 +41,9 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     frames_per_day: Limit | None = None
     sizes: Annotated[tuple[SizeName, ...], msgspec.Meta(min_length=1)] | None = None
 
-    @property
-    def usual_tier(self) -> ServiceTier:
-        """The tier of a request that names none."""
-        return "default" if self.tiers is None or "default" in self.tiers else self.tiers[0]
+    def tier_like(self, usual: ServiceTier) -> ServiceTier:
+        """The tier of a request that names none: the usual one, or the first that is allowed."""
+        return usual if self.tiers is None or usual in self.tiers else self.tiers[0]
 
     def check(self, request: VideoRequest) -> None:
         """Raise NotAllowedError for a tier, InvalidRequestError for a size that is not allowed."""
@@ -95,10 +94,10 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker takes of a cluster. None for `num_gpus` is one, or none on the CPU.
+    """What a worker takes of a cluster.
 
-    `num_gpus` may be a fraction, so that several workers share a GPU; `labels` are those of the
-    nodes that it may run on.
+    None for `num_gpus` is one if there are any, or none on the CPU. It may be a fraction, so that
+    several workers share a GPU; `labels` are those of the nodes that it may run on.
     """
 
     num_cpus: float = 1.0

@@ -16,16 +16,12 @@ class InvalidRequestError(HeliosError, ValueError):
         self.param = param
 
 
-class NotAllowedError(HeliosError):
-    """A request that is fine, but not for its sender.
-
-    `code` is the API's word for the reason, `param` the field at fault.
-    """
+class NotAllowedError(InvalidRequestError):
+    """A request that others may make, but not its sender; `code` is the API's word for why."""
 
     def __init__(self, message: str, *, code: str, param: str) -> None:
-        super().__init__(message)
+        super().__init__(message, param=param)
         self.code = code
-        self.param = param
 
 
 class CapacityError(HeliosError):

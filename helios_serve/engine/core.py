@@ -353,7 +353,7 @@ class EngineCore:
                 delivery.spend(step.cursor, share * seconds)
 
     def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
-        task = self.encoding.finish(worker_id, self.clock())
+        task = self.encoding.finish(worker_id)
         session = self.scheduler.sessions.get(event.session_id)
         if session is None or session.status.is_finished:
             return
@@ -372,7 +372,7 @@ class EngineCore:
         yield from self._on_inputs(session)
 
     def _on_decoded(self, worker_id: str, event: ChunkDecoded) -> Iterator[EngineEvent]:
-        self.decoding.finish(worker_id, self.clock())
+        self.decoding.finish(worker_id)
         delivery = self._deliveries.get(event.session_id)
         if delivery is None:
             return
@@ -394,11 +394,11 @@ class EngineCore:
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
         encodes, decodes = self.encoding.count(worker_id), self.decoding.count(worker_id)
-        given_up = [
-            *self.encoding.lose(worker_id, was_idle=not watch.plans and not decodes),
-            *self.decoding.lose(worker_id, was_idle=not watch.plans and not encodes),
-        ]
-        for session_id in given_up:
+        given_up = (
+            self.encoding.lose(worker_id, was_idle=not watch.plans and not decodes),
+            self.decoding.lose(worker_id, was_idle=not watch.plans and not encodes),
+        )
+        for session_id in filter(None, given_up):
             message = f"too many workers died encoding or decoding for it: {event.reason}"
             yield from self._fail(session_id, message)
 

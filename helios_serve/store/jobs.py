@@ -2,27 +2,24 @@
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from threading import Lock
 from typing import Literal
 
 import msgspec
 
 from helios_serve.errors import StorageError
-from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.sampling_params import VideoRequest
-from helios_serve.store import usage
-from helios_serve.store.usage import DayUsage, UsageTable
+from helios_serve.store.database import Database, Value
+from helios_serve.store.usage import USAGE_TABLE, DayUsage, UsageTable
 
-Value = str | bytes | float | None
 EndStatus = Literal["completed", "failed", "cancelled"]
 JobStatus = Literal["queued", "in_progress"] | EndStatus
 UNFINISHED = "FROM jobs WHERE id = ? AND status IN ('queued', 'in_progress')"
 
-FIRST_SCHEMA = """
+SCHEMA_VERSION = 2
+SCHEMA = f"""
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY NOT NULL,
     tenant TEXT NOT NULL,
@@ -36,18 +33,11 @@ CREATE TABLE jobs (
     next_chunk INTEGER NOT NULL,
     num_chunks INTEGER NOT NULL,
     has_media INTEGER NOT NULL,
-    kept_chunk INTEGER
+    kept_chunk INTEGER,
+    frames_left INTEGER NOT NULL
 );
 CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
-"""
-ADD_USAGE = f"""
-ALTER TABLE jobs ADD COLUMN frames_left INTEGER NOT NULL DEFAULT 0;
-UPDATE jobs SET frames_left = {CHUNK_FRAMES} * (num_chunks - next_chunk);
-{usage.TABLE}
-"""
-STEPS = (FIRST_SCHEMA, ADD_USAGE)
-"""What makes the schema of each version from that of the one before."""
-SCHEMA_VERSION = len(STEPS)
+{USAGE_TABLE}"""
 
 
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,24 +75,14 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStore:
-    """One row a job in a SQLite file; every change is durable when the call returns.
+    """One row a job; every change is durable when the call returns.
 
-    It may be used by any thread. Raises StorageError for a file that is damaged, or that a newer
-    version has written.
+    It may be used by any thread. Raises StorageError as `Database` does.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self.path = path
         self._clock = clock
-        self._lock = Lock()
-        with self._errors():
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.row_factory = sqlite3.Row
-        try:
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
+        self._table = Database(path, SCHEMA, SCHEMA_VERSION)
 
     def add(
         self,
@@ -137,41 +117,30 @@ class JobStore:
             "frames_left": frames,
         }
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-        with self._transaction() as run:
+        with self._table.transaction() as run:
             UsageTable(run).grant(request.tenant, now, frames, frames_per_day)
             run(f"INSERT INTO jobs ({names}) VALUES ({marks})", *columns.values())
 
     def get(self, job_id: str) -> StoredJob | None:
-        rows = self._run("SELECT * FROM jobs WHERE id = ?", job_id)
+        rows = self._table.run("SELECT * FROM jobs WHERE id = ?", job_id)
         return self._as_job(rows[0]) if rows else None
 
     def all(self) -> list[StoredJob]:
         """In the order in which they were accepted."""
-        rows = self._run("SELECT * FROM jobs ORDER BY created_at, id")
+        rows = self._table.run("SELECT * FROM jobs ORDER BY created_at, id")
         return [self._as_job(row) for row in rows]
 
     def page(
         self, tenant: str, after: str | None, limit: int, *, newest_first: bool
     ) -> list[StoredJob]:
         """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
-        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        where, values = "WHERE tenant = ? ", [tenant]
-        if after is not None:
-            where += (
-                f"AND (created_at, id) {beyond} (SELECT created_at, id FROM jobs WHERE id = ?) "
-            )
-            values.append(after)
-        rows = self._run(
-            f"SELECT * FROM jobs {where}ORDER BY created_at {order}, id {order} LIMIT ?",
-            *values,
-            limit,
-        )
+        rows = self._table.page("jobs", after, limit, newest_first=newest_first, tenant=tenant)
         return [self._as_job(row) for row in rows]
 
     def update_request(self, request: VideoRequest) -> None:
         """Replace what was asked for, less the reference, which stays as it is."""
         blob = msgspec.msgpack.encode(request.without_media())
-        self._run(
+        self._table.run(
             "UPDATE jobs SET request = ?, updated_at = ? WHERE id = ?",
             blob,
             self._clock(),
@@ -182,7 +151,7 @@ class JobStore:
         """Enter segment and snapshot of `chunk`, and what it took, in the one transaction that
         commits them; `frames_left` are to come behind it."""
         now = self._clock()
-        with self._transaction() as run:
+        with self._table.transaction() as run:
             rows = run(
                 "SELECT tenant, frames_left FROM jobs WHERE id = ? AND next_chunk = ?",
                 job_id,
@@ -208,7 +177,7 @@ class JobStore:
         Frames that it has left are given back to its tenant.
         """
         now = self._clock()
-        with self._transaction() as run:
+        with self._table.transaction() as run:
             rows = run(f"SELECT tenant, created_at, frames_left {UNFINISHED}", job_id)
             if not rows:
                 return
@@ -225,7 +194,7 @@ class JobStore:
 
     def delete(self, job_id: str) -> None:
         """Forget a job; one of which nothing was made is as if it had not been accepted."""
-        with self._transaction() as run:
+        with self._table.transaction() as run:
             for tenant, created_at, left, status in run(
                 f"SELECT tenant, created_at, frames_left, status {UNFINISHED}", job_id
             ):
@@ -234,41 +203,10 @@ class JobStore:
 
     def usage(self, tenant: str, first: date, last: date) -> list[DayUsage]:
         """The days of a tenant on which something happened; both ends are included."""
-        return UsageTable(self._run).days(tenant, first, last)
+        return UsageTable(self._table.run).days(tenant, first, last)
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    def _prepare(self) -> None:
-        version = self._run("PRAGMA user_version")[0][0]
-        if version > SCHEMA_VERSION:
-            raise StorageError(
-                f"{self.path} was written by a newer version of helios-serve: got schema "
-                f"{version}, expected at most {SCHEMA_VERSION}"
-            )
-        self._run("PRAGMA journal_mode = WAL")
-        self._run("PRAGMA synchronous = FULL")
-        problem = self._run("PRAGMA quick_check(1)")[0][0]
-        if problem != "ok":
-            raise StorageError(f"{self.path} is damaged: {problem}")
-        for number, step in enumerate(STEPS[version:], version + 1):
-            with self._errors():
-                self._connection.executescript(
-                    f"BEGIN; {step} PRAGMA user_version = {number}; COMMIT;"
-                )
-
-    def _run(self, statement: str, *values: Value) -> list[sqlite3.Row]:
-        """One statement is one transaction."""
-        with self._lock, self._errors():
-            return self._connection.execute(statement, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Callable[..., list[sqlite3.Row]]]:
-        """All statements of the block, or none of them."""
-        with self._lock, self._errors(), self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield lambda statement, *values: self._connection.execute(statement, values).fetchall()
+        self._table.close()
 
     def _as_job(self, row: sqlite3.Row) -> StoredJob:
         columns = dict(row)
@@ -276,14 +214,7 @@ class JobStore:
             columns["request"] = msgspec.msgpack.decode(columns["request"], type=VideoRequest)
         except ValueError as error:
             raise StorageError(
-                f"the request of job {row['id']!r} in {self.path} is damaged: {error}"
+                f"the request of job {row['id']!r} in {self._table.path} is damaged: {error}"
             ) from error
         columns["has_media"] = bool(columns["has_media"])
         return StoredJob(**columns)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot use the jobs in {self.path}: {error}") from error

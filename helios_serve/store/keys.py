@@ -1,21 +1,21 @@
 """API keys, of which only hashes are kept: who has one speaks for its tenant."""
 
+import fcntl
 import hmac
 import os
 import re
 import secrets
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.errors import InvalidRequestError, StorageError
+from helios_serve.errors import InvalidRequestError
+from helios_serve.store.database import Database
 from helios_serve.store.files import make_folder, storage_errors
 
 DATABASE = "keys.sqlite3"
@@ -25,9 +25,8 @@ KEY_BYTES = 32
 TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_LABEL = 200
 SCHEMA_VERSION = 1
-SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS keys (
+SCHEMA = """
+CREATE TABLE keys (
     id TEXT PRIMARY KEY NOT NULL,
     hash BLOB NOT NULL UNIQUE,
     tenant TEXT NOT NULL,
@@ -36,8 +35,6 @@ CREATE TABLE IF NOT EXISTS keys (
     last_used_at REAL,
     revoked_at REAL
 );
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
 """
 
 
@@ -88,21 +85,11 @@ class KeyStore:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = folder / DATABASE
         self._clock = clock
-        self._lock = Lock()
         make_folder(folder)
-        with storage_errors("open", self.path):
-            # SQLite gives its other files the rights of this one.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self.path.chmod(0o600)
-        with self._errors():
-            self._connection = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False
-            )
-        try:
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
+        with taking_turns(folder):
+            with storage_errors("open", self.path):
+                make_private(self.path)
+            self._table = Database(self.path, SCHEMA, SCHEMA_VERSION)
 
     def create(self, tenant: str, label: str = "") -> NewKey:
         """A new key of a tenant; raises InvalidRequestError for a name that is none."""
@@ -115,19 +102,12 @@ class KeyStore:
         secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
         name = f"key_{secrets.token_hex(8)}"
         key = ApiKey(name, hash_of(secret), tenant, label, self._clock())
-        self._run(
-            "INSERT INTO keys (id, hash, tenant, label, created_at) VALUES (?, ?, ?, ?, ?)",
-            key.id,
-            key.hash,
-            key.tenant,
-            key.label,
-            key.created_at,
-        )
+        self._table.insert("keys", msgspec.structs.asdict(key))
         return NewKey(key, secret)
 
     def all(self) -> list[ApiKey]:
         """In the order in which they were made, revoked ones too."""
-        rows = self._run(
+        rows = self._table.run(
             "SELECT id, hash, tenant, label, created_at, last_used_at, revoked_at FROM keys "
             "ORDER BY created_at, id"
         )
@@ -141,7 +121,7 @@ class KeyStore:
 
     def revoke(self, key_id: str) -> ApiKey:
         """Let nobody use a key any more; raises InvalidRequestError for one that is unknown."""
-        self._run(
+        self._table.run(
             "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
             self._clock(),
             key_id,
@@ -155,45 +135,35 @@ class KeyStore:
 
     def note_use(self, used: Mapping[str, float]) -> None:
         """Enter when keys, by id, were last used."""
-        with self._lock, self._errors(), self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(
-                "UPDATE keys SET last_used_at = ? WHERE id = ?",
-                [(moment, key_id) for key_id, moment in used.items()],
-            )
+        statement = "UPDATE keys SET last_used_at = ? WHERE id = ?"
+        self._table.together(*((statement, (moment, key_id)) for key_id, moment in used.items()))
 
     def version(self) -> int:
         """Another number than before if another process has changed something."""
-        number: int = self._run("PRAGMA data_version")[0][0]
+        number: int = self._table.run("PRAGMA data_version")[0][0]
         return number
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self._table.close()
 
-    def _prepare(self) -> None:
-        version = self._run("PRAGMA user_version")[0][0]
-        if version > SCHEMA_VERSION:
-            raise StorageError(
-                f"{self.path} was written by a newer version of helios-serve: got schema "
-                f"{version}, expected at most {SCHEMA_VERSION}"
-            )
-        self._run("PRAGMA journal_mode = WAL")
-        self._run("PRAGMA synchronous = FULL")
-        if version == 0:
-            with self._errors():
-                self._connection.executescript(SCHEMA)
 
-    def _run(self, statement: str, *values: str | bytes | float) -> list[tuple[Any, ...]]:
-        with self._lock, self._errors():
-            return self._connection.execute(statement, values).fetchall()
+@contextmanager
+def taking_turns(folder: Path) -> Iterator[None]:
+    """Two processes that make the same new SQLite file at once would not both succeed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot use the keys in {self.path}: {error}") from error
+
+def make_private(path: Path) -> None:
+    """Leave the file to its owner; SQLite gives its other files the rights of this one."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        path.chmod(0o600)
 
 
 def hash_of(secret: str) -> bytes:

@@ -1,14 +1,13 @@
 """What tenants have asked for and got, by day: a table beside that of the jobs."""
 
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from sqlite3 import Row
 
 import msgspec
 
 from helios_serve.errors import CapacityError, InvalidRequestError
+from helios_serve.store.database import Run
 
-TABLE = """
+USAGE_TABLE = """
 CREATE TABLE usage (
     tenant TEXT NOT NULL,
     day TEXT NOT NULL,
@@ -41,7 +40,7 @@ class UsageTable:
     Times are Unix seconds.
     """
 
-    def __init__(self, run: Callable[..., list[Row]]) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
 
     def grant(self, tenant: str, now: float, frames: int, frames_per_day: int | None) -> None:

@@ -1,9 +1,9 @@
 """Several tenants on one server, each with keys and limits of its own."""
 
+import json
 import re
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from api import error_of, openai
 from server import Server, running_server
 from starlette.routing import Route
 
@@ -21,10 +22,6 @@ from helios_serve.entrypoints.cli import main
 from helios_serve.entrypoints.openai.app import make_app
 from helios_serve.store.keys import KeyStore
 from helios_serve.store.video_store import VideoStore
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import openai
 
 LIMITS = """
 [tenants.none]
@@ -37,13 +34,16 @@ max_queued = 0
 tiers = ["flex"]
 sizes = ["64x64"]
 
+[tenants.steady]
+tiers = ["default", "priority"]
+
 [tenants.counted]
 frames_per_day = 100
 
 [tenants.reloaded]
 frames_per_day = 100
 """
-NAMES = ("acme", "other", "none", "later", "small", "counted", "reloaded")
+NAMES = ("acme", "other", "none", "later", "small", "steady", "counted", "reloaded")
 SECRET_PROMPT = "a prompt that is nobody's business"
 BODY: dict[str, Any] = {"prompt": SECRET_PROMPT, "size": "64x64", "num_frames": 33}
 PATIENCE = 20.0
@@ -97,12 +97,9 @@ def finished(tenants: Tenants) -> str:
     return str(video.id)
 
 
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
-    assert answer.headers["x-request-id"]
-    error: dict[str, Any] = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
+    return error_of(answer)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -124,7 +121,7 @@ def test_without_a_valid_key_nothing_is_told(tenants: Tenants) -> None:
     for headers in wrong:
         for method, path in (("GET", "/v1/models"), ("POST", "/v1/videos"), ("GET", "/nothing")):
             answer = tenants.anonymous.request(method, path, headers=headers)
-            error = error_of(answer, 401)
+            error = refused(answer, 401)
             assert (error["code"], error["type"]) == ("invalid_api_key", "authentication_error")
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.headers["x-should-retry"] == "false"
@@ -143,50 +140,76 @@ def test_the_servers_own_state_is_open(tenants: Tenants, path: str) -> None:
     assert tenants.anonymous.get(path).status_code == 200
 
 
-def test_no_route_shows_anothers_video(tenants: Tenants, finished: str, tmp_path: Path) -> None:
-    """All routes with a video's id answer as if there were none."""
+def start_batch(client: httpx.Client, *bodies: dict[str, Any]) -> tuple[str, str]:
+    """Ids of the file and of the batch."""
+    lines = [
+        {"custom_id": f"{index}", "method": "POST", "url": "/v1/videos", "body": body}
+        for index, body in enumerate(bodies)
+    ]
+    data = b"\n".join(json.dumps(line).encode() for line in lines)
+    upload = {"file": ("lines.jsonl", data)}
+    file: str = client.post("/v1/files", files=upload, data={"purpose": "batch"}).json()["id"]
+    order = {"input_file_id": file, "endpoint": "/v1/videos", "completion_window": "24h"}
+    return file, client.post("/v1/batches", json=order).json()["id"]
+
+
+@pytest.fixture(scope="module")
+def owned(tenants: Tenants, finished: str) -> dict[str, str]:
+    """Something of acme's for every kind of id that routes have."""
+    file, batch = start_batch(tenants["acme"], BODY)
+    return {"video_id": finished, "file_id": file, "batch_id": batch}
+
+
+def test_no_route_shows_what_is_anothers(
+    tenants: Tenants, owned: dict[str, str], tmp_path: Path
+) -> None:
+    """All routes with an id in their path answer as if there were nothing of that id."""
     with closing(VideoStore(tmp_path)) as store, closing(KeyStore(tmp_path)) as keys:
         app = make_app(AsyncEngine({}, store), store, tmp_path, keys)
-    routes = [
-        (method, re.sub(r"\{(?!video_id)[^}]*\}", "0", route.path))
-        for route in app.routes
-        if isinstance(route, Route) and "{video_id" in route.path
-        for method in route.methods or ()
-    ]
-    assert len(routes) >= 8
-    for method, path in routes:
-        answers = []
-        for video_id in (finished, "video_unknown"):
-            url = re.sub(r"\{video_id[^}]*\}", video_id, path)
-            body = {"json": {"prompt": "x"}} if method == "POST" else {}
-            answer = tenants["other"].request(method, url, **body)
-            assert answer.status_code == 404, f"{method} {url}: {answer.text}"
-            answers.append(answer.text.replace(video_id, ""))
-        assert answers[0] == answers[1]
-    assert tenants["acme"].get(f"/v1/videos/{finished}").json()["status"] == "completed"
+    seen = set()
+    for route in filter(lambda route: isinstance(route, Route), app.routes):
+        assert isinstance(route, Route)
+        for kind in re.findall(r"{(\w+_id)}", route.path):
+            seen.add(kind)
+            for method in route.methods or ():
+                check_hidden(tenants["other"], method, route.path, kind, owned[kind])
+    assert seen == owned.keys()
+    for kind, plural in {"video_id": "videos", "file_id": "files", "batch_id": "batches"}.items():
+        assert tenants["acme"].get(f"/v1/{plural}/{owned[kind]}").json()["id"] == owned[kind]
+
+
+def check_hidden(other: httpx.Client, method: str, path: str, kind: str, owned_id: str) -> None:
+    answers = []
+    for given in (owned_id, "unknown"):
+        url = re.sub(r"{[^}]*}", "0", path.replace(f"{{{kind}}}", given))
+        body = {"json": {"prompt": "x"}} if method == "POST" else {}
+        answer = other.request(method, url, **body)
+        assert answer.status_code == 404, f"{method} {url}: {answer.text}"
+        answers.append(answer.text.replace(given, ""))
+    assert answers[0] == answers[1]
 
 
 def test_no_list_and_no_body_leads_to_anothers_video(tenants: Tenants, finished: str) -> None:
     other = tenants["other"]
     mine = other.post("/v1/videos", json=BODY).json()["id"]
     assert [video["id"] for video in other.get("/v1/videos").json()["data"]] == [mine]
-    assert error_of(other.get(f"/v1/videos?after={finished}"), 404)["code"] == "not_found"
+    assert refused(other.get(f"/v1/videos?after={finished}"), 404)["code"] == "not_found"
     fields = {"prompt": "x", "video[id]": finished}
     for path in ("/v1/videos/edits", "/v1/videos/extensions"):
-        assert error_of(other.post(path, data=fields), 404)["code"] == "not_found"
+        assert refused(other.post(path, data=fields), 404)["code"] == "not_found"
     assert mine not in tenants["acme"].get("/v1/videos").text
     assert other.delete(f"/v1/videos/{mine}").json()["deleted"] is True
 
 
 def test_tiers_and_sizes_are_those_of_the_tenant(tenants: Tenants, finished: str) -> None:
     small = tenants["small"]
-    refused = error_of(small.post("/v1/videos", json=BODY | {"service_tier": "priority"}), 403)
-    assert (refused["code"], refused["param"]) == ("tier_not_allowed", "service_tier")
-    assert refused["type"] == "permission_error"
-    assert refused["message"].endswith("tenant small may use: flex")
-    refused = error_of(small.post("/v1/videos", json=BODY | {"size": "128x64"}), 400)
-    assert (refused["code"], refused["param"]) == ("invalid_size", "size")
-    assert refused["message"].endswith("tenant small may use: 64x64")
+    error = refused(small.post("/v1/videos", json=BODY | {"service_tier": "priority"}), 403)
+    assert (error["code"], error["param"]) == ("tier_not_allowed", "service_tier")
+    assert error["type"] == "permission_error"
+    assert error["message"].endswith("tenant small may use: flex")
+    error = refused(small.post("/v1/videos", json=BODY | {"size": "128x64"}), 400)
+    assert (error["code"], error["param"]) == ("invalid_size", "size")
+    assert error["message"].endswith("tenant small may use: 64x64")
     assert small.post("/v1/videos/sync", json=BODY).status_code == 200  # in its own tier
     for tier in ("priority", "default", "flex"):
         answer = tenants["acme"].post("/v1/videos", json=BODY | {"service_tier": tier})
@@ -194,12 +217,23 @@ def test_tiers_and_sizes_are_those_of_the_tenant(tenants: Tenants, finished: str
     assert finished
 
 
+def test_a_batch_goes_in_a_tier_that_its_tenant_may_use(tenants: Tenants) -> None:
+    steady = tenants["steady"]
+    _, batch = start_batch(steady, BODY, BODY | {"service_tier": "flex"})
+    until(lambda: steady.get(f"/v1/batches/{batch}").json()["status"] == "completed")
+    told = steady.get(f"/v1/batches/{batch}").json()
+    assert told["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    error = json.loads(steady.get(f"/v1/files/{told['error_file_id']}/content").text)
+    assert (error["custom_id"], error["error"]["code"]) == ("1", "tier_not_allowed")
+    assert error["response"]["status_code"] == 403
+
+
 @pytest.mark.parametrize(("name", "what"), [("none", "0 sessions,"), ("later", "waiting,")])
 def test_quotas_of_sessions_are_429_with_retry_after(
     tenants: Tenants, name: str, what: str
 ) -> None:
     answer = tenants[name].post("/v1/videos", json=BODY)
-    error = error_of(answer, 429)
+    error = refused(answer, 429)
     assert (error["code"], error["type"]) == ("tenant_quota", "rate_limit_error")
     assert what in error["message"]
     assert 1 <= int(answer.headers["retry-after"]) <= 60
@@ -210,7 +244,7 @@ def test_quotas_of_sessions_are_429_with_retry_after(
 def test_a_days_frames_are_shared_out_exactly(tenants: Tenants) -> None:
     """Of many requests at once, also ones for more of a video, no more pass than there are for."""
     counted = tenants["counted"]
-    never = error_of(counted.post("/v1/videos", json=BODY | {"num_frames": 101}), 400)
+    never = refused(counted.post("/v1/videos", json=BODY | {"num_frames": 101}), 400)
     assert never["param"] == "num_frames"
     first = counted.post("/v1/videos/sync", json=BODY).headers["x-video-id"]
     more = {"prompt": "x", "video[id]": first, "seconds": "1.375"}  # 33 frames
@@ -220,13 +254,13 @@ def test_a_days_frames_are_shared_out_exactly(tenants: Tenants) -> None:
             *threads.map(lambda _: counted.post("/v1/videos/extensions", data=more), range(3)),
         ]
     assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 4
-    refused = max(answers, key=lambda answer: answer.status_code)
-    assert error_of(refused, 429)["code"] == "tenant_quota"
+    last = max(answers, key=lambda answer: answer.status_code)
+    assert refused(last, 429)["code"] == "tenant_quota"
     midnight = datetime.combine(datetime.now(UTC).date() + timedelta(days=1), datetime.min.time())
     left = (midnight.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
-    assert int(refused.headers["retry-after"]) % 86400 == pytest.approx(left, abs=60)
+    assert int(last.headers["retry-after"]) % 86400 == pytest.approx(left, abs=60)
     if left > 180:
-        assert refused.headers["x-should-retry"] == "false"
+        assert last.headers["x-should-retry"] == "false"
     usage = counted.get("/v1/usage").json()
     assert usage["totals"]["requests"] == 3
     assert usage["quota"]["frames_left"] == 1
@@ -261,7 +295,7 @@ def test_usage_is_that_of_the_sender(tenants: Tenants, finished: str) -> None:
     ],
 )
 def test_wrong_dates_are_told(tenants: Tenants, query: str, param: str) -> None:
-    error = error_of(tenants["acme"].get(f"/v1/usage?{query}"), 400)
+    error = refused(tenants["acme"].get(f"/v1/usage?{query}"), 400)
     assert (error["code"], error["param"]) == ("invalid_value", param)
 
 

@@ -96,11 +96,12 @@ def test_changes_go_to_a_log_first(path: Path, jobs: JobStore) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_newer_schema_is_left_alone(path: Path) -> None:
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (3, "a newer")])
+def test_another_schema_is_left_alone(path: Path, version: int, age: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(StorageError, match="newer version.*got schema 99, expected at most 2"):
+    with pytest.raises(StorageError, match=f"{age} version.*got schema {version}, expected 2"):
         JobStore(path)
     assert path.read_bytes() == before
 

@@ -1,7 +1,6 @@
 """Frames that tenants asked for and got, counted once each."""
 
 import runpy
-import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -10,13 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.messages import Segment, TensorData
 from helios_serve.sampling_params import SamplingParams, VideoRequest
-from helios_serve.store.jobs import FIRST_SCHEMA, JobStore
 from helios_serve.store.snapshots import Kept
 from helios_serve.store.usage import DayUsage
 from helios_serve.store.video_store import VideoStore
@@ -155,23 +152,3 @@ def test_an_extension_counts_what_is_new(store: VideoStore) -> None:
     assert day(store)[2] == 66
     commit(store, "b", 2)
     assert day(store) == (2, 88, 88, 1.5)
-
-
-def test_a_table_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.sqlite3"
-    request = VideoRequest(request_id="a", prompt="a dog", tenant="acme")
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.executescript(f"BEGIN; {FIRST_SCHEMA} PRAGMA user_version = 1; COMMIT;")
-        connection.execute(
-            "INSERT INTO jobs VALUES "
-            "('a', 'acme', ?, 'in_progress', NULL, 1, 1, NULL, 0, 1, 3, 0, 1)",
-            (msgspec.msgpack.encode(request),),
-        )
-    for _ in range(2):
-        with closing(JobStore(path, clock=lambda: NOON)) as jobs:
-            job = jobs.get("a")
-            assert job is not None
-            assert (job.request, job.frames_left, job.next_chunk) == (request, 66, 1)
-    with closing(JobStore(path, clock=lambda: NOON)) as jobs:
-        jobs.advance("a", 1, frames_left=33, device_seconds=2.0)
-        assert jobs.usage("acme", FIRST, FIRST) == [DayUsage(FIRST, 0, 0, 33, 2.0)]

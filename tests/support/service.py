@@ -103,9 +103,9 @@ class Service:
             if isinstance(event, ChunkReady):
                 self.chunks.setdefault(event.request_id, []).append(event)
             elif isinstance(event, RequestFinished):
-                self.unfinished.remove(event.request_id)
+                self.unfinished.discard(event.request_id)
             elif isinstance(event, RequestFailed):
-                self.unfinished.remove(event.request_id)
+                self.unfinished.discard(event.request_id)
                 self.failures[event.request_id] = event.message
         self.engine.scheduler.check_integrity()
 

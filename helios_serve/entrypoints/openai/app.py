@@ -14,10 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
 from helios_serve.entrypoints.openai.authentication import Authentication
+from helios_serve.entrypoints.openai.batch_runner import BatchRunner
+from helios_serve.entrypoints.openai.batches import BatchApi
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
+from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.server_info import ServerInfo
@@ -27,6 +30,7 @@ from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.entrypoints.tenants import TenantsFile
 from helios_serve.errors import HeliosError
 from helios_serve.store.keys import KeyStore
+from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
 
@@ -68,14 +72,21 @@ def make_app(
         reloading: AbstractAsyncContextManager[None] = nullcontext()
         if tenants is not None:
             reloading = tenants.reloading(engine)
-        async with engine, ControlServer(engine, folder), reloading:
+        async with engine, ControlServer(engine, folder), reloading, runner:
             yield
         await known_keys.write_uses()
+        tables.close()
 
+    tables = ServiceTables(folder)
     videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
+    creations = Creations(engine)
+    runner = BatchRunner(videos, creations, tables)
+    files = FileApi(tables.files)
     parts = (
-        VideoApi(videos, Creations(engine)),
+        VideoApi(videos, creations),
         ContentApi(videos),
+        files,
+        BatchApi(runner, files),
         UsageApi(engine, store),
         ServerInfo(engine),
     )

@@ -41,8 +41,8 @@ class Creations:
         size = asked_size(body, model)
         asked = creation(body, model, size, tenant)
         if body.service_tier == "auto" and model in self.engine.cores:
-            usual = self.engine.tenant(tenant, model).usual_tier
-            asked = msgspec.structs.replace(asked, tier=usual)
+            tier = self.engine.tenant(tenant, model).tier_like("default")
+            asked = msgspec.structs.replace(asked, tier=tier)
         self.engine.check(asked)
         if upload is None:
             return asked

@@ -70,13 +70,13 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case NotAllowedError(code=code, param=param):
+            return ApiError(403, message, code=code, param=param)
         case InvalidRequestError(param="model"):
             return ApiError(404, message, code="model_not_found", param="model")
         case InvalidRequestError(param=param):
             code = "invalid_size" if param in SIZE_PARAMS else "invalid_value"
             return ApiError(400, message, code=code, param=param)
-        case NotAllowedError(code=code, param=param):
-            return ApiError(403, message, code=code, param=param)
         case CapacityError(code=code, retry_after=seconds):
             status = 503 if code == "queue_full" else 429
             return ApiError(status, message, code=code, retry_after=seconds)

@@ -1,0 +1,109 @@
+"""A SQLite file in which every change is durable when the call returns."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from helios_serve.errors import StorageError
+
+Value = str | bytes | float | None
+Run = Callable[..., list[sqlite3.Row]]
+"""Of a statement and the values of its marks, its rows."""
+
+
+class Database:
+    """Tables of one `schema`, a script whose last change it is to become `version`.
+
+    It may be used by any thread. Raises StorageError for a file that is damaged, that another
+    version has written, or that cannot be written.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int) -> None:
+        self.path = path
+        self._lock = Lock()
+        with self._errors():
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._prepare(schema, version)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, statement: str, *values: Value) -> list[sqlite3.Row]:
+        """One statement is one transaction, unless it is part of `together`."""
+        with self._lock, self._errors():
+            return self._connection.execute(statement, values).fetchall()
+
+    def insert(self, table: str, columns: dict[str, Value]) -> None:
+        """Add a row."""
+        marks = ", ".join("?" * len(columns))
+        self.run(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", *columns.values())
+
+    def page(
+        self, table: str, after: str | None, limit: int, *, newest_first: bool, **equal: Value
+    ) -> list[sqlite3.Row]:
+        """Up to `limit` rows by age, those behind the row `after` if it is given.
+
+        Only those of which columns have the values `equal`; None is any.
+        """
+        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        wanted = {name: value for name, value in equal.items() if value is not None}
+        terms = [f"{name} = ?" for name in wanted]
+        values = [*wanted.values()]
+        if after is not None:
+            terms.append(
+                f"(created_at, id) {beyond} (SELECT created_at, id FROM {table} WHERE id = ?)"
+            )
+            values.append(after)
+        where = f"WHERE {' AND '.join(terms)}" if terms else ""
+        return self.run(
+            f"SELECT * FROM {table} {where} ORDER BY created_at {order}, id {order} LIMIT ?",
+            *values,
+            limit,
+        )
+
+    def together(self, *statements: tuple[str, tuple[Value, ...]]) -> None:
+        """Run statements of which either all take effect or none."""
+        with self.transaction() as run:
+            for statement, values in statements:
+                run(statement, *values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Run]:
+        """What is run in the block takes effect as a whole, or not at all if it raises."""
+        with self._lock, self._errors(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield lambda statement, *values: self._connection.execute(statement, values).fetchall()
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _prepare(self, schema: str, version: int) -> None:
+        found = self.run("PRAGMA user_version")[0][0]
+        if found not in (0, version):
+            age = "a newer" if found > version else "an older"
+            raise StorageError(
+                f"{self.path} was written by {age} version of helios-serve: got schema "
+                f"{found}, expected {version}"
+            )
+        self.run("PRAGMA journal_mode = WAL")
+        self.run("PRAGMA synchronous = FULL")
+        problem = self.run("PRAGMA quick_check(1)")[0][0]
+        if problem != "ok":
+            raise StorageError(f"{self.path} is damaged: {problem}")
+        if found == 0:
+            with self._errors():
+                self._connection.executescript(
+                    f"BEGIN;\n{schema}\nPRAGMA user_version = {version};\nCOMMIT;"
+                )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot use the tables in {self.path}: {error}") from error
