@@ -48,12 +48,11 @@ def test_what_cannot_be_done_is_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_without_keys_others_cannot_reach_the_server(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", "--host", host, "--port", "0", "--data-dir", str(tmp_path)]) == 2
+    assert main(["serve", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert f"got --host {host} without any API key, expected 127.0.0.1" in error
+    assert "got --host 0.0.0.0 without any API key, expected 127.0.0.1" in error
     assert "--without-keys" in error
     assert error.count("\n") == 1
