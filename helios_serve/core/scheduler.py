@@ -104,13 +104,18 @@ class Scheduler:
         costs = [self.sessions[step.session_id].step_costs[step.cursor.stage] for step in steps]
         return [cost / sum(costs) for cost in costs]
 
-    def add_session(self, session: Session) -> None:
-        """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing."""
+    def add_session(self, session: Session, *, was_accepted: bool = False) -> None:
+        """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing.
+
+        One that `was_accepted` before a restart is turned away by no limit on who may wait.
+        """
         if session.session_id in self.sessions:
             raise InvalidRequestError(
                 f"got request id {session.session_id!r}, which is in use", param="request_id"
             )
-        self.check(session)
+        if not was_accepted:
+            self.admission.check(session)
+        self._check_placement(session)
         self.admission.accept(session)
         self.sessions[session.session_id] = session
         self._wait(session)
@@ -119,8 +124,7 @@ class Scheduler:
     def check(self, session: Session) -> None:
         """Raise what `add_session` would for want of room."""
         self.admission.check(session)
-        promised = self._waiting_load() if session.is_priority else 0.0
-        self.placement.check(session, self.workers.values(), promised)
+        self._check_placement(session)
 
     def inputs_arrived(self, session_id: str) -> None:
         """A prompt of the session was read, or its reference encoded: it may be ready now."""
@@ -289,6 +293,10 @@ class Scheduler:
         assert placed.isdisjoint(self.waiting), "a placed session waits"
         assert placed | self.waiting == self.sessions.keys(), "a session was lost"
         self.admission.check_integrity(self.sessions.values(), self.waiting)
+
+    def _check_placement(self, session: Session) -> None:
+        promised = self._waiting_load() if session.is_priority else 0.0
+        self.placement.check(session, self.workers.values(), promised)
 
     def _waiting_load(self) -> float:
         """FLOP/s that priority sessions in the line will need."""

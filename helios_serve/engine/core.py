@@ -101,12 +101,14 @@ class EngineCore:
         *,
         kin: tuple[str, ...] = (),
         tail: TensorData | None = None,
+        was_accepted: bool = False,
     ) -> Session:
         """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served.
 
         With `snapshot` the video goes on at that chunk: what a longer one would have gone on with,
         had it not ended there. `kin` names requests that go on from the same one. `tail` holds the
-        latents of the chunk before, where that is to be handed on again, whole.
+        latents of the chunk before, where that is to be handed on again, whole. One that
+        `was_accepted` before a restart is not turned away because too many wait.
         """
         known = (self._deliveries, self.encoding, self.decoding)
         if any(request.request_id in names for names in known):
@@ -117,7 +119,7 @@ class EngineCore:
             request, self.model_config, arrival=self.clock(), snapshot=snapshot, kin=kin
         )
         check_continuation(session)
-        self.scheduler.add_session(session)
+        self.scheduler.add_session(session, was_accepted=was_accepted)
         first_chunk = session.edge_chunk - (tail is not None)
         delivery = self._deliveries[request.request_id] = Delivery(request, first_chunk)
         if tail is not None:
