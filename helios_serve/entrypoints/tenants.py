@@ -119,4 +119,4 @@ class TenantsFile:
             logger.error("tenants stay as they were: %s", error)
             return
         await engine.set_tenants(tenants, defaults)
-        logger.info("%s: %d tenants", self.path, len(tenants))
+        logger.info("%s was read again: it names %d tenants", self.path, len(tenants))

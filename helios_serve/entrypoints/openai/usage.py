@@ -30,10 +30,13 @@ class UsageCounts(msgspec.Struct, kw_only=True):
     device_seconds: float = 0.0
 
 
-class UsageDay(UsageCounts, kw_only=True):
-    """A day of UTC."""
+class UsageDay(msgspec.Struct, kw_only=True):
+    """What `UsageCounts` counts, on one day of UTC."""
 
     day: date = msgspec.field(name="date")
+    requests: int
+    frames: int
+    device_seconds: float
 
 
 class FramesQuota(msgspec.Struct, kw_only=True):
