@@ -54,7 +54,8 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 code="tier_not_allowed",
                 param="service_tier",
             )
-        size = f"{request.params.width}x{request.params.height}"
+        width, height = request.shown_size or (request.params.width, request.params.height)
+        size = f"{width}x{height}"
         if self.sizes is not None and size not in self.sizes:
             raise InvalidRequestError(
                 f"got size {size}, expected one that tenant {request.tenant} may use: "
@@ -91,6 +92,17 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
         """A flow's share of service: its tenant's, of which flex counts a part."""
         weight = self.tenant(tenant).weight
         return weight * self.flex_weight if tier == "flex" else weight
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server does beside making videos.
+
+    `retention` is how many seconds finished videos and files are kept, `max_disk` how many bytes
+    they may take before new ones are refused; None is for ever, and what the disk has.
+    """
+
+    retention: float | None = None
+    max_disk: int | None = None
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):

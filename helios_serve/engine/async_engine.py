@@ -1,9 +1,10 @@
 """The engine for asyncio: requests in, videos out chunk by chunk, for several models at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -24,14 +25,21 @@ from helios_serve.engine.events import (
 )
 from helios_serve.engine.feed import Feed, VideoChunk
 from helios_serve.engine.progress import Progress, progress_of
-from helios_serve.engine.recovery import Start, extension, take_up, unfinished
+from helios_serve.engine.recovery import NotTakenUp, Start, extension, take_up, unfinished
+from helios_serve.engine.request_metrics import RequestMetrics
 from helios_serve.engine.running import Running
 from helios_serve.engine.stored_feed import CANCELLED, fetch_stored, stored_feed, unknown
 from helios_serve.engine.thread import EngineThread
-from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
+from helios_serve.errors import (
+    CapacityError,
+    EngineDeadError,
+    InvalidRequestError,
+    RequestFailedError,
+)
 from helios_serve.logger import logger
 from helios_serve.messages import Snapshot
-from helios_serve.model_config import num_chunks
+from helios_serve.metrics import Metrics
+from helios_serve.model_config import HeliosConfig, num_chunks
 from helios_serve.sampling_params import PromptSwitch, VideoRequest
 from helios_serve.store.video_store import VideoStore
 
@@ -49,15 +57,25 @@ class AsyncEngine:
     anybody is told of it. It owns the cores, but not the store.
     """
 
-    def __init__(self, cores: Mapping[str, EngineCore], store: VideoStore | None = None) -> None:
+    def __init__(
+        self,
+        cores: Mapping[str, EngineCore],
+        store: VideoStore | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.cores = cores
         self.store = store
+        self.metrics = metrics or Metrics()
         self._threads: dict[str, EngineThread] = {}
         self._running: dict[str, Running] = {}
         self._unread: dict[str, Feed] = {}
         """Of requests that are over and not stored."""
         self._committer: Committer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._moving: Counter[str] = Counter()
+        """Requests on their way in or out, which only those who move them may touch."""
+        self._told: set[str] = set()
+        """Why jobs wait, as far as that was said."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Under way without anybody who waits for them: the loop itself holds them only weakly."""
 
@@ -69,13 +87,11 @@ class AsyncEngine:
             name: EngineThread(core, self._on_events, partial(self._on_engine_end, name))
             for name, core in self.cores.items()
         }
-        if self.store is not None:
-            try:
-                for start in await asyncio.to_thread(unfinished, self.store):
-                    await self._take_up(start, self.store)
-            except BaseException:
-                await self._close()
-                raise
+        try:
+            await self.take_up_waiting()
+        except BaseException:
+            await self._close()
+            raise
         return self
 
     async def __aexit__(
@@ -148,6 +164,17 @@ class AsyncEngine:
                 await self._withdraw(child.request_id, self._thread_of(child.model))
             raise
 
+    async def take_up_waiting(self) -> None:
+        """Go on with all stored jobs that have not ended and that nobody makes: those of an earlier
+        process, and those that had to stop because the disk was full or there was no room."""
+        if self.store is None:
+            return
+        busy = self._running.keys() | self._moving.keys()
+        for start in await asyncio.to_thread(unfinished, self.store, busy):
+            name = start.request.request_id
+            if name not in self._running and not self._moving[name]:
+                await self._take_up(start, self.store)
+
     async def watch(
         self, request_id: str, from_chunk: int | None = None
     ) -> AsyncIterator[VideoChunk]:
@@ -180,6 +207,7 @@ class AsyncEngine:
         if self.store is not None:
             await asyncio.to_thread(self.store.finish, request_id, "cancelled")
         if running is not None:
+            running.counts.end("cancelled")
             await self._drop(request_id, running.thread)
 
     async def pause(self, request_id: str) -> None:
@@ -225,7 +253,7 @@ class AsyncEngine:
 
         Raises NotAllowedError for what the request's tenant may not ask for.
         """
-        request.params.resolve(self._thread_of(request.model).core.model_config)
+        request.params.resolve(self.model_config(request.model))
         self.tenant(request.tenant, request.model).check(request)
 
     def tenant(self, name: str, model: str | None = None) -> TenantConfig:
@@ -237,6 +265,10 @@ class AsyncEngine:
     ) -> None:
         """Shares and limits of tenants from now on; what was accepted is made in any case."""
         await self._ask_all(lambda core: core.scheduler.set_tenants(tenants, defaults))
+
+    def model_config(self, model: str | None = None) -> HeliosConfig:
+        """What a model is; raises InvalidRequestError for one that is not served."""
+        return self._thread_of(model).core.model_config
 
     async def workers(self) -> dict[str, list[WorkerReport]]:
         """The workers of every model that has some."""
@@ -271,6 +303,9 @@ class AsyncEngine:
         adding = asyncio.ensure_future(self._add(start, thread))
         try:
             return await asyncio.shield(adding)
+        except CapacityError as error:
+            self.metrics.rejections.labels(start.request.model or "", error.code).inc()
+            raise
         except asyncio.CancelledError:
             await asyncio.wait((adding,))
             if not adding.cancelled() and adding.exception() is None:
@@ -283,15 +318,25 @@ class AsyncEngine:
             raise InvalidRequestError(
                 f"got request id {name!r}, which is in use", param="request_id"
             )
-        if self.store is not None:
-            start = await self._accept(start, thread, self.store)
-        running = self._register(start, thread)
-        try:
-            await self._call(thread, start.add_to)
-        except BaseException as error:
-            await self._withdraw(name, thread, str(error))
-            raise
+        with self._mover(name):
+            if self.store is not None:
+                start = await self._accept(start, thread, self.store)
+            running = self._register(start, thread)
+            try:
+                await self._call(thread, start.add_to)
+            except BaseException as error:
+                await self._withdraw(name, thread, str(error))
+                raise
         return running
+
+    @contextmanager
+    def _mover(self, request_id: str) -> Iterator[None]:
+        self._moving[request_id] += 1
+        try:
+            yield
+        finally:
+            self._moving[request_id] -= 1
+            self._moving += Counter()  # forget those at 0
 
     async def _accept(self, start: Start, thread: EngineThread, store: VideoStore) -> Start:
         request = msgspec.structs.replace(start.request, output="segment")
@@ -308,10 +353,11 @@ class AsyncEngine:
 
     async def _withdraw(self, request_id: str, thread: EngineThread, why: str = CANCELLED) -> None:
         """Leave nothing of a request that nobody was told of."""
-        self._end(request_id, why)
-        await self._drop(request_id, thread)
-        if self.store is not None:
-            await asyncio.to_thread(self.store.delete, request_id)
+        with self._mover(request_id):
+            self._end(request_id, why)
+            await self._drop(request_id, thread)
+            if self.store is not None:
+                await asyncio.to_thread(self.store.delete, request_id)
 
     async def _drop(self, request_id: str, thread: EngineThread) -> None:
         """Let the engine forget a request, and what is on its way of it."""
@@ -326,15 +372,22 @@ class AsyncEngine:
         """Go on with a job that was accepted before this process began."""
         name, model = start.request.request_id, start.request.model
         if model not in self._threads:
-            logger.warning("job %s waits for model %r, which is not served now", name, model)
+            self._tell_once(f"job {name} waits for model {model!r}, which is not served now")
             return
         thread = self._threads[model]
         self._register(start, thread)
-        is_taken = False
-        with suppress(EngineDeadError):  # it has ended already: other models may go on
-            is_taken = await self._call(thread, lambda core: take_up(start, core, store))
-        if not is_taken:
-            self._running.pop(name, None)
+        try:
+            refusal = await self._call(thread, lambda core: take_up(start, core, store))
+        except EngineDeadError as error:  # other models may go on
+            refusal = NotTakenUp(f"job {name} waits: {error}", is_over=False)
+        if refusal is not None:
+            self._tell_once(refusal.reason)
+            self._end(name, refusal.reason)
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("%s", message)
 
     async def _close(self) -> None:
         """Readers are told in any case; then the first error is raised, if there was one."""
@@ -353,7 +406,8 @@ class AsyncEngine:
         fetch = None if self.store is None else partial(fetch_stored, self.store, name)
         feed = Feed(name, start.stored_from, start.first_chunk, fetch)
         self._unread.pop(name, None)
-        running = self._running[name] = Running(start.request, thread, feed)
+        counts = RequestMetrics(self.metrics, start.request.model or "", start.request)
+        running = self._running[name] = Running(start.request, thread, feed, counts)
         return running
 
     @property
@@ -425,6 +479,7 @@ class AsyncEngine:
             return
         match event:
             case ChunkReady():
+                running.counts.chunk(event.chunk)
                 running.feed.publish(
                     VideoChunk(
                         event.chunk, event.frames, event.segment, event.latents, event.snapshot
@@ -433,8 +488,10 @@ class AsyncEngine:
             case PromptSwitched():
                 running.answer_switch(event.prompt, event.switch)
             case RequestFinished():
+                running.counts.end("completed")
                 self._finish(event.request_id, None)
             case RequestFailed():
+                running.counts.end("failed")
                 self._finish(event.request_id, event.message)
 
     def _finish(self, request_id: str, error: str | None) -> None:
@@ -456,11 +513,16 @@ class AsyncEngine:
             running = self._running.get(request_id)
             if running is not None:
                 self._end(request_id, message)
-                task = asyncio.create_task(self._drop(request_id, running.thread))
+                task = asyncio.create_task(self._let_go(request_id, running.thread))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
         self._soon(give_up)
+
+    async def _let_go(self, request_id: str, thread: EngineThread) -> None:
+        """Drop a request that may be taken up again."""
+        with self._mover(request_id):
+            await self._drop(request_id, thread)
 
     def _on_engine_end(self, model: str, failure: str) -> None:
         """In an engine's thread. Stored jobs stay as they are, to be taken up another time."""

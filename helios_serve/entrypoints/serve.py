@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.config import DEFAULT_MODEL, SchedulingConfig
+from helios_serve.config import DEFAULT_MODEL, SchedulingConfig, ServerConfig
+from helios_serve.entrypoints.arguments import byte_count, duration
 from helios_serve.entrypoints.model_flags import (
     add_device_flags,
     add_worker_flags,
@@ -57,6 +58,18 @@ def add_command(commands: Any) -> None:
         default=Path("helios-data"),
         metavar="FOLDER",
         help="jobs and videos, which outlive the server (helios-data)",
+    )
+    server.add_argument(
+        "--retention",
+        type=duration,
+        metavar="TIME",
+        help="delete videos and files that are older, such as 12h or 7d (kept for ever)",
+    )
+    server.add_argument(
+        "--max-disk",
+        type=byte_count,
+        metavar="SIZE",
+        help="refuse videos while the others take more, such as 500GB (what the disk has)",
     )
     server.add_argument(
         "--tenants",
@@ -141,6 +154,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
     from helios_serve.engine.trace import Trace
     from helios_serve.entrypoints.openai.app import make_app
     from helios_serve.entrypoints.tenants import TenantsFile
+    from helios_serve.metrics import Metrics
     from helios_serve.store.video_store import VideoStore
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
@@ -156,6 +170,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
     trace = None
     if arguments.trace is not None:
         trace = opened.enter_context(Trace(arguments.trace))
+    metrics = Metrics()
     default: ExecutorKind = "ray" if arguments.ray_address else "local"
     cores = {}
     for model in arguments.models or [DEFAULT_MODEL]:
@@ -166,5 +181,8 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
             ray_address=arguments.ray_address,
             scheduling=scheduling,
             trace=trace,
+            metrics=metrics,
         )
-    return make_app(AsyncEngine(cores, store), store, arguments.data_dir, keys, tenants)
+    config = ServerConfig(retention=arguments.retention, max_disk=arguments.max_disk)
+    engine = AsyncEngine(cores, store, metrics)
+    return make_app(engine, store, arguments.data_dir, keys, config, tenants)

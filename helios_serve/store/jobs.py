@@ -130,11 +130,23 @@ class JobStore:
         rows = self._table.run("SELECT * FROM jobs ORDER BY created_at, id")
         return [self._as_job(row) for row in rows]
 
+    def unfinished(self) -> list[StoredJob]:
+        """Those that have not ended, in the order in which they were accepted."""
+        rows = self._table.run(
+            "SELECT * FROM jobs WHERE status IN ('queued', 'in_progress') ORDER BY created_at, id"
+        )
+        return [self._as_job(row) for row in rows]
+
     def page(
         self, tenant: str, after: str | None, limit: int, *, newest_first: bool
     ) -> list[StoredJob]:
         """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
         rows = self._table.page("jobs", after, limit, newest_first=newest_first, tenant=tenant)
+        return [self._as_job(row) for row in rows]
+
+    def ended_before(self, limit: float) -> list[StoredJob]:
+        """Jobs that came to their end before `limit`."""
+        rows = self._table.run("SELECT * FROM jobs WHERE completed_at < ?", limit)
         return [self._as_job(row) for row in rows]
 
     def update_request(self, request: VideoRequest) -> None:

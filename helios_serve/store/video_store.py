@@ -1,7 +1,7 @@
 """Accepted jobs and committed chunks, which survive a crash at any instant."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
@@ -159,12 +159,16 @@ class VideoStore:
         """The days of a tenant on which something happened; both ends are included."""
         return self._jobs.usage(tenant, first, last)
 
-    def unfinished(self) -> list[Unfinished]:
-        """All jobs that have not ended, in the order in which they were accepted.
+    def ended_before(self, limit: float) -> list[StoredJob]:
+        """Jobs that came to their end before `limit`, in Unix seconds."""
+        return self._jobs.ended_before(limit)
+
+    def unfinished(self, but: Collection[str] = ()) -> list[Unfinished]:
+        """All jobs that have not ended, in the order in which they were accepted, `but` for some.
 
         One whose files are damaged is ended as failed, so that the others can go on.
         """
-        waiting = [job.id for job in self.jobs() if not job.is_finished]
+        waiting = [job.id for job in self._jobs.unfinished() if job.id not in but]
         return [item for job_id in waiting if (item := self._recover(job_id)) is not None]
 
     def kept(self, job_id: str) -> Kept | None:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.config import ServerConfig
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
 from helios_serve.entrypoints.openai.authentication import Authentication
@@ -22,13 +23,16 @@ from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.housekeeping import Housekeeper
 from helios_serve.entrypoints.openai.known_keys import KnownKeys
+from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.usage import UsageApi
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.entrypoints.tenants import TenantsFile
 from helios_serve.errors import HeliosError
+from helios_serve.store.disk import Disk
 from helios_serve.store.keys import KeyStore
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
@@ -62,6 +66,7 @@ def make_app(
     store: VideoStore,
     folder: Path,
     keys: KeyStore,
+    config: ServerConfig | None = None,
     tenants: TenantsFile | None = None,
 ) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's."""
@@ -72,13 +77,17 @@ def make_app(
         reloading: AbstractAsyncContextManager[None] = nullcontext()
         if tenants is not None:
             reloading = tenants.reloading(engine)
-        async with engine, ControlServer(engine, folder), reloading, runner:
+        async with engine, ControlServer(engine, folder), reloading, runner, keeper:
             yield
         await known_keys.write_uses()
         tables.close()
 
     tables = ServiceTables(folder)
-    videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
+    config = config or ServerConfig()
+    disk = Disk(folder, config.max_disk)
+    finished = FinishedFiles(folder / "finished", store)
+    videos = VideoService(engine, store, finished, disk, config.retention)
+    keeper = Housekeeper(videos, tables, disk, config.retention)
     creations = Creations(engine)
     runner = BatchRunner(videos, creations, tables)
     files = FileApi(tables.files)
@@ -89,6 +98,7 @@ def make_app(
         BatchApi(runner, files),
         UsageApi(engine, store),
         ServerInfo(engine),
+        OpenApi(),
     )
     return Starlette(
         routes=[route for part in parts for route in part.routes],
