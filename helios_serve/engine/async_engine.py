@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from helios_serve.config import WorkerConfig
+from helios_serve.config import TenantConfig, WorkerConfig
 from helios_serve.engine.committer import Committer
 from helios_serve.engine.core import EngineCore, EngineStats
 from helios_serve.engine.crew import WorkerReport
@@ -132,8 +132,8 @@ class AsyncEngine:
         """Accept a request, which is made whether somebody reads it or not.
 
         With a store it is not lost any more when this returns. Raises InvalidRequestError,
-        CapacityError, StorageError or EngineDeadError; then, or if it is cancelled, nothing is left
-        of it.
+        NotAllowedError, CapacityError, StorageError or EngineDeadError; then, or if it is
+        cancelled, nothing is left of it.
         """
         await self._submit(Start(request, continue_from))
 
@@ -252,8 +252,22 @@ class AsyncEngine:
         return None
 
     def check(self, request: VideoRequest) -> None:
-        """Raise InvalidRequestError for a model that is not served, or what it cannot make."""
+        """Raise InvalidRequestError for a model that is not served, or what it cannot make.
+
+        Raises NotAllowedError for what the request's tenant may not ask for.
+        """
         request.params.resolve(self.model_config(request.model))
+        self.tenant(request.tenant, request.model).check(request)
+
+    def tenant(self, name: str, model: str | None = None) -> TenantConfig:
+        """What a tenant may ask for now."""
+        return self._thread_of(model).core.scheduler.config.tenant(name)
+
+    async def set_tenants(
+        self, tenants: Mapping[str, TenantConfig], defaults: TenantConfig
+    ) -> None:
+        """Shares and limits of tenants from now on; what was accepted is made in any case."""
+        await self._ask_all(lambda core: core.scheduler.set_tenants(tenants, defaults))
 
     def model_config(self, model: str | None = None) -> HeliosConfig:
         """What a model is; raises InvalidRequestError for one that is not served."""
@@ -298,6 +312,7 @@ class AsyncEngine:
     async def _submit(self, start: Start) -> Running:
         """What was begun is brought to its end, so that nothing is left half done."""
         thread = self._thread_of(start.request.model)
+        self.tenant(start.request.tenant, start.request.model).check(start.request)
         start = start._replace(request=with_model(start.request, self._default_model))
         adding = asyncio.ensure_future(self._add(start, thread))
         try:
@@ -340,9 +355,13 @@ class AsyncEngine:
     async def _accept(self, start: Start, thread: EngineThread, store: VideoStore) -> Start:
         request = msgspec.structs.replace(start.request, output="segment")
         await self._call(thread, lambda core: core.check_request(request))
-        length = num_chunks(request.params.num_frames)
         await asyncio.to_thread(
-            store.accept, request, num_chunks=length, kept=start.kept, behind=start.behind
+            store.accept,
+            request,
+            num_chunks=num_chunks(request.params.num_frames),
+            kept=start.kept,
+            behind=start.behind,
+            frames_per_day=self.tenant(request.tenant, request.model).frames_per_day,
         )
         return start._replace(request=request)
 

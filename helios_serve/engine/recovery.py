@@ -18,7 +18,8 @@ class Start(NamedTuple):
     """What a request begins with, in the words of `EngineCore.add_request`.
 
     `first_chunk` is the first one that is handed on; those before it from `stored_from` on are
-    stored already, for an extension as chunks of the job `behind` which it goes on.
+    stored already, for an extension as chunks of the job `behind` which it goes on. One that
+    `was_accepted` before is turned away by no limit.
     """
 
     request: VideoRequest
@@ -27,6 +28,7 @@ class Start(NamedTuple):
     kin: tuple[str, ...] = ()
     stored_from: int | None = None
     behind: str | None = None
+    was_accepted: bool = False
 
     @property
     def first_chunk(self) -> int:
@@ -38,16 +40,28 @@ class Start(NamedTuple):
         return None if self.snapshot is None else Kept(self.snapshot, self.tail)
 
     def add_to(self, core: EngineCore) -> None:
-        core.add_request(self.request, self.snapshot, kin=self.kin, tail=self.tail)
+        core.add_request(
+            self.request,
+            self.snapshot,
+            kin=self.kin,
+            tail=self.tail,
+            was_accepted=self.was_accepted,
+        )
 
 
 def resumption(job: Unfinished) -> Start:
     """How a job goes on behind its last committed chunk."""
     if job.kept is None:
-        return Start(job.request)
+        return Start(job.request, was_accepted=True)
     snapshot, tail = job.kept.snapshot, job.kept.tail
     shows_tail = job.next_chunk < snapshot.chunk
-    return Start(job.request, snapshot, tail if shows_tail else None, stored_from=job.first_chunk)
+    return Start(
+        job.request,
+        snapshot,
+        tail if shows_tail else None,
+        stored_from=job.first_chunk,
+        was_accepted=True,
+    )
 
 
 def extension(store: VideoStore, parent_id: str, request: VideoRequest) -> Start:
@@ -102,7 +116,8 @@ class NotTakenUp(NamedTuple):
 def take_up(start: Start, core: EngineCore, store: VideoStore) -> NotTakenUp | None:
     """Give a stored job to the engine again; says why, if it does not take it.
 
-    One that it can never make is ended as failed; one for which it has no room now stays as it is.
+    One that it can never make is ended as failed; one for which it has no room now stays as it is,
+    which is one in real time where no worker can promise that.
     """
     name = start.request.request_id
     try:

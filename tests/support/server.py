@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 URL = re.compile(r"http://\S+(?=/v1/videos)")
@@ -30,28 +30,30 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str) -> Iterator[Server]:
-    """Started on `folder`, and ended however the test ends."""
-    with start_server(folder, *flags) as server:
+def running_server(folder: Path, *flags: str, log: Path | None = None) -> Iterator[Server]:
+    """Started on `folder`, and ended however the test ends; `log` gets its standard error."""
+    with start_server(folder, *flags, log=log) as server:
         assert server.url, "it did not start"
         yield server
 
 
 @contextmanager
 def start_server(
-    folder: Path, *flags: str, dying: tuple[str, str] | None = None
+    folder: Path, *flags: str, log: Path | None = None, dying: tuple[str, str] | None = None
 ) -> Iterator[Server]:
     """As `running_server`, of one that dies at a point of dying_server.py: without a url if that
     was before it listened."""
     command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve", *flags]
     if dying is not None:
         command[1:3] = [str(Path(__file__).with_name("dying_server.py")), *dying]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--data-dir", str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-    )
+    with log.open("w") if log else nullcontext() as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--data-dir", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from helios_serve.config import ServerConfig
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.authentication import Authentication
 from helios_serve.entrypoints.openai.batch_runner import BatchRunner
 from helios_serve.entrypoints.openai.batches import BatchApi
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
@@ -23,12 +24,16 @@ from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.housekeeping import Housekeeper
+from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.server_info import ServerInfo
+from helios_serve.entrypoints.openai.usage import UsageApi
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
+from helios_serve.entrypoints.tenants import TenantsFile
 from helios_serve.errors import HeliosError
 from helios_serve.store.disk import Disk
+from helios_serve.store.keys import KeyStore
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
@@ -57,14 +62,24 @@ TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
 def make_app(
-    engine: AsyncEngine, store: VideoStore, folder: Path, config: ServerConfig | None = None
+    engine: AsyncEngine,
+    store: VideoStore,
+    folder: Path,
+    keys: KeyStore,
+    config: ServerConfig | None = None,
+    tenants: TenantsFile | None = None,
 ) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's."""
+    known_keys = KnownKeys(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder), runner, keeper:
+        reloading: AbstractAsyncContextManager[None] = nullcontext()
+        if tenants is not None:
+            reloading = tenants.reloading(engine)
+        async with engine, ControlServer(engine, folder), reloading, runner, keeper:
             yield
+        await known_keys.write_uses()
         tables.close()
 
     tables = ServiceTables(folder)
@@ -81,12 +96,17 @@ def make_app(
         ContentApi(videos),
         files,
         BatchApi(runner, files),
+        UsageApi(engine, store),
         ServerInfo(engine),
         OpenApi(),
     )
     return Starlette(
         routes=[route for part in parts for route in part.routes],
-        middleware=[Middleware(RequestId), Middleware(BodyLimit)],
+        middleware=[
+            Middleware(RequestId),
+            Middleware(Authentication, keys=known_keys),
+            Middleware(BodyLimit),
+        ],
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )
