@@ -1,7 +1,7 @@
 """The engine for asyncio: requests in, videos out chunk by chunk, for several models at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -150,7 +150,7 @@ class AsyncEngine:
 
     async def watch(
         self, request_id: str, from_chunk: int | None = None
-    ) -> AsyncIterator[VideoChunk]:
+    ) -> AsyncGenerator[VideoChunk, None]:
         """The chunks of a request as they are finished, from its first one or `from_chunk` on.
 
         With a store any number may read, also when it is complete; without one, each chunk is kept
@@ -177,13 +177,18 @@ class AsyncEngine:
         if running is not None:
             await self._drop(request_id, running.thread)
 
-    async def pause(self, request_id: str) -> None:
-        """Make no more of a request until it is resumed."""
-        await done(self._find(request_id).hold(ASKED_FOR))
+    async def pause(self, request_id: str, reason: str = ASKED_FOR) -> None:
+        """Make no more of a request until it is resumed, for every reason for which it was not."""
+        await done(self._find(request_id).hold(reason))
 
-    async def resume(self, request_id: str) -> None:
+    async def resume(self, request_id: str, reason: str = ASKED_FOR) -> None:
         """Go on with a paused request; any other is left as it is."""
-        await done(self._find(request_id).release(ASKED_FOR))
+        await done(self._find(request_id).release(reason))
+
+    def changes(self, request_id: str) -> asyncio.Event | None:
+        """Set when a running request has its next chunk, or ends; None for any other."""
+        running = self._running.get(request_id)
+        return None if running is None else running.feed.changed
 
     async def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None

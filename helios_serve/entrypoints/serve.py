@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from helios_serve.config import DEFAULT_MODEL, SchedulingConfig
+from helios_serve.entrypoints.arguments import seconds
 from helios_serve.entrypoints.model_flags import (
     add_device_flags,
     add_worker_flags,
@@ -27,6 +28,10 @@ examples:
   helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
 """
 DRAIN_SECONDS = 30
+CLIENT_SECONDS = 60
+"""A WebSocket client that takes nothing for so long is taken to be gone."""
+MAX_MESSAGE_BYTES = 8 << 20
+"""Of a message of a WebSocket client; a longer one ends the connection."""
 
 
 def add_command(commands: Any) -> None:
@@ -55,6 +60,13 @@ def add_command(commands: Any) -> None:
         metavar="FOLDER",
         help="jobs and videos, which outlive the server (helios-data)",
     )
+    server.add_argument(
+        "--session-grace",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long a realtime session is kept whose client has gone (30)",
+    )
     server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
     server.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
@@ -67,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     import uvicorn
 
+    from helios_serve.entrypoints.http_server import HttpServer
+
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
@@ -75,6 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
             app,
             loop="uvloop",
             http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,  # video does not get smaller
+            ws_ping_timeout=CLIENT_SECONDS,
             log_level="warning",
             timeout_graceful_shutdown=DRAIN_SECONDS,
             server_header=False,
@@ -83,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         # uvicorn shuts down at the signal and then repeats it, which would end us half-way.
         signal.signal(signal.SIGTERM, lambda *_: None)
         print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        HttpServer(config, app).run(sockets=[listener])
     return 0
 
 
@@ -108,6 +126,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
     from helios_serve.engine.launch import ExecutorKind, launch
     from helios_serve.engine.trace import Trace
     from helios_serve.entrypoints.openai.app import make_app
+    from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig
     from helios_serve.store.video_store import VideoStore
 
     scheduling = SchedulingConfig()
@@ -129,4 +148,5 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
             scheduling=scheduling,
             trace=trace,
         )
-    return make_app(AsyncEngine(cores, store), store, arguments.data_dir)
+    realtime = RealtimeConfig(grace=arguments.session_grace)
+    return make_app(AsyncEngine(cores, store), store, arguments.data_dir, realtime=realtime)

@@ -1,5 +1,6 @@
 """The application: routes, errors, and a request id on every answer."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,11 @@ from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
+from helios_serve.entrypoints.openai.events import EventsApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.hls import HlsApi
+from helios_serve.entrypoints.openai.realtime import RealtimeApi
+from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
@@ -48,19 +53,40 @@ class RequestId:
 TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
-def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
-    """The server of one engine, whose context it is; `folder` is the store's."""
+def make_app(
+    engine: AsyncEngine,
+    store: VideoStore,
+    folder: Path,
+    *,
+    realtime: RealtimeConfig | None = None,
+) -> Starlette:
+    """The server of one engine, whose context it is; `folder` is the store's.
+
+    `state.closing` is to be set when the server is asked to end, so that streams do.
+    """
+    closing = asyncio.Event()
+    sessions = RealtimeSessions(engine, store, realtime or RealtimeConfig())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder):
+        async with engine, ControlServer(engine, folder), sessions:
             yield
 
     videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
-    parts = (VideoApi(videos, Creations(engine)), ContentApi(videos), ServerInfo(engine))
-    return Starlette(
+    creations = Creations(engine)
+    parts = (
+        VideoApi(videos, creations),
+        ContentApi(videos),
+        HlsApi(videos),
+        EventsApi(videos, closing),
+        RealtimeApi(videos, creations, sessions),
+        ServerInfo(engine),
+    )
+    app = Starlette(
         routes=[route for part in parts for route in part.routes],
         middleware=[Middleware(RequestId), Middleware(BodyLimit)],
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )
+    app.state.closing = closing
+    return app
