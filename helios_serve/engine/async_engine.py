@@ -165,6 +165,11 @@ class AsyncEngine:
             if feed.is_over and not feed.has_unread:
                 self._unread.pop(request_id, None)
 
+    async def wait(self, request_id: str) -> None:
+        """Returns when a request is over, or nobody makes it, however that came."""
+        if (running := self._running.get(request_id)) is not None:
+            await running.feed.over()
+
     async def abort(self, request_id: str) -> None:
         """End a request at once; one that is over or unknown is left as it is."""
         running = self._running.get(request_id)

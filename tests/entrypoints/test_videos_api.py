@@ -2,65 +2,14 @@
 
 import io
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import httpx2 as httpx
-import numpy as np
 import pytest
+from api import SHORT, error_of, frames_of, openai
 from PIL import Image
-from server import Server, running_server
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import openai
-
-SHORT: dict[str, Any] = {"extra_body": {"num_frames": 40, "seed": 3}, "size": "64x64"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server") / "data"
-    with running_server(folder, "nano", "--device", "cpu", "--batch-invariant") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def finished(client: openai.OpenAI) -> Any:
-    """A complete video of 40 frames: two chunks, the second one cut."""
-    video = client.videos.create_and_poll(prompt="a dog runs", poll_interval_ms=100, **SHORT)
-    assert video.status == "completed"
-    return video
-
-
-def frames_of(data: bytes) -> np.ndarray:
-    with av.open(io.BytesIO(data)) as container:
-        frames = list(container.decode(video=0))
-    steps = np.diff([frame.pts for frame in frames])
-    assert (steps == steps[0]).all()
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
-
-
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    assert answer.headers["x-request-id"]
-    error: dict[str, Any] = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
+from server import running_server
 
 
 def test_a_video_is_created_polled_and_downloaded(client: openai.OpenAI, finished: Any) -> None:

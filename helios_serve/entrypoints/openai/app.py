@@ -14,11 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.batch_runner import BatchRunner
+from helios_serve.entrypoints.openai.batches import BatchApi
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.events import EventsApi
+from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.hls import HlsApi
 from helios_serve.entrypoints.openai.realtime import RealtimeApi
@@ -27,6 +30,7 @@ from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.errors import HeliosError
+from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
 
@@ -69,17 +73,23 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder), sessions:
+        async with engine, ControlServer(engine, folder), sessions, runner:
             yield
+        tables.close()
 
+    tables = ServiceTables(folder)
     videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
     creations = Creations(engine)
+    runner = BatchRunner(videos, creations, tables)
+    files = FileApi(tables.files)
     parts = (
         VideoApi(videos, creations),
         ContentApi(videos),
         HlsApi(videos),
         EventsApi(videos, closing),
         RealtimeApi(videos, creations, sessions),
+        files,
+        BatchApi(runner, files),
         ServerInfo(engine),
     )
     app = Starlette(

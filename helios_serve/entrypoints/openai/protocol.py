@@ -1,11 +1,14 @@
 """What the API takes and gives."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from helios_serve.sampling_params import PromptSwitch, ServiceTier
+from helios_serve.store.batches import BatchStatus, LineError
 
+BatchKey = Annotated[str, msgspec.Meta(max_length=64)]
+BatchValue = Annotated[str, msgspec.Meta(max_length=512)]
 WireStatus = Literal["queued", "in_progress", "completed", "failed"]
 
 
@@ -118,6 +121,108 @@ class VideoDeleted(msgspec.Struct, kw_only=True):
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: bool = True
+
+
+class FileObject(msgspec.Struct, kw_only=True):
+    """A file of the sender's; `bytes` is its size."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
+class FileList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+class CreateBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A video for every line of a file."""
+
+    input_file_id: str
+    endpoint: Literal["/v1/videos"]
+    completion_window: Literal["24h"]
+    metadata: dict[BatchKey, BatchValue] | None = None
+
+
+class BatchCounts(msgspec.Struct):
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchErrors(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: tuple[LineError, ...]
+
+
+class Batch(msgspec.Struct, kw_only=True):
+    """A batch and how far it is; times are Unix seconds."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    errors: BatchErrors | None
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expires_at: int
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: BatchCounts
+    metadata: dict[str, str] | None
+
+
+class BatchList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BatchLineResponse(msgspec.Struct, frozen=True):
+    """What the API answered, or would have answered, to a line's request."""
+
+    status_code: int
+    request_id: str
+    body: Video | ErrorBody
+
+
+class BatchLineError(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class BatchOutputLine(msgspec.Struct, frozen=True):
+    """What came of one line; `error` says why there is no complete video."""
+
+    id: str
+    custom_id: str
+    response: BatchLineResponse
+    error: BatchLineError | None
 
 
 class PromptSwitchedAt(msgspec.Struct, frozen=True):

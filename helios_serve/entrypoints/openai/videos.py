@@ -14,6 +14,7 @@ from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, not_found
 from helios_serve.entrypoints.openai.finished_files import MEDIA_TYPES
 from helios_serve.entrypoints.openai.identity import tenant_of
+from helios_serve.entrypoints.openai.pages import page_query
 from helios_serve.entrypoints.openai.protocol import (
     ExtendVideo,
     PromptSwitchedAt,
@@ -26,8 +27,6 @@ from helios_serve.entrypoints.openai.video_requests import extension, remix
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES
-
-MAX_PAGE, DEFAULT_PAGE = 100, 20
 
 
 class VideoApi:
@@ -83,31 +82,23 @@ class VideoApi:
 
     async def list_page(self, request: Request) -> Response:
         """Newest first, or `order=asc`; `after` is the last id of the page before."""
-        query = request.query_params
-        limit, order = query.get("limit", str(DEFAULT_PAGE)), query.get("order", "desc")
-        if not limit.isdigit() or not 1 <= int(limit) <= MAX_PAGE:
-            raise InvalidRequestError(
-                f"got limit {limit!r}, expected 1 to {MAX_PAGE}", param="limit"
-            )
-        if order not in ("asc", "desc"):
-            raise InvalidRequestError(f"got order {order!r}, expected asc or desc", param="order")
-        after = query.get("after")
-        if after is not None:
-            await self.videos.find(after, request)
+        query = page_query(request)
+        if query.after is not None:
+            await self.videos.find(query.after, request)
         jobs = await asyncio.to_thread(
             self.store.page,
             tenant_of(request),
-            after,
-            int(limit) + 1,
-            newest_first=order == "desc",
+            query.after,
+            query.limit + 1,
+            newest_first=query.newest_first,
         )
-        videos = [await self.videos.describe(job) for job in jobs[: int(limit)]]
+        videos = [await self.videos.describe(job) for job in jobs[: query.limit]]
         return answer(
             VideoList(
                 data=videos,
                 first_id=videos[0].id if videos else None,
                 last_id=videos[-1].id if videos else None,
-                has_more=len(jobs) > int(limit),
+                has_more=len(jobs) > query.limit,
             )
         )
 
