@@ -30,6 +30,8 @@ examples:
 DRAIN_SECONDS = 30
 CLIENT_SECONDS = 60
 """A WebSocket client that takes nothing for so long is taken to be gone."""
+UNSENT_BYTES = 128 << 10
+"""Of a connection, in the kernel; what is on its way does not count."""
 MAX_MESSAGE_BYTES = 8 << 20
 """Of a message of a WebSocket client; a longer one ends the connection."""
 
@@ -116,6 +118,9 @@ def listen(host: str, port: int) -> socket.socket:
             param="port",
         ) from error
     listener.setblocking(False)
+    # Connections have it from their listener. Without it megabytes of video lie unsent in the
+    # kernel, and a session seems to have a reader who in truth is far behind.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
 
 

@@ -24,13 +24,14 @@ MAX_INTERACTIONS = 10_000
 class RealtimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds: `grace` keeps a session whose client has gone, `start` is for a connection to start
     one, `idle` for it to say something between two. `max_lead_chunks` is how many chunks beyond
-    those sent are made.
+    those sent are made: with 2, one is decoded while the next is denoised. A prompt takes effect
+    behind them.
     """
 
     grace: float = 30.0
     start: float = 10.0
     idle: float = 60.0
-    max_lead_chunks: int = 4
+    max_lead_chunks: int = 2
 
 
 class Reader(Protocol):
