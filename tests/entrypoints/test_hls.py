@@ -3,21 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import av
 import httpx2 as httpx
-import numpy as np
 import pytest
-from api import error_of, frames_of
+from api import error_of, frames_of, played
 from server import running_server
-
-
-def played(url: str) -> np.ndarray:
-    """The frames that ffmpeg's player gets, from the first one on; their timestamps are even."""
-    with av.open(url, options={"live_start_index": "0"}) as container:
-        frames = list(container.decode(video=0))
-    times = [frame.pts for frame in frames]
-    assert times == [index * 512 for index in range(len(frames))]
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 
 def test_a_finished_video_is_a_playlist_with_an_end(http: httpx.Client, finished: Any) -> None:

@@ -93,6 +93,10 @@ class RealtimeSession:
         self._switching.add(task)
         task.add_done_callback(self._switching.discard)
 
+    def begin(self, event_id: str, switch: PromptSwitch) -> None:
+        """It is known at which chunk an interaction begins."""
+        self._begun[switch.chunk, switch.prompt] = event_id
+
     @property
     def num_switching(self) -> int:
         """Interactions of which is not known yet at which chunk they begin."""
@@ -123,7 +127,7 @@ class RealtimeSession:
             if self.reader is not None:
                 await self.reader.tell_failure(event_id, error)
         else:
-            self._begun[switch.chunk, switch.prompt] = event_id
+            self.begin(event_id, switch)
 
 
 def transition_of(switch: PromptSwitch, params: SamplingParams) -> int:
