@@ -183,7 +183,7 @@ class AsyncEngine:
             await self._drop(request_id, running.thread)
 
     async def pause(self, request_id: str, reason: str = ASKED_FOR) -> None:
-        """Make no more of a request until it is resumed, for every reason for which it was not."""
+        """Make no more of a request until it is resumed for this reason, and any other."""
         await done(self._find(request_id).hold(reason))
 
     async def resume(self, request_id: str, reason: str = ASKED_FOR) -> None:

@@ -13,10 +13,13 @@ from api import frames_of, played
 from PIL import Image
 from realtime import Chunk, data_of, realtime_client
 from server import Server, running_server
+from sse import events_in
 from websockets.exceptions import ConnectionClosed
 
+from helios_serve.entrypoints.openai.protocol import ExtendVideo
 from helios_serve.entrypoints.openai.realtime_sessions import RealtimeSession
-from helios_serve.sampling_params import PromptSwitch, SamplingParams
+from helios_serve.entrypoints.openai.video_requests import extension, remix
+from helios_serve.sampling_params import PromptSwitch, SamplingParams, VideoRequest
 
 LONG: dict[str, Any] = {"num_frames": 3300, "seed": 5}
 
@@ -210,6 +213,13 @@ def test_chunks_name_the_interactions_that_they_are_made_under() -> None:
     ]
 
 
+def test_what_is_made_from_a_sessions_video_waits_for_no_reader() -> None:
+    params = SamplingParams(num_frames=33)
+    asked = VideoRequest(request_id="a", prompt="waves", params=params, max_lead_chunks=2)
+    longer = extension(asked, ExtendVideo(video={"id": "a"}))
+    assert remix(asked, "a storm").max_lead_chunks is longer.max_lead_chunks is None
+
+
 def test_a_session_waits_for_its_client_and_goes_on_where_it_was(
     server: Server, http: httpx.Client
 ) -> None:
@@ -331,3 +341,33 @@ def test_a_connection_that_says_nothing_is_closed(server: Server) -> None:
             client.hear()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1008
+
+
+@pytest.mark.slow
+def test_a_server_that_is_to_end_does_not_wait_for_its_streams(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    flags = ("nano", "--device", "cpu")
+    with (
+        running_server(folder, *flags) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+        realtime_client(server.url) as client,
+    ):
+        video = client.start(**LONG)
+        with http.stream("GET", f"/v1/videos/{video}/events") as answer:
+            events = events_in(answer.iter_lines())
+            while next(events).name != "video.chunk":
+                pass
+            asked = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - asked < 15
+            assert all(event.name != "video.cancelled" for event in events)
+        with pytest.raises(ConnectionClosed) as closed:
+            client.rest()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    with running_server(folder, *flags) as server, realtime_client(server.url) as client:
+        client.say("session.resume", session_id=video)
+        client.started()
+        assert isinstance(client.hear(), Chunk)
+        client.say("session.stop")
+        client.rest()

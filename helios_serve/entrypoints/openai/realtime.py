@@ -100,7 +100,12 @@ class Connection:
     async def tell_failure(self, event_id: str, error: Exception) -> None:
         """An interaction that was accepted came to nothing."""
         with suppress(GoneError):
-            await self.client.tell_error(error, code="interaction_failed", event_id=event_id)
+            await self.client.tell_error(
+                error,
+                code="interaction_failed",
+                request_id=self._video_id,
+                event_id=event_id,
+            )
 
     async def _handle_next(self) -> None:
         """No fault in a message ends the connection. Raises GoneError."""
@@ -175,7 +180,9 @@ class Connection:
     ) -> None:
         session.reader = self
         self._had_session, self._is_ours = True, is_ours
-        self._stream = SessionStream(session, self.videos, self.client, with_header=with_header)
+        self._stream = SessionStream(
+            session, self.videos, self.client, self.sessions, with_header=with_header
+        )
         video_id = session.video_id
         await self.client.tell(
             messages.Started(video_id, video_id, "m4s", first, config_of(request))
@@ -278,6 +285,6 @@ class Connection:
             return
         if stream.is_stopped and not self._is_evicted:
             self.sessions.end(stream.session, self)
-            await self.engine.abort(stream.session.video_id)
+            await self.sessions.abort(stream.session.video_id)
         else:
             self.sessions.leave(stream.session, self)

@@ -190,6 +190,13 @@ class RealtimeSessions:
         if session.reader is reader:
             self._sessions.pop(session.video_id, None)
 
+    async def abort(self, video_id: str) -> None:
+        """End a session's video; that is done whether the caller waits for it or not."""
+        ending = asyncio.create_task(self.engine.abort(video_id))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        await asyncio.shield(ending)
+
     def _hold(self, session: RealtimeSession) -> None:
         session.release = asyncio.create_task(self._release(session))
 
@@ -198,10 +205,7 @@ class RealtimeSessions:
             await self.engine.pause(session.video_id, NO_READER)
         await asyncio.sleep(self.config.grace)
         self._sessions.pop(session.video_id, None)
-        # From here on nobody can come back, so nothing may interrupt it.
-        ending = asyncio.create_task(self.engine.abort(session.video_id))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+        await self.abort(session.video_id)
 
 
 def is_session(job: StoredJob) -> bool:

@@ -8,7 +8,10 @@ from helios_serve.engine.stored_feed import CANCELLED
 from helios_serve.entrypoints.openai.chunks import frames_of_chunk
 from helios_serve.entrypoints.openai.errors import not_found
 from helios_serve.entrypoints.openai.realtime_messages import ChunkMetadata, Done
-from helios_serve.entrypoints.openai.realtime_sessions import RealtimeSession
+from helios_serve.entrypoints.openai.realtime_sessions import (
+    RealtimeSession,
+    RealtimeSessions,
+)
 from helios_serve.entrypoints.openai.realtime_socket import ClientSocket, GoneError
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.store.jobs import StoredJob
@@ -26,12 +29,14 @@ class SessionStream:
         session: RealtimeSession,
         videos: VideoService,
         client: ClientSocket,
+        sessions: RealtimeSessions,
         *,
         with_header: bool,
     ) -> None:
         self.session = session
         self.videos = videos
         self.client = client
+        self.sessions = sessions
         self.num_sent = 0
         self.is_stopped = False
         self._with_header = with_header
@@ -44,7 +49,7 @@ class SessionStream:
         try:
             await self._send_chunks(first)
             if self.is_stopped:
-                await self.videos.engine.abort(video_id)
+                await self.sessions.abort(video_id)
         except GoneError:
             raise
         except Exception as error:
@@ -61,7 +66,7 @@ class SessionStream:
         progress = await self.videos.engine.progress(job.id)
         self._last = job.next_chunk
         if progress is not None and progress.phase in ("encoding", "queued"):
-            await self.videos.engine.abort(job.id)  # none is under way
+            await self.sessions.abort(job.id)  # none is under way
 
     async def _send_chunks(self, first: int) -> None:
         async with aclosing(self.videos.engine.watch(self.session.video_id, first)) as chunks:
