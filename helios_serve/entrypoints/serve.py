@@ -132,6 +132,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
     from helios_serve.engine.trace import Trace
     from helios_serve.entrypoints.openai.app import make_app
     from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig
+    from helios_serve.metrics import Metrics
     from helios_serve.store.video_store import VideoStore
 
     scheduling = SchedulingConfig()
@@ -142,6 +143,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
     trace = None
     if arguments.trace is not None:
         trace = opened.enter_context(Trace(arguments.trace))
+    metrics = Metrics()
     default: ExecutorKind = "ray" if arguments.ray_address else "local"
     cores = {}
     for model in arguments.models or [DEFAULT_MODEL]:
@@ -152,6 +154,9 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
             ray_address=arguments.ray_address,
             scheduling=scheduling,
             trace=trace,
+            metrics=metrics,
         )
     realtime = RealtimeConfig(grace=arguments.session_grace)
-    return make_app(AsyncEngine(cores, store), store, arguments.data_dir, realtime=realtime)
+    return make_app(
+        AsyncEngine(cores, store, metrics), store, arguments.data_dir, realtime=realtime
+    )

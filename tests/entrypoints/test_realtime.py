@@ -161,7 +161,9 @@ def test_a_connection_has_one_session_at_a_time_and_several_one_after_another(
         client.interact("calm", event_id="one", transition_chunks=0)
         assert client.hear_text()["code"] == "event_id_conflict"
         queue = client.ask("queue.status")
-        assert (queue["request_id"], queue["sessions_running"]) == (first, 1)
+        assert (queue["type"], queue["request_id"]) == ("queue.status", first)
+        assert queue["phase"] in ("encoding", "queued", "denoising", "paused")
+        assert queue["sessions_running"] + queue["sessions_waiting"] >= 1
         client.say("session.stop")
         chunks, messages = client.rest()
         done = messages[-1]

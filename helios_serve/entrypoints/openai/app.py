@@ -24,6 +24,7 @@ from helios_serve.entrypoints.openai.events import EventsApi
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.hls import HlsApi
+from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.realtime import RealtimeApi
 from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.entrypoints.openai.server_info import ServerInfo
@@ -91,6 +92,7 @@ def make_app(
         files,
         BatchApi(runner, files),
         ServerInfo(engine),
+        OpenApi(),
     )
     app = Starlette(
         routes=[route for part in parts for route in part.routes],

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,6 +22,8 @@ SEGMENT_TYPE = "video/iso.segment"
 FRESH = {"cache-control": "no-cache"}
 IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
 """Segments never change, but they are the tenant's own: no cache may share them."""
+NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+"""One name a chunk, so that caches hold it once."""
 PATIENCE = 10.0
 """Seconds that a player waits for the first chunk: less than players give a playlist."""
 
@@ -37,7 +40,7 @@ class HlsApi:
         return [
             Route(f"{folder}/index.m3u8", self.playlist),
             Route(f"{folder}/init.mp4", self.header),
-            Route(f"{folder}/{{chunk:int}}.m4s", self.segment),
+            Route(f"{folder}/{{chunk}}.m4s", self.segment),
         ]
 
     async def playlist(self, request: Request) -> Response:
@@ -64,7 +67,9 @@ class HlsApi:
     async def segment(self, request: Request) -> Response:
         job = await self.videos.find(request.path_params["video_id"], request)
         chunk = request.path_params["chunk"]
-        data = await asyncio.to_thread(self.videos.store.fragment, job.id, chunk)
+        data = None
+        if NUMBER.fullmatch(chunk):
+            data = await asyncio.to_thread(self.videos.store.fragment, job.id, int(chunk))
         if data is None:
             raise not_there(job, f"{chunk}.m4s")
         return Response(data, media_type=SEGMENT_TYPE, headers=IMMUTABLE)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from helios_serve.sampling_params import PromptSwitch, ServiceTier
+from helios_serve.sampling_params import PromptSwitch, Relation, ServiceTier
 from helios_serve.store.batches import BatchStatus, LineError
 
 BatchKey = Annotated[str, msgspec.Meta(max_length=64)]
@@ -35,13 +35,16 @@ class VideoError(msgspec.Struct, frozen=True):
 class CreateVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A video to make; what is left out has the default of the model.
 
-    `size` is WIDTHxHEIGHT; `seconds` or `num_frames` is its length. `model` comes from the list of
-    models. `pyramid_num_inference_steps_list` is another name of `steps`.
+    `size` is WIDTHxHEIGHT, which the model must be able to make, unless `size_policy` is fit: then
+    the nearest size that it makes is scaled and cut to what was asked. `seconds` or `num_frames` is
+    its length. `model` comes from the list of models. `pyramid_num_inference_steps_list` is another
+    name of `steps`.
     """
 
     prompt: str
     model: str | None = None
     size: str | None = None
+    size_policy: Literal["exact", "fit"] = "exact"
     width: int | None = None
     height: int | None = None
     seconds: float | None = None
@@ -83,7 +86,9 @@ class SwitchPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Video(msgspec.Struct, kw_only=True):
     """A video and how far it is; times are Unix seconds, `progress` goes from 0 to 100.
 
-    Everything from `num_frames` on goes beyond OpenAI's.
+    Everything from `num_frames` on goes beyond OpenAI's. `relation` says how the video comes from
+    its parent; a continuation holds what is new only, since the state at the end of what it goes on
+    from is not known.
     """
 
     id: str
@@ -105,6 +110,8 @@ class Video(msgspec.Struct, kw_only=True):
     phase: str
     chunks_done: int
     num_chunks: int
+    parent_video_id: str | None
+    relation: Relation | None
     queue_position: int | None
     eta_seconds: float | None
 

@@ -57,7 +57,8 @@ async def session_request(
     if extra.pyramid_num_inference_steps_list is not None:
         fields["steps"] = list(extra.pyramid_num_inference_steps_list)
     drop_unused(fields, creations)
-    asked = await creations.make(fields, tenant, upload_of(options.image_reference))
+    upload = upload_of(options.image_reference)
+    asked = await creations.make(fields, tenant, upload, field="image_reference")
     stages = creations.engine.cores[asked.model or ""].model_config.stages
     check_stages(extra, stages)
     params = msgspec.structs.replace(
@@ -149,12 +150,13 @@ def upload_of(reference: ImageReference | None) -> UploadFile | None:
 def config_of(request: VideoRequest) -> dict[str, Any]:
     """What was accepted, in the words in which it is asked for."""
     params = request.params
+    width, height = request.shown_size or (params.width, params.height)
     return {
         "model": request.model,
         "prompt": request.prompt,
         "negative_prompt": params.negative_prompt,
-        "width": params.width,
-        "height": params.height,
+        "width": width,
+        "height": height,
         "num_frames": params.num_frames,
         "fps": params.fps,
         "seed": params.seed,

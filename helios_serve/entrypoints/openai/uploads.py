@@ -27,9 +27,9 @@ async def stored(upload: UploadFile) -> AsyncIterator[Path]:
 
 
 async def read_reference(
-    upload: UploadFile, *, width: int, height: int
+    upload: UploadFile, field: str, *, width: int, height: int
 ) -> tuple[Frames | None, Frames | None]:
-    """(image, video), of which one is given; raises InvalidRequestError for neither."""
+    """(image, video), of which one is given; raises InvalidRequestError about `field`."""
     async with stored(upload) as path:
         name = upload.filename or "upload"
         is_video = (upload.content_type or "").startswith("video/")
@@ -39,18 +39,18 @@ async def read_reference(
             return await asyncio.to_thread(load_image, path, width=width, height=height), None
         except InvalidRequestError as error:
             if not is_video and not (upload.content_type or "").startswith("image/"):
-                return None, await read_unknown(path, name, width, height)
-            raise renamed(error, path, name) from error
+                return None, await read_unknown(path, name, field, width, height)
+            raise renamed(error, path, name, field) from error
 
 
-async def read_unknown(path: Path, name: str, width: int, height: int) -> Frames:
+async def read_unknown(path: Path, name: str, field: str, width: int, height: int) -> Frames:
     """A file that does not say what it is, and is no image: it may be a video."""
     try:
         return await asyncio.to_thread(load_video, path, width=width, height=height)
     except InvalidRequestError as error:
-        raise renamed(error, path, name) from error
+        raise renamed(error, path, name, field) from error
 
 
-def renamed(error: InvalidRequestError, path: Path, name: str) -> InvalidRequestError:
+def renamed(error: InvalidRequestError, path: Path, name: str, field: str) -> InvalidRequestError:
     """The same error in terms of what the client knows."""
-    return InvalidRequestError(str(error).replace(str(path), name), param="input_reference")
+    return InvalidRequestError(str(error).replace(str(path), name), param=field)
