@@ -3,7 +3,14 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -180,7 +187,7 @@ class AsyncEngine:
 
     async def watch(
         self, request_id: str, from_chunk: int | None = None
-    ) -> AsyncIterator[VideoChunk]:
+    ) -> AsyncGenerator[VideoChunk, None]:
         """The chunks of a request as they are finished, from its first one or `from_chunk` on.
 
         With a store any number may read, also when it is complete; without one, each chunk is kept
@@ -213,13 +220,18 @@ class AsyncEngine:
             running.counts.end("cancelled")
             await self._drop(request_id, running.thread)
 
-    async def pause(self, request_id: str) -> None:
-        """Make no more of a request until it is resumed."""
-        await done(self._find(request_id).hold(ASKED_FOR))
+    async def pause(self, request_id: str, reason: str = ASKED_FOR) -> None:
+        """Make no more of a request until it is resumed for this reason, and any other."""
+        await done(self._find(request_id).hold(reason))
 
-    async def resume(self, request_id: str) -> None:
+    async def resume(self, request_id: str, reason: str = ASKED_FOR) -> None:
         """Go on with a paused request; any other is left as it is."""
-        await done(self._find(request_id).release(ASKED_FOR))
+        await done(self._find(request_id).release(reason))
+
+    def changes(self, request_id: str) -> asyncio.Event | None:
+        """Set when a running request has its next chunk, or ends; None for any other."""
+        running = self._running.get(request_id)
+        return None if running is None else running.feed.changed
 
     async def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None

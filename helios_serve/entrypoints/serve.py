@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from helios_serve.config import DEFAULT_MODEL, SchedulingConfig, ServerConfig
-from helios_serve.entrypoints.arguments import byte_count, duration
+from helios_serve.entrypoints.arguments import byte_count, duration, seconds
 from helios_serve.entrypoints.model_flags import (
     add_device_flags,
     add_worker_flags,
@@ -31,6 +31,12 @@ examples:
   helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
 """
 DRAIN_SECONDS = 30
+CLIENT_SECONDS = 60
+"""A WebSocket client that takes nothing for so long is taken to be gone."""
+UNSENT_BYTES = 128 << 10
+"""Of a connection, in the kernel; what is on its way does not count."""
+MAX_MESSAGE_BYTES = 8 << 20
+"""Of a message of a WebSocket client; a longer one ends the connection."""
 
 
 def add_command(commands: Any) -> None:
@@ -83,6 +89,13 @@ def add_command(commands: Any) -> None:
         help="listen beyond this machine although no API key was made (see `helios-serve keys`): "
         "whoever reaches the port may use it",
     )
+    server.add_argument(
+        "--session-grace",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long a realtime session is kept whose client has gone (30)",
+    )
     server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
     server.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
@@ -95,6 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     import uvicorn
 
+    from helios_serve.entrypoints.http_server import HttpServer
+
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
@@ -105,6 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
             app,
             loop="uvloop",
             http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,  # video does not get smaller
+            ws_ping_timeout=CLIENT_SECONDS,
             log_level="warning",
             timeout_graceful_shutdown=DRAIN_SECONDS,
             server_header=False,
@@ -113,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         # uvicorn shuts down at the signal and then repeats it, which would end us half-way.
         signal.signal(signal.SIGTERM, lambda *_: None)
         print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        HttpServer(config, app).run(sockets=[listener])
     return 0
 
 
@@ -128,6 +147,9 @@ def listen(host: str, port: int) -> socket.socket:
             param="port",
         ) from error
     listener.setblocking(False)
+    # Connections have it from their listener. Without it megabytes of video lie unsent in the
+    # kernel, and a session seems to have a reader who in truth is far behind.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
 
 
@@ -183,6 +205,10 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
             trace=trace,
             metrics=metrics,
         )
-    config = ServerConfig(retention=arguments.retention, max_disk=arguments.max_disk)
+    config = ServerConfig(
+        retention=arguments.retention,
+        max_disk=arguments.max_disk,
+        session_grace=arguments.session_grace,
+    )
     engine = AsyncEngine(cores, store, metrics)
     return make_app(engine, store, arguments.data_dir, keys, config, tenants)

@@ -24,6 +24,24 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(30)
 
+    @property
+    def children(self) -> list[int]:
+        """Its workers, among others."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(pid) for item in threads for pid in (item / "children").read_text().split()]
+
+    @contextmanager
+    def workers_stopped(self) -> Iterator[None]:
+        """Nothing is made in the meantime."""
+        children = self.children
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGCONT)
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)

@@ -1,5 +1,6 @@
 """The application: routes, errors, and a request id on every answer."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -21,11 +22,15 @@ from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
+from helios_serve.entrypoints.openai.events import EventsApi
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.hls import HlsApi
 from helios_serve.entrypoints.openai.housekeeping import Housekeeper
 from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.openapi import OpenApi
+from helios_serve.entrypoints.openai.realtime import RealtimeApi
+from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.usage import UsageApi
 from helios_serve.entrypoints.openai.video_service import VideoService
@@ -69,7 +74,13 @@ def make_app(
     config: ServerConfig | None = None,
     tenants: TenantsFile | None = None,
 ) -> Starlette:
-    """The server of one engine, whose context it is; `folder` is the store's."""
+    """The server of one engine, whose context it is; `folder` is the store's.
+
+    `state.closing` is to be set when the server is asked to end, so that streams do.
+    """
+    config = config or ServerConfig()
+    closing = asyncio.Event()
+    sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     known_keys = KnownKeys(keys)
 
     @asynccontextmanager
@@ -77,13 +88,12 @@ def make_app(
         reloading: AbstractAsyncContextManager[None] = nullcontext()
         if tenants is not None:
             reloading = tenants.reloading(engine)
-        async with engine, ControlServer(engine, folder), reloading, runner, keeper:
+        async with engine, ControlServer(engine, folder), reloading, sessions, runner, keeper:
             yield
         await known_keys.write_uses()
         tables.close()
 
     tables = ServiceTables(folder)
-    config = config or ServerConfig()
     disk = Disk(folder, config.max_disk)
     finished = FinishedFiles(folder / "finished", store)
     videos = VideoService(engine, store, finished, disk, config.retention)
@@ -94,13 +104,16 @@ def make_app(
     parts = (
         VideoApi(videos, creations),
         ContentApi(videos),
+        HlsApi(videos),
+        EventsApi(videos, closing),
+        RealtimeApi(videos, creations, sessions),
         files,
         BatchApi(runner, files),
         UsageApi(engine, store),
         ServerInfo(engine),
         OpenApi(),
     )
-    return Starlette(
+    app = Starlette(
         routes=[route for part in parts for route in part.routes],
         middleware=[
             Middleware(RequestId),
@@ -110,3 +123,5 @@ def make_app(
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )
+    app.state.closing = closing
+    return app

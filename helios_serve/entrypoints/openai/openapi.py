@@ -150,6 +150,24 @@ OPERATIONS = (
         query={"from_chunk": FROM_CHUNK},
     ),
     Operation(
+        "get",
+        f"{VIDEO}/events",
+        "What happens to a video, as server-sent events; 204 when all was told",
+        "text/event-stream",
+        query={"from_chunk": FROM_CHUNK},
+    ),
+    Operation(
+        "get",
+        f"{VIDEO}/hls/index.m3u8",
+        "An HLS playlist that grows while the video is made",
+        "application/vnd.apple.mpegurl",
+        statuses=(404, 409, 503),
+    ),
+    Operation("get", f"{VIDEO}/hls/init.mp4", "Its header", "video/mp4", statuses=(404,)),
+    Operation(
+        "get", f"{VIDEO}/hls/{{chunk}}.m4s", "One chunk", "video/iso.segment", statuses=(404,)
+    ),
+    Operation(
         "post",
         "/v1/files",
         "Keep a file: the lines of a batch, or a reference",
