@@ -60,6 +60,7 @@ def test_a_playlist_grows_with_its_video_and_ends_with_it(http: httpx.Client) ->
     assert (played(f"{http.base_url}{address}") == made).all()
 
 
+@pytest.mark.slow
 def test_a_playlist_can_be_played_while_the_video_is_made(http: httpx.Client) -> None:
     body = {"prompt": "waves", "num_frames": 75, "size": "64x64", "fps": 60}
     video = http.post("/v1/videos", json=body).json()["id"]
