@@ -15,7 +15,13 @@ from helios_serve.entrypoints.model_flags import (
     add_worker_flags,
     worker_groups,
 )
+from helios_serve.entrypoints.outside_flags import (
+    add_outside_flags,
+    make_references,
+    make_webhooks,
+)
 from helios_serve.errors import InvalidRequestError
+from helios_serve.logger import show_all_logs
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -59,6 +65,7 @@ def add_command(commands: Any) -> None:
     server.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
     )
+    add_outside_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
 
@@ -67,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     import uvicorn
 
+    show_all_logs()
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
@@ -75,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
             app,
             loop="uvloop",
             http="httptools",
-            log_level="warning",
+            log_config=None,
+            access_log=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             server_header=False,
         )
@@ -115,6 +124,8 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
         scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
+    references = make_references(arguments, arguments.data_dir / "incoming")
+    webhooks = make_webhooks(arguments, store)
     trace = None
     if arguments.trace is not None:
         trace = opened.enter_context(Trace(arguments.trace))
@@ -129,4 +140,10 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
             scheduling=scheduling,
             trace=trace,
         )
-    return make_app(AsyncEngine(cores, store), store, arguments.data_dir)
+    return make_app(
+        AsyncEngine(cores, store),
+        store,
+        arguments.data_dir,
+        references=references,
+        webhooks=webhooks,
+    )

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -18,9 +18,11 @@ from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.references import References
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
+from helios_serve.entrypoints.openai.webhooks import Webhooks
 from helios_serve.errors import HeliosError
 from helios_serve.store.video_store import VideoStore
 
@@ -48,16 +50,30 @@ class RequestId:
 TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
-def make_app(engine: AsyncEngine, store: VideoStore, folder: Path) -> Starlette:
+def make_app(
+    engine: AsyncEngine,
+    store: VideoStore,
+    folder: Path,
+    *,
+    references: References,
+    webhooks: Webhooks | None = None,
+) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder):
+        async with AsyncExitStack() as opened:
+            for part in (references, webhooks, engine, ControlServer(engine, folder)):
+                if part is not None:
+                    await opened.enter_async_context(part)
             yield
 
     videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
-    parts = (VideoApi(videos, Creations(engine)), ContentApi(videos), ServerInfo(engine))
+    parts = (
+        VideoApi(videos, Creations(engine, references)),
+        ContentApi(videos),
+        ServerInfo(engine),
+    )
     return Starlette(
         routes=[route for part in parts for route in part.routes],
         middleware=[Middleware(RequestId), Middleware(BodyLimit)],

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from starlette.datastructures import Headers, UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -22,6 +21,7 @@ from helios_serve.entrypoints.openai.protocol import (
     VideoDeleted,
     VideoList,
 )
+from helios_serve.entrypoints.openai.references import Given
 from helios_serve.entrypoints.openai.video_requests import extension, remix
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.errors import InvalidRequestError
@@ -151,18 +151,17 @@ class VideoApi:
         """A video that goes on from an uploaded one, or from a finished one of ours."""
         fields = await read_body(request)
         uploads = take_uploads(fields)
-        source = fields.pop("video", None)
-        tenant = tenant_of(request)
-        if (upload := uploads.get("video")) is not None:
-            asked = await self.creations.make(fields, tenant, upload)
-            return answer(await self.videos.accept(asked), POLL_HEADERS)
-        if not isinstance(source, dict) or "id" not in source:
-            raise InvalidRequestError("got no video, expected a file or video[id]", param="video")
-        job = await self.videos.find(str(source["id"]), request)
-        with (await self.videos.finished(job, "video")).open("rb") as file:
-            kind = Headers({"content-type": MEDIA_TYPES["video"]})
-            ours = UploadFile(file, filename="video.mp4", headers=kind)
-            asked = await self.creations.make(fields, tenant, ours)
+        source = uploads.pop("video", None) or fields.pop("video", None)
+        fields |= uploads
+        if isinstance(source, dict) and "id" in source:
+            job = await self.videos.find(str(source["id"]), request)
+            source = await self.videos.finished(job, "video")
+        if source is None:
+            raise InvalidRequestError(
+                "got no video, expected a file, video[id] or video[video_url]", param="video"
+            )
+        given = Given(source, "video", "video")
+        asked = await self.creations.make(fields, tenant_of(request), given)
         return answer(await self.videos.accept(asked), POLL_HEADERS)
 
     async def switch_prompt(self, request: Request) -> Response:
