@@ -20,7 +20,7 @@ class DecodeLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     cpu_seconds: int = 60
     seconds: float = 90.0
-    memory: int = 6 << 30
+    memory: int = 4 << 30
     open_files: int = 64
     result_bytes: int = 2 << 30
 

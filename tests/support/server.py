@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 URL = re.compile(r"http://\S+(?=/v1/videos)")
+COMMAND = "helios_serve.entrypoints.cli"
 
 
 class Server:
@@ -30,12 +32,15 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str) -> Iterator[Server]:
+def running_server(
+    folder: Path, *flags: str, stderr: IO[bytes] | None = None, module: str = COMMAND
+) -> Iterator[Server]:
     """Started on `folder`, and ended however the test ends."""
-    command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve", *flags]
+    command = [sys.executable, "-m", module, "serve", *flags]
     process = subprocess.Popen(
         [*command, "--port", "0", "--data-dir", str(folder)],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env=os.environ | {"PYTHONSAFEPATH": "1"},
     )
