@@ -234,11 +234,12 @@ def test_logs_tell_nothing_of_what_users_send(
         answer = http.post("/v1/videos", headers=headers, **refusal)
         assert answer.status_code == 400, answer.text
     assert http.get(f"/v1/videos/{MARKER}?after={MARKER}").status_code == 404
+    other = http.post("/v1/videos", json=secret | {"num_frames": 330}).json()["id"]
     for worker in psutil.Process(server.process.pid).children():
-        if "decoder_process" not in " ".join(worker.cmdline()):
-            other = http.post("/v1/videos", json=secret | {"num_frames": 330}).json()["id"]
+        if "spawn_main" in " ".join(worker.cmdline()):
             worker.kill()
-            http.delete(f"/v1/videos/{other}")
+    wait_for_text(log, "local-0 died")
+    http.delete(f"/v1/videos/{other}")
     fragment = next((server.folder / "segments" / video).glob("*.m4s"))
     fragment.write_bytes(MARKER.encode() * 100)
     assert http.get(f"/v1/videos/{video}/content").status_code == 500
