@@ -6,6 +6,9 @@ import base64
 import json
 import logging
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -330,3 +333,44 @@ def wait_for_all(hook: HttpsServer, names: set[str], seen: int) -> dict[str, str
         kinds = {event["data"]["id"]: event["type"] for event in events}
         if kinds.keys() == names:
             return kinds
+
+
+def test_the_receiver_of_the_documentation_takes_each_event_once(
+    store: VideoStore, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "safety.md").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = text.partition("```python\n")[2].partition("```")[0].replace("9000", str(port))
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    attempts: list[int] = []
+
+    def forward(got: Got) -> Reply:
+        """In place of what speaks https; the first answer is lost on its way back."""
+        try:
+            answer = httpx.post(f"http://127.0.0.1:{port}/", content=got.body, headers=got.headers)
+        except httpx.ConnectError:  # it is still starting
+            return Reply(502)
+        attempts.append(answer.status_code)
+        return Reply(500 if len(attempts) == 1 else answer.status_code)
+
+    try:
+        with https_server(forward) as server:
+            end(store, "video_1")
+            deliver(store, server, lambda: pending(store) == 0, delays=500 * (0.05,))
+        other = server.got[-1].body.replace(b"video_1", b"video_2")
+        forged = httpx.post(
+            f"http://127.0.0.1:{port}/", content=other, headers=server.got[-1].headers
+        )
+    finally:
+        process.terminate()
+        said = process.communicate()[0]
+    assert (attempts, forged.status_code) == ([204, 204], 401)
+    assert said == "video.completed video_1\n"

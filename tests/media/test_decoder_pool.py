@@ -4,6 +4,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -218,6 +220,39 @@ def test_a_process_is_its_own_and_knows_no_secrets(
     environment, torch = run(tmp_path, use)
     assert "hf_secret" not in environment.values()
     assert not torch
+
+
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from helios_serve.media.decoder_pool import DecoderPool
+
+async def main(folder):
+    async with DecoderPool(folder / "incoming") as pool:
+        task = asyncio.create_task(
+            pool.decode(folder / "long", width=64, height=64, kind=None, name="a", param="b")
+        )
+        while not pool.busy:
+            await asyncio.sleep(0.01)
+        print(*(decoder.pid for decoder in pool.busy), flush=True)
+        await task
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_processes_end_with_the_server_also_at_work(tmp_path: Path) -> None:
+    long_video(tmp_path, chunks=300)
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        decoder = psutil.Process(int(server.stdout.readline()))
+        server.kill()
+    until = time.monotonic() + 20
+    while decoder.is_running() and decoder.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 GLOBAL_IPV6 = IPv6Network("2000::/3")
 """All that is routed publicly; the rest is local, or carries an IPv4 address (mapped, NAT64)."""
 OTHERS = (
+    IPv4Network("192.0.0.0/24"),  # protocols
     IPv4Network("192.88.99.0/24"),  # 6to4 relays
     IPv6Network("2001::/23"),  # protocols, among them Teredo, which carries an IPv4 address
     IPv6Network("2001:db8::/32"),  # documentation

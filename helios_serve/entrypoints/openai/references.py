@@ -23,6 +23,8 @@ MAX_NAME = 100
 MAX_FETCHED = 256 << 20
 """Bytes of a reference that the server fetches."""
 FETCH_SECONDS = 30.0
+MAX_FETCHES = 8
+"""At a time; others wait."""
 MEDIA_FLAG = "--allowed-media-domains"
 KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 
@@ -67,6 +69,7 @@ class References:
         self.pool = pool or DecoderPool(incoming)
         self.outbound = outbound or media_outbound(())
         self.find_file = find_file
+        self._fetches = asyncio.Semaphore(MAX_FETCHES)
 
     async def __aenter__(self) -> "References":
         await self.pool.__aenter__()
@@ -118,7 +121,8 @@ class References:
                 raise wrong(str(error), field) from error
             return
         try:
-            await self._fetch(url, path)
+            async with self._fetches:
+                await self._fetch(url, path)
         except OutboundError as error:
             raise wrong(str(error), field) from error
 
