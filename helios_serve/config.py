@@ -58,10 +58,10 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker takes of a cluster. None for `num_gpus` is one, or none on the CPU.
+    """What a worker takes of a cluster.
 
-    `num_gpus` may be a fraction, so that several workers share a GPU; `labels` are those of the
-    nodes that it may run on.
+    None for `num_gpus` is one if there are any, or none on the CPU. It may be a fraction, so that
+    several workers share a GPU; `labels` are those of the nodes that it may run on.
     """
 
     num_cpus: float = 1.0

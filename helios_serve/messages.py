@@ -82,7 +82,8 @@ class EncodeTask(msgspec.Struct, frozen=True, tag=True):
 class DecodeTask(msgspec.Struct, frozen=True, tag=True):
     """The latents of a finished chunk, to be turned into its first `num_frames` frames.
 
-    `output` says whether they are wanted as pixels or as a segment of an MP4 at `fps`.
+    `output` says whether they are wanted as pixels or as a segment of an MP4 at `fps`; `shown_size`
+    is their width and height, if not the size that was sampled.
     """
 
     session_id: str
@@ -91,6 +92,7 @@ class DecodeTask(msgspec.Struct, frozen=True, tag=True):
     num_frames: int
     fps: int
     output: OutputKind
+    shown_size: tuple[int, int] | None = None
 
 
 class NewSession(msgspec.Struct, frozen=True):

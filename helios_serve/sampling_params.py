@@ -1,7 +1,7 @@
 """What a user asks for: one video, and how to sample it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
@@ -10,6 +10,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
 
 MAX_SIDE = 4096
+MIN_SHOWN_SIDE = 16
 MAX_FRAMES = 24 * 3600
 MAX_STEPS = 1000
 MAX_TEXT = 32_768
@@ -22,7 +23,9 @@ DEFAULT_GUIDANCE = {"base": 5.0, "mid": 5.0, "distilled": 1.0}
 
 ServiceTier = Literal["priority", "default", "flex"]
 """priority is real-time, flex takes what the others leave."""
-Relation = Literal["remix", "extension"]
+Relation = Literal["remix", "extension", "edit", "continuation"]
+"""How a video comes from another: the same under another prompt, the same and more, made from its
+frames; a continuation is made from the end of a video whose state is not known."""
 OutputKind = Literal["frames", "segment"]
 """Whether chunks are handed on as pixels or as segments of an MP4."""
 
@@ -138,8 +141,10 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     Reference frames have the size of the video. `lora` is a local file or folder.
     `keep_input_latents` asks for the reference's noised latents, which diffusers returns in front
     of the video's own. With `max_lead_chunks` the video is made only so far ahead of its reader.
-    None for `model` is the first one that is served. `parent` is the video that this one was made
-    from, as its `relation` says.
+    Frames are scaled and cut to `shown_size`, pixels of width and height, if that is not the size
+    that is sampled. None for `model` is the first one that is served. `parent` is the video that
+    this one was made from, as its `relation` says. `fingerprint` tells a repetition of the same
+    order from another one.
     """
 
     request_id: str
@@ -154,9 +159,11 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = DEFAULT_TENANT
     tier: ServiceTier = "default"
     output: OutputKind = "frames"
+    shown_size: tuple[int, int] | None = None
     max_lead_chunks: int | None = None
     parent: str | None = None
     relation: Relation | None = None
+    fingerprint: str | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -194,6 +201,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequestError(
                 f"got lora_scale {self.lora_scale}, expected a finite number", param="lora_scale"
             )
+        if self.shown_size is not None:
+            check_shown_size(*self.shown_size)
         if self.video is not None and self.video.count < CHUNK_FRAMES:
             raise InvalidRequestError(
                 f"got a video of {self.video.count} frames, expected at least {CHUNK_FRAMES}",
@@ -302,6 +311,15 @@ def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
     return scale
 
 
+def nearest_size(
+    width: int, height: int, config: HeliosConfig, rounded: Callable[[float], int] = round
+) -> tuple[int, int]:
+    """The size next to width x height that a checkpoint can make."""
+    step = config.size_multiple
+    sides = (min(max(step, rounded(side / step) * step), MAX_SIDE) for side in (width, height))
+    return next(sides), next(sides)
+
+
 def check_size(width: int, height: int, config: HeliosConfig) -> None:
     """Both sides must divide by the checkpoint's size multiple."""
     step = config.size_multiple
@@ -309,8 +327,7 @@ def check_size(width: int, height: int, config: HeliosConfig) -> None:
     if fits:
         return
     lower, upper = (
-        tuple(min(max(step, rounded(side / step) * step), MAX_SIDE) for side in (width, height))
-        for rounded in (math.floor, math.ceil)
+        nearest_size(width, height, config, rounded) for rounded in (math.floor, math.ceil)
     )
     nearest = " or ".join(f"{w}x{h}" for w, h in dict.fromkeys((lower, upper)))
     raise InvalidRequestError(
@@ -318,6 +335,16 @@ def check_size(width: int, height: int, config: HeliosConfig) -> None:
         f"up to {MAX_SIDE} for a {config.variant} checkpoint, such as {nearest}",
         param="size",
     )
+
+
+def check_shown_size(width: int, height: int) -> None:
+    """Pixels of a video come in pairs: colours have half the resolution."""
+    if any(side % 2 or not MIN_SHOWN_SIDE <= side <= MAX_SIDE for side in (width, height)):
+        raise InvalidRequestError(
+            f"got size {width}x{height}, expected WIDTHxHEIGHT with even sides from "
+            f"{MIN_SHOWN_SIDE} to {MAX_SIDE}",
+            param="size",
+        )
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:

@@ -47,7 +47,11 @@ class Batch:
 
 
 class SchedulerStats(NamedTuple):
-    """Counts of one moment: sessions that wait and that are on workers, and the workers' memory."""
+    """Counts of one moment: sessions that wait and that are on workers, and the workers' memory.
+
+    And of all moments so far: sessions that lost their blocks or their worker, and chunks of
+    priority sessions that came after their deadline.
+    """
 
     waiting: int
     running: int
@@ -55,6 +59,8 @@ class SchedulerStats(NamedTuple):
     total_blocks: int
     used_text_rows: int
     total_text_rows: int
+    preemptions: int = 0
+    deadline_misses: int = 0
 
 
 class Scheduler:
@@ -74,6 +80,7 @@ class Scheduler:
         self.waiting: set[str] = set()
         self.unplaceable: list[str] = []
         """Waiting sessions that turned out too large for every worker."""
+        self._preemptions = self._deadline_misses = 0
         self._lines: dict[bool, FairQueue[str]] = {True: FairQueue(), False: FairQueue()}
         self._heads: dict[bool, Session | None] = {True: None, False: None}
 
@@ -151,7 +158,10 @@ class Scheduler:
         if session is not None:
             session.snapshot = snapshot
             session.acquit()
-            session.clock.deliver_first(self.clock())
+            now, clock = self.clock(), session.clock
+            due = clock.deadline(snapshot.chunk - 1, self.config.start_buffer)
+            self._deadline_misses += session.is_priority and bool(clock.started) and now > due
+            clock.deliver_first(now)
 
     def abort(
         self, session_id: str, status: SessionStatus = SessionStatus.FINISHED_ABORTED
@@ -257,6 +267,8 @@ class Scheduler:
             total_blocks=sum(worker.history.pool.num_blocks - 1 for worker in workers),
             used_text_rows=sum(worker.reserved_rows for worker in workers),
             total_text_rows=sum(worker.text_rows for worker in workers),
+            preemptions=self._preemptions,
+            deadline_misses=self._deadline_misses,
         )
 
     def check_integrity(self) -> None:
@@ -344,6 +356,7 @@ class Scheduler:
 
     def _requeue(self, session: Session) -> None:
         """A session that lost its worker or its blocks waits to be taken up again."""
+        self._preemptions += 1
         session.rewind()
         session.status = SessionStatus.PREEMPTED
         self.admission.requeue(session)

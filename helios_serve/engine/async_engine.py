@@ -25,13 +25,20 @@ from helios_serve.engine.events import (
 from helios_serve.engine.feed import Feed, VideoChunk
 from helios_serve.engine.progress import Progress, progress_of
 from helios_serve.engine.recovery import Start, extension, take_up, unfinished
+from helios_serve.engine.request_metrics import RequestMetrics
 from helios_serve.engine.running import Running
 from helios_serve.engine.stored_feed import CANCELLED, fetch_stored, stored_feed, unknown
 from helios_serve.engine.thread import EngineThread
-from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
+from helios_serve.errors import (
+    CapacityError,
+    EngineDeadError,
+    InvalidRequestError,
+    RequestFailedError,
+)
 from helios_serve.logger import logger
 from helios_serve.messages import Snapshot
-from helios_serve.model_config import num_chunks
+from helios_serve.metrics import Metrics
+from helios_serve.model_config import HeliosConfig, num_chunks
 from helios_serve.sampling_params import PromptSwitch, VideoRequest
 from helios_serve.store.video_store import VideoStore
 
@@ -49,9 +56,15 @@ class AsyncEngine:
     anybody is told of it. It owns the cores, but not the store.
     """
 
-    def __init__(self, cores: Mapping[str, EngineCore], store: VideoStore | None = None) -> None:
+    def __init__(
+        self,
+        cores: Mapping[str, EngineCore],
+        store: VideoStore | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.cores = cores
         self.store = store
+        self.metrics = metrics or Metrics()
         self._threads: dict[str, EngineThread] = {}
         self._running: dict[str, Running] = {}
         self._unread: dict[str, Feed] = {}
@@ -165,6 +178,11 @@ class AsyncEngine:
             if feed.is_over and not feed.has_unread:
                 self._unread.pop(request_id, None)
 
+    async def wait(self, request_id: str) -> None:
+        """Returns when a request is over, or nobody makes it, however that came."""
+        if (running := self._running.get(request_id)) is not None:
+            await running.feed.over()
+
     async def abort(self, request_id: str) -> None:
         """End a request at once; one that is over or unknown is left as it is."""
         running = self._running.get(request_id)
@@ -175,6 +193,7 @@ class AsyncEngine:
         if self.store is not None:
             await asyncio.to_thread(self.store.finish, request_id, "cancelled")
         if running is not None:
+            running.counts.end("cancelled")
             await self._drop(request_id, running.thread)
 
     async def pause(self, request_id: str) -> None:
@@ -217,7 +236,11 @@ class AsyncEngine:
 
     def check(self, request: VideoRequest) -> None:
         """Raise InvalidRequestError for a model that is not served, or what it cannot make."""
-        request.params.resolve(self._thread_of(request.model).core.model_config)
+        request.params.resolve(self.model_config(request.model))
+
+    def model_config(self, model: str | None = None) -> HeliosConfig:
+        """What a model is; raises InvalidRequestError for one that is not served."""
+        return self._thread_of(model).core.model_config
 
     async def workers(self) -> dict[str, list[WorkerReport]]:
         """The workers of every model that has some."""
@@ -251,6 +274,9 @@ class AsyncEngine:
         adding = asyncio.ensure_future(self._add(start, thread))
         try:
             return await asyncio.shield(adding)
+        except CapacityError as error:
+            self.metrics.rejections.labels(start.request.model or "", error.code).inc()
+            raise
         except asyncio.CancelledError:
             await asyncio.wait((adding,))
             if not adding.cancelled() and adding.exception() is None:
@@ -329,7 +355,8 @@ class AsyncEngine:
         fetch = None if self.store is None else partial(fetch_stored, self.store, name)
         feed = Feed(name, start.stored_from, start.first_chunk, fetch)
         self._unread.pop(name, None)
-        running = self._running[name] = Running(start.request, thread, feed)
+        counts = RequestMetrics(self.metrics, start.request.model or "", start.request)
+        running = self._running[name] = Running(start.request, thread, feed, counts)
         return running
 
     @property
@@ -401,6 +428,7 @@ class AsyncEngine:
             return
         match event:
             case ChunkReady():
+                running.counts.chunk(event.chunk)
                 running.feed.publish(
                     VideoChunk(
                         event.chunk, event.frames, event.segment, event.latents, event.snapshot
@@ -409,8 +437,10 @@ class AsyncEngine:
             case PromptSwitched():
                 running.answer_switch(event.prompt, event.switch)
             case RequestFinished():
+                running.counts.end("completed")
                 self._finish(event.request_id, None)
             case RequestFailed():
+                running.counts.end("failed")
                 self._finish(event.request_id, event.message)
 
     def _finish(self, request_id: str, error: str | None) -> None:

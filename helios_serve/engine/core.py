@@ -18,8 +18,8 @@ from helios_serve.engine.events import (
     RequestFinished,
     StepTaken,
 )
+from helios_serve.engine.observer import Observer
 from helios_serve.engine.task_board import TaskBoard
-from helios_serve.engine.trace import Trace
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
@@ -69,13 +69,13 @@ class EngineCore:
         config: EngineConfig | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        trace: Trace | None = None,
+        observers: tuple[Observer, ...] = (),
     ) -> None:
         self.executor = executor
         self.model_config = model_config
         self.config = config or EngineConfig()
         self.clock = clock
-        self.trace = trace
+        self.observers = observers
         self.scheduler = Scheduler(self.config.scheduling, clock)
         self.crew = Crew(executor, self.config, clock)
         self.encoding: TaskBoard[EncodeTask] = TaskBoard()
@@ -290,13 +290,13 @@ class EngineCore:
                     watch.busy_since = self.clock()
                 watch.plans.append(plan)
                 self.executor.submit(worker_id, plan)
-                if self.trace is not None:
-                    self.trace.plan(worker_id, plan, self.scheduler)
+                for observer in self.observers:
+                    observer.plan(worker_id, plan, self.scheduler)
 
     def _handle(self, received: Received) -> Iterator[EngineEvent]:
         worker_id, event = received
-        if self.trace is not None:
-            self._record(worker_id, event, self.trace)
+        for observer in self.observers:
+            self._tell(observer, worker_id, event)
         match event:
             case WorkerReady():
                 self._on_ready(worker_id, event)
@@ -309,14 +309,14 @@ class EngineCore:
             case WorkerDied():
                 yield from self._on_death(worker_id, event)
 
-    def _record(self, worker_id: str, event: WorkerEvent, trace: Trace) -> None:
+    def _tell(self, observer: Observer, worker_id: str, event: WorkerEvent) -> None:
         match event:
             case StepsDone():
-                trace.steps(worker_id, event, self.scheduler.stats())
+                observer.steps(worker_id, event, self.scheduler.stats())
             case InputsEncoded() | ChunkDecoded():
-                trace.task(worker_id, event)
+                observer.task(worker_id, event)
             case WorkerDied():
-                trace.death(worker_id, event.reason)
+                observer.death(worker_id, event.reason)
 
     def _on_ready(self, worker_id: str, event: WorkerReady) -> None:
         watch = self.crew.workers[worker_id]
@@ -345,7 +345,7 @@ class EngineCore:
             self.scheduler.update_from_output(worker_id, seconds)
 
     def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
-        task = self.encoding.finish(worker_id, self.clock())
+        task = self.encoding.finish(worker_id)
         session = self.scheduler.sessions.get(event.session_id)
         if session is None or session.status.is_finished:
             return
@@ -364,7 +364,7 @@ class EngineCore:
         yield from self._on_inputs(session)
 
     def _on_decoded(self, worker_id: str, event: ChunkDecoded) -> Iterator[EngineEvent]:
-        self.decoding.finish(worker_id, self.clock())
+        self.decoding.finish(worker_id)
         delivery = self._deliveries.get(event.session_id)
         if delivery is None:
             return
@@ -386,11 +386,11 @@ class EngineCore:
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
         encodes, decodes = self.encoding.count(worker_id), self.decoding.count(worker_id)
-        given_up = [
-            *self.encoding.lose(worker_id, was_idle=not watch.plans and not decodes),
-            *self.decoding.lose(worker_id, was_idle=not watch.plans and not encodes),
-        ]
-        for session_id in given_up:
+        given_up = (
+            self.encoding.lose(worker_id, was_idle=not watch.plans and not decodes),
+            self.decoding.lose(worker_id, was_idle=not watch.plans and not encodes),
+        )
+        for session_id in filter(None, given_up):
             message = f"too many workers died encoding or decoding for it: {event.reason}"
             yield from self._fail(session_id, message)
 

@@ -15,6 +15,7 @@ class Delivery:
         self.request_id = request.request_id
         self.params = request.params
         self.output = request.output
+        self.shown_size = request.shown_size
         self.first_chunk = self.next_chunk = first_chunk
         self.num_chunks = num_chunks(request.params.num_frames)
         self.input_latents: TensorData | None = None
@@ -36,6 +37,7 @@ class Delivery:
             num_frames=min(CHUNK_FRAMES, wanted),
             fps=self.params.fps,
             output=self.output,
+            shown_size=self.shown_size,
         )
 
     def receive_decoded(self, decoded: ChunkDecoded) -> Iterator[ChunkReady]:

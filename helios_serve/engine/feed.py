@@ -68,6 +68,11 @@ class Feed:
             self.is_over, self.error = True, error
             self._wake()
 
+    async def over(self) -> None:
+        """Returns when no more will come, however it ended."""
+        while not self.is_over:
+            await self._changed.wait()
+
     async def chunks(self, from_chunk: int | None = None) -> AsyncIterator[VideoChunk]:
         """Each chunk from `from_chunk` on that is not gone yet, when it is there.
 

@@ -4,7 +4,9 @@ from typing import Literal
 
 from helios_serve.config import EngineConfig, SchedulingConfig, WorkerGroup
 from helios_serve.engine.core import EngineCore
+from helios_serve.engine.observer import Observer, StepMetrics
 from helios_serve.engine.trace import Trace
+from helios_serve.metrics import Metrics
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.model_executor.loader import open_checkpoint
 
@@ -19,6 +21,7 @@ def launch(
     ray_address: str | None = None,
     scheduling: SchedulingConfig | None = None,
     trace: Trace | None = None,
+    metrics: Metrics | None = None,
 ) -> EngineCore:
     """An engine whose workers are starting; raises CheckpointError for a model that is none."""
     checkpoint = open_checkpoint(model, groups[0].config.load_format)
@@ -27,8 +30,12 @@ def launch(
         scheduling=scheduling or SchedulingConfig(),
     )
     executor = make_executor(kind, ray_address)
-    part = None if trace is None else trace.of(model)
-    return EngineCore(executor, checkpoint.config, config, trace=part)
+    observers: list[Observer] = []
+    if trace is not None:
+        observers.append(trace.of(model))
+    if metrics is not None:
+        observers.append(StepMetrics(metrics, model))
+    return EngineCore(executor, checkpoint.config, config, observers=tuple(observers))
 
 
 def make_executor(kind: ExecutorKind, ray_address: str | None) -> Executor:

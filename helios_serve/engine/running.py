@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.feed import Feed
+from helios_serve.engine.request_metrics import RequestMetrics
 from helios_serve.engine.thread import EngineThread
 from helios_serve.errors import (
     EngineDeadError,
@@ -31,13 +32,16 @@ class AwaitedSwitch(NamedTuple):
 class Running:
     """Who makes the video, who reads it, what holds it up, and who waits for a prompt switch."""
 
-    def __init__(self, request: VideoRequest, thread: EngineThread, feed: Feed) -> None:
+    def __init__(
+        self, request: VideoRequest, thread: EngineThread, feed: Feed, counts: RequestMetrics
+    ) -> None:
         self.request_id = request.request_id
         self.model = request.model
         self.num_chunks = num_chunks(request.params.num_frames)
         self.max_lead = request.max_lead_chunks
         self.thread = thread
         self.feed = feed
+        self.counts = counts
         feed.on_read = self._on_read
         self._begun = feed.next_chunk
         self._holds: set[str] = set()
@@ -64,6 +68,7 @@ class Running:
         That is where a step of it was taken. A worker may have another one by then, so no chunk
         beyond `max_lead` is finished that takes more steps than two.
         """
+        self.counts.step()
         self._begun = max(self._begun, chunk)
         if LEAD in self._holds or not self._is_ahead():
             return

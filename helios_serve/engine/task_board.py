@@ -9,8 +9,6 @@ from helios_serve.messages import DecodeTask, EncodeTask
 
 Task = TypeVar("Task", EncodeTask, DecodeTask)
 
-DEPTH = 2
-"""Tasks that a worker has at a time, so that it never waits for the next."""
 SUSPECT_AFTER = 2
 """Workers that may die with a task before it is given to one that does nothing else meanwhile."""
 MAX_LONE_LOSSES = 3
@@ -48,12 +46,12 @@ class Given(NamedTuple, Generic[Task]):
 class TaskBoard(Generic[Task]):
     """Tasks of one kind. Sessions take turns, so that none waits for all that another has made.
 
-    A worker does its tasks in the order in which it was given them.
+    A worker has one task at a time: what is urgent waits for no more than that.
     """
 
     def __init__(self) -> None:
         self._turns: OrderedDict[str, deque[Item[Task]]] = OrderedDict()
-        self._given: dict[str, deque[Item[Task]]] = {}
+        self._given: dict[str, Item[Task]] = {}
         self._busy_since: dict[str, float] = {}
 
     def put(self, task: Task, *, preferred: str | None = None, is_urgent: bool = False) -> None:
@@ -62,70 +60,58 @@ class TaskBoard(Generic[Task]):
         self._queue(Item(task, preferred), front=is_next)
 
     def give_out(self, workers: Collection[str], now: float) -> Iterator[Given[Task]]:
-        """Tasks for those of `workers` that can take more, the least busy first."""
-        while self._turns:
-            session_id, items = next(iter(self._turns.items()))
-            depth = 1 if items[0].is_suspect else DEPTH
-            open_to = [
-                name for name in workers if self.count(name) < depth and not self.has_suspect(name)
-            ]
-            if not open_to:
-                return
-            del self._turns[session_id]
+        """Tasks for those of `workers` that have none, for the preferred one if it is free."""
+        free = [name for name in workers if name not in self._given]
+        while free and self._turns:
+            session_id, items = self._turns.popitem(last=False)
             item = items.popleft()
             if items:
                 self._turns[session_id] = items
-            worker_id = min(
-                open_to,
-                key=lambda name: (len(self._given.get(name, ())), name != item.preferred),
-            )
-            given = self._given.setdefault(worker_id, deque())
-            if not given:
-                self._busy_since[worker_id] = now
-            given.append(item)
+            worker_id = item.preferred if item.preferred in free else free[0]
+            free.remove(worker_id)
+            self._given[worker_id] = item
+            self._busy_since[worker_id] = now
             yield Given(worker_id, item.task)
 
-    def finish(self, worker_id: str, now: float) -> Task:
-        """The worker has done its oldest task."""
-        self._busy_since[worker_id] = now
-        return self._given[worker_id].popleft().task
+    def finish(self, worker_id: str) -> Task:
+        """The worker has done its task."""
+        return self._given.pop(worker_id).task
 
-    def lose(self, worker_id: str, *, was_idle: bool = False) -> list[str]:
-        """The worker is gone: others do what it had. Returns sessions whose task is given up.
+    def lose(self, worker_id: str, *, was_idle: bool = False) -> str | None:
+        """The worker is gone: another one does what it had. Returns the session if its task is
+        given up.
 
-        Only the oldest task had been begun, so only that one may have been the cause; it is the
-        likelier one if the worker `was_idle` apart from its tasks.
+        The task is the likelier cause if the worker `was_idle` apart from it.
         """
-        lost = self._given.pop(worker_id, deque())
-        if lost:
-            lost[0].losses += 1
-            lost[0].lone_losses += was_idle and len(lost) == 1
-        wanted = [item for item in lost if item.is_wanted]
-        for item in reversed(wanted):
-            if not item.is_guilty:
-                self._queue(item, front=True)
-        return [item.task.session_id for item in wanted if item.is_guilty]
+        lost = self._given.pop(worker_id, None)
+        if lost is None or not lost.is_wanted:
+            return None
+        lost.losses += 1
+        lost.lone_losses += was_idle
+        if lost.is_guilty:
+            return lost.task.session_id
+        self._queue(lost, front=True)
+        return None
 
     def has_suspect(self, worker_id: str) -> bool:
         """Whether the worker has a task that should be all it has."""
-        return any(item.is_suspect for item in self._given.get(worker_id, ()))
+        item = self._given.get(worker_id)
+        return item is not None and item.is_suspect
 
     def forget(self, session_id: str) -> None:
         """Drop what waits of a session that is over; what is lost of it is not done again."""
         self._turns.pop(session_id, None)
-        for item in (item for given in self._given.values() for item in given):
+        for item in self._given.values():
             item.is_wanted &= item.task.session_id != session_id
 
     def count(self, worker_id: str) -> int:
         """Tasks that the worker has."""
-        return len(self._given.get(worker_id, ()))
+        return int(worker_id in self._given)
 
     def __contains__(self, session_id: str) -> bool:
         """Whether a task of the session waits, or a worker has one."""
-        given = (item for items in self._given.values() for item in items)
-        return session_id in self._turns or any(
-            item.task.session_id == session_id for item in given
-        )
+        given = (item.task.session_id for item in self._given.values())
+        return session_id in self._turns or session_id in given
 
     @property
     def num_waiting(self) -> int:
@@ -133,7 +119,7 @@ class TaskBoard(Generic[Task]):
 
     def is_late(self, worker_id: str, now: float, deadline: float) -> bool:
         """Whether the worker is at one task for longer than it may."""
-        return bool(self.count(worker_id)) and now - self._busy_since[worker_id] > deadline
+        return worker_id in self._given and now - self._busy_since[worker_id] > deadline
 
     def _queue(self, item: Item[Task], *, front: bool) -> None:
         session_id = item.task.session_id

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from helios_serve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from helios_serve.entrypoints.openai.references import References
+    from helios_serve.entrypoints.openai.outbound import Outbound
     from helios_serve.entrypoints.openai.webhooks import Webhooks
     from helios_serve.store.video_store import VideoStore
 
@@ -44,15 +44,14 @@ def add_outside_flags(parser: Any) -> None:
     )
 
 
-def make_references(arguments: argparse.Namespace, incoming: Path) -> "References":
+def make_media(arguments: argparse.Namespace) -> "Outbound":
     """Raises InvalidRequestError."""
-    from helios_serve.entrypoints.openai.references import References, media_outbound
+    from helios_serve.entrypoints.openai.references import media_outbound
 
     try:
-        outbound = media_outbound(split(arguments.allowed_media_domains))
+        return media_outbound(split(arguments.allowed_media_domains))
     except ValueError as error:
         raise InvalidRequestError(str(error), param="allowed-media-domains") from error
-    return References(incoming, outbound=outbound)
 
 
 def make_webhooks(arguments: argparse.Namespace, store: "VideoStore") -> "Webhooks | None":

@@ -17,7 +17,7 @@ from helios_serve.entrypoints.model_flags import (
 )
 from helios_serve.entrypoints.outside_flags import (
     add_outside_flags,
-    make_references,
+    make_media,
     make_webhooks,
 )
 from helios_serve.errors import InvalidRequestError
@@ -117,6 +117,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
     from helios_serve.engine.launch import ExecutorKind, launch
     from helios_serve.engine.trace import Trace
     from helios_serve.entrypoints.openai.app import make_app
+    from helios_serve.metrics import Metrics
     from helios_serve.store.video_store import VideoStore
 
     scheduling = SchedulingConfig()
@@ -124,11 +125,12 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
         scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
-    references = make_references(arguments, arguments.data_dir / "incoming")
+    media = make_media(arguments)
     webhooks = make_webhooks(arguments, store)
     trace = None
     if arguments.trace is not None:
         trace = opened.enter_context(Trace(arguments.trace))
+    metrics = Metrics()
     default: ExecutorKind = "ray" if arguments.ray_address else "local"
     cores = {}
     for model in arguments.models or [DEFAULT_MODEL]:
@@ -139,11 +141,12 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
             ray_address=arguments.ray_address,
             scheduling=scheduling,
             trace=trace,
+            metrics=metrics,
         )
     return make_app(
-        AsyncEngine(cores, store),
+        AsyncEngine(cores, store, metrics),
         store,
         arguments.data_dir,
-        references=references,
+        media=media,
         webhooks=webhooks,
     )

@@ -161,6 +161,19 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
 
 
+def fit_frames(frames: Frames, width: int, height: int) -> Frames:
+    """All frames, each as `fit` has it."""
+    size = frames.height * frames.width * 3
+    pictures = (
+        Image.frombytes(
+            "RGB", (frames.width, frames.height), frames.data[index * size : (index + 1) * size]
+        )
+        for index in range(frames.count)
+    )
+    data = b"".join(fit(picture, width, height).tobytes() for picture in pictures)
+    return Frames(data, frames.count, height, width)
+
+
 def check_exists(path: Path, param: str) -> None:
     if not path.exists():
         raise invalid(path, "no such file", "one that exists", param)

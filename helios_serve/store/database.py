@@ -40,6 +40,29 @@ class Database:
         marks = ", ".join("?" * len(columns))
         self.run(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", *columns.values())
 
+    def page(
+        self, table: str, after: str | None, limit: int, *, newest_first: bool, **equal: Value
+    ) -> list[sqlite3.Row]:
+        """Up to `limit` rows by age, those behind the row `after` if it is given.
+
+        Only those of which columns have the values `equal`; None is any.
+        """
+        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        wanted = {name: value for name, value in equal.items() if value is not None}
+        terms = [f"{name} = ?" for name in wanted]
+        values = [*wanted.values()]
+        if after is not None:
+            terms.append(
+                f"(created_at, id) {beyond} (SELECT created_at, id FROM {table} WHERE id = ?)"
+            )
+            values.append(after)
+        where = f"WHERE {' AND '.join(terms)}" if terms else ""
+        return self.run(
+            f"SELECT * FROM {table} {where} ORDER BY created_at {order}, id {order} LIMIT ?",
+            *values,
+            limit,
+        )
+
     def together(self, *statements: tuple[str, tuple[Value, ...]]) -> None:
         """Run statements of which either all take effect or none."""
         with self._lock, self._errors():

@@ -92,6 +92,12 @@ def make_folder(path: Path) -> None:
             sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make what was written to a file survive a power cut."""
+    with storage_errors("sync", path), path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder as durable as the files that they stand for."""
     with storage_errors("sync", path):

@@ -121,18 +121,7 @@ class JobStore:
         self, tenant: str, after: str | None, limit: int, *, newest_first: bool
     ) -> list[StoredJob]:
         """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
-        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        where, values = "WHERE tenant = ? ", [tenant]
-        if after is not None:
-            where += (
-                f"AND (created_at, id) {beyond} (SELECT created_at, id FROM jobs WHERE id = ?) "
-            )
-            values.append(after)
-        rows = self._table.run(
-            f"SELECT * FROM jobs {where}ORDER BY created_at {order}, id {order} LIMIT ?",
-            *values,
-            limit,
-        )
+        rows = self._table.page("jobs", after, limit, newest_first=newest_first, tenant=tenant)
         return [self._as_job(row) for row in rows]
 
     def update_request(self, request: VideoRequest) -> None:

@@ -4,6 +4,7 @@ import time
 
 from helios_serve.logger import logger
 from helios_serve.media.mp4 import encode_chunk
+from helios_serve.media.references import fit_frames
 from helios_serve.messages import ChunkDecoded, DecodeTask
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.tensors import as_bytes, as_tensor
@@ -38,7 +39,8 @@ class ChunkDecoder:
         )
 
     def _frames(self, task: DecodeTask) -> Frames:
-        """The chunk's pixels, less those that the video does not want."""
+        """The chunk's pixels, less those that the video does not want, in the size to show."""
         pixels = self.vae.decode(as_tensor(task.latents)[0])[: task.num_frames]
         count, height, width, _ = pixels.shape
-        return Frames(as_bytes(pixels), count, height, width)
+        frames = Frames(as_bytes(pixels), count, height, width)
+        return frames if task.shown_size is None else fit_frames(frames, *task.shown_size)

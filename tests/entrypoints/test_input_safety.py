@@ -16,30 +16,10 @@ import httpx2 as httpx
 import psutil
 import pytest
 from broken_media import corpus, long_movie, movie, picture
-from server import Server, running_server
+from server import Server
 
 FIELDS = {"prompt": "a dog runs", "num_frames": 33, "size": "64x64", "seed": 3}
 MARKER = "xyzzy-secret"
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("log") / "stderr"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
-    flags = ("nano", "--device", "cpu", "--batch-invariant")
-    allowed = ("--allowed-media-domains", "localhost,*.invalid")
-    folder = tmp_path_factory.mktemp("server") / "data"
-    with log.open("wb") as stderr, running_server(folder, *flags, *allowed, stderr=stderr) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as made:
-        yield made
 
 
 def refused(answer: httpx.Response, param: str | None, status: int = 400) -> str:
@@ -115,6 +95,8 @@ def test_an_image_may_come_in_many_ways_and_is_the_same(http: httpx.Client, serv
         {"data": text | {"input_reference[image_url]": url}},
         {"data": text | {"input_reference": f'{{"image_url": "{url}"}}'}},
     ]
+    kept = http.post("/v1/files", data={"purpose": "vision"}, files={"file": data}).json()["id"]
+    forms.append({"json": FIELDS | {"input_reference": {"file_id": kept}}})
     made = [http.post("/v1/videos", **form) for form in forms]
     assert len({reference_of(server, http, answer) for answer in made}) == 1
 
@@ -148,7 +130,7 @@ def test_a_video_may_come_in_many_ways_and_is_the_same(http: httpx.Client, serve
         ({"image_url": data_url(movie(), "video/mp4")}, "image_url: got a file of another kind"),
         ({"video_url": data_url(picture())}, "video_url: got "),
         ({"image_url": "data:,", "video_url": "data:,"}, "got an object with image_url, video_url"),
-        ({"file_id": "file_1"}, "got an object with file_id, expected a file, or an object"),
+        ({"file_id": "file_1"}, "got file 'file_1', which does not exist"),
         ({"path": "/etc/passwd"}, "got an object with path"),
         ({}, "got an object with nothing"),
         ("/etc/passwd", "got a str"),

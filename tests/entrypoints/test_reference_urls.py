@@ -89,12 +89,8 @@ def test_files_by_id_are_those_of_the_sender(tmp_path: Path, server: HttpsServer
     path = tmp_path / "kept"
     path.write_bytes(picture())
 
-    async def find(tenant: str, file_id: str) -> Path:
-        if (tenant, file_id) != ("acme", "file-1"):
-            raise InvalidRequestError(
-                f"got file {file_id!r}, which does not exist", param="file_id"
-            )
-        return path
+    async def find(tenant: str, file_id: str) -> Path | None:
+        return path if (tenant, file_id) == ("acme", "file-1") else None
 
     given = Given({"file_id": "file-1"})
     assert read(tmp_path, server, given, find_file=find).kind == "image"

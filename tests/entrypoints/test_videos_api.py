@@ -2,65 +2,15 @@
 
 import io
 import json
-import warnings
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import av
 import httpx2 as httpx
-import numpy as np
 import pytest
+from api import SHORT, error_of, frames_of, openai
 from PIL import Image
-from server import Server, running_server
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import openai
-
-SHORT: dict[str, Any] = {"extra_body": {"num_frames": 40, "seed": 3}, "size": "64x64"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server") / "data"
-    with running_server(folder, "nano", "--device", "cpu", "--batch-invariant") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def finished(client: openai.OpenAI) -> Any:
-    """A complete video of 40 frames: two chunks, the second one cut."""
-    video = client.videos.create_and_poll(prompt="a dog runs", poll_interval_ms=100, **SHORT)
-    assert video.status == "completed"
-    return video
-
-
-def frames_of(data: bytes) -> np.ndarray:
-    with av.open(io.BytesIO(data)) as container:
-        frames = list(container.decode(video=0))
-    steps = np.diff([frame.pts for frame in frames])
-    assert (steps == steps[0]).all()
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
-
-
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    assert answer.headers["x-request-id"]
-    error: dict[str, Any] = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return error
+from server import running_server
 
 
 def test_a_video_is_created_polled_and_downloaded(client: openai.OpenAI, finished: Any) -> None:
@@ -127,10 +77,8 @@ def test_json_and_multipart_make_the_same_video(http: httpx.Client, finished: An
 def test_an_image_and_a_video_are_references(
     http: httpx.Client, client: openai.OpenAI, finished: Any
 ) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (300, 200), "red").save(buffer, "PNG")
     still = client.videos.create_and_poll(
-        prompt="it moves", input_reference=("red.png", buffer.getvalue()), **SHORT
+        prompt="it moves", input_reference=("red.png", picture("red")), **SHORT
     )
     assert still.status == "completed"
     data = client.videos.download_content(finished.id).read()
@@ -169,6 +117,71 @@ def test_an_extension_is_the_longer_video(
     whole = frames_of(http.post("/v1/videos/sync", json=fields).content)
     assert got.shape == whole.shape
     assert (got == whole).all()
+
+
+def test_what_has_no_state_is_gone_on_with_from_its_frames(
+    http: httpx.Client, client: openai.OpenAI, finished: Any
+) -> None:
+    """An uploaded video, and one that was cancelled; as the edit that it comes to."""
+    data = client.videos.download_content(finished.id).read()
+    fields = {"prompt": "it moves", "seconds": "1", "seed": "3", "size": "64x64"}
+    files = {"video": ("dog.mp4", data, "video/mp4")}
+    onward = http.post("/v1/videos/extensions", data=fields, files=files).json()
+    assert (onward["relation"], onward["parent_video_id"]) == ("continuation", None)
+    assert onward["num_frames"] == 24
+    edited = http.post("/v1/videos/edits", data=fields | {"video[id]": finished.id}).json()
+    assert (edited["relation"], edited["parent_video_id"]) == ("edit", finished.id)
+    body = {"prompt": "waves", "num_frames": 660, "size": "64x64", "seed": 3}
+    cancelled = http.post("/v1/videos", json=body).json()["id"]
+    with http.stream("GET", f"/v1/videos/{cancelled}/stream") as answer:
+        next(answer.iter_raw())
+    http.post(f"/v1/videos/{cancelled}/cancel")
+    rest = http.post(
+        "/v1/videos/extensions", json={"video": {"id": cancelled}, "seconds": 1}
+    ).json()
+    assert (rest["relation"], rest["parent_video_id"]) == ("continuation", cancelled)
+    for video in (onward, edited, rest):
+        assert client.videos.poll(video["id"], poll_interval_ms=100).status == "completed"
+    contents = [client.videos.download_content(item["id"]).read() for item in (onward, edited)]
+    assert contents[0] == contents[1]
+
+
+def test_a_size_that_no_model_makes_is_scaled_and_cut(client: openai.OpenAI) -> None:
+    fit = SHORT["extra_body"] | {"size_policy": "fit"}
+    video = client.videos.create_and_poll(
+        prompt="a dog runs", poll_interval_ms=100, size="90x150", extra_body=fit
+    )
+    assert (video.status, video.size) == ("completed", "90x150")
+    frames = frames_of(client.videos.download_content(video.id).read())
+    assert frames.shape == (40, 150, 90, 3)
+    with pytest.raises(openai.BadRequestError, match="expected WIDTHxHEIGHT with even sides"):
+        client.videos.create(prompt="x", size="91x150", extra_body=fit)
+
+
+def test_an_order_that_is_repeated_is_made_once(http: httpx.Client) -> None:
+    def order(key: str, **fields: Any) -> httpx.Response:
+        form = {"prompt": "waves", "num_frames": "33", "size": "64x64"} | fields
+        files = {"input_reference": ("red.png", picture("red"), "image/png")}
+        return http.post("/v1/videos", data=form, files=files, headers={"idempotency-key": key})
+
+    first = order("a")
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(order, ["a", "a", "b", "b"]))
+    assert first.status_code == 200
+    ids = [answer.json()["id"] for answer in again]
+    assert ids[:2] == [first.json()["id"]] * 2
+    assert ids[2] == ids[3] != ids[0]
+    other = order("a", prompt="other waves")
+    assert (other.status_code, error_of(other)["code"]) == (400, "idempotency_mismatch")
+    assert error_of(order("k" * 256))["code"] == "invalid_idempotency_key"
+    for name in set(ids):
+        http.delete(f"/v1/videos/{name}")
+
+
+def picture(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 200), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_pages_of_the_list_hold_every_video_once(client: openai.OpenAI, finished: Any) -> None:

@@ -13,17 +13,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.batch_runner import BatchRunner
+from helios_serve.entrypoints.openai.batches import BatchApi
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
+from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.openapi import OpenApi
+from helios_serve.entrypoints.openai.outbound import Outbound
 from helios_serve.entrypoints.openai.references import References
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.entrypoints.openai.webhooks import Webhooks
 from helios_serve.errors import HeliosError
+from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
 
@@ -55,24 +61,36 @@ def make_app(
     store: VideoStore,
     folder: Path,
     *,
-    references: References,
+    media: Outbound | None = None,
     webhooks: Webhooks | None = None,
 ) -> Starlette:
-    """The server of one engine, whose context it is; `folder` is the store's."""
+    """The server of one engine, whose context it is; `folder` is the store's.
+
+    With `media` references may be fetched from other hosts.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
         async with AsyncExitStack() as opened:
-            for part in (references, webhooks, engine, ControlServer(engine, folder)):
+            for part in (references, webhooks, engine, ControlServer(engine, folder), runner):
                 if part is not None:
                     await opened.enter_async_context(part)
             yield
+        tables.close()
 
+    tables = ServiceTables(folder)
     videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
+    files = FileApi(tables.files)
+    references = References(folder / "incoming", outbound=media, find_file=files.path_of)
+    creations = Creations(engine, references)
+    runner = BatchRunner(videos, creations, tables)
     parts = (
-        VideoApi(videos, Creations(engine, references)),
+        VideoApi(videos, creations),
         ContentApi(videos),
+        files,
+        BatchApi(runner, files),
         ServerInfo(engine),
+        OpenApi(),
     )
     return Starlette(
         routes=[route for part in parts for route in part.routes],

@@ -139,7 +139,7 @@ def convert(body: Json, kind: type[Body]) -> Body:
 
 def field_at_fault(error: msgspec.ValidationError) -> str | None:
     """The field that msgspec's message names, in one of two ways."""
-    for pattern in (r"at `\$\.([^`]+)`", r"field `([^`]+)`"):
+    for pattern in (r"`\$\.([^`]+)`", r"field `([^`]+)`"):
         if (match := re.search(pattern, str(error))) is not None:
             return match.group(1)
     return None

@@ -1,11 +1,14 @@
 """What the API takes and gives."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from helios_serve.sampling_params import PromptSwitch, ServiceTier
+from helios_serve.sampling_params import PromptSwitch, Relation, ServiceTier
+from helios_serve.store.batches import BatchStatus, LineError
 
+BatchKey = Annotated[str, msgspec.Meta(max_length=64)]
+BatchValue = Annotated[str, msgspec.Meta(max_length=512)]
 WireStatus = Literal["queued", "in_progress", "completed", "failed"]
 
 
@@ -32,13 +35,16 @@ class VideoError(msgspec.Struct, frozen=True):
 class CreateVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A video to make; what is left out has the default of the model.
 
-    `size` is WIDTHxHEIGHT; `seconds` or `num_frames` is its length. `model` comes from the list of
-    models. `pyramid_num_inference_steps_list` is another name of `steps`.
+    `size` is WIDTHxHEIGHT, which the model must be able to make, unless `size_policy` is fit: then
+    the nearest size that it makes is scaled and cut to what was asked. `seconds` or `num_frames` is
+    its length. `model` comes from the list of models. `pyramid_num_inference_steps_list` is another
+    name of `steps`.
     """
 
     prompt: str
     model: str | None = None
     size: str | None = None
+    size_policy: Literal["exact", "fit"] = "exact"
     width: int | None = None
     height: int | None = None
     seconds: float | None = None
@@ -80,7 +86,9 @@ class SwitchPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Video(msgspec.Struct, kw_only=True):
     """A video and how far it is; times are Unix seconds, `progress` goes from 0 to 100.
 
-    Everything from `num_frames` on goes beyond OpenAI's.
+    Everything from `num_frames` on goes beyond OpenAI's. `relation` says how the video comes from
+    its parent; a continuation holds what is new only, since the state at the end of what it goes on
+    from is not known.
     """
 
     id: str
@@ -102,6 +110,8 @@ class Video(msgspec.Struct, kw_only=True):
     phase: str
     chunks_done: int
     num_chunks: int
+    parent_video_id: str | None
+    relation: Relation | None
     queue_position: int | None
     eta_seconds: float | None
 
@@ -118,6 +128,108 @@ class VideoDeleted(msgspec.Struct, kw_only=True):
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: bool = True
+
+
+class FileObject(msgspec.Struct, kw_only=True):
+    """A file of the sender's; `bytes` is its size."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+
+
+class FileList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+class CreateBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A video for every line of a file."""
+
+    input_file_id: str
+    endpoint: Literal["/v1/videos"]
+    completion_window: Literal["24h"]
+    metadata: dict[BatchKey, BatchValue] | None = None
+
+
+class BatchCounts(msgspec.Struct):
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchErrors(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: tuple[LineError, ...]
+
+
+class Batch(msgspec.Struct, kw_only=True):
+    """A batch and how far it is; times are Unix seconds."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    errors: BatchErrors | None
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expires_at: int
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: BatchCounts
+    metadata: dict[str, str] | None
+
+
+class BatchList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BatchLineResponse(msgspec.Struct, frozen=True):
+    """What the API answered, or would have answered, to a line's request."""
+
+    status_code: int
+    request_id: str
+    body: Video | ErrorBody
+
+
+class BatchLineError(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class BatchOutputLine(msgspec.Struct, frozen=True):
+    """What came of one line; `error` says why there is no complete video."""
+
+    id: str
+    custom_id: str
+    response: BatchLineResponse
+    error: BatchLineError | None
 
 
 class PromptSwitchedAt(msgspec.Struct, frozen=True):

@@ -28,8 +28,8 @@ MAX_FETCHES = 8
 MEDIA_FLAG = "--allowed-media-domains"
 KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 
-FindFile = Callable[[str, str], Awaitable[Path]]
-"""From tenant and file id to the file; raises InvalidRequestError."""
+FindFile = Callable[[str, str], Awaitable[Path | None]]
+"""From tenant and file id to the file, None if there is none."""
 
 
 class Given(NamedTuple):
@@ -106,7 +106,10 @@ class References:
             key, value = only_entry(source, field, self.find_file is not None)
             if key == "file_id":
                 assert self.find_file is not None
-                yield File(await self.find_file(tenant, value), value[:MAX_NAME], kind)
+                found = await self.find_file(tenant, value)
+                if found is None:
+                    raise wrong(f"got file {value[:MAX_NAME]!r}, which does not exist", field)
+                yield File(found, value[:MAX_NAME], kind)
                 return
             if kind not in (None, KINDS[key]):
                 raise wrong(f"got {key}, expected {kind}_url", field)

@@ -2,12 +2,14 @@
 
 import time
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from helios_serve import __version__
 from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.engine.gauges import show
 from helios_serve.entrypoints.openai.answers import answer
 from helios_serve.entrypoints.openai.errors import ApiError
 from helios_serve.entrypoints.openai.protocol import Model, ModelList
@@ -28,6 +30,7 @@ class ServerInfo:
             Route("/health", self.health),
             Route("/liveness", self.liveness),
             Route("/version", self.version),
+            Route("/metrics", self.metrics),
         ]
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
@@ -58,6 +61,12 @@ class ServerInfo:
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse({"version": __version__})
+
+    async def metrics(self, request: Request) -> Response:  # noqa: ARG002
+        """Counts and times for Prometheus, as of this moment."""
+        metrics = self.engine.metrics
+        show(metrics, await self.engine.stats(), await self.engine.workers())
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     def _model(self, name: str) -> Model:
         return Model(id=name, created=self.started)

@@ -8,6 +8,7 @@ from helios_serve.store.jobs import StoredJob
 def describe(job: StoredJob, progress: Progress | None) -> Video:
     """A job in the API's words; `progress` is there as long as the engine has it."""
     params, chunks = job.request.params, len(job.chunks)
+    width, height = job.request.shown_size or (params.width, params.height)
     is_complete = job.status == "completed"
     return Video(
         id=job.id,
@@ -21,13 +22,15 @@ def describe(job: StoredJob, progress: Progress | None) -> Video:
         prompt=job.request.prompt,
         remixed_from_video_id=job.request.parent if job.request.relation == "remix" else None,
         seconds=f"{params.num_frames / params.fps:g}",
-        size=f"{params.width}x{params.height}",
+        size=f"{width}x{height}",
         num_frames=params.num_frames,
         fps=params.fps,
         seed=params.seed,
         phase=wire_status(job) if progress is None else progress.phase,
         chunks_done=chunks,
         num_chunks=job.num_chunks,
+        parent_video_id=job.request.parent,
+        relation=job.request.relation,
         queue_position=None if progress is None else progress.queue_position,
         eta_seconds=None if progress is None else progress.eta_seconds,
     )

@@ -6,14 +6,16 @@ from typing import NamedTuple
 import msgspec
 
 from helios_serve.config import default_size
-from helios_serve.entrypoints.openai.protocol import CreateVideo, ExtendVideo
+from helios_serve.entrypoints.openai.protocol import CreateVideo, ExtendVideo, Json
 from helios_serve.errors import InvalidRequestError
-from helios_serve.model_config import num_chunks
+from helios_serve.model_config import HeliosConfig, num_chunks
 from helios_serve.sampling_params import (
     MAX_FRAMES,
     PromptSwitch,
     SamplingParams,
     VideoRequest,
+    check_shown_size,
+    nearest_size,
 )
 
 MAX_SEED = 2**31
@@ -69,7 +71,16 @@ def frames_of(seconds: float, fps: int) -> int:
     return max(1, round(seconds * fps))
 
 
-def creation(body: CreateVideo, model: str, size: Size, tenant: str) -> VideoRequest:
+def sampled_size(size: Size, body: CreateVideo, config: HeliosConfig) -> Size:
+    """What the model makes where that may differ from what is shown; with the policy "exact" it
+    may not."""
+    if body.size_policy == "exact":
+        return size
+    check_shown_size(*size)
+    return Size(*nearest_size(*size, config))
+
+
+def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str) -> VideoRequest:
     """A new video, less its reference; raises InvalidRequestError for what no model makes."""
     if body.steps is not None and body.pyramid_num_inference_steps_list is not None:
         raise InvalidRequestError(
@@ -96,6 +107,7 @@ def creation(body: CreateVideo, model: str, size: Size, tenant: str) -> VideoReq
         tenant=tenant,
         tier="default" if body.service_tier == "auto" else body.service_tier,
         output="segment",
+        shown_size=None if shown == size else (shown.width, shown.height),
     )
 
 
@@ -109,6 +121,7 @@ def remix(request: VideoRequest, prompt: str) -> VideoRequest:
         params=params,
         parent=request.request_id,
         relation="remix",
+        fingerprint=None,
     )
 
 
@@ -122,7 +135,25 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
         params=msgspec.structs.replace(params, num_frames=total),
         parent=request.request_id,
         relation="extension",
+        fingerprint=None,
     )
     if body.prompt is None:
         return longer
     return longer.with_switch(PromptSwitch(num_chunks(params.num_frames), body.prompt))
+
+
+def continuation(request: VideoRequest, body: ExtendVideo) -> Json:
+    """The fields of a video that goes on from the frames of one that came to no good end."""
+    params = request.params
+    width, height = request.shown_size or (params.width, params.height)
+    return {
+        "prompt": request.prompt if body.prompt is None else body.prompt,
+        "model": request.model,
+        "size": f"{width}x{height}",
+        "size_policy": "exact" if request.shown_size is None else "fit",
+        "seconds": body.seconds,
+        "fps": params.fps,
+        "seed": params.seed,
+        "negative_prompt": params.negative_prompt,
+        "service_tier": request.tier,
+    }

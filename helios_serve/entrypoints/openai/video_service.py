@@ -33,7 +33,10 @@ class VideoService:
 
     async def accept(self, asked: VideoRequest) -> Video:
         """Store a new video and have it made; raises what `AsyncEngine.submit` does."""
-        await self.engine.submit(asked)
+        if asked.relation == "extension" and asked.parent is not None:
+            await self.engine.extend(asked.parent, asked)
+        else:
+            await self.engine.submit(asked)
         return await self.describe_id(asked.request_id)
 
     async def describe(self, job: StoredJob) -> Video:

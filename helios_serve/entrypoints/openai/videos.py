@@ -2,7 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import msgspec
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -13,21 +16,27 @@ from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, not_found
 from helios_serve.entrypoints.openai.finished_files import MEDIA_TYPES
 from helios_serve.entrypoints.openai.identity import tenant_of
+from helios_serve.entrypoints.openai.pages import page_query
 from helios_serve.entrypoints.openai.protocol import (
     ExtendVideo,
+    Json,
     PromptSwitchedAt,
     RemixVideo,
     SwitchPrompt,
+    Video,
     VideoDeleted,
     VideoList,
 )
 from helios_serve.entrypoints.openai.references import Given
-from helios_serve.entrypoints.openai.video_requests import extension, remix
+from helios_serve.entrypoints.openai.repetitions import Repetitions
+from helios_serve.entrypoints.openai.video_requests import continuation, extension, remix
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.sampling_params import Relation, VideoRequest
+from helios_serve.store.jobs import StoredJob
 
-MAX_PAGE, DEFAULT_PAGE = 100, 20
+Make = Callable[[Request, Json], Awaitable[VideoRequest]]
 
 
 class VideoApi:
@@ -38,6 +47,7 @@ class VideoApi:
         self.creations = creations
         self.engine = videos.engine
         self.store = videos.store
+        self.repetitions = Repetitions(videos.store)
 
     @property
     def routes(self) -> list[Route]:
@@ -60,13 +70,11 @@ class VideoApi:
 
     async def create(self, request: Request) -> Response:
         """Accept a video, and answer at once."""
-        return answer(await self.videos.accept(await self.creations.read(request)), POLL_HEADERS)
+        return answer(await self._order(request, self._new), POLL_HEADERS)
 
     async def create_and_wait(self, request: Request) -> Response:
         """Make a video while the client waits; one that nobody waits for any more is ended."""
-        asked = await self.creations.read(request)
-        await self.videos.accept(asked)
-        name = asked.request_id
+        name = (await self._order(request, self._new)).id
         done = asyncio.ensure_future(self._wait(name))
         gone = asyncio.ensure_future(disconnected(request))
         try:
@@ -83,31 +91,23 @@ class VideoApi:
 
     async def list_page(self, request: Request) -> Response:
         """Newest first, or `order=asc`; `after` is the last id of the page before."""
-        query = request.query_params
-        limit, order = query.get("limit", str(DEFAULT_PAGE)), query.get("order", "desc")
-        if not limit.isdigit() or not 1 <= int(limit) <= MAX_PAGE:
-            raise InvalidRequestError(
-                f"got limit {limit!r}, expected 1 to {MAX_PAGE}", param="limit"
-            )
-        if order not in ("asc", "desc"):
-            raise InvalidRequestError(f"got order {order!r}, expected asc or desc", param="order")
-        after = query.get("after")
-        if after is not None:
-            await self.videos.find(after, request)
+        query = page_query(request)
+        if query.after is not None:
+            await self.videos.find(query.after, request)
         jobs = await asyncio.to_thread(
             self.store.page,
             tenant_of(request),
-            after,
-            int(limit) + 1,
-            newest_first=order == "desc",
+            query.after,
+            query.limit + 1,
+            newest_first=query.newest_first,
         )
-        videos = [await self.videos.describe(job) for job in jobs[: int(limit)]]
+        videos = [await self.videos.describe(job) for job in jobs[: query.limit]]
         return answer(
             VideoList(
                 data=videos,
                 first_id=videos[0].id if videos else None,
                 last_id=videos[-1].id if videos else None,
-                has_more=len(jobs) > int(limit),
+                has_more=len(jobs) > query.limit,
             )
         )
 
@@ -132,37 +132,15 @@ class VideoApi:
 
     async def remix(self, request: Request) -> Response:
         """The same video under another prompt."""
-        body = convert(await read_body(request), RemixVideo)
-        job = await self.videos.find(request.path_params["video_id"], request)
-        source = await asyncio.to_thread(self.store.request, job.id)
-        if source is None:
-            raise not_found(job.id)
-        return answer(await self.videos.accept(remix(source, body.prompt)), POLL_HEADERS)
+        return answer(await self._order(request, self._remix), POLL_HEADERS)
 
     async def extend(self, request: Request) -> Response:
         """More of a finished video: what comes is both, without a seam."""
-        body = convert(await read_body(request), ExtendVideo)
-        job = await self.videos.find(body.video.get("id", ""), request)
-        longer = extension(job.request, body)
-        await self.engine.extend(job.id, longer)
-        return answer(await self.videos.describe_id(longer.request_id), POLL_HEADERS)
+        return answer(await self._order(request, self._longer), POLL_HEADERS)
 
     async def edit(self, request: Request) -> Response:
         """A video that goes on from an uploaded one, or from a finished one of ours."""
-        fields = await read_body(request)
-        uploads = take_uploads(fields)
-        source = uploads.pop("video", None) or fields.pop("video", None)
-        fields |= uploads
-        if isinstance(source, dict) and "id" in source:
-            job = await self.videos.find(str(source["id"]), request)
-            source = await self.videos.finished(job, "video")
-        if source is None:
-            raise InvalidRequestError(
-                "got no video, expected a file, video[id] or video[video_url]", param="video"
-            )
-        given = Given(source, "video", "video")
-        asked = await self.creations.make(fields, tenant_of(request), given)
-        return answer(await self.videos.accept(asked), POLL_HEADERS)
+        return answer(await self._order(request, self._edit), POLL_HEADERS)
 
     async def switch_prompt(self, request: Request) -> Response:
         """Turn a video in the making to another prompt; says from which chunk on."""
@@ -175,9 +153,84 @@ class VideoApi:
     async def refuse_characters(self, request: Request) -> Response:  # noqa: ARG002
         raise ApiError(501, "characters are not supported", code="not_supported")
 
+    async def _order(self, request: Request, make: Make) -> Video:
+        """Have made what a request asks for, or find it if it was asked for before."""
+        fields = await read_body(request)
+        order = await self.repetitions.find(request, fields)
+        if order is not None and order.job is not None:
+            return await self.videos.describe(order.job)
+        asked = await make(request, fields)
+        if order is None:
+            return await self.videos.accept(asked)
+        try:
+            return await self.videos.accept(order.claim(asked))
+        except InvalidRequestError as error:
+            if error.param != "request_id":
+                raise
+            return await self.videos.describe_id(order.video_id)  # its twin was faster
+
+    async def _new(self, request: Request, fields: Json) -> VideoRequest:
+        uploads = take_uploads(fields)
+        unknown = uploads.keys() - {"input_reference"}
+        if unknown:
+            raise InvalidRequestError(
+                f"got a file {min(unknown)!r}, expected input_reference", param=min(unknown)
+            )
+        return await self.creations.make(fields | uploads, tenant_of(request))
+
+    async def _remix(self, request: Request, fields: Json) -> VideoRequest:
+        body = convert(fields, RemixVideo)
+        job = await self.videos.find(request.path_params["video_id"], request)
+        source = await asyncio.to_thread(self.store.request, job.id)
+        if source is None:
+            raise not_found(job.id)
+        return remix(source, body.prompt)
+
+    async def _longer(self, request: Request, fields: Json) -> VideoRequest:
+        """What has no state to go on from is gone on with from its last frames."""
+        video = fields.get("video")
+        if is_media(video):
+            del fields["video"]
+            return await self._from_frames(fields, request, video, "continuation")
+        body = convert(fields, ExtendVideo)
+        job = await self.videos.find(body.video.get("id", ""), request)
+        if job.status in ("queued", "in_progress", "completed"):
+            return extension(job.request, body)
+        return await self._from_job(continuation(job.request, body), request, job, "continuation")
+
+    async def _edit(self, request: Request, fields: Json) -> VideoRequest:
+        source = fields.pop("video", None)
+        if is_media(source):
+            return await self._from_frames(fields, request, source, "edit")
+        if not isinstance(source, dict):
+            raise InvalidRequestError(
+                "got no video, expected a file, video[id] or video[video_url]", param="video"
+            )
+        job = await self.videos.find(str(source["id"]), request)
+        return await self._from_job(fields, request, job, "edit")
+
+    async def _from_job(
+        self, fields: Json, request: Request, job: StoredJob, relation: Relation
+    ) -> VideoRequest:
+        path = await self.videos.finished(job, "video")
+        asked = await self._from_frames(fields, request, path, relation)
+        return msgspec.structs.replace(asked, parent=job.id)
+
+    async def _from_frames(
+        self, fields: Json, request: Request, video: Any, relation: Relation
+    ) -> VideoRequest:
+        given = Given(video, "video", "video")
+        asked = await self.creations.make(fields, tenant_of(request), given)
+        return msgspec.structs.replace(asked, relation=relation)
+
     async def _wait(self, video_id: str) -> None:
         async for _ in self.engine.watch(video_id):
             pass
+
+
+def is_media(video: Any) -> bool:
+    """Whether it is a file, or says where one is; else it may name a video of ours."""
+    return isinstance(video, UploadFile) or (isinstance(video, dict) and "id" not in video)
 
 
 async def disconnected(request: Request) -> None:

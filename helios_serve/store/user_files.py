@@ -1,0 +1,92 @@
+"""Files that users upload, and those that are made for them."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from helios_serve.store.database import Database
+from helios_serve.store.files import make_folder, remove, sync_file, sync_folder
+
+
+class UserFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a file. `created_at` is in Unix seconds, `size` in bytes."""
+
+    id: str
+    tenant: str
+    filename: str
+    purpose: str
+    size: int
+    created_at: float
+
+
+class UserFileStore:
+    """Contents in `folder`, under names of our own, and a row for each in `database`.
+
+    A file counts from the moment its row is there; contents without a row are what a crash left,
+    and opening the store deletes them. Raises StorageError if the disk fails it.
+    """
+
+    def __init__(
+        self, database: Database, folder: Path, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.folder = folder
+        self._table = database
+        self._clock = clock
+        make_folder(folder)
+        known = {row["id"] for row in database.run("SELECT id FROM files")}
+        for path in folder.iterdir():
+            if path.name not in known:
+                remove(path)
+
+    def scratch(self, file_id: str) -> Path:
+        """Where to write what is to become a file; `add` takes it from there."""
+        return self.folder / f".{file_id}"
+
+    def add(self, file_id: str, tenant: str, filename: str, purpose: str) -> UserFile:
+        """Make the file at `scratch` one of the tenant's, in place of one with that id if there is
+        one; durable when it returns."""
+        scratch, path = self.scratch(file_id), self.path(file_id)
+        sync_file(scratch)
+        scratch.replace(path)
+        sync_folder(self.folder)
+        file = UserFile(
+            id=file_id,
+            tenant=tenant,
+            filename=filename,
+            purpose=purpose,
+            size=path.stat().st_size,
+            created_at=self._clock(),
+        )
+        self._table.run("DELETE FROM files WHERE id = ?", file_id)
+        self._table.insert("files", msgspec.structs.asdict(file))
+        return file
+
+    def get(self, file_id: str) -> UserFile | None:
+        rows = self._table.run("SELECT * FROM files WHERE id = ?", file_id)
+        return as_file(rows[0]) if rows else None
+
+    def path(self, file_id: str) -> Path:
+        """Its contents."""
+        return self.folder / file_id
+
+    def page(
+        self, tenant: str, after: str | None, limit: int, *, newest_first: bool, purpose: str | None
+    ) -> list[UserFile]:
+        """Up to `limit` files of a tenant by age, those behind file `after` if it is given."""
+        rows = self._table.page(
+            "files", after, limit, newest_first=newest_first, tenant=tenant, purpose=purpose
+        )
+        return [as_file(row) for row in rows]
+
+    def delete(self, file_id: str) -> None:
+        self._table.run("DELETE FROM files WHERE id = ?", file_id)
+        with suppress(FileNotFoundError):
+            self.path(file_id).unlink()
+
+
+def as_file(row: Any) -> UserFile:
+    return UserFile(**dict(row))

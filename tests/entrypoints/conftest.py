@@ -1,0 +1,45 @@
+"""A server as users start it, for all tests that leave it as it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from api import SHORT, openai
+from server import Server, running_server
+
+FLAGS = ("--device", "cpu", "--batch-invariant", "--allowed-media-domains", "localhost,*.invalid")
+
+
+@pytest.fixture(scope="session")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server writes to standard error."""
+    return tmp_path_factory.mktemp("log") / "stderr"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server") / "data"
+    with log.open("wb") as stderr, running_server(folder, "nano", *FLAGS, stderr=stderr) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def finished(client: openai.OpenAI) -> Any:
+    """A complete video of 40 frames."""
+    video = client.videos.create_and_poll(prompt="a dog runs", poll_interval_ms=100, **SHORT)
+    assert video.status == "completed"
+    return video

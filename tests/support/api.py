@@ -1,0 +1,35 @@
+"""What tests of the API share: a short video, and how answers are read."""
+
+import io
+import warnings
+from typing import Any
+
+import av
+import httpx2 as httpx
+import numpy as np
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import openai
+
+__all__ = ["SHORT", "error_of", "frames_of", "openai"]
+
+SHORT: dict[str, Any] = {"extra_body": {"num_frames": 40, "seed": 3}, "size": "64x64"}
+"""Two chunks, the second one cut."""
+
+
+def frames_of(data: bytes) -> np.ndarray:
+    """Frames as pixels; their timestamps are even."""
+    with av.open(io.BytesIO(data)) as container:
+        frames = list(container.decode(video=0))
+    steps = np.diff([frame.pts for frame in frames])
+    assert (steps == steps[0]).all()
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """What an answer says is wrong, in the envelope that all errors have."""
+    assert answer.headers["x-request-id"]
+    error: dict[str, Any] = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
