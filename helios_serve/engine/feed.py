@@ -56,6 +56,11 @@ class Feed:
     def has_unread(self) -> bool:
         return self.read_chunk < self.next_chunk
 
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set when the next chunk comes, or the end."""
+        return self._changed
+
     def publish(self, chunk: VideoChunk) -> None:
         if self._fetch is None:
             self._held[chunk.index] = chunk

@@ -3,13 +3,15 @@
 import argparse
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.config import DEFAULT_MODEL, SchedulingConfig
+from helios_serve.config import DEFAULT_MODEL, SchedulingConfig, ServerConfig
+from helios_serve.entrypoints.arguments import byte_count, duration, seconds
 from helios_serve.entrypoints.model_flags import (
     add_device_flags,
     add_worker_flags,
@@ -21,7 +23,8 @@ from helios_serve.entrypoints.outside_flags import (
     make_webhooks,
 )
 from helios_serve.errors import InvalidRequestError
-from helios_serve.logger import show_all_logs
+from helios_serve.logger import logger, show_all_logs
+from helios_serve.store.keys import KeyStore
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -33,6 +36,12 @@ examples:
   helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
 """
 DRAIN_SECONDS = 30
+CLIENT_SECONDS = 60
+"""A WebSocket client that takes nothing for so long is taken to be gone."""
+UNSENT_BYTES = 128 << 10
+"""Of a connection, in the kernel; what is on its way does not count."""
+MAX_MESSAGE_BYTES = 8 << 20
+"""Of a message of a WebSocket client; a longer one ends the connection."""
 
 
 def add_command(commands: Any) -> None:
@@ -61,6 +70,37 @@ def add_command(commands: Any) -> None:
         metavar="FOLDER",
         help="jobs and videos, which outlive the server (helios-data)",
     )
+    server.add_argument(
+        "--retention",
+        type=duration,
+        metavar="TIME",
+        help="delete videos and files that are older, such as 12h or 7d (kept for ever)",
+    )
+    server.add_argument(
+        "--max-disk",
+        type=byte_count,
+        metavar="SIZE",
+        help="refuse videos while the others take more, such as 500GB (what the disk has)",
+    )
+    server.add_argument(
+        "--tenants",
+        type=Path,
+        metavar="FILE.toml",
+        help="shares and limits of tenants; read again at SIGHUP",
+    )
+    server.add_argument(
+        "--without-keys",
+        action="store_true",
+        help="listen beyond this machine although no API key was made (see `helios-serve keys`): "
+        "whoever reaches the port may use it",
+    )
+    server.add_argument(
+        "--session-grace",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long a realtime session is kept whose client has gone (30)",
+    )
     server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
     server.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
@@ -74,15 +114,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     import uvicorn
 
+    from helios_serve.entrypoints.http_server import HttpServer
+
     show_all_logs()
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
-        app = make_server(arguments, opened)
+        keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
+        check_exposure(listener, keys, is_wanted=arguments.without_keys)
+        app = make_server(arguments, opened, keys)
         config = uvicorn.Config(
             app,
             loop="uvloop",
             http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,  # video does not get smaller
+            ws_ping_timeout=CLIENT_SECONDS,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
@@ -92,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         # uvicorn shuts down at the signal and then repeats it, which would end us half-way.
         signal.signal(signal.SIGTERM, lambda *_: None)
         print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        HttpServer(config, app).run(sockets=[listener])
     return 0
 
 
@@ -107,20 +155,44 @@ def listen(host: str, port: int) -> socket.socket:
             param="port",
         ) from error
     listener.setblocking(False)
+    # Connections have it from their listener. Without it megabytes of video lie unsent in the
+    # kernel, and a session seems to have a reader who in truth is far behind.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
 
 
-def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette":
+def check_exposure(listener: socket.socket, keys: KeyStore, *, is_wanted: bool) -> None:
+    """Raise InvalidRequestError if others than this machine's users could use the server."""
+    host = listener.getsockname()[0]
+    if not keys.ring().is_open or ip_address(host.partition("%")[0]).is_loopback:
+        return
+    if is_wanted:
+        logger.warning("no API key was made: whoever reaches %s may use this server", host)
+    else:
+        raise InvalidRequestError(
+            f"got --host {host} without any API key, expected 127.0.0.1; make a key with "
+            "`helios-serve keys create`, or add --without-keys",
+            param="host",
+        )
+
+
+def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore) -> "Starlette":
     """The application that the flags ask for; what it needs is closed with `opened`."""
     # Imported here: torch takes seconds, and --help and bad flags should answer at once.
     from helios_serve.engine.async_engine import AsyncEngine
     from helios_serve.engine.launch import ExecutorKind, launch
     from helios_serve.engine.trace import Trace
     from helios_serve.entrypoints.openai.app import make_app
+    from helios_serve.entrypoints.tenants import TenantsFile
     from helios_serve.metrics import Metrics
     from helios_serve.store.video_store import VideoStore
 
+    tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
     scheduling = SchedulingConfig()
+    if tenants is not None:
+        scheduling = SchedulingConfig(
+            tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
+        )
     if arguments.max_queued is not None:
         scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
     store = VideoStore(arguments.data_dir)
@@ -143,10 +215,19 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
             trace=trace,
             metrics=metrics,
         )
+    config = ServerConfig(
+        retention=arguments.retention,
+        max_disk=arguments.max_disk,
+        session_grace=arguments.session_grace,
+    )
+    engine = AsyncEngine(cores, store, metrics)
     return make_app(
-        AsyncEngine(cores, store, metrics),
+        engine,
         store,
         arguments.data_dir,
+        keys,
+        config,
+        tenants,
         media=media,
         webhooks=webhooks,
     )

@@ -21,7 +21,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server") / "data"
-    with log.open("wb") as stderr, running_server(folder, "nano", *FLAGS, stderr=stderr) as started:
+    with running_server(folder, "nano", *FLAGS, log=log) as started:
         yield started
 
 

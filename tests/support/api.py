@@ -12,7 +12,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import openai
 
-__all__ = ["SHORT", "error_of", "frames_of", "openai"]
+__all__ = ["SHORT", "error_of", "frames_of", "openai", "played"]
 
 SHORT: dict[str, Any] = {"extra_body": {"num_frames": 40, "seed": 3}, "size": "64x64"}
 """Two chunks, the second one cut."""
@@ -24,6 +24,15 @@ def frames_of(data: bytes) -> np.ndarray:
         frames = list(container.decode(video=0))
     steps = np.diff([frame.pts for frame in frames])
     assert (steps == steps[0]).all()
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+
+
+def played(url: str) -> np.ndarray:
+    """The frames that ffmpeg's player gets, from the first one on; their timestamps are even."""
+    with av.open(url, options={"live_start_index": "0"}) as container:
+        frames = list(container.decode(video=0))
+    times = [frame.pts for frame in frames]
+    assert times == [index * 512 for index in range(len(frames))]
     return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 

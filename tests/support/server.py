@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
 
 URL = re.compile(r"http://\S+(?=/v1/videos)")
 COMMAND = "helios_serve.entrypoints.cli"
@@ -26,6 +25,24 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(30)
 
+    @property
+    def children(self) -> list[int]:
+        """Its workers, among others."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(pid) for item in threads for pid in (item / "children").read_text().split()]
+
+    @contextmanager
+    def workers_stopped(self) -> Iterator[None]:
+        """Nothing is made in the meantime."""
+        children = self.children
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGCONT)
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
@@ -33,23 +50,41 @@ class Server:
 
 @contextmanager
 def running_server(
-    folder: Path, *flags: str, stderr: IO[bytes] | None = None, module: str = COMMAND
+    folder: Path, *flags: str, log: Path | None = None, module: str = COMMAND
 ) -> Iterator[Server]:
-    """Started on `folder`, and ended however the test ends."""
+    """Started on `folder`, and ended however the test ends; `log` gets its standard error."""
+    with start_server(folder, *flags, log=log, module=module) as server:
+        assert server.url, "it did not start"
+        yield server
+
+
+@contextmanager
+def start_server(
+    folder: Path,
+    *flags: str,
+    log: Path | None = None,
+    dying: tuple[str, str] | None = None,
+    module: str = COMMAND,
+) -> Iterator[Server]:
+    """As `running_server`, of one that dies at a point of dying_server.py: without a url if that
+    was before it listened."""
     command = [sys.executable, "-m", module, "serve", *flags]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--data-dir", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-    )
+    if dying is not None:
+        command[1:3] = [str(Path(__file__).with_name("dying_server.py")), *dying]
+    with log.open("w") if log else nullcontext() as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--data-dir", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         match = URL.search(line)
-        assert match is not None, f"the server said {line!r}"
-        yield Server(process, match.group(), folder)
+        assert match is not None or not line, f"the server said {line!r}"
+        yield Server(process, match.group() if match is not None else "", folder)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

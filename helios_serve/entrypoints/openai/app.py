@@ -1,8 +1,9 @@
 """The application: routes, errors, and a request id on every answer."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -11,24 +12,36 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.config import ServerConfig
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.authentication import Authentication
 from helios_serve.entrypoints.openai.batch_runner import BatchRunner
 from helios_serve.entrypoints.openai.batches import BatchApi
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
 from helios_serve.entrypoints.openai.content import ContentApi
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, answer_error
+from helios_serve.entrypoints.openai.events import EventsApi
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
+from helios_serve.entrypoints.openai.hls import HlsApi
+from helios_serve.entrypoints.openai.housekeeping import Housekeeper
+from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.outbound import Outbound
+from helios_serve.entrypoints.openai.realtime import RealtimeApi
+from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.entrypoints.openai.references import References
 from helios_serve.entrypoints.openai.server_info import ServerInfo
+from helios_serve.entrypoints.openai.usage import UsageApi
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
 from helios_serve.entrypoints.openai.webhooks import Webhooks
+from helios_serve.entrypoints.tenants import TenantsFile
 from helios_serve.errors import HeliosError
+from helios_serve.store.disk import Disk
+from helios_serve.store.keys import KeyStore
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
@@ -56,10 +69,23 @@ class RequestId:
 TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
+@asynccontextmanager
+async def all_of(*parts: AbstractAsyncContextManager[object] | None) -> AsyncIterator[None]:
+    """Contexts inside each other, the first one outside; None is none."""
+    async with AsyncExitStack() as opened:
+        for part in parts:
+            if part is not None:
+                await opened.enter_async_context(part)
+        yield
+
+
 def make_app(
     engine: AsyncEngine,
     store: VideoStore,
     folder: Path,
+    keys: KeyStore,
+    config: ServerConfig | None = None,
+    tenants: TenantsFile | None = None,
     *,
     media: Outbound | None = None,
     webhooks: Webhooks | None = None,
@@ -67,19 +93,29 @@ def make_app(
     """The server of one engine, whose context it is; `folder` is the store's.
 
     With `media` references may be fetched from other hosts.
+    `state.closing` is to be set when the server is asked to end, so that streams do.
     """
+    config = config or ServerConfig()
+    closing = asyncio.Event()
+    sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
+    known_keys = KnownKeys(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with AsyncExitStack() as opened:
-            for part in (references, webhooks, engine, ControlServer(engine, folder), runner):
-                if part is not None:
-                    await opened.enter_async_context(part)
+        reloading = None if tenants is None else tenants.reloading(engine)
+        control = ControlServer(engine, folder)
+        async with all_of(
+            references, webhooks, engine, control, reloading, sessions, runner, keeper
+        ):
             yield
+        await known_keys.write_uses()
         tables.close()
 
     tables = ServiceTables(folder)
-    videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
+    disk = Disk(folder, config.max_disk)
+    finished = FinishedFiles(folder / "finished", store)
+    videos = VideoService(engine, store, finished, disk, config.retention)
+    keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files)
     references = References(folder / "incoming", outbound=media, find_file=files.path_of)
     creations = Creations(engine, references)
@@ -87,14 +123,24 @@ def make_app(
     parts = (
         VideoApi(videos, creations),
         ContentApi(videos),
+        HlsApi(videos),
+        EventsApi(videos, closing),
+        RealtimeApi(videos, creations, sessions),
         files,
         BatchApi(runner, files),
+        UsageApi(engine, store),
         ServerInfo(engine),
         OpenApi(),
     )
-    return Starlette(
+    app = Starlette(
         routes=[route for part in parts for route in part.routes],
-        middleware=[Middleware(RequestId), Middleware(BodyLimit)],
+        middleware=[
+            Middleware(RequestId),
+            Middleware(Authentication, keys=known_keys),
+            Middleware(BodyLimit),
+        ],
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )
+    app.state.closing = closing
+    return app

@@ -41,7 +41,7 @@ class ContentApi:
         """A fragmented MP4 that grows while the video is made."""
         job = await self.videos.find(request.path_params["video_id"], request)
         first = request.query_params.get("from_chunk", str(job.first_chunk))
-        if not first.isdigit() or not job.first_chunk <= int(first) < job.num_chunks:
+        if not first.isdecimal() or not job.first_chunk <= int(first) < job.num_chunks:
             raise InvalidRequestError(
                 f"got from_chunk {first!r}, expected {job.first_chunk} to {job.num_chunks - 1}",
                 param="from_chunk",

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from helios_serve import __version__
+from helios_serve.entrypoints.openai.authentication import is_open
 from helios_serve.entrypoints.openai.protocol import (
     Batch,
     BatchList,
@@ -29,6 +30,7 @@ from helios_serve.entrypoints.openai.protocol import (
     VideoDeleted,
     VideoList,
 )
+from helios_serve.entrypoints.openai.usage import Usage
 
 TEMPLATE = "#/components/schemas/{name}"
 JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
@@ -41,6 +43,7 @@ REFERENCES: Json = {
     "video": ONE | {"properties": dict.fromkeys(("id", "video_url", "file_id"), TEXT)},
 }
 """What may be in place of a file, in JSON and in forms."""
+KEY: Json = {"type": "http", "scheme": "bearer"}
 
 
 class Body(NamedTuple):
@@ -70,8 +73,9 @@ LIMIT: Json = {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}
 ORDER: Json = {"enum": ["asc", "desc"], "default": "desc"}
 PAGE: Json = {"after": TEXT, "limit": LIMIT, "order": ORDER}
 VARIANT: Json = {"enum": ["video", "thumbnail", "spritesheet"], "default": "video"}
+DATE: Json = {"type": "string", "format": "date"}
 FROM_CHUNK: Json = {"type": "integer", "minimum": 0}
-ORDERS = (400, 404, 409, 413, 415, 429, 503, 507)
+ORDERS = (400, 403, 404, 409, 413, 415, 429, 503, 507)
 """Of the answers to a request for something new."""
 VIDEO, FILES, BATCHES = "/v1/videos/{video_id}", "/v1/files/{file_id}", "/v1/batches/{batch_id}"
 
@@ -153,6 +157,24 @@ OPERATIONS = (
         query={"from_chunk": FROM_CHUNK},
     ),
     Operation(
+        "get",
+        f"{VIDEO}/events",
+        "What happens to a video, as server-sent events; 204 when all was told",
+        "text/event-stream",
+        query={"from_chunk": FROM_CHUNK},
+    ),
+    Operation(
+        "get",
+        f"{VIDEO}/hls/index.m3u8",
+        "An HLS playlist that grows while the video is made",
+        "application/vnd.apple.mpegurl",
+        statuses=(404, 409, 503),
+    ),
+    Operation("get", f"{VIDEO}/hls/init.mp4", "Its header", "video/mp4", statuses=(404,)),
+    Operation(
+        "get", f"{VIDEO}/hls/{{chunk}}.m4s", "One chunk", "video/iso.segment", statuses=(404,)
+    ),
+    Operation(
         "post",
         "/v1/files",
         "Keep a file: the lines of a batch, or a reference",
@@ -187,6 +209,14 @@ OPERATIONS = (
     ),
     Operation("get", BATCHES, "A batch and how far it is", Batch),
     Operation("post", f"{BATCHES}/cancel", "End a batch and keep what was made", Batch),
+    Operation(
+        "get",
+        "/v1/usage",
+        "What you have asked for and got, by day",
+        Usage,
+        query={"start_date": DATE, "end_date": DATE},
+        statuses=(400,),
+    ),
     Operation("get", "/v1/models", "The models that are served", ModelList, statuses=()),
     Operation("get", "/v1/models/{model}", "One of them", Model, statuses=(404,)),
     Operation("get", "/health", "Whether every model can make videos", JSON_TYPE, statuses=(503,)),
@@ -225,7 +255,8 @@ def describe(operations: tuple[Operation, ...]) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "helios-serve", "version": __version__},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": {"key": KEY}},
+        "security": [{"key": []}, {}],
     }
 
 
@@ -246,6 +277,10 @@ def describe_one(operation: Operation, schemas: dict[str, Any]) -> Json:
         "responses": {"200": {"description": "As asked", "content": content}}
         | {str(status): error for status in operation.statuses},
     }
+    if is_open(operation.path):
+        described["security"] = []
+    else:
+        described["responses"]["401"] = error
     if operation.body is not None:
         described["requestBody"] = describe_body(operation.body, schemas)
     return described

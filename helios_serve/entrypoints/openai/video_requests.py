@@ -112,13 +112,17 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
 
 
 def remix(request: VideoRequest, prompt: str) -> VideoRequest:
-    """The same seed, size, length and reference, and another prompt from beginning to end."""
+    """The same seed, size, length and reference, and another prompt from beginning to end.
+
+    It waits for no reader, whatever the first one did.
+    """
     params = msgspec.structs.replace(request.params, switches=())
     return msgspec.structs.replace(
         request,
         request_id=new_id(),
         prompt=prompt,
         params=params,
+        max_lead_chunks=None,
         parent=request.request_id,
         relation="remix",
         fingerprint=None,
@@ -133,6 +137,7 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
         request.without_media(),
         request_id=new_id(),
         params=msgspec.structs.replace(params, num_frames=total),
+        max_lead_chunks=None,
         parent=request.request_id,
         relation="extension",
         fingerprint=None,

@@ -1,0 +1,90 @@
+"""A client of realtime sessions, with the real websockets package."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from websockets.sync.client import ClientConnection, connect
+
+PATIENCE = 60.0
+"""Seconds after which a message that should have come has not come."""
+
+Json = dict[str, Any]
+
+
+class Chunk(NamedTuple):
+    """A binary message, and what was said of it before."""
+
+    metadata: Json
+    data: bytes
+
+
+class RealtimeClient:
+    """Says what it is told to, and reads as vLLM-Omni's client does."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    def say(self, kind: str, **fields: Any) -> None:
+        self.socket.send(json.dumps({"type": kind, **fields}))
+
+    def start(self, **fields: Any) -> str:
+        """Start a session of small frames; returns its id."""
+        wanted: Json = {"prompt": "waves", "size": "64x64", "format": "m4s"}
+        self.say("session.start", **wanted | fields)
+        return self.started()["request_id"]  # type: ignore[no-any-return]
+
+    def started(self) -> Json:
+        message = self.hear()
+        assert isinstance(message, dict), "got a chunk before video.start"
+        assert message["type"] == "video.start", message
+        return message
+
+    def interact(self, prompt: str, **fields: Any) -> None:
+        self.say("session.interaction", interaction={"event": {"prompt": prompt}, **fields})
+
+    def hear(self) -> Json | Chunk:
+        """The next message, or the next two if the first announces a chunk."""
+        message = json.loads(self.socket.recv(PATIENCE))
+        if message["type"] != "video.chunk_metadata":
+            assert isinstance(message, dict)
+            return message
+        data = self.socket.recv(PATIENCE)
+        assert isinstance(data, bytes)
+        assert len(data) == message["byte_length"]
+        return Chunk(message, data)
+
+    def ask(self, kind: str, **fields: Any) -> Json:
+        """Say something and hear the answer, chunks apart."""
+        self.say(kind, **fields)
+        return self.hear_text()
+
+    def hear_text(self) -> Json:
+        while isinstance(message := self.hear(), Chunk):
+            pass
+        return message
+
+    def rest(self) -> tuple[list[Chunk], list[Json]]:
+        """All that comes until the session is done; the last message says so."""
+        chunks, messages = [], []
+        while not messages or messages[-1]["type"] != "session.done":
+            message = self.hear()
+            if isinstance(message, Chunk):
+                chunks.append(message)
+            else:
+                messages.append(message)
+        return chunks, messages
+
+
+@contextmanager
+def realtime_client(url: str) -> Iterator[RealtimeClient]:
+    """Connected to the server at `url`."""
+    address = f"{url.replace('http', 'ws', 1)}/v1/realtime/video"
+    with connect(address, max_size=None) as socket:
+        yield RealtimeClient(socket)
+
+
+def data_of(chunks: list[Chunk]) -> bytes:
+    """As a client puts them into a file."""
+    return b"".join(chunk.data for chunk in chunks)
