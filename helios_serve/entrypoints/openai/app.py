@@ -69,6 +69,16 @@ class RequestId:
 TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
+@asynccontextmanager
+async def all_of(*parts: AbstractAsyncContextManager[object] | None) -> AsyncIterator[None]:
+    """Contexts inside each other, the first one outside; None is none."""
+    async with AsyncExitStack() as opened:
+        for part in parts:
+            if part is not None:
+                await opened.enter_async_context(part)
+        yield
+
+
 def make_app(
     engine: AsyncEngine,
     store: VideoStore,
