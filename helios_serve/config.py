@@ -1,10 +1,11 @@
 """How a server is set up, and the defaults that every command shares."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from helios_serve.sampling_params import ServiceTier
+from helios_serve.errors import InvalidRequestError, NotAllowedError
+from helios_serve.sampling_params import ServiceTier, VideoRequest
 
 DEFAULT_MODEL = "nano"
 
@@ -21,12 +22,46 @@ def default_size(model: str) -> tuple[int, int]:
     return NANO_SIZE if model.split("-")[0] == DEFAULT_MODEL else PUBLISHED_SIZE
 
 
-class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant's share and limits; None is no limit of its own."""
+Limit = Annotated[int, msgspec.Meta(ge=0)]
+Weight = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
+SizeName = Annotated[str, msgspec.Meta(pattern="^[1-9][0-9]*x[1-9][0-9]*$")]
+"""WIDTHxHEIGHT in pixels."""
 
-    weight: float = 1.0
-    max_sessions: int | None = None
-    max_queued: int | None = None
+
+class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tenant's share and limits; None is no limit of its own.
+
+    `frames_per_day` counts what is asked for in a day of UTC, less what is not made of it.
+    """
+
+    weight: Weight = 1.0
+    tiers: Annotated[tuple[ServiceTier, ...], msgspec.Meta(min_length=1)] | None = None
+    max_sessions: Limit | None = None
+    max_queued: Limit | None = None
+    frames_per_day: Limit | None = None
+    sizes: Annotated[tuple[SizeName, ...], msgspec.Meta(min_length=1)] | None = None
+
+    def tier_like(self, usual: ServiceTier) -> ServiceTier:
+        """The tier of a request that names none: the usual one, or the first that is allowed."""
+        return usual if self.tiers is None or usual in self.tiers else self.tiers[0]
+
+    def check(self, request: VideoRequest) -> None:
+        """Raise NotAllowedError for a tier, InvalidRequestError for a size that is not allowed."""
+        if self.tiers is not None and request.tier not in self.tiers:
+            raise NotAllowedError(
+                f"got service_tier {request.tier}, expected one that tenant {request.tenant} may "
+                f"use: {', '.join(self.tiers)}",
+                code="tier_not_allowed",
+                param="service_tier",
+            )
+        width, height = request.shown_size or (request.params.width, request.params.height)
+        size = f"{width}x{height}"
+        if self.sizes is not None and size not in self.sizes:
+            raise InvalidRequestError(
+                f"got size {size}, expected one that tenant {request.tenant} may use: "
+                f"{', '.join(self.sizes)}",
+                param="size",
+            )
 
 
 class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +71,8 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
     lets the small pyramid stages share a step and full-resolution steps at 384x640 go alone.
     `realtime_share` of a worker's rate may be promised to priority sessions; `batch_share` of
     what it does goes to the other tiers while they have work. `start_buffer` is the lead, in
-    seconds, that a real-time player builds up before it starts.
+    seconds, that a real-time player builds up before it starts. `tenant_defaults` are for tenants
+    that are not among `tenants`.
     """
 
     max_num_batched_tokens: int = 12288
@@ -47,14 +83,28 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
     flex_weight: float = 0.25
     start_buffer: float = 1.0
     tenants: dict[str, TenantConfig] = {}
+    tenant_defaults: TenantConfig = TenantConfig()
 
     def tenant(self, name: str) -> TenantConfig:
-        return self.tenants.get(name, TenantConfig())
+        return self.tenants.get(name, self.tenant_defaults)
 
     def weight(self, tenant: str, tier: ServiceTier) -> float:
         """A flow's share of service: its tenant's, of which flex counts a part."""
         weight = self.tenant(tenant).weight
         return weight * self.flex_weight if tier == "flex" else weight
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server does beside making videos.
+
+    `retention` is how many seconds finished videos and files are kept, `max_disk` how many bytes
+    they may take before new ones are refused; None is for ever, and what the disk has. A realtime
+    session whose client has gone is kept for `session_grace` seconds.
+    """
+
+    retention: float | None = None
+    max_disk: int | None = None
+    session_grace: float = 30.0
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):

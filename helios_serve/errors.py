@@ -16,6 +16,14 @@ class InvalidRequestError(HeliosError, ValueError):
         self.param = param
 
 
+class NotAllowedError(InvalidRequestError):
+    """A request that others may make, but not its sender; `code` is the API's word for why."""
+
+    def __init__(self, message: str, *, code: str, param: str) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
 class CapacityError(HeliosError):
     """A request that is fine but finds no room now.
 

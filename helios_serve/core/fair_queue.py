@@ -9,7 +9,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -61,6 +61,11 @@ class FairQueue(Generic[Item]):
         flow.weight = weight
         flow.members += 1
         self._flow_of[item] = key
+
+    def reweigh(self, weight_of: Callable[[Any], float]) -> None:
+        """Give every flow the weight that `weight_of` has for its key; past service stays."""
+        for key, flow in self._flows.items():
+            flow.weight = weight_of(key)
 
     def leave(self, item: Item) -> None:
         """Forget `item`, waiting or not."""

@@ -1,9 +1,11 @@
 """Continuous batching of denoise steps: which sessions take their next step, on which worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from helios_serve.config import SchedulingConfig
+import msgspec
+
+from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.admission import Admission
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.placement import Placement
@@ -78,6 +80,7 @@ class Scheduler:
         self.admission = Admission(config)
         self.placement = Placement(config)
         self.waiting: set[str] = set()
+        self.is_closed = False
         self.unplaceable: list[str] = []
         """Waiting sessions that turned out too large for every worker."""
         self._preemptions = self._deadline_misses = 0
@@ -90,13 +93,37 @@ class Scheduler:
         self.workers[worker_id] = WorkerState(worker_id, num_blocks, text_rows, self.config)
         self._place_waiting()
 
-    def add_session(self, session: Session) -> None:
-        """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing."""
+    def set_tenants(self, tenants: Mapping[str, TenantConfig], defaults: TenantConfig) -> None:
+        """Shares and limits from now on; sessions that were accepted under others stay."""
+        config = msgspec.structs.replace(
+            self.config, tenants=dict(tenants), tenant_defaults=defaults
+        )
+        self.config = self.admission.config = self.placement.config = config
+        for line in self._lines.values():
+            line.reweigh(lambda flow: config.weight(*flow))
+        for worker in self.workers.values():
+            worker.queue.configure(config)
+
+    def cost_shares(self, steps: Sequence[ScheduledStep]) -> list[float]:
+        """What part of a plan's cost each of its steps has; they sum to 1.
+
+        The plan has not been settled yet, so that all its sessions are known.
+        """
+        costs = [self.sessions[step.session_id].step_costs[step.cursor.stage] for step in steps]
+        return [cost / sum(costs) for cost in costs]
+
+    def add_session(self, session: Session, *, was_accepted: bool = False) -> None:
+        """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing.
+
+        One that `was_accepted` before a restart is turned away by no limit on who may wait.
+        """
         if session.session_id in self.sessions:
             raise InvalidRequestError(
                 f"got request id {session.session_id!r}, which is in use", param="request_id"
             )
-        self.check(session)
+        if not was_accepted:
+            self.admission.check(session)
+        self._check_placement(session)
         self.admission.accept(session)
         self.sessions[session.session_id] = session
         self._wait(session)
@@ -105,8 +132,7 @@ class Scheduler:
     def check(self, session: Session) -> None:
         """Raise what `add_session` would for want of room."""
         self.admission.check(session)
-        promised = self._waiting_load() if session.is_priority else 0.0
-        self.placement.check(session, self.workers.values(), promised)
+        self._check_placement(session)
 
     def inputs_arrived(self, session_id: str) -> None:
         """A prompt of the session was read, or its reference encoded: it may be ready now."""
@@ -219,6 +245,12 @@ class Scheduler:
                 self._evict(session, worker)
         self._place_waiting()
 
+    def close(self) -> None:
+        """Place no sessions any more; those on workers leave them at their next chunk edges."""
+        self.is_closed = True
+        for worker_id in self.workers:
+            self.drain(worker_id)
+
     def is_empty(self, worker_id: str) -> bool:
         """Whether the worker has no session and nothing to be told."""
         worker = self.workers[worker_id]
@@ -280,6 +312,10 @@ class Scheduler:
         assert placed.isdisjoint(self.waiting), "a placed session waits"
         assert placed | self.waiting == self.sessions.keys(), "a session was lost"
         self.admission.check_integrity(self.sessions.values(), self.waiting)
+
+    def _check_placement(self, session: Session) -> None:
+        promised = self._waiting_load() if session.is_priority else 0.0
+        self.placement.check(session, self.workers.values(), promised)
 
     def _waiting_load(self) -> float:
         """FLOP/s that priority sessions in the line will need."""
@@ -364,7 +400,7 @@ class Scheduler:
 
     def _place_waiting(self) -> None:
         """Give workers to waiting sessions: priority first, then the others in fair order."""
-        if self._place_line(is_priority=True):
+        if not self.is_closed and self._place_line(is_priority=True):
             self._place_line(is_priority=False)
 
     def _place_line(self, *, is_priority: bool) -> bool:

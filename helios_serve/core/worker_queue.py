@@ -27,6 +27,11 @@ class WorkerQueue:
         """Runnable sessions, in the line or about to be pushed again: priority ones, others."""
         self._debt = 0.0
 
+    def configure(self, config: SchedulingConfig) -> None:
+        """Serve those who are here by other weights from now on."""
+        self.config = config
+        self._fair.reweigh(lambda flow: config.weight(*flow))
+
     def join(self, session: Session) -> None:
         """Make `session` a member and queue it."""
         request = session.request

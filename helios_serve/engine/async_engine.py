@@ -1,16 +1,18 @@
 """The engine for asyncio: requests in, videos out chunk by chunk, for several models at once."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 import msgspec
 
-from helios_serve.config import WorkerConfig
+from helios_serve.config import TenantConfig, WorkerConfig
 from helios_serve.engine.committer import Committer
 from helios_serve.engine.core import EngineCore, EngineStats
 from helios_serve.engine.crew import WorkerReport
@@ -24,7 +26,7 @@ from helios_serve.engine.events import (
 )
 from helios_serve.engine.feed import Feed, VideoChunk
 from helios_serve.engine.progress import Progress, progress_of
-from helios_serve.engine.recovery import Start, extension, take_up, unfinished
+from helios_serve.engine.recovery import NotTakenUp, Start, extension, take_up, unfinished
 from helios_serve.engine.request_metrics import RequestMetrics
 from helios_serve.engine.running import Running
 from helios_serve.engine.stored_feed import CANCELLED, fetch_stored, stored_feed, unknown
@@ -46,6 +48,8 @@ Result = TypeVar("Result")
 
 CLOSED = "the engine was closed"
 ASKED_FOR = "it was asked for"
+DRAIN_PERIOD = 0.05
+"""Seconds between two looks at what is still under way."""
 
 
 class AsyncEngine:
@@ -71,6 +75,10 @@ class AsyncEngine:
         """Of requests that are over and not stored."""
         self._committer: Committer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._moving: Counter[str] = Counter()
+        """Requests on their way in or out, which only those who move them may touch."""
+        self._told: set[str] = set()
+        """Why jobs wait, as far as that was said."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Under way without anybody who waits for them: the loop itself holds them only weakly."""
 
@@ -82,13 +90,11 @@ class AsyncEngine:
             name: EngineThread(core, self._on_events, partial(self._on_engine_end, name))
             for name, core in self.cores.items()
         }
-        if self.store is not None:
-            try:
-                for start in await asyncio.to_thread(unfinished, self.store):
-                    await self._take_up(start, self.store)
-            except BaseException:
-                await self._close()
-                raise
+        try:
+            await self.take_up_waiting()
+        except BaseException:
+            await self._close()
+            raise
         return self
 
     async def __aexit__(
@@ -126,8 +132,8 @@ class AsyncEngine:
         """Accept a request, which is made whether somebody reads it or not.
 
         With a store it is not lost any more when this returns. Raises InvalidRequestError,
-        CapacityError, StorageError or EngineDeadError; then, or if it is cancelled, nothing is left
-        of it.
+        NotAllowedError, CapacityError, StorageError or EngineDeadError; then, or if it is
+        cancelled, nothing is left of it.
         """
         await self._submit(Start(request, continue_from))
 
@@ -160,6 +166,17 @@ class AsyncEngine:
             for child in accepted:
                 await self._withdraw(child.request_id, self._thread_of(child.model))
             raise
+
+    async def take_up_waiting(self) -> None:
+        """Go on with all stored jobs that have not ended and that nobody makes: those of an earlier
+        process, and those that had to stop because the disk was full or there was no room."""
+        if self.store is None:
+            return
+        busy = self._running.keys() | self._moving.keys()
+        for start in await asyncio.to_thread(unfinished, self.store, busy):
+            name = start.request.request_id
+            if name not in self._running and not self._moving[name]:
+                await self._take_up(start, self.store)
 
     async def watch(
         self, request_id: str, from_chunk: int | None = None
@@ -240,8 +257,22 @@ class AsyncEngine:
         return None
 
     def check(self, request: VideoRequest) -> None:
-        """Raise InvalidRequestError for a model that is not served, or what it cannot make."""
+        """Raise InvalidRequestError for a model that is not served, or what it cannot make.
+
+        Raises NotAllowedError for what the request's tenant may not ask for.
+        """
         request.params.resolve(self.model_config(request.model))
+        self.tenant(request.tenant, request.model).check(request)
+
+    def tenant(self, name: str, model: str | None = None) -> TenantConfig:
+        """What a tenant may ask for now."""
+        return self._thread_of(model).core.scheduler.config.tenant(name)
+
+    async def set_tenants(
+        self, tenants: Mapping[str, TenantConfig], defaults: TenantConfig
+    ) -> None:
+        """Shares and limits of tenants from now on; what was accepted is made in any case."""
+        await self._ask_all(lambda core: core.scheduler.set_tenants(tenants, defaults))
 
     def model_config(self, model: str | None = None) -> HeliosConfig:
         """What a model is; raises InvalidRequestError for one that is not served."""
@@ -268,6 +299,17 @@ class AsyncEngine:
         thread = self._thread_of(model)
         await self._call(thread, lambda core: core.drain_worker(worker_id))
 
+    async def drain(self, timeout: float) -> bool:
+        """Take no more steps than lead to the next chunk edges, and wait until those chunks are
+        handed on, up to `timeout` seconds; whether they were. Stored jobs go on another time."""
+        await self._ask_all(EngineCore.close_admission)
+        deadline = time.monotonic() + timeout
+        while not all((await self._ask_all(lambda core: core.is_quiet)).values()):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(DRAIN_PERIOD)
+        return True
+
     async def stats(self) -> dict[str, EngineStats]:
         """Counts of this moment, by model."""
         return await self._ask_all(EngineCore.stats)
@@ -275,6 +317,7 @@ class AsyncEngine:
     async def _submit(self, start: Start) -> Running:
         """What was begun is brought to its end, so that nothing is left half done."""
         thread = self._thread_of(start.request.model)
+        self.tenant(start.request.tenant, start.request.model).check(start.request)
         start = start._replace(request=with_model(start.request, self._default_model))
         adding = asyncio.ensure_future(self._add(start, thread))
         try:
@@ -294,31 +337,46 @@ class AsyncEngine:
             raise InvalidRequestError(
                 f"got request id {name!r}, which is in use", param="request_id"
             )
-        if self.store is not None:
-            start = await self._accept(start, thread, self.store)
-        running = self._register(start, thread)
-        try:
-            await self._call(thread, start.add_to)
-        except BaseException as error:
-            await self._withdraw(name, thread, str(error))
-            raise
+        with self._mover(name):
+            if self.store is not None:
+                start = await self._accept(start, thread, self.store)
+            running = self._register(start, thread)
+            try:
+                await self._call(thread, start.add_to)
+            except BaseException as error:
+                await self._withdraw(name, thread, str(error))
+                raise
         return running
+
+    @contextmanager
+    def _mover(self, request_id: str) -> Iterator[None]:
+        self._moving[request_id] += 1
+        try:
+            yield
+        finally:
+            self._moving[request_id] -= 1
+            self._moving += Counter()  # forget those at 0
 
     async def _accept(self, start: Start, thread: EngineThread, store: VideoStore) -> Start:
         request = msgspec.structs.replace(start.request, output="segment")
         await self._call(thread, lambda core: core.check_request(request))
-        length = num_chunks(request.params.num_frames)
         await asyncio.to_thread(
-            store.accept, request, num_chunks=length, kept=start.kept, behind=start.behind
+            store.accept,
+            request,
+            num_chunks=num_chunks(request.params.num_frames),
+            kept=start.kept,
+            behind=start.behind,
+            frames_per_day=self.tenant(request.tenant, request.model).frames_per_day,
         )
         return start._replace(request=request)
 
     async def _withdraw(self, request_id: str, thread: EngineThread, why: str = CANCELLED) -> None:
         """Leave nothing of a request that nobody was told of."""
-        self._end(request_id, why)
-        await self._drop(request_id, thread)
-        if self.store is not None:
-            await asyncio.to_thread(self.store.delete, request_id)
+        with self._mover(request_id):
+            self._end(request_id, why)
+            await self._drop(request_id, thread)
+            if self.store is not None:
+                await asyncio.to_thread(self.store.delete, request_id)
 
     async def _drop(self, request_id: str, thread: EngineThread) -> None:
         """Let the engine forget a request, and what is on its way of it."""
@@ -333,15 +391,22 @@ class AsyncEngine:
         """Go on with a job that was accepted before this process began."""
         name, model = start.request.request_id, start.request.model
         if model not in self._threads:
-            logger.warning("job %s waits for model %r, which is not served now", name, model)
+            self._tell_once(f"job {name} waits for model {model!r}, which is not served now")
             return
         thread = self._threads[model]
         self._register(start, thread)
-        is_taken = False
-        with suppress(EngineDeadError):  # it has ended already: other models may go on
-            is_taken = await self._call(thread, lambda core: take_up(start, core, store))
-        if not is_taken:
-            self._running.pop(name, None)
+        try:
+            refusal = await self._call(thread, lambda core: take_up(start, core, store))
+        except EngineDeadError as error:  # other models may go on
+            refusal = NotTakenUp(f"job {name} waits: {error}", is_over=False)
+        if refusal is not None:
+            self._tell_once(refusal.reason)
+            self._end(name, refusal.reason)
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("%s", message)
 
     async def _close(self) -> None:
         """Readers are told in any case; then the first error is raised, if there was one."""
@@ -467,11 +532,16 @@ class AsyncEngine:
             running = self._running.get(request_id)
             if running is not None:
                 self._end(request_id, message)
-                task = asyncio.create_task(self._drop(request_id, running.thread))
+                task = asyncio.create_task(self._let_go(request_id, running.thread))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
         self._soon(give_up)
+
+    async def _let_go(self, request_id: str, thread: EngineThread) -> None:
+        """Drop a request that may be taken up again."""
+        with self._mover(request_id):
+            await self._drop(request_id, thread)
 
     def _on_engine_end(self, model: str, failure: str) -> None:
         """In an engine's thread. Stored jobs stay as they are, to be taken up another time."""

@@ -97,7 +97,9 @@ class Committer:
             case ChunkReady():
                 assert event.segment is not None, "a stored video is made in segments"
                 kept = Kept(event.snapshot, event.latents)
-                return self.store.commit(event.request_id, event.chunk, event.segment, kept)
+                return self.store.commit(
+                    event.request_id, event.chunk, event.segment, kept, event.device_seconds
+                )
             case PromptSwitched(switch=switch) if switch is not None:
                 self.store.update_request(event.request)
             case RequestFinished():

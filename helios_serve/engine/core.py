@@ -101,12 +101,14 @@ class EngineCore:
         *,
         kin: tuple[str, ...] = (),
         tail: TensorData | None = None,
+        was_accepted: bool = False,
     ) -> Session:
         """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served.
 
         With `snapshot` the video goes on at that chunk: what a longer one would have gone on with,
         had it not ended there. `kin` names requests that go on from the same one. `tail` holds the
-        latents of the chunk before, where that is to be handed on again, whole.
+        latents of the chunk before, where that is to be handed on again, whole. One that
+        `was_accepted` before a restart is not turned away because too many wait.
         """
         known = (self._deliveries, self.encoding, self.decoding)
         if any(request.request_id in names for names in known):
@@ -117,7 +119,7 @@ class EngineCore:
             request, self.model_config, arrival=self.clock(), snapshot=snapshot, kin=kin
         )
         check_continuation(session)
-        self.scheduler.add_session(session)
+        self.scheduler.add_session(session, was_accepted=was_accepted)
         first_chunk = session.edge_chunk - (tail is not None)
         delivery = self._deliveries[request.request_id] = Delivery(request, first_chunk)
         if tail is not None:
@@ -202,6 +204,16 @@ class EngineCore:
         self.crew.drain(worker_id)
         if worker_id in self.scheduler.workers:
             self.scheduler.drain(worker_id)
+
+    def close_admission(self) -> None:
+        """Start nothing more; what is under way comes to its next chunk edge."""
+        self.scheduler.close()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no session is on a worker, and no chunk on its way from one."""
+        stats = self.scheduler.stats()
+        return not (stats.running or self.decoding.num_waiting or self.decoding.num_given)
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -328,6 +340,7 @@ class EngineCore:
         watch = self.crew.workers[worker_id]
         plan = watch.plans.popleft()
         watch.busy_since = self.clock()
+        self._account(plan, event.seconds)
         for failure in event.output.failures:
             yield from self._fail(failure.session_id, failure.message)
         for step in plan.scheduled_steps:
@@ -343,6 +356,13 @@ class EngineCore:
         if plan.scheduled_steps:
             seconds = 0.0 if event.output.failures else event.seconds
             self.scheduler.update_from_output(worker_id, seconds)
+
+    def _account(self, plan: SchedulerOutput, seconds: float) -> None:
+        """Share the time of a plan among its sessions, each by what its step costs."""
+        shares = self.scheduler.cost_shares(plan.scheduled_steps)
+        for step, share in zip(plan.scheduled_steps, shares, strict=True):
+            if (delivery := self._deliveries.get(step.session_id)) is not None:
+                delivery.spend(step.cursor, share * seconds)
 
     def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
         task = self.encoding.finish(worker_id)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from helios_serve.engine.events import ChunkReady
-from helios_serve.messages import ChunkDecoded, ChunkResult, DecodeTask, TensorData
+from helios_serve.messages import ChunkDecoded, ChunkResult, DecodeTask, StepCursor, TensorData
 from helios_serve.model_config import CHUNK_FRAMES, num_chunks
 from helios_serve.sampling_params import VideoRequest
 
@@ -21,10 +21,15 @@ class Delivery:
         self.input_latents: TensorData | None = None
         self._results: dict[int, ChunkResult] = {}
         self._decoded: dict[int, ChunkDecoded] = {}
+        self._seconds: dict[StepCursor, float] = {}
 
     @property
     def is_complete(self) -> bool:
         return self.next_chunk == self.num_chunks
+
+    def spend(self, cursor: StepCursor, seconds: float) -> None:
+        """A step took that long; one that is taken again, after a crash, counts once."""
+        self._seconds[cursor] = seconds
 
     def receive(self, result: ChunkResult) -> DecodeTask:
         """A chunk was made; returns what there is to decode of it."""
@@ -56,4 +61,10 @@ class Delivery:
                 result.latents,
                 result.snapshot,
                 inputs,
+                self._spent(result.chunk),
             )
+
+    def _spent(self, chunk: int) -> float:
+        """Seconds of all steps of a chunk, which are of no more use here."""
+        cursors = [cursor for cursor in self._seconds if cursor.chunk == chunk]
+        return sum(self._seconds.pop(cursor) for cursor in cursors)

@@ -17,7 +17,8 @@ class ChunkReady(NamedTuple):
     """Chunks come in order, each once: frames or a segment, and the latents behind them.
 
     From `snapshot` the video can be gone on with behind the chunk. `input_latents` come with the
-    first chunk of a request that keeps them.
+    first chunk of a request that keeps them. `device_seconds` is the chunk's part of the time that
+    workers took for its denoise steps.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class ChunkReady(NamedTuple):
     latents: TensorData
     snapshot: Snapshot
     input_latents: TensorData | None = None
+    device_seconds: float = 0.0
 
 
 class PromptSwitched(NamedTuple):

@@ -1,12 +1,12 @@
 """Where stored videos go on: after a crash of the server, and in extensions."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import msgspec
 
 from helios_serve.engine.core import EngineCore
 from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
-from helios_serve.logger import logger
 from helios_serve.messages import Snapshot, TensorData
 from helios_serve.model_config import CHUNK_FRAMES, num_chunks
 from helios_serve.sampling_params import VideoRequest
@@ -18,7 +18,8 @@ class Start(NamedTuple):
     """What a request begins with, in the words of `EngineCore.add_request`.
 
     `first_chunk` is the first one that is handed on; those before it from `stored_from` on are
-    stored already, for an extension as chunks of the job `behind` which it goes on.
+    stored already, for an extension as chunks of the job `behind` which it goes on. One that
+    `was_accepted` before is turned away by no limit.
     """
 
     request: VideoRequest
@@ -27,6 +28,7 @@ class Start(NamedTuple):
     kin: tuple[str, ...] = ()
     stored_from: int | None = None
     behind: str | None = None
+    was_accepted: bool = False
 
     @property
     def first_chunk(self) -> int:
@@ -38,16 +40,28 @@ class Start(NamedTuple):
         return None if self.snapshot is None else Kept(self.snapshot, self.tail)
 
     def add_to(self, core: EngineCore) -> None:
-        core.add_request(self.request, self.snapshot, kin=self.kin, tail=self.tail)
+        core.add_request(
+            self.request,
+            self.snapshot,
+            kin=self.kin,
+            tail=self.tail,
+            was_accepted=self.was_accepted,
+        )
 
 
 def resumption(job: Unfinished) -> Start:
     """How a job goes on behind its last committed chunk."""
     if job.kept is None:
-        return Start(job.request)
+        return Start(job.request, was_accepted=True)
     snapshot, tail = job.kept.snapshot, job.kept.tail
     shows_tail = job.next_chunk < snapshot.chunk
-    return Start(job.request, snapshot, tail if shows_tail else None, stored_from=job.first_chunk)
+    return Start(
+        job.request,
+        snapshot,
+        tail if shows_tail else None,
+        stored_from=job.first_chunk,
+        was_accepted=True,
+    )
 
 
 def extension(store: VideoStore, parent_id: str, request: VideoRequest) -> Start:
@@ -80,10 +94,11 @@ def extension(store: VideoStore, parent_id: str, request: VideoRequest) -> Start
     )
 
 
-def unfinished(store: VideoStore) -> list[Start]:
-    """All jobs that were accepted and not ended, in their order; those at their end are ended."""
+def unfinished(store: VideoStore, but: Collection[str] = ()) -> list[Start]:
+    """All jobs that were accepted and not ended, in their order, `but` for some; those at their end
+    are ended."""
     starts = []
-    for job in store.unfinished():
+    for job in store.unfinished(but):
         if job.next_chunk == num_chunks(job.request.params.num_frames):
             store.finish(job.request.request_id, "completed")
         else:
@@ -91,19 +106,25 @@ def unfinished(store: VideoStore) -> list[Start]:
     return starts
 
 
-def take_up(start: Start, core: EngineCore, store: VideoStore) -> bool:
-    """Give a stored job to the engine again; whether it takes it.
+class NotTakenUp(NamedTuple):
+    """Why a job is not made now; one that is over can never be."""
 
-    One that it can never make is ended as failed; one for which it has no room now stays as it is.
+    reason: str
+    is_over: bool
+
+
+def take_up(start: Start, core: EngineCore, store: VideoStore) -> NotTakenUp | None:
+    """Give a stored job to the engine again; says why, if it does not take it.
+
+    One that it can never make is ended as failed; one for which it has no room now stays as it is,
+    which is one in real time where no worker can promise that.
     """
     name = start.request.request_id
     try:
         start.add_to(core)
     except CapacityError as error:
-        logger.error("job %s waits for another restart: %s", name, error)
-        return False
+        return NotTakenUp(f"job {name} waits for room: {error}", is_over=False)
     except HeliosError as error:
-        logger.error("job %s cannot go on: %s", name, error)
         store.finish(name, "failed", str(error))
-        return False
-    return True
+        return NotTakenUp(f"job {name} cannot go on: {error}", is_over=True)
+    return None

@@ -114,6 +114,11 @@ class TaskBoard(Generic[Task]):
         return session_id in self._turns or session_id in given
 
     @property
+    def num_given(self) -> int:
+        """Tasks that workers have."""
+        return len(self._given)
+
+    @property
     def num_waiting(self) -> int:
         return sum(map(len, self._turns.values()))
 

@@ -1,6 +1,7 @@
 """Values of command-line flags, with messages that say what is allowed."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -49,8 +50,28 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _duration(text: str) -> float:
+    seconds = float(text[:-1]) * UNITS.get(text[-1:], 0)
+    if not 0 < seconds < math.inf:
+        raise ValueError("out of range")
+    return seconds
+
+
+def _bytes(text: str) -> int:
+    size = float(text[:-2]) * BYTES.get(text[-2:].upper(), 0)
+    if not 0 < size < math.inf:
+        raise ValueError("out of range")
+    return int(size)
+
+
 size = parser_of("WIDTHxHEIGHT in pixels, such as 640x384", _size)
 steps = parser_of("whole numbers separated by commas, such as 2,2,2", _steps)
 bounds = parser_of("MIN,MAX, such as 0.111,0.135", _bounds)
 switch = parser_of("CHUNK:TEXT, such as 2:the sun sets", _switch)
 seconds = parser_of("a number of seconds above 0, up to 3600", _seconds)
+duration = parser_of("a number and one of s, m, h, d, w, such as 7d", _duration)
+byte_count = parser_of("a number and one of KB, MB, GB, TB, such as 500GB", _bytes)

@@ -3,20 +3,23 @@
 import argparse
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.config import DEFAULT_MODEL, SchedulingConfig
-from helios_serve.entrypoints.arguments import seconds
+from helios_serve.config import DEFAULT_MODEL, SchedulingConfig, ServerConfig
+from helios_serve.entrypoints.arguments import byte_count, duration, seconds
 from helios_serve.entrypoints.model_flags import (
     add_device_flags,
     add_worker_flags,
     worker_groups,
 )
 from helios_serve.errors import InvalidRequestError
+from helios_serve.logger import logger
+from helios_serve.store.keys import KeyStore
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -63,6 +66,30 @@ def add_command(commands: Any) -> None:
         help="jobs and videos, which outlive the server (helios-data)",
     )
     server.add_argument(
+        "--retention",
+        type=duration,
+        metavar="TIME",
+        help="delete videos and files that are older, such as 12h or 7d (kept for ever)",
+    )
+    server.add_argument(
+        "--max-disk",
+        type=byte_count,
+        metavar="SIZE",
+        help="refuse videos while the others take more, such as 500GB (what the disk has)",
+    )
+    server.add_argument(
+        "--tenants",
+        type=Path,
+        metavar="FILE.toml",
+        help="shares and limits of tenants; read again at SIGHUP",
+    )
+    server.add_argument(
+        "--without-keys",
+        action="store_true",
+        help="listen beyond this machine although no API key was made (see `helios-serve keys`): "
+        "whoever reaches the port may use it",
+    )
+    server.add_argument(
         "--session-grace",
         type=seconds,
         default=30.0,
@@ -86,7 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
-        app = make_server(arguments, opened)
+        keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
+        check_exposure(listener, keys, is_wanted=arguments.without_keys)
+        app = make_server(arguments, opened, keys)
         config = uvicorn.Config(
             app,
             loop="uvloop",
@@ -124,18 +153,38 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette":
+def check_exposure(listener: socket.socket, keys: KeyStore, *, is_wanted: bool) -> None:
+    """Raise InvalidRequestError if others than this machine's users could use the server."""
+    host = listener.getsockname()[0]
+    if not keys.ring().is_open or ip_address(host.partition("%")[0]).is_loopback:
+        return
+    if is_wanted:
+        logger.warning("no API key was made: whoever reaches %s may use this server", host)
+    else:
+        raise InvalidRequestError(
+            f"got --host {host} without any API key, expected 127.0.0.1; make a key with "
+            "`helios-serve keys create`, or add --without-keys",
+            param="host",
+        )
+
+
+def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore) -> "Starlette":
     """The application that the flags ask for; what it needs is closed with `opened`."""
     # Imported here: torch takes seconds, and --help and bad flags should answer at once.
     from helios_serve.engine.async_engine import AsyncEngine
     from helios_serve.engine.launch import ExecutorKind, launch
     from helios_serve.engine.trace import Trace
     from helios_serve.entrypoints.openai.app import make_app
-    from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig
+    from helios_serve.entrypoints.tenants import TenantsFile
     from helios_serve.metrics import Metrics
     from helios_serve.store.video_store import VideoStore
 
+    tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
     scheduling = SchedulingConfig()
+    if tenants is not None:
+        scheduling = SchedulingConfig(
+            tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
+        )
     if arguments.max_queued is not None:
         scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
     store = VideoStore(arguments.data_dir)
@@ -156,7 +205,10 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack) -> "Starlette"
             trace=trace,
             metrics=metrics,
         )
-    realtime = RealtimeConfig(grace=arguments.session_grace)
-    return make_app(
-        AsyncEngine(cores, store, metrics), store, arguments.data_dir, realtime=realtime
+    config = ServerConfig(
+        retention=arguments.retention,
+        max_disk=arguments.max_disk,
+        session_grace=arguments.session_grace,
     )
+    engine = AsyncEngine(cores, store, metrics)
+    return make_app(engine, store, arguments.data_dir, keys, config, tenants)

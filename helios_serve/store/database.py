@@ -1,7 +1,7 @@
 """A SQLite file in which every change is durable when the call returns."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -9,6 +9,8 @@ from threading import Lock
 from helios_serve.errors import StorageError
 
 Value = str | bytes | float | None
+Run = Callable[..., list[sqlite3.Row]]
+"""Of a statement and the values of its marks, its rows."""
 
 
 class Database:
@@ -65,15 +67,16 @@ class Database:
 
     def together(self, *statements: tuple[str, tuple[Value, ...]]) -> None:
         """Run statements of which either all take effect or none."""
-        with self._lock, self._errors():
+        with self.transaction() as run:
+            for statement, values in statements:
+                run(statement, *values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Run]:
+        """What is run in the block takes effect as a whole, or not at all if it raises."""
+        with self._lock, self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                for statement, values in statements:
-                    self._connection.execute(statement, values)
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+            yield lambda statement, *values: self._connection.execute(statement, values).fetchall()
 
     def close(self) -> None:
         with self._lock:

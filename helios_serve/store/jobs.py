@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,14 @@ import msgspec
 from helios_serve.errors import StorageError
 from helios_serve.sampling_params import VideoRequest
 from helios_serve.store.database import Database, Value
+from helios_serve.store.usage import USAGE_TABLE, DayUsage, UsageTable
 
 EndStatus = Literal["completed", "failed", "cancelled"]
 JobStatus = Literal["queued", "in_progress"] | EndStatus
+UNFINISHED = "FROM jobs WHERE id = ? AND status IN ('queued', 'in_progress')"
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+SCHEMA = f"""
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY NOT NULL,
     tenant TEXT NOT NULL,
@@ -30,10 +33,11 @@ CREATE TABLE jobs (
     next_chunk INTEGER NOT NULL,
     num_chunks INTEGER NOT NULL,
     has_media INTEGER NOT NULL,
-    kept_chunk INTEGER
+    kept_chunk INTEGER,
+    frames_left INTEGER NOT NULL
 );
 CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
-"""
+{USAGE_TABLE}"""
 
 
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +45,8 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
     Chunks from `first_chunk` up to `next_chunk`, exclusive, are committed; `first_chunk` is above 0
     where the job extends another. `request` comes without its reference, which is kept if
-    `has_media`; it goes on from the snapshot at `kept_chunk`, if there is one.
+    `has_media`; it goes on from the snapshot at `kept_chunk`, if there is one. `frames_left` are
+    still to be made, or never will be if it has ended.
     """
 
     id: str
@@ -57,6 +62,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     num_chunks: int
     has_media: bool
     kept_chunk: int | None
+    frames_left: int
 
     @property
     def chunks(self) -> range:
@@ -86,8 +92,16 @@ class JobStore:
         first_chunk: int = 0,
         next_chunk: int = 0,
         kept_chunk: int | None = None,
+        frames_before: int = 0,
+        frames_per_day: int | None = None,
     ) -> None:
+        """Enter a job whose first `frames_before` frames there are already.
+
+        The others count against what its tenant may ask for in a day: raises CapacityError or
+        InvalidRequestError if they are too many.
+        """
         now = self._clock()
+        frames = max(0, request.params.num_frames - frames_before)
         columns: dict[str, Value] = {
             "id": request.request_id,
             "tenant": request.tenant,
@@ -100,8 +114,12 @@ class JobStore:
             "num_chunks": num_chunks,
             "has_media": request.has_reference,
             "kept_chunk": kept_chunk,
+            "frames_left": frames,
         }
-        self._table.insert("jobs", columns)
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        with self._table.transaction() as run:
+            UsageTable(run).grant(request.tenant, now, frames, frames_per_day)
+            run(f"INSERT INTO jobs ({names}) VALUES ({marks})", *columns.values())
 
     def get(self, job_id: str) -> StoredJob | None:
         rows = self._table.run("SELECT * FROM jobs WHERE id = ?", job_id)
@@ -112,11 +130,23 @@ class JobStore:
         rows = self._table.run("SELECT * FROM jobs ORDER BY created_at, id")
         return [self._as_job(row) for row in rows]
 
+    def unfinished(self) -> list[StoredJob]:
+        """Those that have not ended, in the order in which they were accepted."""
+        rows = self._table.run(
+            "SELECT * FROM jobs WHERE status IN ('queued', 'in_progress') ORDER BY created_at, id"
+        )
+        return [self._as_job(row) for row in rows]
+
     def page(
         self, tenant: str, after: str | None, limit: int, *, newest_first: bool
     ) -> list[StoredJob]:
         """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
         rows = self._table.page("jobs", after, limit, newest_first=newest_first, tenant=tenant)
+        return [self._as_job(row) for row in rows]
+
+    def ended_before(self, limit: float) -> list[StoredJob]:
+        """Jobs that came to their end before `limit`."""
+        rows = self._table.run("SELECT * FROM jobs WHERE completed_at < ?", limit)
         return [self._as_job(row) for row in rows]
 
     def update_request(self, request: VideoRequest) -> None:
@@ -129,33 +159,63 @@ class JobStore:
             request.request_id,
         )
 
-    def advance(self, job_id: str, chunk: int) -> None:
-        """Enter segment and snapshot of `chunk`, in the one statement that commits both."""
-        self._table.run(
-            "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
-            "updated_at = ? WHERE id = ? AND next_chunk = ?",
-            chunk + 1,
-            chunk + 1,
-            self._clock(),
-            job_id,
-            chunk,
-        )
+    def advance(self, job_id: str, chunk: int, *, frames_left: int, device_seconds: float) -> None:
+        """Enter segment and snapshot of `chunk`, and what it took, in the one transaction that
+        commits them; `frames_left` are to come behind it."""
+        now = self._clock()
+        with self._table.transaction() as run:
+            rows = run(
+                "SELECT tenant, frames_left FROM jobs WHERE id = ? AND next_chunk = ?",
+                job_id,
+                chunk,
+            )
+            if not rows:
+                return
+            run(
+                "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
+                "frames_left = ?, updated_at = ? WHERE id = ?",
+                chunk + 1,
+                chunk + 1,
+                frames_left,
+                now,
+                job_id,
+            )
+            tenant, before = rows[0]
+            UsageTable(run).add(tenant, now, max(0, before - frames_left), device_seconds)
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
-        """End a job; one that has ended before stays as it is."""
+        """End a job; one that has ended before stays as it is.
+
+        Frames that it has left are given back to its tenant.
+        """
         now = self._clock()
-        self._table.run(
-            "UPDATE jobs SET status = ?, error = ?, updated_at = ?, completed_at = ? "
-            "WHERE id = ? AND status IN ('queued', 'in_progress')",
-            status,
-            error,
-            now,
-            now,
-            job_id,
-        )
+        with self._table.transaction() as run:
+            rows = run(f"SELECT tenant, created_at, frames_left {UNFINISHED}", job_id)
+            if not rows:
+                return
+            run(
+                "UPDATE jobs SET status = ?, error = ?, updated_at = ?, completed_at = ? "
+                "WHERE id = ?",
+                status,
+                error,
+                now,
+                now,
+                job_id,
+            )
+            UsageTable(run).give_back(*rows[0])
 
     def delete(self, job_id: str) -> None:
-        self._table.run("DELETE FROM jobs WHERE id = ?", job_id)
+        """Forget a job; one of which nothing was made is as if it had not been accepted."""
+        with self._table.transaction() as run:
+            for tenant, created_at, left, status in run(
+                f"SELECT tenant, created_at, frames_left, status {UNFINISHED}", job_id
+            ):
+                UsageTable(run).give_back(tenant, created_at, left, int(status == "queued"))
+            run("DELETE FROM jobs WHERE id = ?", job_id)
+
+    def usage(self, tenant: str, first: date, last: date) -> list[DayUsage]:
+        """The days of a tenant on which something happened; both ends are included."""
+        return UsageTable(self._table.run).days(tenant, first, last)
 
     def close(self) -> None:
         self._table.close()

@@ -82,6 +82,13 @@ class UserFileStore:
         )
         return [as_file(row) for row in rows]
 
+    def older_than(self, limit: float) -> list[UserFile]:
+        """Files that were made before `limit`."""
+        return [
+            as_file(row)
+            for row in self._table.run("SELECT * FROM files WHERE created_at < ?", limit)
+        ]
+
     def delete(self, file_id: str) -> None:
         self._table.run("DELETE FROM files WHERE id = ?", file_id)
         with suppress(FileNotFoundError):

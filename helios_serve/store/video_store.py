@@ -1,17 +1,19 @@
 """Accepted jobs and committed chunks, which survive a crash at any instant."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing
+from datetime import date
 from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from helios_serve.errors import InvalidRequestError, StorageError
+from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
 from helios_serve.logger import logger
 from helios_serve.messages import Segment
+from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.sampling_params import VideoRequest
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
 from helios_serve.store.folders import list_folder
@@ -19,6 +21,7 @@ from helios_serve.store.inputs import InputStore
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
 from helios_serve.store.segments import SegmentStore
 from helios_serve.store.snapshots import Kept, SnapshotStore
+from helios_serve.store.usage import DayUsage
 
 DATABASE = "jobs.sqlite3"
 
@@ -73,12 +76,13 @@ class VideoStore:
         num_chunks: int,
         kept: Kept | None = None,
         behind: str | None = None,
+        frames_per_day: int | None = None,
     ) -> None:
         """Store a new job; durable when it returns.
 
         It starts from `kept`, if given, and with the chunk of its tail, if there is one. Chunks of
         the job `behind` which it goes on, up to there, are its own too. Raises InvalidRequestError
-        if there is a job of that id.
+        if there is a job of that id, or CapacityError if its tenant may not have so many frames.
         """
         job_id = request.request_id
         with self._lock(job_id):
@@ -88,8 +92,8 @@ class VideoStore:
                 )
             self._delete_files(job_id)  # an earlier job's, if deleting them failed
             try:
-                self._add(request, num_chunks, kept, behind)
-            except StorageError:
+                self._add(request, num_chunks, kept, behind, frames_per_day)
+            except HeliosError:
                 self._delete_files(job_id)
                 raise
 
@@ -97,7 +101,9 @@ class VideoStore:
         """Replace the request of a job, less its reference, which stays as it is."""
         self._jobs.update_request(request)
 
-    def commit(self, job_id: str, chunk: int, segment: Segment, kept: Kept) -> bool:
+    def commit(
+        self, job_id: str, chunk: int, segment: Segment, kept: Kept, device_seconds: float = 0.0
+    ) -> bool:
         """Store a finished chunk and where its job stands behind it; durable when it returns.
 
         False if the job is not wanted any more, in which case nothing is stored. A chunk that is
@@ -114,7 +120,8 @@ class VideoStore:
             assert not job.is_finished, f"chunk {chunk} of a job that is {job.status}"
             self._segments.put(job_id, chunk, segment)
             self._snapshots.put(job_id, kept)
-            self._jobs.advance(job_id, chunk)
+            left = max(0, job.request.params.num_frames - CHUNK_FRAMES * (chunk + 1))
+            self._jobs.advance(job_id, chunk, frames_left=left, device_seconds=device_seconds)
             self._snapshots.delete_others(job_id, keep_chunk=chunk + 1)
             return True
 
@@ -148,12 +155,20 @@ class VideoStore:
         """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
         return self._jobs.page(tenant, after, limit, newest_first=newest_first)
 
-    def unfinished(self) -> list[Unfinished]:
-        """All jobs that have not ended, in the order in which they were accepted.
+    def usage(self, tenant: str, first: date, last: date) -> list[DayUsage]:
+        """The days of a tenant on which something happened; both ends are included."""
+        return self._jobs.usage(tenant, first, last)
+
+    def ended_before(self, limit: float) -> list[StoredJob]:
+        """Jobs that came to their end before `limit`, in Unix seconds."""
+        return self._jobs.ended_before(limit)
+
+    def unfinished(self, but: Collection[str] = ()) -> list[Unfinished]:
+        """All jobs that have not ended, in the order in which they were accepted, `but` for some.
 
         One whose files are damaged is ended as failed, so that the others can go on.
         """
-        waiting = [job.id for job in self.jobs() if not job.is_finished]
+        waiting = [job.id for job in self._jobs.unfinished() if job.id not in but]
         return [item for job_id in waiting if (item := self._recover(job_id)) is not None]
 
     def kept(self, job_id: str) -> Kept | None:
@@ -203,18 +218,24 @@ class VideoStore:
                 )
 
     def _add(
-        self, request: VideoRequest, num_chunks: int, kept: Kept | None, behind: str | None
+        self,
+        request: VideoRequest,
+        num_chunks: int,
+        kept: Kept | None,
+        behind: str | None,
+        frames_per_day: int | None,
     ) -> None:
         self._inputs.put(request)
         if kept is None:
-            self._jobs.add(request, num_chunks=num_chunks)
+            self._jobs.add(request, num_chunks=num_chunks, frames_per_day=frames_per_day)
             return
         self._snapshots.put(request.request_id, kept)
         chunk = kept.snapshot.chunk
         first = coming = chunk if kept.tail is None else chunk - 1
+        before = CHUNK_FRAMES * coming
         parent = None if behind is None else self._jobs.get(behind)
         if parent is not None and parent.first_chunk < coming:
-            first = parent.first_chunk
+            before, first = parent.request.params.num_frames, parent.first_chunk
             self._segments.share(request.request_id, parent.id, range(first, coming))
         self._jobs.add(
             request,
@@ -222,6 +243,8 @@ class VideoStore:
             first_chunk=first,
             next_chunk=coming,
             kept_chunk=chunk,
+            frames_before=before,
+            frames_per_day=frames_per_day,
         )
 
     def _recover(self, job_id: str) -> Unfinished | None:

@@ -129,3 +129,22 @@ def test_room_on_a_draining_worker_is_for_nobody() -> None:
     assert world.counts["flex-1"] < 6
     world.run()
     assert world.counts == {"flex-0": 6, "flex-1": 6, "guest": 1}
+
+
+def test_a_closed_scheduler_comes_to_rest_at_chunk_edges() -> None:
+    world = World(workers=2)
+    running = [world.add(f"{index}", chunks=5) for index in range(4)]
+    world.run_to_edge(running[-1], 1)
+    before = [session.cursor.chunk for session in running]
+    late = world.add("late", chunks=2)
+    world.scheduler.close()
+    while world.scheduler.stats().running:
+        world.scheduler.check_integrity()
+        assert world.tick()
+    assert late.worker_id is None or late.edge_chunk == 1
+    assert all(session.at_chunk_edge for session in running)
+    for session, chunk in zip(running, before, strict=True):
+        assert chunk <= session.edge_chunk <= chunk + 1
+    world.add("later still", chunks=1)
+    assert not world.tick()
+    assert not repeated_steps(world)

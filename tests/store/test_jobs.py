@@ -49,9 +49,10 @@ def test_a_job_from_its_acceptance_to_its_end(jobs: JobStore) -> None:
         num_chunks=3,
         has_media=False,
         kept_chunk=None,
+        frames_left=99,
     )
-    jobs.advance("a", 0)
-    jobs.advance("a", 2)  # not its turn
+    jobs.advance("a", 0, frames_left=66, device_seconds=0.0)
+    jobs.advance("a", 2, frames_left=0, device_seconds=0.0)  # not its turn
     assert columns(jobs.get("a")) == ("in_progress", None, 1, 2.0, None)
     jobs.finish("a", "failed", "no room")
     assert columns(jobs.get("a")) == ("failed", "no room", 1, 4.0, 4.0)
@@ -95,11 +96,12 @@ def test_changes_go_to_a_log_first(path: Path, jobs: JobStore) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_newer_schema_is_left_alone(path: Path) -> None:
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (3, "a newer")])
+def test_another_schema_is_left_alone(path: Path, version: int, age: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(StorageError, match="newer version.*got schema 2, expected 1"):
+    with pytest.raises(StorageError, match=f"{age} version.*got schema {version}, expected 2"):
         JobStore(path)
     assert path.read_bytes() == before
 

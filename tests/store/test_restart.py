@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from helios_serve.errors import StorageError
+from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.store.video_store import Unfinished, VideoStore
 
 WRITER = Path(__file__).with_name("writer.py")
@@ -42,6 +44,10 @@ def files(folder: Path) -> set[str]:
 def check_state(store: VideoStore, next_chunk: int) -> None:
     """The job stands at `next_chunk`, and the disk holds what that takes and no more."""
     chunks = range(next_chunk)
+    counted = store.usage("default", date.min, date.max)
+    assert sum(day.requests for day in counted) == 1
+    assert sum(day.frames for day in counted) == CHUNK_FRAMES * next_chunk
+    assert sum(day.device_seconds for day in counted) == writer.SECONDS * next_chunk
     assert store.segments("job") == list(chunks)
     assert [store.fragment("job", chunk) for chunk in chunks] == [
         b"fragment %d" % chunk for chunk in chunks

@@ -16,6 +16,8 @@ from helios_serve.store.video_store import VideoStore
 
 JOB = "job"
 CHUNKS = 2
+SECONDS = 0.25
+"""What workers took for each chunk."""
 
 
 def request(job_id: str = JOB) -> VideoRequest:
@@ -39,7 +41,7 @@ def kept_at(chunk: int) -> Kept:
 
 def commit(store: VideoStore, chunk: int, job_id: str = JOB) -> None:
     segment = Segment(b"header", b"fragment %d" % chunk)
-    assert store.commit(job_id, chunk, segment, kept_at(chunk + 1))
+    assert store.commit(job_id, chunk, segment, kept_at(chunk + 1), SECONDS)
 
 
 def make_video(store: VideoStore) -> None:

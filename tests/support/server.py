@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 URL = re.compile(r"http://\S+(?=/v1/videos)")
@@ -48,21 +48,36 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str) -> Iterator[Server]:
-    """Started on `folder`, and ended however the test ends."""
+def running_server(folder: Path, *flags: str, log: Path | None = None) -> Iterator[Server]:
+    """Started on `folder`, and ended however the test ends; `log` gets its standard error."""
+    with start_server(folder, *flags, log=log) as server:
+        assert server.url, "it did not start"
+        yield server
+
+
+@contextmanager
+def start_server(
+    folder: Path, *flags: str, log: Path | None = None, dying: tuple[str, str] | None = None
+) -> Iterator[Server]:
+    """As `running_server`, of one that dies at a point of dying_server.py: without a url if that
+    was before it listened."""
     command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve", *flags]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--data-dir", str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-    )
+    if dying is not None:
+        command[1:3] = [str(Path(__file__).with_name("dying_server.py")), *dying]
+    with log.open("w") if log else nullcontext() as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--data-dir", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         match = URL.search(line)
-        assert match is not None, f"the server said {line!r}"
-        yield Server(process, match.group(), folder)
+        assert match is not None or not line, f"the server said {line!r}"
+        yield Server(process, match.group() if match is not None else "", folder)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

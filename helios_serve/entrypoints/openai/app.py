@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -12,8 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.config import ServerConfig
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.control import ControlServer
+from helios_serve.entrypoints.openai.authentication import Authentication
 from helios_serve.entrypoints.openai.batch_runner import BatchRunner
 from helios_serve.entrypoints.openai.batches import BatchApi
 from helios_serve.entrypoints.openai.body_limit import BodyLimit
@@ -24,13 +26,19 @@ from helios_serve.entrypoints.openai.events import EventsApi
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.hls import HlsApi
+from helios_serve.entrypoints.openai.housekeeping import Housekeeper
+from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.realtime import RealtimeApi
 from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.entrypoints.openai.server_info import ServerInfo
+from helios_serve.entrypoints.openai.usage import UsageApi
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
+from helios_serve.entrypoints.tenants import TenantsFile
 from helios_serve.errors import HeliosError
+from helios_serve.store.disk import Disk
+from helios_serve.store.keys import KeyStore
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
@@ -62,25 +70,35 @@ def make_app(
     engine: AsyncEngine,
     store: VideoStore,
     folder: Path,
-    *,
-    realtime: RealtimeConfig | None = None,
+    keys: KeyStore,
+    config: ServerConfig | None = None,
+    tenants: TenantsFile | None = None,
 ) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's.
 
     `state.closing` is to be set when the server is asked to end, so that streams do.
     """
     closing = asyncio.Event()
-    sessions = RealtimeSessions(engine, store, realtime or RealtimeConfig())
+    known_keys = KnownKeys(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with engine, ControlServer(engine, folder), sessions, runner:
+        reloading: AbstractAsyncContextManager[None] = nullcontext()
+        if tenants is not None:
+            reloading = tenants.reloading(engine)
+        async with engine, ControlServer(engine, folder), reloading, sessions, runner, keeper:
             yield
+        await known_keys.write_uses()
         tables.close()
 
     tables = ServiceTables(folder)
-    videos = VideoService(engine, store, FinishedFiles(folder / "finished", store))
+    config = config or ServerConfig()
+    disk = Disk(folder, config.max_disk)
+    finished = FinishedFiles(folder / "finished", store)
+    videos = VideoService(engine, store, finished, disk, config.retention)
+    keeper = Housekeeper(videos, tables, disk, config.retention)
     creations = Creations(engine)
+    sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     runner = BatchRunner(videos, creations, tables)
     files = FileApi(tables.files)
     parts = (
@@ -91,12 +109,17 @@ def make_app(
         RealtimeApi(videos, creations, sessions),
         files,
         BatchApi(runner, files),
+        UsageApi(engine, store),
         ServerInfo(engine),
         OpenApi(),
     )
     app = Starlette(
         routes=[route for part in parts for route in part.routes],
-        middleware=[Middleware(RequestId), Middleware(BodyLimit)],
+        middleware=[
+            Middleware(RequestId),
+            Middleware(Authentication, keys=known_keys),
+            Middleware(BodyLimit),
+        ],
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,8 @@ from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.user_files import UserFileStore
 
 MAX_IN_FLIGHT = 64
-"""Videos of all batches that are asked for at a time; the others wait here, not in the queue."""
+"""Videos of a tenant's batches that are asked for at a time; the others wait here, not in the
+queue. A tenant that has to wait for another day's frames keeps nobody else waiting."""
 RETRY_SECONDS = 5.0
 
 
@@ -44,7 +46,9 @@ class BatchRunner:
         self.creations = creations
         self.batches: BatchStore = tables.batches
         self.files: UserFileStore = tables.files
-        self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._rooms: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_IN_FLIGHT)
+        )
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> "BatchRunner":
@@ -119,12 +123,12 @@ class BatchRunner:
         async with asyncio.TaskGroup() as group:
             for place in places:
                 if place.number not in done:
-                    await self._room.acquire()
+                    await self._rooms[batch.tenant].acquire()
                     group.create_task(self._make_line(batch, path, place))
         return await self._save(batch.at("finalizing", time.time()))
 
     async def _make_line(self, batch: StoredBatch, path: Path, place: Place) -> None:
-        """Takes what `_room` it needs with it, and gives it back."""
+        """Comes with its place in the tenant's room, and gives it back."""
         try:
             line = await asyncio.to_thread(read_line, path, place)
             name = line_id(batch.id, place.number)
@@ -141,12 +145,13 @@ class BatchRunner:
                 is_good=output.error is None,
             )
         finally:
-            self._room.release()
+            self._rooms[batch.tenant].release()
 
     async def _make_video(self, batch: StoredBatch, name: str, line: Line) -> Video:
         """Ask for the video unless an earlier process has, and wait until it is over."""
         if await asyncio.to_thread(self.videos.store.job, name) is None:
-            asked = await self.creations.make({"service_tier": "flex"} | line.body, batch.tenant)
+            tier = self.videos.engine.tenant(batch.tenant).tier_like("flex")
+            asked = await self.creations.make({"service_tier": tier} | line.body, batch.tenant)
             await self._submit(msgspec.structs.replace(asked, request_id=name))
         while True:
             await self.videos.engine.wait(name)

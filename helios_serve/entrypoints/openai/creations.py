@@ -35,6 +35,9 @@ class Creations:
         shown = asked_size(body, model)
         size = sampled_size(shown, body, self.engine.model_config(model))
         asked = creation(body, model, size, shown, tenant)
+        if body.service_tier == "auto" and model in self.engine.cores:
+            tier = self.engine.tenant(tenant, model).tier_like("default")
+            asked = msgspec.structs.replace(asked, tier=tier)
         self.engine.check(asked)
         if upload is None:
             return asked

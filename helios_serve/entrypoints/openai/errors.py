@@ -14,12 +14,15 @@ from helios_serve.errors import (
     EngineDeadError,
     HeliosError,
     InvalidRequestError,
+    NotAllowedError,
     RequestFailedError,
     StorageError,
 )
 from helios_serve.logger import logger
 
 SIZE_PARAMS = ("size", "width", "height")
+LONGEST_WAIT = 120
+"""Seconds of retry-after that clients honour; told a longer time, they try again at once."""
 
 
 class ApiError(Exception):
@@ -67,6 +70,8 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case NotAllowedError(code=code, param=param):
+            return ApiError(403, message, code=code, param=param)
         case InvalidRequestError(param="model"):
             return ApiError(404, message, code="model_not_found", param="model")
         case InvalidRequestError(param=param):
@@ -94,12 +99,16 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 async def answer_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return error_response(error)
+
+
+def error_response(error: Exception) -> Response:
     """The envelope; what a repetition cannot change says so."""
     told = as_api_error(error)
     headers = {}
     if told.retry_after is not None:
         headers["retry-after"] = str(math.ceil(told.retry_after))
-    elif told.status != 503:
+    if (told.retry_after or 0) > LONGEST_WAIT or (told.retry_after is None and told.status != 503):
         headers["x-should-retry"] = "false"
     return Response(
         msgspec.json.encode(ErrorBody(told.detail)),

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from helios_serve import __version__
+from helios_serve.entrypoints.openai.authentication import is_open
 from helios_serve.entrypoints.openai.protocol import (
     Batch,
     BatchList,
@@ -29,11 +30,13 @@ from helios_serve.entrypoints.openai.protocol import (
     VideoDeleted,
     VideoList,
 )
+from helios_serve.entrypoints.openai.usage import Usage
 
 TEMPLATE = "#/components/schemas/{name}"
 JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
 TEXT: Json = {"type": "string"}
 FILE: Json = {"type": "string", "format": "binary"}
+KEY: Json = {"type": "http", "scheme": "bearer"}
 
 
 class Body(NamedTuple):
@@ -63,8 +66,9 @@ LIMIT: Json = {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}
 ORDER: Json = {"enum": ["asc", "desc"], "default": "desc"}
 PAGE: Json = {"after": TEXT, "limit": LIMIT, "order": ORDER}
 VARIANT: Json = {"enum": ["video", "thumbnail", "spritesheet"], "default": "video"}
+DATE: Json = {"type": "string", "format": "date"}
 FROM_CHUNK: Json = {"type": "integer", "minimum": 0}
-ORDERS = (400, 404, 409, 413, 415, 429, 503, 507)
+ORDERS = (400, 403, 404, 409, 413, 415, 429, 503, 507)
 """Of the answers to a request for something new."""
 VIDEO, FILES, BATCHES = "/v1/videos/{video_id}", "/v1/files/{file_id}", "/v1/batches/{batch_id}"
 
@@ -198,6 +202,14 @@ OPERATIONS = (
     ),
     Operation("get", BATCHES, "A batch and how far it is", Batch),
     Operation("post", f"{BATCHES}/cancel", "End a batch and keep what was made", Batch),
+    Operation(
+        "get",
+        "/v1/usage",
+        "What you have asked for and got, by day",
+        Usage,
+        query={"start_date": DATE, "end_date": DATE},
+        statuses=(400,),
+    ),
     Operation("get", "/v1/models", "The models that are served", ModelList, statuses=()),
     Operation("get", "/v1/models/{model}", "One of them", Model, statuses=(404,)),
     Operation("get", "/health", "Whether every model can make videos", JSON_TYPE, statuses=(503,)),
@@ -236,7 +248,8 @@ def describe(operations: tuple[Operation, ...]) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "helios-serve", "version": __version__},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": {"key": KEY}},
+        "security": [{"key": []}, {}],
     }
 
 
@@ -257,6 +270,10 @@ def describe_one(operation: Operation, schemas: dict[str, Any]) -> Json:
         "responses": {"200": {"description": "As asked", "content": content}}
         | {str(status): error for status in operation.statuses},
     }
+    if is_open(operation.path):
+        described["security"] = []
+    else:
+        described["responses"]["401"] = error
     if operation.body is not None:
         described["requestBody"] = describe_body(operation.body, schemas)
     return described

@@ -5,8 +5,9 @@ from helios_serve.entrypoints.openai.protocol import Video, VideoError, WireStat
 from helios_serve.store.jobs import StoredJob
 
 
-def describe(job: StoredJob, progress: Progress | None) -> Video:
-    """A job in the API's words; `progress` is there as long as the engine has it."""
+def describe(job: StoredJob, progress: Progress | None, retention: float | None = None) -> Video:
+    """A job in the API's words; `progress` is there as long as the engine has it. Videos are kept
+    for `retention` seconds."""
     params, chunks = job.request.params, len(job.chunks)
     width, height = job.request.shown_size or (params.width, params.height)
     is_complete = job.status == "completed"
@@ -17,7 +18,7 @@ def describe(job: StoredJob, progress: Progress | None) -> Video:
         progress=percent_done(job, progress),
         created_at=int(job.created_at),
         completed_at=int(job.completed_at) if job.completed_at and is_complete else None,
-        expires_at=None,
+        expires_at=int(job.completed_at + retention) if job.completed_at and retention else None,
         error=video_error(job),
         prompt=job.request.prompt,
         remixed_from_video_id=job.request.parent if job.request.relation == "remix" else None,

@@ -12,6 +12,7 @@ from helios_serve.entrypoints.openai.identity import tenant_of
 from helios_serve.entrypoints.openai.protocol import Video
 from helios_serve.entrypoints.openai.video_object import describe, wire_status
 from helios_serve.sampling_params import VideoRequest
+from helios_serve.store.disk import Disk
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
@@ -19,10 +20,19 @@ from helios_serve.store.video_store import VideoStore
 class VideoService:
     """One engine, its store, and the files that are served whole."""
 
-    def __init__(self, engine: AsyncEngine, store: VideoStore, files: FinishedFiles) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        store: VideoStore,
+        files: FinishedFiles,
+        disk: Disk,
+        retention: float | None = None,
+    ) -> None:
         self.engine = engine
         self.store = store
         self.files = files
+        self.disk = disk
+        self.retention = retention
 
     async def find(self, video_id: str, connection: HTTPConnection) -> StoredJob:
         """A video of the sender's; to others there is none: raises ApiError 404."""
@@ -32,7 +42,9 @@ class VideoService:
         return job
 
     async def accept(self, asked: VideoRequest) -> Video:
-        """Store a new video and have it made; raises what `AsyncEngine.submit` does."""
+        """Store a new video and have it made; raises what `AsyncEngine.submit` does, and
+        StorageError if there is no room for it."""
+        await asyncio.to_thread(self.disk.check_room)
         if asked.relation == "extension" and asked.parent is not None:
             await self.engine.extend(asked.parent, asked)
         else:
@@ -40,7 +52,7 @@ class VideoService:
         return await self.describe_id(asked.request_id)
 
     async def describe(self, job: StoredJob) -> Video:
-        return describe(job, await self.engine.progress(job.id))
+        return describe(job, await self.engine.progress(job.id), self.retention)
 
     async def describe_id(self, video_id: str) -> Video:
         """As `describe`, of one that was just accepted or changed."""
