@@ -99,7 +99,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `retention` is how many seconds finished videos and files are kept, `max_disk` how many bytes
     they may take before new ones are refused; None is for ever, and what the disk has. A realtime
-    session whose client has gone is kept for `session_grace` seconds.
+    session is kept for `session_grace` seconds when its client has gone.
     """
 
     retention: float | None = None

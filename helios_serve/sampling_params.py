@@ -13,6 +13,8 @@ MAX_SIDE = 4096
 MIN_SHOWN_SIDE = 16
 MAX_FRAMES = 24 * 3600
 MAX_STEPS = 1000
+MAX_TEXT = 32_768
+"""Characters of a prompt; what models read of it is far less."""
 MAX_MEDIA_BYTES = (1 << 32) - 1
 DEFAULT_TENANT = "default"
 DEFAULT_STEPS = {"base": (50,), "mid": (20, 20, 20), "distilled": (2, 2, 2)}
@@ -121,12 +123,16 @@ class ResolvedParams(msgspec.Struct, frozen=True):
 
 
 class Frames(msgspec.Struct, frozen=True):
-    """`count` RGB frames of height x width pixels: uint8, row major, frame after frame."""
+    """`count` RGB frames of height x width pixels: uint8, row major, frame after frame.
+
+    Behind the first one, `skipped` more are left out, which nobody looks at.
+    """
 
     data: bytes
     count: int
     height: int
     width: int
+    skipped: int = 0
 
 
 class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +251,10 @@ def prompt_weights(prompt: str, params: SamplingParams, chunk: int) -> tuple[Pro
 
 def check_text(text: str) -> None:
     """Text that has no UTF-8 form cannot be sent to a worker."""
+    if len(text) > MAX_TEXT:
+        raise InvalidRequestError(
+            f"got text of {len(text)} characters, expected {MAX_TEXT} at most", param="prompt"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

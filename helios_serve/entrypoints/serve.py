@@ -17,8 +17,13 @@ from helios_serve.entrypoints.model_flags import (
     add_worker_flags,
     worker_groups,
 )
+from helios_serve.entrypoints.outside_flags import (
+    add_outside_flags,
+    make_media,
+    make_webhooks,
+)
 from helios_serve.errors import InvalidRequestError
-from helios_serve.logger import logger
+from helios_serve.logger import logger, show_all_logs
 from helios_serve.store.keys import KeyStore
 
 if TYPE_CHECKING:
@@ -100,6 +105,7 @@ def add_command(commands: Any) -> None:
     server.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
     )
+    add_outside_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
 
@@ -110,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from helios_serve.entrypoints.http_server import HttpServer
 
+    show_all_logs()
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
@@ -124,7 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # video does not get smaller
             ws_ping_timeout=CLIENT_SECONDS,
-            log_level="warning",
+            log_config=None,
+            access_log=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             server_header=False,
         )
@@ -189,6 +197,8 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
+    media = make_media(arguments)
+    webhooks = make_webhooks(arguments, store)
     trace = None
     if arguments.trace is not None:
         trace = opened.enter_context(Trace(arguments.trace))
@@ -211,4 +221,13 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         session_grace=arguments.session_grace,
     )
     engine = AsyncEngine(cores, store, metrics)
-    return make_app(engine, store, arguments.data_dir, keys, config, tenants)
+    return make_app(
+        engine,
+        store,
+        arguments.data_dir,
+        keys,
+        config,
+        tenants=tenants,
+        media=media,
+        webhooks=webhooks,
+    )

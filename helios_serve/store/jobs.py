@@ -84,6 +84,11 @@ class JobStore:
         self._clock = clock
         self._table = Database(path, SCHEMA, SCHEMA_VERSION)
 
+    @property
+    def database(self) -> Database:
+        """For tables that change together with the jobs."""
+        return self._table
+
     def add(
         self,
         request: VideoRequest,

@@ -15,6 +15,7 @@ from helios_serve.logger import logger
 from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.sampling_params import VideoRequest
+from helios_serve.store.database import Database
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
 from helios_serve.store.folders import list_folder
 from helios_serve.store.inputs import InputStore
@@ -195,6 +196,11 @@ class VideoStore:
             if chunk not in self.segments(job_id):
                 return None
             return self._segments.fragment(job_id, chunk)
+
+    @property
+    def database(self) -> Database:
+        """For tables that change together with the jobs."""
+        return self._jobs.database
 
     def close(self) -> None:
         """Let others open the folder; nothing can be done with this store any more."""

@@ -76,6 +76,7 @@ class InputEncoder:
             generator,
             request.params,
             keep_inputs=request.keep_input_latents,
+            skipped=request.video.skipped,
         )
 
 

@@ -1,6 +1,7 @@
 """A server as users start it, for all tests that leave it as it is."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -8,11 +9,19 @@ import pytest
 from api import SHORT, openai
 from server import Server, running_server
 
+FLAGS = ("--device", "cpu", "--batch-invariant", "--allowed-media-domains", "localhost,*.invalid")
+
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server writes to standard error."""
+    return tmp_path_factory.mktemp("log") / "stderr"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server") / "data"
-    with running_server(folder, "nano", "--device", "cpu", "--batch-invariant") as started:
+    with running_server(folder, "nano", *FLAGS, log=log) as started:
         yield started
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media import references
 from helios_serve.media.mp4 import Mp4Writer, as_array
-from helios_serve.media.references import load_image, load_video
+from helios_serve.media.references import load_image, load_video, load_video_ends
 from helios_serve.sampling_params import Frames
 
 
@@ -118,3 +118,34 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None
     Image.new("1", (9000, 9000)).save(path)
     with pytest.raises(InvalidRequestError, match="64000000 pixels at most"):
         load_image(path, width=128, height=64)
+
+
+def test_files_that_name_other_files_are_refused(tmp_path: Path) -> None:
+    """Playlists and scripts, which FFmpeg follows to files of the server and other hosts."""
+    video = write_video(tmp_path / "video.mp4", 40)
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.6,\n{video}\n#EXT-X-ENDLIST\n"
+    for content in (playlist, f"ffconcat version 1.0\nfile {video.name}\n"):
+        path = tmp_path / "other"
+        path.write_text(content)
+        with pytest.raises(InvalidRequestError, match=r"other: got .*, expected "):
+            load_video(path, width=128, height=64)
+
+
+def test_pictures_that_start_programs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64)).save(path, "EPS")
+    with pytest.raises(InvalidRequestError, match="got a file of another kind"):
+        load_image(path, width=128, height=64)
+
+
+def test_videos_that_last_too_long_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once by what they say, and else by their frames."""
+    path = write_video(tmp_path / "video.mp4", 72)
+    monkeypatch.setattr(references, "MAX_FRAMES", 71)
+    with pytest.raises(InvalidRequestError, match="got more than 71 frames, expected 71 at most"):
+        load_video_ends(path, width=128, height=64)
+    monkeypatch.setattr(references, "MAX_SECONDS", 2)
+    with pytest.raises(InvalidRequestError, match="got a video of 3 seconds, expected 2 at most"):
+        load_video_ends(path, width=128, height=64)

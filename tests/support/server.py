@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 URL = re.compile(r"http://\S+(?=/v1/videos)")
+COMMAND = "helios_serve.entrypoints.cli"
 
 
 class Server:
@@ -48,20 +49,26 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, *flags: str, log: Path | None = None) -> Iterator[Server]:
+def running_server(
+    folder: Path, *flags: str, log: Path | None = None, module: str = COMMAND
+) -> Iterator[Server]:
     """Started on `folder`, and ended however the test ends; `log` gets its standard error."""
-    with start_server(folder, *flags, log=log) as server:
+    with start_server(folder, *flags, log=log, module=module) as server:
         assert server.url, "it did not start"
         yield server
 
 
 @contextmanager
 def start_server(
-    folder: Path, *flags: str, log: Path | None = None, dying: tuple[str, str] | None = None
+    folder: Path,
+    *flags: str,
+    log: Path | None = None,
+    module: str = COMMAND,
+    dying: tuple[str, str] | None = None,
 ) -> Iterator[Server]:
     """As `running_server`, of one that dies at a point of dying_server.py: without a url if that
     was before it listened."""
-    command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve", *flags]
+    command = [sys.executable, "-m", module, "serve", *flags]
     if dying is not None:
         command[1:3] = [str(Path(__file__).with_name("dying_server.py")), *dying]
     with log.open("w") if log else nullcontext() as errors:

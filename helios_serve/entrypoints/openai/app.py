@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -29,12 +29,15 @@ from helios_serve.entrypoints.openai.hls import HlsApi
 from helios_serve.entrypoints.openai.housekeeping import Housekeeper
 from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.openapi import OpenApi
+from helios_serve.entrypoints.openai.outbound import Outbound
 from helios_serve.entrypoints.openai.realtime import RealtimeApi
 from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig, RealtimeSessions
+from helios_serve.entrypoints.openai.references import References
 from helios_serve.entrypoints.openai.server_info import ServerInfo
 from helios_serve.entrypoints.openai.usage import UsageApi
 from helios_serve.entrypoints.openai.video_service import VideoService
 from helios_serve.entrypoints.openai.videos import VideoApi
+from helios_serve.entrypoints.openai.webhooks import Webhooks
 from helios_serve.entrypoints.tenants import TenantsFile
 from helios_serve.errors import HeliosError
 from helios_serve.store.disk import Disk
@@ -72,35 +75,51 @@ def make_app(
     folder: Path,
     keys: KeyStore,
     config: ServerConfig | None = None,
+    *,
     tenants: TenantsFile | None = None,
+    media: Outbound | None = None,
+    webhooks: Webhooks | None = None,
 ) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's.
 
-    `state.closing` is to be set when the server is asked to end, so that streams do.
+    With `media` references may be fetched from other hosts. `state.closing` is to be set when the
+    server is asked to end, so that streams do.
     """
+    config = config or ServerConfig()
     closing = asyncio.Event()
+    sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     known_keys = KnownKeys(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        reloading: AbstractAsyncContextManager[None] = nullcontext()
-        if tenants is not None:
-            reloading = tenants.reloading(engine)
-        async with engine, ControlServer(engine, folder), reloading, sessions, runner, keeper:
+        async with AsyncExitStack() as opened:
+            control = ControlServer(engine, folder)
+            reloading = None if tenants is None else tenants.reloading(engine)
+            for part in (
+                references,
+                webhooks,
+                engine,
+                control,
+                reloading,
+                sessions,
+                runner,
+                keeper,
+            ):
+                if part is not None:
+                    await opened.enter_async_context(part)
             yield
         await known_keys.write_uses()
         tables.close()
 
     tables = ServiceTables(folder)
-    config = config or ServerConfig()
     disk = Disk(folder, config.max_disk)
     finished = FinishedFiles(folder / "finished", store)
     videos = VideoService(engine, store, finished, disk, config.retention)
     keeper = Housekeeper(videos, tables, disk, config.retention)
-    creations = Creations(engine)
-    sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
-    runner = BatchRunner(videos, creations, tables)
     files = FileApi(tables.files)
+    references = References(folder / "incoming", outbound=media, find_file=files.path_of)
+    creations = Creations(engine, references)
+    runner = BatchRunner(videos, creations, tables)
     parts = (
         VideoApi(videos, creations),
         ContentApi(videos),

@@ -16,7 +16,11 @@ Body = TypeVar("Body")
 
 MAX_FIELD = 64 << 20
 """Bytes of a form field: a data: URL is one."""
+MAX_JSON = 64 << 20
+"""Bytes of a JSON body, which is read as a whole."""
 MAX_FIELDS, MAX_FILES = 200, 4
+MAX_DEPTH = 8
+"""Brackets in the name of a form field."""
 KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 TEXTS = ("prompt", "negative_prompt")
 """Fields that are text, whatever they look like."""
@@ -27,7 +31,7 @@ async def read_body(request: Request) -> Json:
     """The fields of a JSON or multipart body; raises ApiError for anything else."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or not kind:
-        return parse_json(await request.body())
+        return parse_json(await read_bounded(request, MAX_JSON))
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         form = await request.form(
             max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD
@@ -40,11 +44,27 @@ async def read_body(request: Request) -> Json:
     )
 
 
+async def read_bounded(request: Request, most: int) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > most:
+            raise ApiError(
+                413,
+                f"got a JSON body of more than {most} bytes, expected {most} at most; upload files "
+                "as multipart/form-data",
+                code="too_large",
+            )
+    return bytes(body)
+
+
 def parse_json(data: bytes) -> Json:
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"got a body that is no JSON: {error}", code="invalid_json") from error
+    except RecursionError as error:
+        raise ApiError(400, "got JSON that is nested too deeply", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(
             400, f"got a JSON {type(body).__name__}, expected an object", code="invalid_json"
@@ -60,9 +80,11 @@ def nest(items: Iterable[tuple[str, Any]]) -> Json:
     body: Json = {}
     for name, value in items:
         match = KEY.fullmatch(name)
-        if match is None:
+        if match is None or name.count("[") > MAX_DEPTH:
             raise ApiError(
-                400, f"got field {name!r}, expected a name such as video[id]", code="invalid_field"
+                400,
+                f"got field {name[:100]!r}, expected a name such as video[id]",
+                code="invalid_field",
             )
         first, rest = match.groups()
         put(body, [first, *PART.findall(rest)], value if name in TEXTS else unpacked(value), name)
@@ -92,7 +114,7 @@ def check_kind(found: Any, kind: type[Any], name: str) -> Any:
 
 def unpacked(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in ("{", "["):
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(value)
     return value
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from pathlib import Path
 
 from starlette.datastructures import UploadFile
 from starlette.requests import HTTPConnection, Request
@@ -107,6 +108,11 @@ class FileApi:
         if file is None or file.tenant != tenant_of(connection):
             raise ApiError(404, f"got file {file_id!r}, which does not exist", code="not_found")
         return file
+
+    async def path_of(self, tenant: str, file_id: str) -> Path | None:
+        """What is in a file of the tenant's; None if there is none."""
+        file = await asyncio.to_thread(self.files.get, file_id)
+        return None if file is None or file.tenant != tenant else self.files.path(file.id)
 
     async def _write(self, file_id: str, upload: UploadFile) -> None:
         path = self.files.scratch(file_id)

@@ -37,6 +37,13 @@ JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
 TEXT: Json = {"type": "string"}
 FILE: Json = {"type": "string", "format": "binary"}
 KEY: Json = {"type": "http", "scheme": "bearer"}
+ONE: Json = {"type": "object", "minProperties": 1, "maxProperties": 1}
+REFERENCES: Json = {
+    "input_reference": ONE
+    | {"properties": dict.fromkeys(("image_url", "video_url", "file_id"), TEXT)},
+    "video": ONE | {"properties": dict.fromkeys(("id", "video_url", "file_id"), TEXT)},
+}
+"""What may be in place of a file, in JSON and in forms."""
 
 
 class Body(NamedTuple):
@@ -288,7 +295,14 @@ def describe_body(body: Body, schemas: dict[str, Any]) -> Json:
         own = schemas[body.kind.__name__]
         form["properties"] |= own["properties"]
         form["required"] += own.get("required", [])
-    form["properties"] |= dict.fromkeys(body.fields, TEXT) | dict.fromkeys(body.files, FILE)
+        places = {name: REFERENCES[name] for name in body.files if name in REFERENCES}
+        if places:
+            content = {JSON_TYPE: {"schema": own | {"properties": own["properties"] | places}}}
+    form["properties"] |= dict.fromkeys(body.fields, TEXT)
+    form["properties"] |= {
+        name: {"anyOf": [FILE, REFERENCES[name]]} if name in REFERENCES else FILE
+        for name in body.files
+    }
     if body.files:
         content[FORM_TYPE] = {"schema": form}
     return {"required": True, "content": content or {JSON_TYPE: {}}}

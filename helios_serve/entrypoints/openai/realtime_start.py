@@ -1,17 +1,13 @@
 """From `session.start` to the video that it asks for, as vLLM-Omni's clients mean it."""
 
-import base64
-import binascii
-import io
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import msgspec
-from starlette.datastructures import Headers, UploadFile
 
 from helios_serve.entrypoints.openai.bodies import convert
 from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.protocol import Json
+from helios_serve.entrypoints.openai.references import Given
 from helios_serve.errors import InvalidRequestError
 from helios_serve.sampling_params import VideoRequest
 
@@ -37,7 +33,7 @@ class HeliosParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A data: URL."""
+    """A data: URL, or one that the server may fetch."""
 
     image_url: str
 
@@ -57,8 +53,11 @@ async def session_request(
     if extra.pyramid_num_inference_steps_list is not None:
         fields["steps"] = list(extra.pyramid_num_inference_steps_list)
     drop_unused(fields, creations)
-    upload = upload_of(options.image_reference)
-    asked = await creations.make(fields, tenant, upload, field="image_reference")
+    given = None
+    if options.image_reference is not None:
+        source = {"image_url": options.image_reference.image_url}
+        given = Given(source, "image_reference", "image")
+    asked = await creations.make(fields, tenant, given)
     stages = creations.engine.cores[asked.model or ""].model_config.stages
     check_stages(extra, stages)
     params = msgspec.structs.replace(
@@ -122,29 +121,6 @@ def check_stages(extra: HeliosParams, stages: int) -> None:
             f"{stages} stages",
             param="extra_params.is_enable_stage2",
         )
-
-
-def upload_of(reference: ImageReference | None) -> UploadFile | None:
-    """The image of a data: URL; raises InvalidRequestError for any other."""
-    if reference is None:
-        return None
-    head, comma, data = reference.image_url.partition(",")
-    scheme, _, kind = head.partition(":")
-    if scheme.lower() != "data" or not comma:
-        raise InvalidRequestError(
-            f"got an image_url that begins with {head[:40]!r}, expected a data: URL",
-            param="image_reference.image_url",
-        )
-    media_type = kind.partition(";")[0] or "image/png"
-    headers = Headers({"content-type": media_type})
-    try:
-        content = base64.b64decode(data, validate=True) if kind.endswith(";base64") else None
-    except binascii.Error as error:
-        raise InvalidRequestError(
-            f"got a data: URL that is no base64: {error}", param="image_reference.image_url"
-        ) from error
-    file = io.BytesIO(unquote_to_bytes(data) if content is None else content)
-    return UploadFile(file, filename="image_reference", headers=headers)
 
 
 def config_of(request: VideoRequest) -> dict[str, Any]:

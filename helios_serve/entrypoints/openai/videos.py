@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -26,6 +27,7 @@ from helios_serve.entrypoints.openai.protocol import (
     VideoDeleted,
     VideoList,
 )
+from helios_serve.entrypoints.openai.references import Given
 from helios_serve.entrypoints.openai.repetitions import Repetitions
 from helios_serve.entrypoints.openai.video_requests import continuation, extension, remix
 from helios_serve.entrypoints.openai.video_service import VideoService
@@ -174,7 +176,7 @@ class VideoApi:
             raise InvalidRequestError(
                 f"got a file {min(unknown)!r}, expected input_reference", param=min(unknown)
             )
-        return await self.creations.make(fields, tenant_of(request), uploads.get("input_reference"))
+        return await self.creations.make(fields | uploads, tenant_of(request))
 
     async def _remix(self, request: Request, fields: Json) -> VideoRequest:
         body = convert(fields, RemixVideo)
@@ -186,10 +188,10 @@ class VideoApi:
 
     async def _longer(self, request: Request, fields: Json) -> VideoRequest:
         """What has no state to go on from is gone on with from its last frames."""
-        upload = fields.get("video")
-        if isinstance(upload, UploadFile):
+        video = fields.get("video")
+        if is_media(video):
             del fields["video"]
-            return await self._from_frames(fields, request, upload, "continuation")
+            return await self._from_frames(fields, request, video, "continuation")
         body = convert(fields, ExtendVideo)
         job = await self.videos.find(body.video.get("id", ""), request)
         if job.status in ("queued", "in_progress", "completed"):
@@ -198,31 +200,37 @@ class VideoApi:
 
     async def _edit(self, request: Request, fields: Json) -> VideoRequest:
         source = fields.pop("video", None)
-        if isinstance(source, UploadFile):
+        if is_media(source):
             return await self._from_frames(fields, request, source, "edit")
-        if not isinstance(source, dict) or "id" not in source:
-            raise InvalidRequestError("got no video, expected a file or video[id]", param="video")
+        if not isinstance(source, dict):
+            raise InvalidRequestError(
+                "got no video, expected a file, video[id] or video[video_url]", param="video"
+            )
         job = await self.videos.find(str(source["id"]), request)
         return await self._from_job(fields, request, job, "edit")
 
     async def _from_job(
         self, fields: Json, request: Request, job: StoredJob, relation: Relation
     ) -> VideoRequest:
-        with (await self.videos.finished(job, "video")).open("rb") as file:
-            kind = Headers({"content-type": MEDIA_TYPES["video"]})
-            ours = UploadFile(file, filename="video.mp4", headers=kind)
-            asked = await self._from_frames(fields, request, ours, relation)
+        path = await self.videos.finished(job, "video")
+        asked = await self._from_frames(fields, request, path, relation)
         return msgspec.structs.replace(asked, parent=job.id)
 
     async def _from_frames(
-        self, fields: Json, request: Request, video: UploadFile, relation: Relation
+        self, fields: Json, request: Request, video: Any, relation: Relation
     ) -> VideoRequest:
-        asked = await self.creations.make(fields, tenant_of(request), video, field="video")
+        given = Given(video, "video", "video")
+        asked = await self.creations.make(fields, tenant_of(request), given)
         return msgspec.structs.replace(asked, relation=relation)
 
     async def _wait(self, video_id: str) -> None:
         async for _ in self.engine.watch(video_id):
             pass
+
+
+def is_media(video: Any) -> bool:
+    """Whether it is a file, or says where one is; else it may name a video of ours."""
+    return isinstance(video, UploadFile) or (isinstance(video, dict) and "id" not in video)
 
 
 async def disconnected(request: Request) -> None:

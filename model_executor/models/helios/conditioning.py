@@ -125,14 +125,16 @@ def seed_from_video(
     params: SamplingParams,
     *,
     keep_inputs: bool,
+    skipped: int = 0,
 ) -> HistorySeed:
     """V2V: the first frame is the anchor; the last 19 latents of the video are the history.
 
-    `video` is (frames, height, width, 3), uint8. It is encoded in chunks of 33 frames, counted
-    from its end. Chunks that the history does not reach are encoded only for `keep_inputs`, but
-    draw their random numbers all the same.
+    `video` is (frames, height, width, 3), uint8, less the `skipped` frames behind its first one. It
+    is encoded in chunks of 33 frames, counted from its end. Chunks that the history does not reach
+    are encoded only for `keep_inputs`, but draw their random numbers all the same.
     """
-    count = len(video) // CHUNK_FRAMES
+    assert not (keep_inputs and skipped), "all of the video is asked for, and it is not there"
+    count = (len(video) + skipped) // CHUNK_FRAMES
     first_kept = 0 if keep_inputs else max(0, count - -(-HISTORY_FRAMES // CHUNK_LATENTS))
     anchor = sample(space, space.encode(video[:1]), generator)
     shape = (1, LATENT_CHANNELS, CHUNK_LATENTS, *anchor.shape[-2:])
