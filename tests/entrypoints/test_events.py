@@ -1,6 +1,7 @@
 """What happens to a video, as server-sent events."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -9,8 +10,10 @@ from sse import Event, events_in, lasting
 
 from helios_serve.entrypoints.openai.event_position import EventPosition
 from helios_serve.entrypoints.openai.events import story
+from helios_serve.messages import Segment, Snapshot
 from helios_serve.sampling_params import PromptSwitch, SamplingParams, VideoRequest
-from helios_serve.store.jobs import JobStatus, StoredJob
+from helios_serve.store.snapshots import Kept
+from helios_serve.store.video_store import VideoStore
 
 SWITCHED = {
     "prompt": "waves",
@@ -107,52 +110,50 @@ def test_a_connection_that_breaks_again_and_again_tells_the_same_story(http: htt
     assert chunks == list(range(len(chunks)))
 
 
-def test_a_switch_that_is_replaced_before_its_chunk_is_made_is_told_and_so_is_the_other() -> None:
-    """Nobody comes between two switches of a running video for sure: the store's row stands in."""
+def test_a_switch_that_is_replaced_before_its_chunk_is_made_is_told_and_so_is_the_other(
+    tmp_path: Path,
+) -> None:
+    """Nobody comes between two switches of a running video for sure: this one stands in the store
+    alone."""
+    store = VideoStore(tmp_path)
+    asked = VideoRequest(
+        request_id="a", prompt="waves", params=SamplingParams(num_frames=165), output="segment"
+    )
+    store.accept(asked, num_chunks=5)
 
-    def job(
-        next_chunk: int, *switches: PromptSwitch, status: JobStatus = "in_progress"
-    ) -> StoredJob:
-        request = VideoRequest(
-            request_id="a", prompt="waves", params=SamplingParams(num_frames=165, switches=switches)
-        )
-        return StoredJob(
-            id="a",
-            tenant="default",
-            request=request,
-            status=status,
-            error=None,
-            created_at=0,
-            updated_at=0,
-            completed_at=None,
-            first_chunk=0,
-            next_chunk=next_chunk,
-            num_chunks=5,
-            has_media=False,
-            kept_chunk=None,
-        )
+    def commit(chunk: int) -> None:
+        nothing = Snapshot(chunk + 1, b"", b"", b"", 19, "float32", 64, 64)
+        assert store.commit("a", chunk, Segment(b"header", b"fragment"), Kept(nothing))
 
-    def names(job: StoredJob, last: str) -> list[str | int]:
-        events = events_in("".join(story(job, position_at(last))).splitlines())
+    def switch(chunk: int, prompt: str) -> None:
+        job = store.job("a")
+        assert job is not None
+        store.update_request(job.request.with_switch(PromptSwitch(chunk, prompt)))
+
+    def told(position: EventPosition) -> list[str | int]:
+        job = store.job("a")
+        assert job is not None
+        events = events_in("".join(story(job, position)).splitlines())
         return [event.data.get("prompt", event.data.get("chunk")) for event in events]
 
-    def position_at(last: str) -> EventPosition:
-        number, _, behind = last.partition(":")
-        return EventPosition(int(number), behind or None)
-
-    storm, calm = PromptSwitch(2, "a storm"), PromptSwitch(2, "calm")
-    later = PromptSwitch(3, "night")
     position = EventPosition(-1)
-    assert len(list(story(job(1, storm), position))) == 1  # chunk 0: it is not the next one yet
-    assert str(position) == "0"
-    assert len(list(story(job(2, storm), position))) == 2
-    told = str(position)
-    assert names(job(2, storm), told) == []
-    assert names(job(2, calm), told) == ["calm"]
-    assert names(job(4, storm, later), told) == [2, "night", 3]
-    assert names(job(4, calm, later), told) == ["calm", 2, "night", 3]
-    # Nothing turns to a prompt whose chunk will never be.
-    assert names(job(2, storm, status="cancelled"), "1") == []
+    commit(0)
+    switch(2, "a storm")
+    assert told(position) == [0]  # the chunk before the switch was not made yet
+    commit(1)
+    assert told(position) == [1, "a storm"]
+    assert told(position) == []
+    before = EventPosition(1, position.behind)
+    switch(2, "calm")
+    assert told(position) == ["calm"]
+    commit(2)
+    switch(3, "night")
+    assert told(position) == [2, "night"]
+    assert told(before) == ["calm", 2, "night"]
+    assert told(EventPosition(1)) == ["calm", 2, "night"]
+    store.finish("a", "cancelled")
+    assert told(EventPosition(2)) == []  # nothing turns to a prompt whose chunk will never be
+    store.close()
 
 
 def test_a_deleted_video_ends_its_streams(http: httpx.Client) -> None:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -102,22 +102,10 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with AsyncExitStack() as opened:
-            control = ControlServer(engine, folder)
-            reloading = None if tenants is None else tenants.reloading(engine)
-            for part in (
-                references,
-                webhooks,
-                engine,
-                lifecycle,
-                control,
-                reloading,
-                sessions,
-                runner,
-                keeper,
-            ):
-                if part is not None:
-                    await opened.enter_async_context(part)
+        control = ControlServer(engine, folder)
+        reloading = None if tenants is None else tenants.reloading(engine)
+        edge = (control, reloading, sessions, runner, keeper)
+        async with all_of(references, webhooks, engine, lifecycle, *edge):
             yield
         await known_keys.write_uses()
         tables.close()

@@ -110,7 +110,10 @@ class EventsApi:
             progress = await self.videos.engine.progress(video_id)
             events = list(story(job, position))
             if job.is_finished:
-                yield "".join((*events, the_end(job, position)))
+                position.tell_end()
+                video = describe(job, None, self.videos.retention)
+                end = as_text(EndEvent(f"video.{job.status}", video), position)
+                yield "".join((*events, end))
                 return
             how_far = progress_event(job, progress)
             if how_far != told:
@@ -146,11 +149,6 @@ def story(job: StoredJob, position: EventPosition) -> Iterator[str]:
         first, length = frames_of_chunk(params, coming)
         chunk = ChunkEvent(job.id, coming, job.num_chunks, first, length)
         yield as_text(chunk, position)
-
-
-def the_end(job: StoredJob, position: EventPosition) -> str:
-    position.tell_end()
-    return as_text(EndEvent(f"video.{job.status}", describe(job, None)), position)
 
 
 def progress_event(job: StoredJob, progress: Progress | None) -> ProgressEvent:

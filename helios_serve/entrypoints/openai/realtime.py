@@ -141,7 +141,7 @@ class Connection:
             asked = await session_request(
                 fields, tenant_of(self.socket), self.creations, self.config.max_lead_chunks
             )
-            await self.engine.submit(asked)
+            await self.videos.accept(asked)
         except BaseException:
             self._wait_for_client()
             raise
@@ -193,8 +193,10 @@ class Connection:
         """Where the client has gone, the session is left when its messages end."""
         with suppress(GoneError):
             await stream.run(first)
-            if self._is_ours:
+            if self._is_ours and await stream.is_over():
                 self.sessions.end(stream.session, self)
+            elif self._is_ours:  # stopped by a full disk, say: it may go on, and be resumed
+                self.sessions.leave(stream.session, self)
             self._stream = None
             self._wait_for_client()
 

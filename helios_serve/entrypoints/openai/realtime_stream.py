@@ -6,7 +6,7 @@ from contextlib import aclosing
 from helios_serve.engine.feed import VideoChunk
 from helios_serve.engine.stored_feed import CANCELLED
 from helios_serve.entrypoints.openai.chunks import frames_of_chunk
-from helios_serve.entrypoints.openai.errors import not_found
+from helios_serve.entrypoints.openai.errors import ApiError, not_found
 from helios_serve.entrypoints.openai.realtime_messages import ChunkMetadata, Done
 from helios_serve.entrypoints.openai.realtime_sessions import (
     RealtimeSession,
@@ -14,6 +14,7 @@ from helios_serve.entrypoints.openai.realtime_sessions import (
 )
 from helios_serve.entrypoints.openai.realtime_socket import ClientSocket, GoneError
 from helios_serve.entrypoints.openai.video_service import VideoService
+from helios_serve.errors import StorageError
 from helios_serve.store.jobs import StoredJob
 
 
@@ -67,6 +68,15 @@ class SessionStream:
         self._last = job.next_chunk
         if progress is not None and progress.phase in ("encoding", "queued"):
             await self.sessions.abort(job.id)  # none is under way
+
+    async def is_over(self) -> bool:
+        """Whether it is known that nothing more will come of the video."""
+        try:
+            return (await self._job()).is_finished
+        except StorageError:
+            return False
+        except ApiError:  # deleted
+            return True
 
     async def _send_chunks(self, first: int) -> None:
         async with aclosing(self.videos.engine.watch(self.session.video_id, first)) as chunks:
