@@ -1,6 +1,5 @@
 """The application: routes, errors, and a request id on every answer."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,6 +27,7 @@ from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.hls import HlsApi
 from helios_serve.entrypoints.openai.housekeeping import Housekeeper
 from helios_serve.entrypoints.openai.known_keys import KnownKeys
+from helios_serve.entrypoints.openai.lifecycle import Lifecycle
 from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.outbound import Outbound
 from helios_serve.entrypoints.openai.realtime import RealtimeApi
@@ -82,11 +82,11 @@ def make_app(
 ) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's.
 
-    With `media` references may be fetched from other hosts. `state.closing` is to be set when the
-    server is asked to end, so that streams do.
+    With `media` references may be fetched from other hosts. `state.lifecycle` is to be closed when
+    the server is asked to end, so that streams do.
     """
     config = config or ServerConfig()
-    closing = asyncio.Event()
+    lifecycle = Lifecycle(engine)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     known_keys = KnownKeys(keys)
 
@@ -99,6 +99,7 @@ def make_app(
                 references,
                 webhooks,
                 engine,
+                lifecycle,
                 control,
                 reloading,
                 sessions,
@@ -114,7 +115,7 @@ def make_app(
     tables = ServiceTables(folder)
     disk = Disk(folder, config.max_disk)
     finished = FinishedFiles(folder / "finished", store)
-    videos = VideoService(engine, store, finished, disk, config.retention)
+    videos = VideoService(engine, store, finished, disk, lifecycle, config.retention)
     keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files)
     references = References(folder / "incoming", outbound=media, find_file=files.path_of)
@@ -124,12 +125,12 @@ def make_app(
         VideoApi(videos, creations),
         ContentApi(videos),
         HlsApi(videos),
-        EventsApi(videos, closing),
+        EventsApi(videos, lifecycle.closing),
         RealtimeApi(videos, creations, sessions),
         files,
         BatchApi(runner, files),
         UsageApi(engine, store),
-        ServerInfo(engine),
+        ServerInfo(engine, lifecycle),
         OpenApi(),
     )
     app = Starlette(
@@ -142,5 +143,5 @@ def make_app(
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )
-    app.state.closing = closing
+    app.state.lifecycle = lifecycle
     return app
