@@ -467,11 +467,11 @@ def killing(
             if report.state == "ready":
                 os.kill(int(report.where.split()[-1]), signal.SIGKILL)
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         is_time = next(calls) in KILLS
         if is_time and not after:
             kill()
-        result = function(*args)
+        result = function(*args, **options)
         if is_time and after:
             kill()
         return result

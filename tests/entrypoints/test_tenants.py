@@ -14,12 +14,17 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from api import error_of, openai
+from realtime import RealtimeClient
 from server import Server, running_server
 from starlette.routing import Route
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.cli import main
 from helios_serve.entrypoints.openai.app import make_app
+from helios_serve.entrypoints.openai.authentication import KEY_PROTOCOL
 from helios_serve.store.keys import KeyStore
 from helios_serve.store.video_store import VideoStore
 
@@ -199,6 +204,28 @@ def test_no_list_and_no_body_leads_to_anothers_video(tenants: Tenants, finished:
         assert refused(other.post(path, data=fields), 404)["code"] == "not_found"
     assert mine not in tenants["acme"].get("/v1/videos").text
     assert other.delete(f"/v1/videos/{mine}").json()["deleted"] is True
+
+
+def test_a_realtime_session_is_its_tenants(tenants: Tenants, finished: str) -> None:
+    """With the key where browsers have it, and where others do."""
+    url = tenants.server.url.replace("http", "ws") + "/v1/realtime/video"
+    for protocols in (None, ["realtime"], ["realtime", "openai-insecure-api-key.wrong"]):
+        with pytest.raises(InvalidStatus) as raised, connect(url, subprotocols=protocols):
+            pass
+        assert raised.value.response.status_code == 401
+    offered = [Subprotocol(name) for name in ("realtime", f"{KEY_PROTOCOL}{tenants.keys['acme']}")]
+    with connect(url, subprotocols=offered) as socket:
+        assert socket.subprotocol == "realtime"
+        client = RealtimeClient(socket)
+        session = client.start(num_frames=33 * 40)
+        assert tenants["acme"].get(f"/v1/videos/{session}").status_code == 200
+        key = {"Authorization": f"Bearer {tenants.keys['other']}"}
+        with connect(url, additional_headers=key) as another:
+            for video_id in (session, finished):
+                told = RealtimeClient(another).ask("session.resume", session_id=video_id)
+                assert (told["type"], told["code"]) == ("error", "not_found")
+    assert tenants["other"].get(f"/v1/videos/{session}").status_code == 404
+    assert tenants["acme"].delete(f"/v1/videos/{session}").json()["deleted"] is True
 
 
 def test_tiers_and_sizes_are_those_of_the_tenant(tenants: Tenants, finished: str) -> None:

@@ -86,7 +86,8 @@ def without_key(scope: Scope, send: Send) -> tuple[Scope, Send]:
     """
     offered = without_keys(scope.get("subprotocols", ()))
     headers = MutableHeaders(raw=list(scope["headers"]))
-    if PROTOCOLS in headers:
+    del headers[PROTOCOLS]
+    if offered:
         headers[PROTOCOLS] = ", ".join(offered)
 
     async def taking(message: Message) -> None:
