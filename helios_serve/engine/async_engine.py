@@ -317,6 +317,11 @@ class AsyncEngine:
             await asyncio.sleep(DRAIN_PERIOD)
         return True
 
+    def close_readers(self) -> None:
+        """Tell those who read or wait that no more comes; what is stored can be read on."""
+        for name in list(self._running):
+            self._end(name, CLOSED)
+
     async def stats(self) -> dict[str, EngineStats]:
         """Counts of this moment, by model."""
         return await self._ask_all(EngineCore.stats)
@@ -421,8 +426,7 @@ class AsyncEngine:
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
         if self._committer is not None:
             await asyncio.to_thread(self._committer.close)
-        for name in list(self._running):
-            self._end(name, CLOSED)
+        self.close_readers()
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome

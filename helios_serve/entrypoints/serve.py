@@ -22,7 +22,7 @@ from helios_serve.entrypoints.outside_flags import (
     make_media,
     make_webhooks,
 )
-from helios_serve.errors import InvalidRequestError
+from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger, show_all_logs
 from helios_serve.store.keys import KeyStore
 
@@ -35,7 +35,8 @@ examples:
   helios-serve serve BestWishYsh/Helios-Distilled --port 8000 --workers 2
   helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
 """
-DRAIN_SECONDS = 30
+CLOSE_SECONDS = 5
+"""For answers that are under way when everything else has come to rest."""
 CLIENT_SECONDS = 60
 """A WebSocket client that takes nothing for so long is taken to be gone."""
 UNSENT_BYTES = 128 << 10
@@ -101,6 +102,13 @@ def add_command(commands: Any) -> None:
         metavar="SECONDS",
         help="how long a realtime session is kept whose client has gone (30)",
     )
+    server.add_argument(
+        "--drain-timeout",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long chunks under way may take to be finished when SIGTERM comes (30)",
+    )
     server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
     server.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
@@ -133,14 +141,17 @@ def run(arguments: argparse.Namespace) -> int:
             ws_ping_timeout=CLIENT_SECONDS,
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
             server_header=False,
         )
         host, port = listener.getsockname()[:2]
         # uvicorn shuts down at the signal and then repeats it, which would end us half-way.
         signal.signal(signal.SIGTERM, lambda *_: None)
         print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
-        HttpServer(config, app).run(sockets=[listener])
+        lifecycle = app.state.lifecycle
+        HttpServer(config, lifecycle, arguments.drain_timeout).run(sockets=[listener])
+    if lifecycle.failure is not None:
+        raise HeliosError(lifecycle.failure)
     return 0
 
 

@@ -130,7 +130,11 @@ def test_no_message_kills_the_connection(server: Server) -> None:
             (start(extra_params={"is_enable_stage2": False}), "invalid_value", "expected True"),
             (start(extra_params={"other": 1}), "invalid_value", "other"),
             (start(sampling_params=[1]), "invalid_value", "expected an object"),
-            (start(image_reference={"image_url": "http://x/y.png"}), "invalid_value", "a data:"),
+            (
+                start(image_reference={"image_url": "http://x/y.png"}),
+                "invalid_value",
+                "allowed-media",
+            ),
             ('{"type": "session.resume", "session_id": "none"}', "not_found", "does not exist"),
         ):
             client.socket.send(text)

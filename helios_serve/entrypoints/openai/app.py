@@ -1,9 +1,8 @@
 """The application: routes, errors, and a request id on every answer."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -28,6 +27,7 @@ from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.hls import HlsApi
 from helios_serve.entrypoints.openai.housekeeping import Housekeeper
 from helios_serve.entrypoints.openai.known_keys import KnownKeys
+from helios_serve.entrypoints.openai.lifecycle import Lifecycle
 from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.outbound import Outbound
 from helios_serve.entrypoints.openai.realtime import RealtimeApi
@@ -69,6 +69,16 @@ class RequestId:
 TOLD = (ApiError, HeliosError, HTTPException, Exception)
 
 
+@asynccontextmanager
+async def all_of(*parts: AbstractAsyncContextManager[object] | None) -> AsyncIterator[None]:
+    """Contexts inside each other, the first one outside; None is none."""
+    async with AsyncExitStack() as opened:
+        for part in parts:
+            if part is not None:
+                await opened.enter_async_context(part)
+        yield
+
+
 def make_app(
     engine: AsyncEngine,
     store: VideoStore,
@@ -82,31 +92,20 @@ def make_app(
 ) -> Starlette:
     """The server of one engine, whose context it is; `folder` is the store's.
 
-    With `media` references may be fetched from other hosts. `state.closing` is to be set when the
-    server is asked to end, so that streams do.
+    With `media` references may be fetched from other hosts. `state.lifecycle` is to be closed when
+    the server is asked to end, so that streams do.
     """
     config = config or ServerConfig()
-    closing = asyncio.Event()
+    lifecycle = Lifecycle(engine)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     known_keys = KnownKeys(keys)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        async with AsyncExitStack() as opened:
-            control = ControlServer(engine, folder)
-            reloading = None if tenants is None else tenants.reloading(engine)
-            for part in (
-                references,
-                webhooks,
-                engine,
-                control,
-                reloading,
-                sessions,
-                runner,
-                keeper,
-            ):
-                if part is not None:
-                    await opened.enter_async_context(part)
+        control = ControlServer(engine, folder)
+        reloading = None if tenants is None else tenants.reloading(engine)
+        edge = (control, reloading, sessions, runner, keeper)
+        async with all_of(references, webhooks, engine, lifecycle, *edge):
             yield
         await known_keys.write_uses()
         tables.close()
@@ -114,7 +113,7 @@ def make_app(
     tables = ServiceTables(folder)
     disk = Disk(folder, config.max_disk)
     finished = FinishedFiles(folder / "finished", store)
-    videos = VideoService(engine, store, finished, disk, config.retention)
+    videos = VideoService(engine, store, finished, disk, lifecycle, config.retention)
     keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files)
     references = References(folder / "incoming", outbound=media, find_file=files.path_of)
@@ -124,12 +123,12 @@ def make_app(
         VideoApi(videos, creations),
         ContentApi(videos),
         HlsApi(videos),
-        EventsApi(videos, closing),
+        EventsApi(videos, lifecycle.closing),
         RealtimeApi(videos, creations, sessions),
         files,
         BatchApi(runner, files),
         UsageApi(engine, store),
-        ServerInfo(engine),
+        ServerInfo(engine, lifecycle),
         OpenApi(),
     )
     app = Starlette(
@@ -142,5 +141,5 @@ def make_app(
         exception_handlers=dict.fromkeys(TOLD, answer_error),
         lifespan=lifespan,
     )
-    app.state.closing = closing
+    app.state.lifecycle = lifecycle
     return app

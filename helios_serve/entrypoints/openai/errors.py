@@ -20,6 +20,7 @@ from helios_serve.errors import (
 )
 from helios_serve.logger import logger
 
+UNAVAILABLE = ("queue_full", "shutting_down")
 SIZE_PARAMS = ("size", "width", "height")
 LONGEST_WAIT = 120
 """Seconds of retry-after that clients honour; told a longer time, they try again at once."""
@@ -78,7 +79,7 @@ def as_api_error(error: Exception) -> ApiError:
             code = "invalid_size" if param in SIZE_PARAMS else "invalid_value"
             return ApiError(400, message, code=code, param=param)
         case CapacityError(code=code, retry_after=seconds):
-            status = 503 if code == "queue_full" else 429
+            status = 503 if code in UNAVAILABLE else 429
             return ApiError(status, message, code=code, retry_after=seconds)
         case CheckpointError():
             return ApiError(400, message, code="invalid_value")

@@ -12,14 +12,16 @@ from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.engine.gauges import show
 from helios_serve.entrypoints.openai.answers import answer
 from helios_serve.entrypoints.openai.errors import ApiError
+from helios_serve.entrypoints.openai.lifecycle import Lifecycle
 from helios_serve.entrypoints.openai.protocol import Model, ModelList
 
 
 class ServerInfo:
     """Which models are served, and whether all is well."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle) -> None:
         self.engine = engine
+        self.lifecycle = lifecycle
         self.started = int(time.time())
 
     @property
@@ -49,11 +51,13 @@ class ServerInfo:
         return answer(self._model(name))
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
-        """200 if every model can make videos now or soon, 503 with the reason if one cannot."""
+        """200 if every model can make videos now or soon, 503 with the reason if one cannot, or if
+        the server is shutting down."""
         failures = self.engine.failures
         ready = {name: stats.workers for name, stats in (await self.engine.stats()).items()}
-        body = {"status": "failed" if failures else "ok", "workers": ready, "errors": failures}
-        return JSONResponse(body, 503 if failures else 200)
+        status = "draining" if self.lifecycle.is_draining else "failed" if failures else "ok"
+        body = {"status": status, "workers": ready, "errors": failures}
+        return JSONResponse(body, 200 if status == "ok" else 503)
 
     async def liveness(self, request: Request) -> Response:  # noqa: ARG002
         """The process answers."""

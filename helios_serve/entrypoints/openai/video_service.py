@@ -9,6 +9,7 @@ from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.entrypoints.openai.errors import ApiError, not_found
 from helios_serve.entrypoints.openai.finished_files import FinishedFiles
 from helios_serve.entrypoints.openai.identity import tenant_of
+from helios_serve.entrypoints.openai.lifecycle import Lifecycle
 from helios_serve.entrypoints.openai.protocol import Video
 from helios_serve.entrypoints.openai.video_object import describe, wire_status
 from helios_serve.sampling_params import VideoRequest
@@ -26,12 +27,14 @@ class VideoService:
         store: VideoStore,
         files: FinishedFiles,
         disk: Disk,
+        lifecycle: Lifecycle,
         retention: float | None = None,
     ) -> None:
         self.engine = engine
         self.store = store
         self.files = files
         self.disk = disk
+        self.lifecycle = lifecycle
         self.retention = retention
 
     async def find(self, video_id: str, connection: HTTPConnection) -> StoredJob:
@@ -44,6 +47,7 @@ class VideoService:
     async def accept(self, asked: VideoRequest) -> Video:
         """Store a new video and have it made; raises what `AsyncEngine.submit` does, and
         StorageError if there is no room for it."""
+        self.lifecycle.check_open()
         await asyncio.to_thread(self.disk.check_room)
         if asked.relation == "extension" and asked.parent is not None:
             await self.engine.extend(asked.parent, asked)

@@ -31,7 +31,7 @@ from helios_serve.entrypoints.openai.references import Given
 from helios_serve.entrypoints.openai.repetitions import Repetitions
 from helios_serve.entrypoints.openai.video_requests import continuation, extension, remix
 from helios_serve.entrypoints.openai.video_service import VideoService
-from helios_serve.errors import InvalidRequestError
+from helios_serve.errors import InvalidRequestError, RequestFailedError
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.sampling_params import Relation, VideoRequest
 from helios_serve.store.jobs import StoredJob
@@ -83,6 +83,9 @@ class VideoApi:
                 await self.engine.abort(name)
                 return Response(status_code=499)
             await done
+        except RequestFailedError:
+            self.videos.lifecycle.check_open()  # if that is why, the video goes on another time
+            raise
         finally:
             for task in (done, gone):
                 task.cancel()
