@@ -23,7 +23,11 @@ REST_SECONDS = 120.0
 """In which the server should come to rest when everybody has gone."""
 RANDOM_WEIGHTS = "has random weights"
 """What nano says when it starts; nothing else should be said."""
-FLAGS = ("nano", "--device", "cpu", "--max-queued", "40", "--session-grace", GRACE)
+FLAGS = (
+    *("nano", "--device", "cpu", "--max-queued", "40", "--session-grace", GRACE),
+    *("--history-blocks", str(16 * 29 + 1)),
+)
+"""Room for 16 sessions of 64x64, each of 29 blocks, and one block that is nobody's."""
 
 
 class Idle(NamedTuple):
