@@ -263,6 +263,18 @@ class AsyncEngine:
             )
         return None
 
+    async def progress_of_all(self, request_ids: Sequence[str]) -> dict[str, Progress]:
+        """As `progress`, of several at one moment; those without one are left out."""
+        by_thread: dict[EngineThread, list[str]] = {}
+        for name in request_ids:
+            if (running := self._running.get(name)) is not None:
+                by_thread.setdefault(running.thread, []).append(name)
+        found: dict[str, Progress] = {}
+        for thread, names in by_thread.items():
+            with suppress(EngineDeadError):
+                found |= await self._call(thread, partial(progress_of_some, names))
+        return found
+
     def check(self, request: VideoRequest) -> None:
         """Raise InvalidRequestError for a model that is not served, or what it cannot make.
 
@@ -569,6 +581,10 @@ class AsyncEngine:
 def with_model(request: VideoRequest, default: str | None) -> VideoRequest:
     """The request with its model named, so that it is taken up with the same one again."""
     return request if request.model else msgspec.structs.replace(request, model=default)
+
+
+def progress_of_some(request_ids: Sequence[str], core: EngineCore) -> dict[str, Progress]:
+    return {name: progress_of(name, core.scheduler) for name in request_ids}
 
 
 async def done(future: "Future[Result]") -> Result:
