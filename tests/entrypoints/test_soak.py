@@ -24,10 +24,10 @@ REST_SECONDS = 120.0
 RANDOM_WEIGHTS = "has random weights"
 """What nano says when it starts; nothing else should be said."""
 FLAGS = (
-    *("nano", "--device", "cpu", "--max-queued", "40", "--session-grace", GRACE),
-    *("--history-blocks", str(16 * 29 + 1)),
+    *("nano", "--device", "cpu", "--max-queued", "16", "--session-grace", GRACE),
+    *("--history-blocks", str(8 * 29 + 1)),
 )
-"""Room for 16 sessions of 64x64, each of 29 blocks, and one block that is nobody's."""
+"""Room for 8 sessions of 64x64, each of 29 blocks, and one block that is nobody's."""
 
 
 class Idle(NamedTuple):
