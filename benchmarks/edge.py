@@ -140,7 +140,7 @@ class Meter:
 def server(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """The address of a server that runs as users start it."""
     flags = ("--port", "0", "--data-dir", str(folder), "--device", arguments.device)
-    limit = ("--max-queued", str(arguments.max_queued))
+    limit = ("--max-queued", str(arguments.max_queued), "--drain-timeout", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve"]
         + [arguments.model, *flags, *limit],
