@@ -282,6 +282,10 @@ def test_streams_break_at_nothing_either(fuzz: Fuzz) -> None:
         fuzz.check(answer, documented)
         statuses[answer.status_code] += 1
 
+    for value in values:
+        quoted = requests.utils.quote(value, safe="")
+        for path in ("videos", "files", "batches"):
+            ask("GET", f"/v1/{path}?limit={quoted}", {200, 400})
     for name in names:
         video = f"/v1/videos/{requests.utils.quote(name, safe='')}"
         for value in values:
