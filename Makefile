@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := build/typecheck/helios_serve
+NODE_READY := build/node/.ready
 
 # The repository's own kernels/ must never shadow Hugging Face's package of that name.
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install serve format lint typecheck test test-slow test-integrations bench wheel clean
+.PHONY: install serve format lint typecheck test test-slow node test-integrations bench wheel clean
 
 install: $(READY)  ## a virtual environment with this package, editable, and the development tools, pinned
 
@@ -40,8 +41,17 @@ typecheck: $(READY)
 test: $(READY)  ## everything fast
 	$(BIN)/pytest -m "not slow"
 
-test-slow: $(READY)  ## full matrices, faults, soaks, fuzzing
+test-slow: $(READY) node  ## full matrices, faults, soaks, fuzzing
 	$(BIN)/pytest -m slow
+
+node: $(NODE_READY)  ## the official client for Node, pinned, which a slow test runs
+
+$(NODE_READY): tests/entrypoints/node/package.json tests/entrypoints/node/create_and_download.mjs
+	@{ command -v node && command -v npm; } > /dev/null || \
+	  { echo "make node needs Node.js >= 20 with npm, got none on the PATH"; exit 1; }
+	@mkdir -p $(@D) && cp $^ $(@D)
+	cd $(@D) && npm install --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
 
 test-integrations: $(READY)  ## the real engines we plug into
 	@echo "No engine integrations yet."
@@ -52,6 +62,7 @@ bench: $(READY)  ## results go to benchmarks/results
 	  --plot benchmarks/results/scheduler.png
 	$(BIN)/python benchmarks/admission.py --output benchmarks/results/admission_nano.json
 	$(BIN)/python benchmarks/overhead.py --output benchmarks/results/overhead_nano.json
+	$(BIN)/python benchmarks/edge.py --output benchmarks/results/edge_nano.json
 
 wheel: $(READY)
 	$(BIN)/python -m build

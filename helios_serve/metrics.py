@@ -55,6 +55,11 @@ class Metrics:
         self.blocks_used = self._gauge("history_blocks_used", "Blocks that hold history")
         self.blocks_total = self._gauge("history_blocks_total", "Blocks of all pools")
         self.workers = self._gauge("worker_up", "1 for a worker that is ready, else 0", "worker")
+        self.event_loop_tasks = Gauge(
+            "helios:event_loop_tasks",
+            "Activities of the server; more and more of them at the same load is a leak",
+            registry=self.registry,
+        )
         self.preemptions = self._gauge(
             "preemptions_total", "Sessions that lost their blocks or their worker so far"
         )

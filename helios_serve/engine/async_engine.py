@@ -251,6 +251,18 @@ class AsyncEngine(Fleet):
             )
         return None
 
+    async def progress_of_all(self, request_ids: Sequence[str]) -> dict[str, Progress]:
+        """As `progress`, of several at one moment; those without one are left out."""
+        by_thread: dict[EngineThread, list[str]] = {}
+        for name in request_ids:
+            if (running := self._running.get(name)) is not None:
+                by_thread.setdefault(running.thread, []).append(name)
+        found: dict[str, Progress] = {}
+        for thread, names in by_thread.items():
+            with suppress(EngineDeadError):
+                found |= await self._call(thread, partial(progress_of_some, names))
+        return found
+
     def close_readers(self) -> None:
         """Tell those who read or wait that no more comes; what is stored can be read on."""
         for name in list(self._running):
@@ -474,3 +486,7 @@ class AsyncEngine(Fleet):
 def with_model(request: VideoRequest, default: str | None) -> VideoRequest:
     """The request with its model named, so that it is taken up with the same one again."""
     return request if request.model else msgspec.structs.replace(request, model=default)
+
+
+def progress_of_some(request_ids: Sequence[str], core: EngineCore) -> dict[str, Progress]:
+    return {name: progress_of(name, core.scheduler) for name in request_ids}

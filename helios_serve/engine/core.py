@@ -42,6 +42,9 @@ from helios_serve.sampling_params import PromptSwitch, VideoRequest
 
 QUEUE_DEPTH = 2
 """Plans that a worker has at a time, so that it never waits for the next."""
+DECODE_AHEAD = 16
+"""Chunks a decoding worker that may wait for it before no more are denoised: what waits takes the
+engine's memory, and sessions that went on would be waiting where no queue counts them."""
 MAX_DEATHS = 3
 """Workers that may die at the same step of a lone request before it is taken to be the cause."""
 
@@ -290,6 +293,8 @@ class EngineCore:
             self.executor.submit(name, chunk)
 
     def _fill_queues(self) -> None:
+        if self.decoding.num_waiting >= DECODE_AHEAD * max(1, len(self.crew.ready("decode"))):
+            return
         for worker_id in self.scheduler.workers:
             if self.encoding.has_suspect(worker_id) or self.decoding.has_suspect(worker_id):
                 continue  # so that it is clear what it dies of, if it does

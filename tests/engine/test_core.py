@@ -1,5 +1,6 @@
 """The engine over a real runner: ends, failures and limits."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 import torch
 from videos import Case, SteppedExecutor, finish, run_sessions
 
+from helios_serve.config import EngineConfig, SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.engine.core import EngineCore
+from helios_serve.engine.core import DECODE_AHEAD, QUEUE_DEPTH, EngineCore
 from helios_serve.engine.events import ChunkReady, EngineEvent
 from helios_serve.engine.inline import InlineEngine
 from helios_serve.errors import CheckpointError, InvalidRequestError
@@ -238,3 +240,34 @@ def test_a_chunk_that_cannot_be_decoded_fails_its_session_alone(model: LoadedMod
     latents, failures = finish(engine)
     assert failures == {"wide": "decoding failed: RuntimeError: a bad picture"}
     assert latents.keys() == {"good"}
+
+
+def test_denoising_waits_for_a_decoder_that_is_behind(
+    executor: SteppedExecutor, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits takes memory, and sessions that went on would wait where no queue counts them."""
+    engine = EngineCore(
+        executor, model.config, EngineConfig(scheduling=SchedulingConfig(max_num_seqs=2))
+    )
+    may_decode, decode = threading.Event(), model.vae.decode
+
+    def wait_and_decode(latents: torch.Tensor) -> torch.Tensor:
+        may_decode.wait(60)
+        frames: torch.Tensor = decode(latents)
+        return frames
+
+    monkeypatch.setattr(model.vae, "decode", wait_and_decode)
+    names = {f"{index}" for index in range(12)}
+    for name in names:
+        engine.add_request(CASE.request(name))
+    while engine.decoding.num_waiting < DECODE_AHEAD:
+        engine.step()
+    for _ in range(30):
+        engine.step(timeout=0.01)
+    most = DECODE_AHEAD + QUEUE_DEPTH * engine.scheduler.config.max_num_seqs
+    assert engine.decoding.num_waiting < most < len(names) * CASE.chunks
+    assert engine.scheduler.sessions
+    may_decode.set()
+    latents, failures = finish(engine)
+    assert latents.keys() == names
+    assert not failures

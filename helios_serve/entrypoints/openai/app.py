@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from helios_serve.config import ServerConfig
@@ -66,7 +67,7 @@ class RequestId:
         await self.app(scope, receive, named)
 
 
-TOLD = (ApiError, HeliosError, HTTPException, Exception)
+TOLD = (ApiError, HeliosError, HTTPException, ClientDisconnect, Exception)
 
 
 @asynccontextmanager

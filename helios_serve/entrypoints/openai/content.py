@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from helios_serve.entrypoints.openai.finished_files import MEDIA_TYPES
 from helios_serve.entrypoints.openai.video_service import VideoService
+from helios_serve.entrypoints.openai.whole_numbers import whole_number
 from helios_serve.errors import InvalidRequestError, RequestFailedError
 
 
@@ -40,13 +41,14 @@ class ContentApi:
     async def stream(self, request: Request) -> Response:
         """A fragmented MP4 that grows while the video is made."""
         job = await self.videos.find(request.path_params["video_id"], request)
-        first = request.query_params.get("from_chunk", str(job.first_chunk))
-        if not first.isdecimal() or not job.first_chunk <= int(first) < job.num_chunks:
+        text = request.query_params.get("from_chunk", str(job.first_chunk))
+        first = whole_number(text)
+        if first is None or not job.first_chunk <= first < job.num_chunks:
             raise InvalidRequestError(
-                f"got from_chunk {first!r}, expected {job.first_chunk} to {job.num_chunks - 1}",
+                f"got from_chunk {text!r}, expected {job.first_chunk} to {job.num_chunks - 1}",
                 param="from_chunk",
             )
-        return StreamingResponse(self._stream(job.id, int(first)), media_type="video/mp4")
+        return StreamingResponse(self._stream(job.id, first), media_type="video/mp4")
 
     async def _stream(self, video_id: str, first: int) -> AsyncIterator[bytes]:
         """What was made of a video that ends early is still a video."""

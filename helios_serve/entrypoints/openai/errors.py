@@ -4,7 +4,7 @@ import math
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from helios_serve.entrypoints.openai.protocol import ErrorBody, ErrorDetail
@@ -89,6 +89,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, message, code="engine_dead")
         case RequestFailedError():
             return ApiError(500, message, code="generation_failed")
+        case ClientDisconnect():  # before it had said all; nobody reads the answer
+            return ApiError(499, "the client has gone", code="client_gone")
         case HTTPException(status_code=status, detail=detail):
             code = "not_found" if status == 404 else "invalid_request"
             return ApiError(status, f"{detail}", code=code)

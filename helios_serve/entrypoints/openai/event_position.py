@@ -6,6 +6,7 @@ import zlib
 import msgspec
 from starlette.requests import Request
 
+from helios_serve.entrypoints.openai.whole_numbers import whole_number
 from helios_serve.errors import InvalidRequestError
 from helios_serve.sampling_params import PromptSwitch
 from helios_serve.store.jobs import StoredJob
@@ -60,10 +61,11 @@ def position_of(request: Request, job: StoredJob) -> EventPosition:
                 param="last-event-id",
             )
         return EventPosition(int(match[1]), match[2])
-    first = request.query_params.get("from_chunk", f"{start}")
-    if not first.isdecimal() or not start <= int(first) < job.num_chunks:
+    text = request.query_params.get("from_chunk", f"{start}")
+    first = whole_number(text)
+    if first is None or not start <= first < job.num_chunks:
         raise InvalidRequestError(
-            f"got from_chunk {first!r}, expected {start} to {job.num_chunks - 1}",
+            f"got from_chunk {text!r}, expected {start} to {job.num_chunks - 1}",
             param="from_chunk",
         )
-    return EventPosition(int(first) - 1)
+    return EventPosition(first - 1)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
+from helios_serve.entrypoints.openai.whole_numbers import whole_number
 from helios_serve.errors import InvalidRequestError
 
 
@@ -18,9 +19,10 @@ class PageQuery(NamedTuple):
 def page_query(request: Request, *, default: int = 20, most: int = 100) -> PageQuery:
     """Raises InvalidRequestError naming the parameter."""
     query = request.query_params
-    limit, order = query.get("limit", str(default)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= most):
-        raise InvalidRequestError(f"got limit {limit!r}, expected 1 to {most}", param="limit")
+    text, order = query.get("limit", str(default)), query.get("order", "desc")
+    limit = whole_number(text)
+    if limit is None or not 1 <= limit <= most:
+        raise InvalidRequestError(f"got limit {text!r}, expected 1 to {most}", param="limit")
     if order not in ("asc", "desc"):
         raise InvalidRequestError(f"got order {order!r}, expected asc or desc", param="order")
-    return PageQuery(query.get("after"), int(limit), order == "desc")
+    return PageQuery(query.get("after"), limit, order == "desc")

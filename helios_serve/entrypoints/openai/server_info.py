@@ -1,5 +1,6 @@
 """The routes that tell of the server itself."""
 
+import asyncio
 import time
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -69,6 +70,7 @@ class ServerInfo:
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         """Counts and times for Prometheus, as of this moment."""
         metrics = self.engine.metrics
+        metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         show(metrics, await self.engine.stats(), await self.engine.workers())
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

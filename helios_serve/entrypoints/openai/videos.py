@@ -104,7 +104,7 @@ class VideoApi:
             query.limit + 1,
             newest_first=query.newest_first,
         )
-        videos = [await self.videos.describe(job) for job in jobs[: query.limit]]
+        videos = await self.videos.describe_all(jobs[: query.limit])
         return answer(
             VideoList(
                 data=videos,
