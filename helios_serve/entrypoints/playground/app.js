@@ -16,13 +16,12 @@ function watch(id) {
   history.replaceState(null, "", `#${id}`);
   list.setCurrent(id);
   stage.open(id);
-  find("stage").scrollIntoView({ block: "nearest" });
 }
 
 function watchNew(video) {
   watch(video.id);
   list.refresh();
-  find("stage").focus();
+  find("stage").focus({ preventScroll: true });
 }
 
 async function remove(video) {

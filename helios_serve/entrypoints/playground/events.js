@@ -33,6 +33,7 @@ async function readOnce(id, position, signal, onEvent) {
     if (retry) position.retry = retry;
     if (!data) continue;
     const event = JSON.parse(data);
+    if (signal.aborted) return true;
     onEvent(event);
     if (number) position.last = number;
     if (ENDS.has(event.type)) return true;

@@ -99,7 +99,8 @@ export class VideoList {
     bar.value = progress;
     bar.setAttribute("aria-label", "progress");
     const watch = row.querySelector("button");
-    watch.textContent = positionOf(id) > 0 ? "Resume" : "Watch";
+    const word = positionOf(id) > 0 ? "Resume" : "Watch";
+    watch.textContent = id === this.current ? "Watching" : word;
     watch.setAttribute("aria-label", `${watch.textContent}: ${video.prompt.slice(0, 60)}`);
   }
 }

@@ -30,7 +30,7 @@ export class Stage {
 
   /** Watch a video from where it was left; nothing if it is watched already. */
   async open(id) {
-    if (this.video?.id === id) return;
+    if (this.video?.id === id) return this.show();
     this.close();
     const watching = new AbortController();
     this.watching = watching;
@@ -43,10 +43,11 @@ export class Stage {
         onBreak: () => setText(find("stage-status"), "The connection was lost. Trying again."),
       });
     } catch (error) {
-      if (watching.signal.aborted) return;
+      if (watching.signal.aborted) return undefined;
       if (error instanceof ApiError && error.status === 404) this.close();
       setText(find("stage-status"), error.message);
     }
+    return undefined;
   }
 
   begin(video) {
@@ -70,6 +71,13 @@ export class Stage {
       onProblem: (error) => this.note(error?.message),
     });
     this.note();
+    this.show();
+  }
+
+  /** On a phone it lies below the form. */
+  show() {
+    const { top } = find("stage").getBoundingClientRect();
+    if (top < 0 || top > innerHeight / 2) find("stage").scrollIntoView();
   }
 
   /** Nothing is watched any more. */
@@ -85,8 +93,8 @@ export class Stage {
   hear(event) {
     switch (event.type) {
       case "video.chunk":
-        this.video.chunks_done += 1;
         this.timeline.setMade(event.chunk);
+        this.video.chunks_done = this.timeline.made.size;
         this.timeline.setMaking(!isOver(this.video));
         this.player.add(event);
         break;
@@ -118,7 +126,7 @@ export class Stage {
     setText(find("stage-status"), stateOf(this.video));
     find("switch").hidden = over;
     find("act-cancel").hidden = over;
-    find("act-download").disabled = this.video.status !== "completed";
+    find("act-download").disabled = !(over && this.video.chunks_done);
     this.timeline.setMaking(!over);
   }
 
