@@ -43,7 +43,7 @@ def test_a_video_plays_while_it_is_made_and_turns_at_the_marked_edge(
     page: Playground, http: httpx.Client
 ) -> None:
     """Before the edge every frame is that of the run without the switch, behind it none is."""
-    video = page.create("a lighthouse", seconds=120, **SMALL)
+    video = page.create("a lighthouse", seconds=120, steps="20,20,20", **SMALL)
     page.wait("$('video').currentTime > 0.1")
     first = page.get("$('video').getVideoPlaybackQuality().totalVideoFrames")
     page.wait(f"$('video').getVideoPlaybackQuality().totalVideoFrames > {first}")
@@ -65,7 +65,7 @@ def test_a_video_plays_while_it_is_made_and_turns_at_the_marked_edge(
 
     switched = frames_of(http.get(f"/v1/videos/{video}/content").content)
     count = CHUNK_FRAMES * (edge + 2)
-    body = {"prompt": "a lighthouse", "num_frames": count, **SMALL}
+    body = {"prompt": "a lighthouse", "num_frames": count, "steps": [20, 20, 20], **SMALL}
     plain = frames_of(http.post("/v1/videos/sync", json=body).content)
     same = (switched[:count] == plain).all(axis=(1, 2, 3))
     assert same[: CHUNK_FRAMES * edge].all()
@@ -113,7 +113,7 @@ def test_from_a_picture_then_extended_remixed_and_taken_up_again(
         container.mux([*stream.encode(frame), *stream.encode()])
     page.page.set_input_files("#reference", picture)
     assert "picture.png" in page.page.inner_text("#drop")
-    source = page.create("a fox", seconds=1.5, **SMALL)
+    source = page.create("a fox", seconds=1.375, **SMALL)
     page.wait("$('stage-status').textContent === 'Complete'")
     page.wait("$('video').ended")
 
@@ -125,7 +125,7 @@ def test_from_a_picture_then_extended_remixed_and_taken_up_again(
     page.wait("$('stage-status').textContent === 'Complete'")
     longer = http.get(f"/v1/videos/{page.get('location.hash.slice(1)')}").json()
     assert (longer["relation"], longer["parent_video_id"]) == ("extension", source)
-    assert longer["num_frames"] == 60
+    assert longer["num_frames"] == 57
     assert "it sleeps" in page.page.inner_text("#switches")
     page.wait("$('video').currentTime > 1")
     page.get("$('video').pause()")
@@ -142,7 +142,7 @@ def test_from_a_picture_then_extended_remixed_and_taken_up_again(
     with page.page.expect_download() as download:
         page.wait("!$('act-download').disabled")
         page.page.press("#act-download", "Enter")
-    assert len(frames_of(Path(download.value.path()).read_bytes())) == 60
+    assert len(frames_of(Path(download.value.path()).read_bytes())) == 57
 
 
 def test_events_go_on_behind_the_last_one_after_a_break(

@@ -78,7 +78,7 @@ class Playground:
         """Fill in the form as a user without a mouse does; the new video's id."""
         before = self.get("location.hash")
         self.page.fill("#prompt", prompt)
-        if {"seed", "fps"} & fields.keys() and not self.page.is_visible("#seed"):
+        if {"seed", "fps", "steps"} & fields.keys() and not self.page.is_visible("#seed"):
             self.page.press("summary", "Enter")
         for name, value in fields.items():
             self.page.fill(f"#{name}", str(value))

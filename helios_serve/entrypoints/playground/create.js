@@ -11,6 +11,7 @@ export function setUpCreation(onCreated) {
   find("sizes").append(...SIZES.map((size) => Object.assign(element("option"), { value: size })));
   setUpDrop();
   onSubmit(form, async (fields) => {
+    if (fields.has("steps")) fields.set("steps", `[${fields.get("steps")}]`);
     onCreated(await callJson("/v1/videos", { method: "POST", form: fields }));
   });
   find("prompt").addEventListener("keydown", (event) => {
