@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := build/typecheck/helios_serve
 NODE_READY := build/node/.ready
+BROWSERS := chromium chromium-browser google-chrome
 
 # The repository's own kernels/ must never shadow Hugging Face's package of that name.
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install serve format lint typecheck test test-slow node test-integrations bench wheel clean
+.PHONY: install serve format lint typecheck test test-slow node browser test-integrations bench wheel clean
 
 install: $(READY)  ## a virtual environment with this package, editable, and the development tools, pinned
 
@@ -41,7 +42,7 @@ typecheck: $(READY)
 test: $(READY)  ## everything fast
 	$(BIN)/pytest -m "not slow"
 
-test-slow: $(READY) node  ## full matrices, faults, soaks, fuzzing
+test-slow: $(READY) node browser  ## full matrices, faults, soaks, fuzzing
 	$(BIN)/pytest -m slow
 
 node: $(NODE_READY)  ## the official client for Node, pinned, which a slow test runs
@@ -52,6 +53,14 @@ $(NODE_READY): tests/entrypoints/node/package.json tests/entrypoints/node/create
 	@mkdir -p $(@D) && cp $^ $(@D)
 	cd $(@D) && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
+
+browser:  ## Chromium, for the playground's tests: one on PATH, or Debian's
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium; \
+	else \
+	  echo "The playground's tests need a browser: install one of $(BROWSERS)."; exit 1; \
+	fi
 
 test-integrations: $(READY)  ## the real engines we plug into
 	@echo "No engine integrations yet."

@@ -31,6 +31,7 @@ from helios_serve.entrypoints.openai.known_keys import KnownKeys
 from helios_serve.entrypoints.openai.lifecycle import Lifecycle
 from helios_serve.entrypoints.openai.openapi import OpenApi
 from helios_serve.entrypoints.openai.outbound import Outbound
+from helios_serve.entrypoints.openai.playground import Playground
 from helios_serve.entrypoints.openai.realtime import RealtimeApi
 from helios_serve.entrypoints.openai.realtime_sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.entrypoints.openai.references import References
@@ -131,6 +132,7 @@ def make_app(
         UsageApi(engine, store),
         ServerInfo(engine, lifecycle),
         OpenApi(),
+        Playground(),
     )
     app = Starlette(
         routes=[route for part in parts for route in part.routes],

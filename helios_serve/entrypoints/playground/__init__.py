@@ -1,0 +1,1 @@
+"""The playground: one static page over the public API, without a build step."""

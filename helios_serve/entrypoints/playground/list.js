@@ -1,0 +1,106 @@
+/** The sender's videos, newest first, page by page. */
+
+import { callJson } from "./api.js";
+import { element, find, setText } from "./dom.js";
+import { pause } from "./events.js";
+import { positionOf } from "./positions.js";
+import { isOver, shortState } from "./words.js";
+
+const PAGE = 10;
+const EVERY = 3000;
+/** Milliseconds between looks while a video is being made. */
+
+export class VideoList {
+  constructor({ onWatch, onDelete }) {
+    this.onWatch = onWatch;
+    this.onDelete = onDelete;
+    this.place = find("videos");
+    this.shown = PAGE;
+    this.current = null;
+    this.videos = [];
+    find("more").addEventListener("click", () => this.more());
+  }
+
+  setCurrent(id) {
+    this.current = id;
+    this.render();
+  }
+
+  async more() {
+    const before = this.videos.length;
+    this.shown += PAGE;
+    await this.refresh();
+    this.place.children[before]?.querySelector("button").focus();
+  }
+
+  /** Fetch as many as are shown. */
+  async refresh() {
+    try {
+      const found = [];
+      let page = null;
+      do {
+        const after = page ? `&after=${encodeURIComponent(page.last_id)}` : "";
+        page = await callJson(`/v1/videos?limit=${PAGE}${after}`);
+        found.push(...page.data);
+      } while (page.has_more && found.length < this.shown);
+      this.videos = found;
+      find("more").hidden = !page.has_more;
+      find("list-empty").hidden = found.length > 0;
+      setText(find("list-error"), null);
+      this.render();
+    } catch (error) {
+      setText(find("list-error"), error.message);
+    }
+  }
+
+  /** Look again while anything is being made. */
+  async keepFresh() {
+    for (;;) {
+      await pause(EVERY);
+      if (!document.hidden && this.videos.some((video) => !isOver(video))) await this.refresh();
+    }
+  }
+
+  /** Rows are kept where they can be, so that the focus stays where it is. */
+  render() {
+    const rows = new Map([...this.place.children].map((row) => [row.dataset.id, row]));
+    const wanted = this.videos.map((video) => {
+      const row = rows.get(video.id) ?? this.makeRow(video);
+      this.fill(row, video);
+      return row;
+    });
+    wanted.forEach((row, index) => {
+      if (this.place.children[index] !== row) this.place.insertBefore(row, this.place.children[index] ?? null);
+    });
+    while (this.place.children.length > wanted.length) this.place.lastChild.remove();
+  }
+
+  makeRow({ id, prompt }) {
+    const row = element("li");
+    row.dataset.id = id;
+    const [watch, remove] = [element("button", "Watch"), element("button", "Delete", "danger")];
+    const buttons = element("div", "", "buttons");
+    buttons.append(watch, remove);
+    row.append(element("p", prompt, "prompt"), element("p", "", "facts"), element("progress"), buttons);
+    row.querySelector("progress").max = 100;
+    remove.setAttribute("aria-label", `Delete: ${prompt.slice(0, 60)}`);
+    watch.addEventListener("click", () => this.onWatch(id));
+    remove.addEventListener("click", () => this.onDelete(this.videos.find((video) => video.id === id)));
+    return row;
+  }
+
+  fill(row, video) {
+    const { id, size, seconds, relation, progress } = video;
+    row.setAttribute("aria-current", id === this.current);
+    const facts = [shortState(video), size, `${Number(seconds).toFixed(1)} s`, relation];
+    row.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
+    const bar = row.querySelector("progress");
+    bar.hidden = isOver(video);
+    bar.value = progress;
+    bar.setAttribute("aria-label", "progress");
+    const watch = row.querySelector("button");
+    const word = positionOf(id) > 0 ? "Resume" : "Watch";
+    watch.textContent = id === this.current ? "Watching" : word;
+    watch.setAttribute("aria-label", `${watch.textContent}: ${video.prompt.slice(0, 60)}`);
+  }
+}
