@@ -8,7 +8,7 @@ import msgspec
 from helios_serve.config import default_size
 from helios_serve.entrypoints.openai.protocol import CreateVideo, ExtendVideo, Json
 from helios_serve.errors import InvalidRequestError
-from helios_serve.model_config import HeliosConfig, num_chunks
+from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
 from helios_serve.sampling_params import (
     MAX_FRAMES,
     PromptSwitch,
@@ -16,6 +16,7 @@ from helios_serve.sampling_params import (
     VideoRequest,
     check_shown_size,
     nearest_size,
+    prompt_weights,
 )
 
 MAX_SEED = 2**31
@@ -130,7 +131,11 @@ def remix(request: VideoRequest, prompt: str) -> VideoRequest:
 
 
 def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
-    """The same video with more seconds, under another prompt from its end on if there is one."""
+    """The same video with more seconds, under another prompt from its end on if there is one.
+
+    Raises InvalidRequestError where what is new was made already, under the first prompt: as the
+    end of a chunk that was cut.
+    """
     params = request.params
     total = params.num_frames + frames_of(body.seconds, params.fps)
     longer = msgspec.structs.replace(
@@ -142,9 +147,18 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
         relation="extension",
         fingerprint=None,
     )
-    if body.prompt is None:
+    shown_last = prompt_weights(request.prompt, params, num_chunks(params.num_frames))[-1].prompt
+    if body.prompt in (None, shown_last):
         return longer
-    return longer.with_switch(PromptSwitch(num_chunks(params.num_frames), body.prompt))
+    edge = num_chunks(params.num_frames)
+    if edge == num_chunks(total):
+        least = edge * CHUNK_FRAMES - params.num_frames + 1
+        raise InvalidRequestError(
+            f"got {body.seconds:g} more seconds under another prompt, expected at least "
+            f"{least / params.fps:.2f}: the video's last chunk was made under its own",
+            param="seconds",
+        )
+    return longer.with_switch(PromptSwitch(edge, body.prompt))
 
 
 def continuation(request: VideoRequest, body: ExtendVideo) -> Json:
