@@ -54,6 +54,7 @@ def test_a_crowd_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
         after = at_rest(server)
         slope = slope_of(sizes)
         print(f"{dict(crowd.done)}, refused {dict(crowd.refused)}, {slope:.2f} MB a minute")
+        print(f"MB by the second: {[round(size) for size in sizes]}")
         print(f"before {idle}, after {after}")
         check_nothing_lost(server, crowd)
         assert [line for line in log.read_text().splitlines() if RANDOM_WEIGHTS not in line] == []
