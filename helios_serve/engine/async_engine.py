@@ -1,7 +1,6 @@
 """The engine for asyncio: requests in, videos out chunk by chunk, for several models at once."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import (
     AsyncGenerator,
@@ -11,7 +10,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -19,10 +17,8 @@ from typing import TypeVar
 
 import msgspec
 
-from helios_serve.config import TenantConfig, WorkerConfig
 from helios_serve.engine.committer import Committer
-from helios_serve.engine.core import EngineCore, EngineStats
-from helios_serve.engine.crew import WorkerReport
+from helios_serve.engine.core import EngineCore
 from helios_serve.engine.events import (
     ChunkReady,
     EngineEvent,
@@ -32,6 +28,7 @@ from helios_serve.engine.events import (
     StepTaken,
 )
 from helios_serve.engine.feed import Feed, VideoChunk
+from helios_serve.engine.fleet import Fleet, done
 from helios_serve.engine.progress import Progress, progress_of
 from helios_serve.engine.recovery import NotTakenUp, Start, extension, take_up, unfinished
 from helios_serve.engine.request_metrics import RequestMetrics
@@ -47,7 +44,7 @@ from helios_serve.errors import (
 from helios_serve.logger import logger
 from helios_serve.messages import Snapshot
 from helios_serve.metrics import Metrics
-from helios_serve.model_config import HeliosConfig, num_chunks
+from helios_serve.model_config import num_chunks
 from helios_serve.sampling_params import PromptSwitch, VideoRequest
 from helios_serve.store.video_store import VideoStore
 
@@ -55,12 +52,10 @@ Result = TypeVar("Result")
 
 CLOSED = "the engine was closed"
 ASKED_FOR = "it was asked for"
-DRAIN_PERIOD = 0.05
-"""Seconds between two looks at what is still under way."""
 
 
-class AsyncEngine:
-    """Models by name, each with its own workers; the first is the default.
+class AsyncEngine(Fleet):
+    """Takes requests for the models of a fleet, and hands on what comes of them.
 
     An asynchronous context. With `store` a request that was accepted survives a crash of the
     process: entering the context takes up what was not finished, and every chunk is on disk before
@@ -73,10 +68,9 @@ class AsyncEngine:
         store: VideoStore | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        self.cores = cores
+        super().__init__(cores)
         self.store = store
         self.metrics = metrics or Metrics()
-        self._threads: dict[str, EngineThread] = {}
         self._running: dict[str, Running] = {}
         self._unread: dict[str, Feed] = {}
         """Of requests that are over and not stored."""
@@ -111,12 +105,6 @@ class AsyncEngine:
         trace: TracebackType | None,
     ) -> None:
         await self._close()
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """Models that can make no more videos, and why."""
-        failures = {name: thread.failure for name, thread in self._threads.items()}
-        return {name: failure for name, failure in failures.items() if failure is not None}
 
     async def generate(
         self, request: VideoRequest, *, continue_from: Snapshot | None = None
@@ -275,68 +263,10 @@ class AsyncEngine:
                 found |= await self._call(thread, partial(progress_of_some, names))
         return found
 
-    def check(self, request: VideoRequest) -> None:
-        """Raise InvalidRequestError for a model that is not served, or what it cannot make.
-
-        Raises NotAllowedError for what the request's tenant may not ask for.
-        """
-        request.params.resolve(self.model_config(request.model))
-        self.tenant(request.tenant, request.model).check(request)
-
-    def tenant(self, name: str, model: str | None = None) -> TenantConfig:
-        """What a tenant may ask for now."""
-        return self._thread_of(model).core.scheduler.config.tenant(name)
-
-    async def set_tenants(
-        self, tenants: Mapping[str, TenantConfig], defaults: TenantConfig
-    ) -> None:
-        """Shares and limits of tenants from now on; what was accepted is made in any case."""
-        await self._ask_all(lambda core: core.scheduler.set_tenants(tenants, defaults))
-
-    def model_config(self, model: str | None = None) -> HeliosConfig:
-        """What a model is; raises InvalidRequestError for one that is not served."""
-        return self._thread_of(model).core.model_config
-
-    async def workers(self) -> dict[str, list[WorkerReport]]:
-        """The workers of every model that has some."""
-        return await self._ask_all(EngineCore.worker_reports)
-
-    def worker_config(self, model: str | None = None) -> WorkerConfig:
-        """What the first worker of a model runs."""
-        return self._thread_of(model).core.config.workers[0]
-
-    async def add_worker(self, model: str | None = None, config: WorkerConfig | None = None) -> str:
-        """Start one more worker, like the first one of the model's if not told otherwise."""
-        chosen = config or self.worker_config(model)
-        return await self._call(self._thread_of(model), lambda core: core.add_worker(chosen))
-
-    async def drain_worker(self, worker_id: str, model: str | None = None) -> None:
-        """Let a worker end when its sessions have left it, at their next chunk edges.
-
-        Raises InvalidRequestError for an unknown one, or the last one of its kind.
-        """
-        thread = self._thread_of(model)
-        await self._call(thread, lambda core: core.drain_worker(worker_id))
-
-    async def drain(self, timeout: float) -> bool:
-        """Take no more steps than lead to the next chunk edges, and wait until those chunks are
-        handed on, up to `timeout` seconds; whether they were. Stored jobs go on another time."""
-        await self._ask_all(EngineCore.close_admission)
-        deadline = time.monotonic() + timeout
-        while not all((await self._ask_all(lambda core: core.is_quiet)).values()):
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(DRAIN_PERIOD)
-        return True
-
     def close_readers(self) -> None:
         """Tell those who read or wait that no more comes; what is stored can be read on."""
         for name in list(self._running):
             self._end(name, CLOSED)
-
-    async def stats(self) -> dict[str, EngineStats]:
-        """Counts of this moment, by model."""
-        return await self._ask_all(EngineCore.stats)
 
     async def _submit(self, start: Start) -> Running:
         """What was begun is brought to its end, so that nothing is left half done."""
@@ -452,19 +382,6 @@ class AsyncEngine:
         running = self._running[name] = Running(start.request, thread, feed, counts)
         return running
 
-    @property
-    def _default_model(self) -> str:
-        return next(iter(self.cores))
-
-    def _thread_of(self, model: str | None) -> EngineThread:
-        name = self._default_model if model is None else model
-        if name not in self._threads:
-            served = ", ".join(self._threads)
-            raise InvalidRequestError(
-                f"got model {name!r}, expected one of: {served}", param="model"
-            )
-        return self._threads[name]
-
     def _find(self, request_id: str) -> Running:
         running = self._running.get(request_id)
         if running is None:
@@ -482,18 +399,6 @@ class AsyncEngine:
         if self.store is None:
             raise unknown(request_id)
         return await stored_feed(self.store, request_id)
-
-    async def _call(self, thread: EngineThread, function: Callable[[EngineCore], Result]) -> Result:
-        """Between two steps of the engine; it is also made if the caller goes away."""
-        return await done(thread.call(function))
-
-    async def _ask_all(self, function: Callable[[EngineCore], Result]) -> dict[str, Result]:
-        """By model; those whose engine has given up are left out."""
-        answers = {}
-        for name, thread in self._threads.items():
-            with suppress(EngineDeadError):
-                answers[name] = await self._call(thread, function)
-        return answers
 
     def _on_events(self, events: list[EngineEvent]) -> None:
         """In an engine's thread."""
@@ -585,8 +490,3 @@ def with_model(request: VideoRequest, default: str | None) -> VideoRequest:
 
 def progress_of_some(request_ids: Sequence[str], core: EngineCore) -> dict[str, Progress]:
     return {name: progress_of(name, core.scheduler) for name in request_ids}
-
-
-async def done(future: "Future[Result]") -> Result:
-    """Wait for another thread; what it does goes on if the waiting is cancelled."""
-    return await asyncio.shield(asyncio.wrap_future(future))

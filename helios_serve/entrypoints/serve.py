@@ -64,6 +64,14 @@ def add_command(commands: Any) -> None:
         help="local folders, hub ids, or the built-in nano, nano-mid, nano-base; each has workers "
         f"of its own, and the first is the default ({DEFAULT_MODEL})",
     )
+    add_server_flags(parser)
+    add_outside_flags(parser)
+    add_device_flags(parser)
+    add_worker_flags(parser)
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Where it listens, what it keeps, and whom it serves."""
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="127.0.0.1, this machine only")
     server.add_argument("--port", type=int, default=8000, help="8000")
@@ -116,9 +124,6 @@ def add_command(commands: Any) -> None:
     server.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
     )
-    add_outside_flags(parser)
-    add_device_flags(parser)
-    add_worker_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

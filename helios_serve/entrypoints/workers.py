@@ -28,7 +28,11 @@ def add_command(commands: Any) -> None:
     for action in (listing, adding, draining):
         action.set_defaults(run=run)
         action.add_argument(
-            "--data-dir", type=Path, required=True, metavar="FOLDER", help="the engine's"
+            "--data-dir",
+            type=Path,
+            default=Path("helios-data"),
+            metavar="FOLDER",
+            help="the engine's (helios-data)",
         )
         action.add_argument("--model", help="where the engine has several")
 

@@ -1,6 +1,7 @@
 """Executors, and what the engine is to make with them."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from ray_cluster import RayCluster  # first, since it sets what Ray reads when i
 from service import CASES
 from torch import Tensor
 from videos import run_sessions
+
+from helios_serve.store.video_store import VideoStore
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,17 @@ def ray_cluster() -> Iterator[RayCluster]:
     cluster = RayCluster()
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """nano is made anew, once, outside the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[VideoStore]:
+    with closing(VideoStore(tmp_path / "store")) as opened:
+        yield opened

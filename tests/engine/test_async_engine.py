@@ -1,17 +1,17 @@
-"""The engine for asyncio: many readers and models at once, holds, switches, forks and failures."""
+"""The engine for asyncio: many readers and models at once, and failures."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, closing
-from pathlib import Path
+from contextlib import aclosing
 from typing import Any
 
 import pytest
-import torch
 from engines import (
     core,
+    engine_of,
     fragments,
     frame_numbers,
+    idle,
+    indices,
     make,
     quick_model,
     read,
@@ -39,53 +39,10 @@ from helios_serve.errors import (
     RequestFailedError,
 )
 from helios_serve.model_executor.executor.inline import InlineExecutor
-from helios_serve.model_executor.worker.tensors import as_tensor
-from helios_serve.sampling_params import PromptSwitch
 from helios_serve.store.video_store import VideoStore
 
 LONG = 33 * 400
 """More frames than are made in a test: such a request ends because somebody ends it."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """nano is made anew, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[VideoStore]:
-    with closing(VideoStore(tmp_path / "store")) as opened:
-        yield opened
-
-
-@asynccontextmanager
-async def engine_of(
-    own: EngineCore, store: VideoStore | None = None, **others: EngineCore
-) -> AsyncIterator[AsyncEngine]:
-    """An engine that ends with nothing left over."""
-    async with AsyncEngine({"nano": own, **others}, store) as engine:
-        yield engine
-        await idle(engine)
-        assert not any(
-            each.has_unfinished or each.scheduler.sessions for each in engine.cores.values()
-        )
-
-
-async def idle(engine: AsyncEngine) -> None:
-    """Wait until neither an engine nor a worker holds anything of any request."""
-    held = 1
-    while held:
-        stats, reports = (await engine.stats()).values(), (await engine.workers()).values()
-        held = sum(each.encoding + each.decoding + each.scheduler.waiting for each in stats)
-        held += sum(each.scheduler.used_blocks + each.scheduler.used_text_rows for each in stats)
-        held += sum(each.tasks + each.sessions for several in reports for each in several)
-
-
-def indices(chunks: list[VideoChunk]) -> list[int]:
-    return [chunk.index for chunk in chunks]
 
 
 def test_chunks_come_in_order_with_the_frames_asked_for() -> None:
@@ -339,254 +296,6 @@ def test_two_models_work_at_once() -> None:
     nano, mid, default = run(main())
     assert fragments(nano) == fragments(default) == undisturbed(wanted("nano"))
     assert fragments(mid) == undisturbed(wanted("nano-mid")) != fragments(nano)
-
-
-async def held(own: EngineCore, store: VideoStore, name: str) -> int:
-    """Wait until no step of the video is taken any more; the chunks that are stored then."""
-    session = own.scheduler.sessions[name]
-    await until(lambda: session.clock.is_paused and not session.in_flight)
-    await until(lambda: num_stored(store, name) == session.edge_chunk)
-    return session.edge_chunk
-
-
-def num_stored(store: VideoStore, name: str) -> int:
-    job = store.job(name)
-    return 0 if job is None else job.next_chunk
-
-
-@pytest.mark.parametrize("lead", [1, 3])
-def test_a_video_is_made_only_so_far_ahead_of_its_reader(lead: int, store: VideoStore) -> None:
-    """It is held when a step of the next chunk was taken, of which at most one more is taken."""
-    own = core()
-
-    async def main() -> None:
-        async with engine_of(own, store) as engine:
-            await engine.submit(request("a", LONG, max_lead_chunks=lead))
-            await until(lambda: "a" in own.scheduler.sessions)
-            assert await held(own, store, "a") == lead
-            async with aclosing(engine.watch("a")) as chunks:
-                for num_read in range(1, 4):
-                    assert (await anext(chunks)).index == num_read - 1
-                    await until(lambda n=num_read: num_stored(store, "a") >= n + lead)  # type: ignore[misc]
-                    assert await held(own, store, "a") == num_read + lead
-            await engine.abort("a")
-
-    run(main())
-
-
-@pytest.mark.parametrize("is_stored", [False, True])
-def test_a_reader_who_keeps_up_gets_the_whole_video(is_stored: bool, store: VideoStore) -> None:
-    """However a hold and a read fall together."""
-    wanted = request("a", 33 * 6, max_lead_chunks=1, output="segment")
-
-    async def main() -> list[VideoChunk]:
-        async with engine_of(core(), store if is_stored else None) as engine:
-            return await make(engine, wanted)
-
-    assert fragments(run(main())) == undisturbed(wanted)
-
-
-def test_a_held_video_goes_on_for_another_reader(store: VideoStore) -> None:
-    own = core()
-
-    async def main() -> None:
-        async with engine_of(own, store) as engine:
-            await engine.submit(request("a", 33 * 6, max_lead_chunks=1))
-            await held(own, store, "a")
-            async with aclosing(engine.watch("a")) as chunks:
-                await anext(chunks)
-            assert indices(await read(engine, "a")) == list(range(6))
-
-    run(main())
-
-
-def test_a_pause_is_independent_of_the_lead(store: VideoStore) -> None:
-    own = core()
-
-    async def main() -> None:
-        async with engine_of(own, store) as engine:
-            await engine.submit(request("a", 33 * 8, max_lead_chunks=1))
-            made = await held(own, store, "a")
-            await engine.pause("a")
-            await engine.pause("a")
-            async with aclosing(engine.watch("a")) as chunks:
-                for _ in range(made):
-                    await anext(chunks)
-            assert await held(own, store, "a") == made  # all read, but paused
-            await engine.resume("a")
-            await until(lambda: num_stored(store, "a") > made)
-            made = await held(own, store, "a")
-            await engine.resume("a")  # was not paused: the lead still holds it
-            assert await held(own, store, "a") == made
-            assert len(await read(engine, "a")) == 8
-            with pytest.raises(InvalidRequestError, match="got request id 'a', expected one that"):
-                await engine.pause("a")
-
-    run(main())
-
-
-def test_a_switch_is_the_one_that_could_have_been_asked_for_before() -> None:
-    own = core()
-
-    async def main() -> tuple[PromptSwitch, list[VideoChunk]]:
-        async with engine_of(own) as engine:
-            wanted = request("a", 33 * 4, max_lead_chunks=1, output="segment")
-            await engine.submit(wanted)
-            async with aclosing(engine.watch("a")) as chunks:
-                head = [await anext(chunks)]
-                switch = await engine.switch_prompt("a", "a cat", transition_chunks=1)
-                return switch, head + [chunk async for chunk in chunks]
-
-    switch, chunks = run(main())
-    assert 1 <= switch.chunk < 4
-    assert switch == PromptSwitch(switch.chunk, "a cat", 1)
-    expected = undisturbed(request("x", 33 * 4, switches=(switch,)))
-    assert fragments(chunks) == expected != undisturbed(request("x", 33 * 4))
-
-
-def test_several_switches_at_once_are_each_answered() -> None:
-    own = core()
-
-    async def main() -> list[PromptSwitch]:
-        async with engine_of(own) as engine:
-            await engine.submit(request("a", LONG))
-            texts = ("a cat", "a bird", "a cat")
-            switches = await asyncio.gather(*(engine.switch_prompt("a", text) for text in texts))
-            await engine.abort("a")
-            return switches
-
-    switches = run(main())
-    assert [switch.prompt for switch in switches] == ["a cat", "a bird", "a cat"]
-    assert [switch.chunk for switch in switches] == sorted(switch.chunk for switch in switches)
-
-
-def test_switches_that_cannot_be_made_are_refused(store: VideoStore) -> None:
-    own = core()
-
-    async def main() -> None:
-        async with engine_of(own, store) as engine:
-            with pytest.raises(InvalidRequestError, match="got request id 'a', expected one that"):
-                await engine.switch_prompt("a", "a cat")
-            await engine.submit(request("a", 33))  # one chunk: it has begun, or is about to
-            with pytest.raises(InvalidRequestError, match="no chunk left|a video in the making"):
-                await engine.switch_prompt("a", "a cat")
-            await engine.submit(request("b", LONG, max_lead_chunks=1))
-            with pytest.raises(InvalidRequestError, match="a lone surrogate at 0"):
-                await engine.switch_prompt("b", "\ud800")
-            await held(own, store, "b")
-            assert (await engine.switch_prompt("b", "a cat")).chunk <= 3
-            await engine.abort("b")
-            with pytest.raises(InvalidRequestError, match="got request id 'b', expected one that"):
-                await engine.switch_prompt("b", "a bird")
-
-    run(main())
-
-
-def test_children_share_the_beginning_and_go_their_own_ways() -> None:
-    own = core()
-    parent = request("parent", 33 * 4, max_lead_chunks=1, output="segment")
-
-    async def main() -> Mapping[str, list[VideoChunk]]:
-        async with engine_of(own) as engine:
-            with pytest.raises(InvalidRequestError, match="got request id 'nobody', expected one"):
-                await engine.fork("nobody", [])
-            await engine.submit(parent)
-            async with aclosing(engine.watch("parent")) as chunks:
-                head = [await anext(chunks)]
-                children = [
-                    request(name, 33 * 4, prompt=prompt, output="segment")
-                    for name, prompt in (("same", "a dog"), ("again", "a dog"), ("cat", "a cat"))
-                ]
-                await engine.fork("parent", children)
-                made = await asyncio.gather(*(read(engine, child.request_id) for child in children))
-                head += [chunk async for chunk in chunks]
-            return {"parent": head, "same": made[0], "again": made[1], "cat": made[2]}
-
-    videos = run(main())
-    assert fragments(videos.pop("parent")) == undisturbed(parent)
-    first = {indices(chunks)[0] for chunks in videos.values()}
-    (edge,) = first
-    assert edge >= 1
-    tails = [tuple(fragments(chunks)) for chunks in videos.values()]
-    assert [indices(chunks) for chunks in videos.values()] == [list(range(edge, 4))] * 3
-    assert len({*tails, tuple(undisturbed(parent)[edge:])}) == 4
-
-
-@pytest.mark.parametrize("is_stored", [False, True])
-def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore) -> None:
-    own, mid = core(), core("nano-mid")
-
-    async def main() -> None:
-        async with engine_of(own, store if is_stored else None, **{"nano-mid": mid}) as engine:
-            await engine.submit(request("parent", LONG, model="nano-mid"))
-            async with aclosing(engine.watch("parent")) as chunks:
-                await anext(chunks)
-            children = [request("fits", LONG), request("does not", LONG, width=128)]
-            with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
-                await engine.fork("parent", children)
-            assert [job.id for job in store.jobs()] == ["parent"] * is_stored
-            await until(lambda: "fits" not in mid.scheduler.sessions)
-            await engine.fork("parent", [request("fits", LONG)])
-            assert not own.scheduler.sessions  # the child has the parent's model
-            await engine.abort("parent")
-            await engine.abort("fits")
-
-    run(main())
-
-
-def test_an_extension_is_a_longer_video(store: VideoStore) -> None:
-    """It begins with the first one, whose last chunk comes again, whole, where it was cut."""
-    longer = undisturbed(request("x", 132))
-
-    async def main() -> dict[str, list[VideoChunk]]:
-        async with engine_of(core(), store) as engine:
-            videos = {}
-            for name, frames in (("cut", 80), ("whole", 66)):
-                await make(engine, request(name, frames))
-                await engine.extend(name, request(f"{name} on", 132))
-                videos[name] = await read(engine, f"{name} on")
-            await engine.extend("whole on", request("further", 140))
-            videos["further"] = await read(engine, "further", 0)
-            with pytest.raises(
-                InvalidRequestError, match="'nobody' to extend, expected a finished"
-            ):
-                await engine.extend("nobody", request("x", 165))
-            with pytest.raises(InvalidRequestError, match="got num_frames 66, expected more than"):
-                await engine.extend("cut", request("x", 66))
-            assert store.job("x") is None
-            return videos
-
-    videos = run(main())
-    assert indices(videos["cut"]) == indices(videos["whole"]) == [0, 1, 2, 3]
-    assert fragments(videos["cut"]) == fragments(videos["whole"]) == longer
-    assert fragments(videos["further"]) == undisturbed(request("x", 140))
-
-
-def test_an_extension_has_the_model_of_its_parent(store: VideoStore) -> None:
-    expected = undisturbed(request("x", 99, model="nano-mid"))
-
-    async def main() -> list[VideoChunk]:
-        async with engine_of(core(), store, **{"nano-mid": core("nano-mid")}) as engine:
-            await make(engine, request("first", 66, model="nano-mid"))
-            await engine.extend("first", request("second", 99))
-            return await read(engine, "second")
-
-    assert fragments(run(main())) == expected
-
-
-def test_latents_go_on_from_a_snapshot_without_a_store() -> None:
-    async def main() -> tuple[list[VideoChunk], ...]:
-        async with engine_of(core()) as engine:
-            whole = await make(engine, request("whole", 132))
-            await engine.submit(request("on", 132), continue_from=whole[1].snapshot)
-            return whole, await read(engine, "on")
-
-    whole, rest = run(main())
-    assert indices(rest) == [2, 3]
-    for before, again in zip(whole[2:], rest, strict=True):
-        assert before.latents is not None
-        assert again.latents is not None
-        assert torch.equal(as_tensor(before.latents), as_tensor(again.latents))
 
 
 def broken_core() -> EngineCore:

@@ -145,6 +145,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
         service.wait(lambda: False)
 
 
+@pytest.mark.slow
 def test_workers_come_and_go_at_run_time(service: Service, expected: dict[str, Tensor]) -> None:
     worker_id = service.engine.add_worker(
         worker_config(service.folder, resources=half_a_gpu(zone="a"))

@@ -1,36 +1,36 @@
-"""Engines that stop, disks that fail, workers and whole processes that are killed: nothing that
-was accepted is lost, and no chunk is made in two ways."""
+"""Engines that stop and disks that fail: nothing that was accepted is lost, and no chunk is made in
+two ways."""
 
 import asyncio
-import itertools
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engines import core, fragments, make, quick_model, read, request, run, undisturbed, until
-from ray_cluster import RayCluster
+from engines import (
+    core,
+    fragments,
+    job_status,
+    make,
+    num_stored,
+    opened,
+    quick_model,
+    read,
+    request,
+    run,
+    store_of,
+    undisturbed,
+    until,
+)
 
 from helios_serve.config import (
-    Resources,
     SchedulingConfig,
     TenantConfig,
-    WorkerConfig,
-    WorkerGroup,
 )
 from helios_serve.engine.async_engine import AsyncEngine
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.feed import VideoChunk
-from helios_serve.engine.launch import ExecutorKind, launch
 from helios_serve.errors import CapacityError, RequestFailedError, StorageError
 from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.sampling_params import Frames, PromptSwitch, VideoRequest
@@ -41,38 +41,6 @@ from helios_serve.store.video_store import VideoStore
 FRAMES = 33 * 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """nano is made anew, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@asynccontextmanager
-async def opened(
-    folder: Path, own: EngineCore | None = None, model: str = "nano"
-) -> AsyncIterator[AsyncEngine]:
-    """What a process does with its data folder: its whole life."""
-    with closing(VideoStore(folder)) as store:
-        async with AsyncEngine({model: own or core(model)}, store) as engine:
-            yield engine
-
-
-def store_of(engine: AsyncEngine) -> VideoStore:
-    assert engine.store is not None
-    return engine.store
-
-
-def status(engine: AsyncEngine, name: str) -> str | None:
-    job = store_of(engine).job(name)
-    return None if job is None else job.status
-
-
-def num_stored(engine: AsyncEngine, name: str) -> int:
-    return len(store_of(engine).segments(name))
-
-
 async def check(engine: AsyncEngine, *wanted: VideoRequest) -> None:
     """All are brought to their ends, each chunk as it would have been."""
     videos = await asyncio.gather(*(read(engine, each.request_id) for each in wanted))
@@ -80,7 +48,7 @@ async def check(engine: AsyncEngine, *wanted: VideoRequest) -> None:
         expected = EXPECTED[each.request_id]
         assert [chunk.index for chunk in chunks] == list(range(len(expected)))
         assert fragments(chunks) == expected
-        assert status(engine, each.request_id) == "completed"
+        assert job_status(engine, each.request_id) == "completed"
 
 
 EXPECTED: dict[str, list[bytes]] = {}
@@ -156,9 +124,9 @@ def test_a_video_that_was_complete_but_for_a_word_is_completed(
             patch.setattr(VideoStore, "finish", lambda *_: None)
             async with opened(tmp_path) as engine:
                 await make(engine, plain)
-                assert status(engine, "plain") == "in_progress"
+                assert job_status(engine, "plain") == "in_progress"
         async with opened(tmp_path) as engine:
-            assert status(engine, "plain") == "completed"
+            assert job_status(engine, "plain") == "completed"
             await check(engine, plain)
             assert not engine.cores["nano"].has_unfinished
 
@@ -234,7 +202,7 @@ def test_a_disk_that_fails_ends_the_video_for_now(
                 late = f"^the video has stopped at chunk {chunk}; it goes on after a restart$"
                 with pytest.raises(RequestFailedError, match=late):
                     await read(engine, "bad")
-                assert (status(engine, "bad"), num_stored(engine, "bad")) == (
+                assert (job_status(engine, "bad"), num_stored(engine, "bad")) == (
                     "in_progress" if chunk else "queued",
                     chunk,
                 )
@@ -276,8 +244,8 @@ def test_what_has_ended_is_not_taken_up(tmp_path: Path) -> None:
             await engine.abort("cancelled")
         async with opened(tmp_path, own) as engine:
             assert own.scheduler.sessions.keys() == {"stopped"}
-            assert status(engine, "cancelled") == "cancelled"
-            assert status(engine, "failed") == "failed"
+            assert job_status(engine, "cancelled") == "cancelled"
+            assert job_status(engine, "failed") == "failed"
             with pytest.raises(RequestFailedError, match="^the request was cancelled$"):
                 await read(engine, "cancelled")
             with pytest.raises(RequestFailedError, match="got LoRA 'no/such/file'"):
@@ -375,7 +343,7 @@ def test_a_video_that_its_model_cannot_make_any_more_fails(tmp_path: Path) -> No
         async with opened(tmp_path, core("nano-base")) as engine:
             with pytest.raises(RequestFailedError, match="got 3 step counts"):
                 await read(engine, "plain")
-            assert status(engine, "plain") == "failed"
+            assert job_status(engine, "plain") == "failed"
 
     run(main())
 
@@ -396,172 +364,3 @@ def test_what_was_accepted_is_made_also_under_narrower_limits(tmp_path: Path) ->
             await check(engine, *videos)
 
     run(main())
-
-
-# From here on with workers in processes of their own, which are killed.
-
-MAKES = (
-    request("plain", 66, seed=1),
-    request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
-    request("wide", 66, seed=3, width=128),
-)
-KILLS = (1, 3)
-"""Commits at which all workers are killed."""
-
-
-def processes(kind: ExecutorKind, address: str | None) -> EngineCore:
-    """An engine with two workers that are processes."""
-    config = WorkerConfig(
-        device="cpu", history_blocks=500, batch_invariant=True, resources=Resources(num_cpus=2)
-    )
-    return launch("nano", (WorkerGroup(config, 2),), kind, ray_address=address)
-
-
-async def all_made(engine: AsyncEngine) -> dict[str, list[bytes]]:
-    """Every video, of which each chunk was told once."""
-    videos = {}
-    for each in MAKES:
-        await engine.submit(each)
-    for each in MAKES:
-        chunks = await read(engine, each.request_id)
-        assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
-        videos[each.request_id] = fragments(chunks)
-    return videos
-
-
-@pytest.fixture(scope="module", params=["local", "ray"])
-def kind(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def address(kind: ExecutorKind, request: pytest.FixtureRequest) -> str | None:
-    if kind == "local":
-        return None
-    cluster: RayCluster = request.getfixturevalue("ray_cluster")
-    return cluster.address
-
-
-@pytest.fixture(scope="module")
-def expected(kind: ExecutorKind, address: str | None, tmp_path_factory: Any) -> Any:
-    """What the same workers make when nobody kills them."""
-
-    async def main() -> dict[str, list[bytes]]:
-        folder = tmp_path_factory.mktemp("undisturbed")
-        async with opened(folder, processes(kind, address)) as engine:
-            return await all_made(engine)
-
-    return asyncio.run(asyncio.wait_for(main(), 300))
-
-
-def killing(
-    function: Callable[..., Any], own: EngineCore, killed: list[int], *, after: bool
-) -> Callable[..., Any]:
-    """`function`, at some calls of which every worker process of the engine ends at once."""
-    calls = itertools.count(1)
-
-    def kill() -> None:
-        reports = own.worker_reports()
-        killed.append(sum(report.sessions + report.tasks for report in reports))
-        for report in reports:
-            if report.state == "ready":
-                os.kill(int(report.where.split()[-1]), signal.SIGKILL)
-
-    def call(*args: Any, **options: Any) -> Any:
-        is_time = next(calls) in KILLS
-        if is_time and not after:
-            kill()
-        result = function(*args, **options)
-        if is_time and after:
-            kill()
-        return result
-
-    return call
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("owner", "name", "after"),
-    [
-        pytest.param(SegmentStore, "put", False, id="before-the-segment"),
-        pytest.param(SegmentStore, "put", True, id="behind-the-segment"),
-        pytest.param(JobStore, "advance", False, id="before-the-transaction"),
-        pytest.param(JobStore, "advance", True, id="behind-the-transaction"),
-    ],
-)
-def test_workers_may_die_at_any_point_of_a_commit(
-    owner: type,
-    name: str,
-    after: bool,
-    kind: ExecutorKind,
-    address: str | None,
-    expected: dict[str, list[bytes]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    killed: list[int] = []
-
-    async def main() -> dict[str, list[bytes]]:
-        own = processes(kind, address)
-        patched = killing(getattr(owner, name), own, killed, after=after)
-        monkeypatch.setattr(owner, name, patched)
-        async with opened(tmp_path, own) as engine:
-            made = await all_made(engine)
-            assert {job.status for job in store_of(engine).jobs()} == {"completed"}
-            return made
-
-    assert asyncio.run(asyncio.wait_for(main(), 300)) == expected
-    assert len(killed) == len(KILLS)
-    assert all(killed), "there was nothing under way"
-
-
-LINES = [
-    {
-        "custom_id": f"video {index}",
-        "body": {
-            "prompt": "a dog",
-            "size": "64x64",
-            "seed": index,
-            "num_frames": frames,
-            "steps": [1, 1, 1],
-        },
-    }
-    for index, frames in enumerate((99, 132, 70, 66))
-]
-
-
-def batch(folder: Path, output: str) -> list[str]:
-    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "run-batch"]
-    flags = ["--output", str(folder / output), "--batch-invariant", "--history-blocks", "500"]
-    return [*command, str(folder / "lines.jsonl"), *flags, "--device", "cpu", "--workers", "2"]
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-@pytest.mark.slow
-def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    """Five times, at seeded moments: while it starts, and behind so many files in its store."""
-    subprocess.run(batch(tmp_path, "undisturbed"), check=True, capture_output=True)
-    rng = random.Random(0)
-    store, statuses = tmp_path / "output/.helios", []
-    for life in range(5):
-        had = len(list(store.glob("segments/*/*")))
-        more = had + rng.randint(1, 2) if life else 0
-        running = subprocess.Popen(batch(tmp_path, "output"), stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 120
-            while len(list(store.glob("segments/*/*"))) < more and running.poll() is None:
-                assert time.monotonic() < deadline, "nothing is made"
-                time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.3))
-        finally:
-            running.kill()
-            statuses.append(running.wait())
-    assert statuses == [-signal.SIGKILL] * 5
-    assert had > 0
-    again = subprocess.run(batch(tmp_path, "output"), check=True, capture_output=True, text=True)
-    assert again.stdout.endswith("4 videos, 0 failed\n")
-    assert outputs(tmp_path / "output") == outputs(tmp_path / "undisturbed")

@@ -64,16 +64,20 @@ def test_a_video_tells_all_that_happens_to_it_once_and_in_order(told: list[Event
     assert told[-1] is story[-1]
 
 
-def test_progress_is_told_as_it_is(told: list[Event]) -> None:
+def test_progress_is_told_as_it_is(http: httpx.Client, told: list[Event]) -> None:
     progress = [event.data for event in told if event.number is None]
     assert told[0].name in ("video.queued", "video.progress")
     assert {item["phase"] for item in progress} <= {"encoding", "queued", "denoising", "decoding"}
     percents = [item["progress"] for item in progress]
     assert percents == sorted(percents)
     assert any(0 < percent < 100 for percent in percents)
-    assert any(item["eta_seconds"] for item in progress)
     made = [item["chunks_done"] for item in progress]
     assert made == sorted(made)
+    body = {"prompt": "waves", "num_frames": 3300, "size": "64x64"}
+    video = http.post("/v1/videos", json=body).json()["id"]
+    halfway = (event.data for event in events_of(http, video) if event.name == "video.progress")
+    assert any(0 < item["progress"] < 99 and item["eta_seconds"] for item in halfway)
+    http.delete(f"/v1/videos/{video}")
 
 
 def test_a_reader_that_comes_again_misses_nothing_and_sees_nothing_twice(

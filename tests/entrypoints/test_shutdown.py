@@ -61,7 +61,7 @@ def test_a_server_comes_to_rest_at_a_chunk_edge(tmp_path: Path) -> None:
     [
         (("--port", "{port}"), "expected an address that is free: Address already in use"),
         (("no-such-folder/model",), "no-such-folder/model"),
-        (("--device", "cuda:99"), "cuda:99"),
+        pytest.param(("--device", "cuda:99"), "cuda:99", marks=pytest.mark.slow),
         (("--retention", "7"), "got '7', expected a number and one of s, m, h, d, w"),
         (("--tenants", "none.toml"), "none.toml"),
     ],

@@ -83,7 +83,14 @@ def job_of(wish: Wish, model: LoadedModel, lora: str) -> tuple[Job, ModelRunner]
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-@pytest.mark.parametrize("variant", ["base", "mid", "distilled"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param("base", marks=pytest.mark.slow),
+        pytest.param("mid", marks=pytest.mark.slow),
+        "distilled",
+    ],
+)
 def test_a_packed_forward_equals_each_segment_alone(
     variant: str,
     data: st.DataObject,

@@ -2,8 +2,10 @@
 
 import asyncio
 import io
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, closing
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import av
@@ -21,6 +23,7 @@ from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.sampling_params import SamplingParams, VideoRequest
+from helios_serve.store.video_store import VideoStore
 
 PATIENCE = 60.0
 """Seconds after which something that should have come has not come."""
@@ -127,3 +130,54 @@ def frame_numbers(segments: Iterable[Segment], fps: int = 24) -> list[float]:
             for frame in container.decode(video=0)
             if frame.pts is not None and frame.time_base is not None
         ]
+
+
+@asynccontextmanager
+async def engine_of(
+    own: EngineCore, store: VideoStore | None = None, **others: EngineCore
+) -> AsyncIterator[AsyncEngine]:
+    """An engine that ends with nothing left over."""
+    async with AsyncEngine({"nano": own, **others}, store) as engine:
+        yield engine
+        await idle(engine)
+        assert not any(
+            each.has_unfinished or each.scheduler.sessions for each in engine.cores.values()
+        )
+
+
+async def idle(engine: AsyncEngine) -> None:
+    """Wait until neither an engine nor a worker holds anything of any request."""
+    held = 1
+    while held:
+        stats, reports = (await engine.stats()).values(), (await engine.workers()).values()
+        held = sum(each.encoding + each.decoding + each.scheduler.waiting for each in stats)
+        held += sum(each.scheduler.used_blocks + each.scheduler.used_text_rows for each in stats)
+        held += sum(each.tasks + each.sessions for several in reports for each in several)
+
+
+def indices(chunks: list[VideoChunk]) -> list[int]:
+    return [chunk.index for chunk in chunks]
+
+
+@asynccontextmanager
+async def opened(
+    folder: Path, own: EngineCore | None = None, model: str = "nano"
+) -> AsyncIterator[AsyncEngine]:
+    """What a process does with its data folder: its whole life."""
+    with closing(VideoStore(folder)) as store:
+        async with AsyncEngine({model: own or core(model)}, store) as engine:
+            yield engine
+
+
+def store_of(engine: AsyncEngine) -> VideoStore:
+    assert engine.store is not None
+    return engine.store
+
+
+def job_status(engine: AsyncEngine, name: str) -> str | None:
+    job = store_of(engine).job(name)
+    return None if job is None else job.status
+
+
+def num_stored(engine: AsyncEngine, name: str) -> int:
+    return len(store_of(engine).segments(name))

@@ -10,11 +10,14 @@ def describe(job: StoredJob, progress: Progress | None, retention: float | None 
     for `retention` seconds."""
     params, chunks = job.request.params, len(job.chunks)
     width, height = job.request.shown_size or (params.width, params.height)
+    status = wire_status(job)
+    if status == "queued" and progress is not None and progress.phase != "queued":
+        status = "in_progress"  # the table says so only behind the first chunk
     is_complete = job.status == "completed"
     return Video(
         id=job.id,
         model=job.request.model or "",
-        status=wire_status(job),
+        status=status,
         progress=percent_done(job, progress),
         created_at=int(job.created_at),
         completed_at=int(job.completed_at) if job.completed_at and is_complete else None,
@@ -27,7 +30,7 @@ def describe(job: StoredJob, progress: Progress | None, retention: float | None 
         num_frames=params.num_frames,
         fps=params.fps,
         seed=params.seed,
-        phase=wire_status(job) if progress is None else progress.phase,
+        phase=status if progress is None else progress.phase,
         chunks_done=chunks,
         num_chunks=job.num_chunks,
         parent_video_id=job.request.parent,
