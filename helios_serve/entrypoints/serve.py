@@ -37,6 +37,9 @@ examples:
 """
 CLOSE_SECONDS = 5
 """For answers that are under way when everything else has come to rest."""
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection is kept for longer than clients keep theirs (5 s and less are common): a
+request that is sent while the server closes its end is lost."""
 CLIENT_SECONDS = 60
 """A WebSocket client that takes nothing for so long is taken to be gone."""
 UNSENT_BYTES = 128 << 10
@@ -146,6 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
             ws_ping_timeout=CLIENT_SECONDS,
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLOSE_SECONDS,
             server_header=False,
         )

@@ -312,7 +312,7 @@ def test_streams_break_at_nothing_either(fuzz: Fuzz) -> None:
     short = {"prompt": "waves", "size": "64x64", "num_frames": 33}
     ask("POST", "/v1/videos/sync", {200, 503}, json=short)
     print(dict(sorted(statuses.items())))
-    assert statuses[200] > 20
+    assert statuses[200] > 10
     assert fuzz.others.seen() == fuzz.before
 
 

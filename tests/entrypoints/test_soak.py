@@ -44,16 +44,17 @@ class Idle(NamedTuple):
 
 @pytest.mark.slow
 def test_a_crowd_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
-    """The first crowd, a small one, starts all threads that a server has when it is at rest."""
+    """The first crowd, a short one, starts all threads that a server has when it is at rest."""
     log = tmp_path / "log"
     with running_server(tmp_path / "data", *FLAGS, log=log) as server:
-        asyncio.run(Crowd(server.url, 40, seed=1000).run(5))
+        asyncio.run(Crowd(server.url, CLIENTS, seed=1000).run(10))
         idle = at_rest(server)
         crowd = Crowd(server.url, CLIENTS, seed=0)
         sizes = asyncio.run(watched(crowd, server))
         after = at_rest(server)
         slope = slope_of(sizes)
         print(f"{dict(crowd.done)}, refused {dict(crowd.refused)}, {slope:.2f} MB a minute")
+        print(f"MB by the second: {[round(size) for size in sizes]}")
         print(f"before {idle}, after {after}")
         check_nothing_lost(server, crowd)
         assert [line for line in log.read_text().splitlines() if RANDOM_WEIGHTS not in line] == []
