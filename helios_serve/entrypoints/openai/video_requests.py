@@ -16,7 +16,6 @@ from helios_serve.sampling_params import (
     VideoRequest,
     check_shown_size,
     nearest_size,
-    prompt_weights,
 )
 
 MAX_SEED = 2**31
@@ -133,11 +132,18 @@ def remix(request: VideoRequest, prompt: str) -> VideoRequest:
 def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
     """The same video with more seconds, under another prompt from its end on if there is one.
 
-    Raises InvalidRequestError where what is new was made already, under the first prompt: as the
-    end of a chunk that was cut.
+    Raises InvalidRequestError where that is no more than the end of the chunk that was cut.
     """
     params = request.params
+    edge = num_chunks(params.num_frames)
     total = params.num_frames + frames_of(body.seconds, params.fps)
+    if num_chunks(total) == edge:
+        least = edge * CHUNK_FRAMES - params.num_frames + 1
+        raise InvalidRequestError(
+            f"got {body.seconds:g} more seconds, expected at least {least / params.fps:.2f}: those "
+            "before are the end of the video's last chunk, which was made already",
+            param="seconds",
+        )
     longer = msgspec.structs.replace(
         request.without_media(),
         request_id=new_id(),
@@ -147,18 +153,7 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
         relation="extension",
         fingerprint=None,
     )
-    shown_last = prompt_weights(request.prompt, params, num_chunks(params.num_frames))[-1].prompt
-    if body.prompt in (None, shown_last):
-        return longer
-    edge = num_chunks(params.num_frames)
-    if edge == num_chunks(total):
-        least = edge * CHUNK_FRAMES - params.num_frames + 1
-        raise InvalidRequestError(
-            f"got {body.seconds:g} more seconds under another prompt, expected at least "
-            f"{least / params.fps:.2f}: the video's last chunk was made under its own",
-            param="seconds",
-        )
-    return longer.with_switch(PromptSwitch(edge, body.prompt))
+    return longer if body.prompt is None else longer.with_switch(PromptSwitch(edge, body.prompt))
 
 
 def continuation(request: VideoRequest, body: ExtendVideo) -> Json:
