@@ -1,8 +1,9 @@
 """Finished videos as plain files: made from their segments when somebody asks for them."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
+from weakref import WeakValueDictionary
 
 from helios_serve.errors import RequestFailedError
 from helios_serve.media.mp4 import defragment
@@ -20,7 +21,8 @@ class FinishedFiles:
     def __init__(self, folder: Path, store: VideoStore) -> None:
         self.folder = folder
         self.store = store
-        self._making = threading.Lock()
+        self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
+        self._guard = Lock()
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()
@@ -28,15 +30,20 @@ class FinishedFiles:
     def get(self, job: StoredJob, variant: str) -> Path:
         """The video with its index in front, or a picture of it; made once."""
         path = self.folder / f"{job.id}{SUFFIXES[variant]}"
-        with self._making:
+        with self._lock(job.id):
             if not path.exists():
                 self._make(job, path, variant)
         return path
 
     def delete(self, video_id: str) -> None:
-        with self._making:
+        with self._lock(video_id):
             for suffix in SUFFIXES.values():
                 (self.folder / f"{video_id}{suffix}").unlink(missing_ok=True)
+
+    def _lock(self, video_id: str) -> Lock:
+        """Held while files of a video are made or deleted; videos do not wait for each other."""
+        with self._guard:
+            return self._locks.setdefault(video_id, Lock())
 
     def _make(self, job: StoredJob, path: Path, variant: str) -> None:
         video = path.with_suffix(SUFFIXES["video"])
