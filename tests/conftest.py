@@ -1,6 +1,7 @@
 """Checkpoints, pipelines and models that tests share."""
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,6 +16,10 @@ os.environ["HF_HUB_OFFLINE"] = (
 )
 
 from torch import Tensor
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
+# that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
