@@ -17,10 +17,6 @@ os.environ["HF_HUB_OFFLINE"] = (
 
 from torch import Tensor
 
-# A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
-# that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers import DiffusionPipeline
@@ -30,6 +26,10 @@ with warnings.catch_warnings():
 from models import load_model
 
 from helios_serve.model_executor.loader import LoadedModel
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
+# that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
