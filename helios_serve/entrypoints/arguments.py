@@ -3,11 +3,23 @@
 import argparse
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from helios_serve.sampling_params import PromptSwitch
 
 T = TypeVar("T")
+
+
+def add_data_dir(parser: Any, what: str) -> None:
+    """The folder of a server, which other commands find by the same name."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("helios-data"),
+        metavar="FOLDER",
+        help=f"{what} (helios-data)",
+    )
 
 
 def parser_of(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:

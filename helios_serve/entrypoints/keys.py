@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from helios_serve.entrypoints.arguments import add_data_dir
 from helios_serve.entrypoints.workers import print_table
 from helios_serve.errors import InvalidRequestError
 from helios_serve.store.keys import DATABASE, ApiKey, KeyStore
@@ -38,13 +39,7 @@ def add_command(commands: Any) -> None:
     revoking.add_argument("id", help="as in the list")
     for action, run in ((creating, create), (listing, show), (revoking, revoke)):
         action.set_defaults(run=run)
-        action.add_argument(
-            "--data-dir",
-            type=Path,
-            default=Path("helios-data"),
-            metavar="FOLDER",
-            help="the server's, which may be running (helios-data)",
-        )
+        add_data_dir(action, "the server's, which may be running")
 
 
 def create(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from helios_serve.config import DEFAULT_MODEL, SchedulingConfig, ServerConfig
-from helios_serve.entrypoints.arguments import byte_count, duration, seconds
+from helios_serve.entrypoints.arguments import add_data_dir, byte_count, duration, seconds
 from helios_serve.entrypoints.model_flags import (
     add_device_flags,
     add_worker_flags,
@@ -75,13 +75,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="127.0.0.1, this machine only")
     server.add_argument("--port", type=int, default=8000, help="8000")
-    server.add_argument(
-        "--data-dir",
-        type=Path,
-        default=Path("helios-data"),
-        metavar="FOLDER",
-        help="jobs and videos, which outlive the server (helios-data)",
-    )
+    add_data_dir(server, "jobs and videos, which outlive the server")
     server.add_argument(
         "--retention",
         type=duration,

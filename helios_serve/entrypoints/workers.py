@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from helios_serve.entrypoints.arguments import add_data_dir
 from helios_serve.entrypoints.model_flags import workers as worker_group
 
 
@@ -27,13 +27,7 @@ def add_command(commands: Any) -> None:
     draining.add_argument("worker", help="its id, as in the list")
     for action in (listing, adding, draining):
         action.set_defaults(run=run)
-        action.add_argument(
-            "--data-dir",
-            type=Path,
-            default=Path("helios-data"),
-            metavar="FOLDER",
-            help="the engine's (helios-data)",
-        )
+        add_data_dir(action, "the engine's")
         action.add_argument("--model", help="where the engine has several")
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import date
 from pathlib import Path
@@ -25,20 +24,6 @@ from helios_serve.store.usage import DayUsage
 from helios_serve.store.video_store import VideoStore
 
 WIDTHS = {"narrow": 64, "wide": 128}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """nano is made anew, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[VideoStore]:
-    with closing(VideoStore(tmp_path / "store")) as opened:
-        yield opened
 
 
 def usage(store: VideoStore, tenant: str) -> DayUsage:

@@ -14,8 +14,8 @@ from crowd import Crowd
 from prometheus_client.parser import text_string_to_metric_families
 from server import Server, running_server
 
-CLIENTS = int(os.environ.get("HELIOS_SOAK_CLIENTS", "200"))
-SECONDS = float(os.environ.get("HELIOS_SOAK_SECONDS", "180"))
+CLIENTS = 200
+SECONDS = 180.0
 GRACE = "2"
 MAX_SLOPE = 1.0
 """MB a minute."""

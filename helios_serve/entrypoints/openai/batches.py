@@ -14,7 +14,7 @@ from helios_serve.entrypoints.openai.bodies import convert, read_body
 from helios_serve.entrypoints.openai.errors import ApiError
 from helios_serve.entrypoints.openai.files import FileApi
 from helios_serve.entrypoints.openai.identity import tenant_of
-from helios_serve.entrypoints.openai.pages import page_query
+from helios_serve.entrypoints.openai.pages import page_answer, page_query
 from helios_serve.entrypoints.openai.protocol import (
     Batch,
     BatchCounts,
@@ -78,15 +78,8 @@ class BatchApi:
         batches = await asyncio.to_thread(
             self.batches.page, tenant_of(request), query.after, query.limit + 1
         )
-        shown = batches[: query.limit]
-        return answer(
-            BatchList(
-                data=[await self._describe(batch) for batch in shown],
-                first_id=shown[0].id if shown else None,
-                last_id=shown[-1].id if shown else None,
-                has_more=len(batches) > query.limit,
-            )
-        )
+        shown = [await self._describe(batch) for batch in batches[: query.limit]]
+        return page_answer(BatchList, shown, has_more=len(batches) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
         batch = await self._find(request.path_params["batch_id"], request)

@@ -13,7 +13,7 @@ from helios_serve.entrypoints.openai.answers import answer
 from helios_serve.entrypoints.openai.bodies import read_body
 from helios_serve.entrypoints.openai.errors import ApiError
 from helios_serve.entrypoints.openai.identity import tenant_of
-from helios_serve.entrypoints.openai.pages import page_query
+from helios_serve.entrypoints.openai.pages import page_answer, page_query
 from helios_serve.entrypoints.openai.protocol import FileDeleted, FileList, FileObject
 from helios_serve.errors import InvalidRequestError
 from helios_serve.store.files import storage_errors
@@ -77,15 +77,8 @@ class FileApi:
             newest_first=query.newest_first,
             purpose=request.query_params.get("purpose"),
         )
-        shown = files[: query.limit]
-        return answer(
-            FileList(
-                data=[describe(file) for file in shown],
-                first_id=shown[0].id if shown else None,
-                last_id=shown[-1].id if shown else None,
-                has_more=len(files) > query.limit,
-            )
-        )
+        shown = [describe(file) for file in files[: query.limit]]
+        return page_answer(FileList, shown, has_more=len(files) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
         return answer(describe(await self.find(request.path_params["file_id"], request)))

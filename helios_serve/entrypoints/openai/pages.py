@@ -1,9 +1,13 @@
 """Pages of lists, as clients ask for them."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 
+from helios_serve.entrypoints.openai.answers import answer
 from helios_serve.entrypoints.openai.whole_numbers import whole_number
 from helios_serve.errors import InvalidRequestError
 
@@ -26,3 +30,17 @@ def page_query(request: Request, *, default: int = 20, most: int = 100) -> PageQ
     if order not in ("asc", "desc"):
         raise InvalidRequestError(f"got order {order!r}, expected asc or desc", param="order")
     return PageQuery(query.get("after"), limit, order == "desc")
+
+
+def page_answer(
+    kind: Callable[..., msgspec.Struct], entries: Sequence[Any], *, has_more: bool
+) -> Response:
+    """One page as a list of `kind`; a client goes on behind its last entry."""
+    return answer(
+        kind(
+            data=entries,
+            first_id=entries[0].id if entries else None,
+            last_id=entries[-1].id if entries else None,
+            has_more=has_more,
+        )
+    )

@@ -16,7 +16,7 @@ from helios_serve.entrypoints.openai.creations import Creations
 from helios_serve.entrypoints.openai.errors import ApiError, not_found
 from helios_serve.entrypoints.openai.finished_files import MEDIA_TYPES
 from helios_serve.entrypoints.openai.identity import tenant_of
-from helios_serve.entrypoints.openai.pages import page_query
+from helios_serve.entrypoints.openai.pages import page_answer, page_query
 from helios_serve.entrypoints.openai.protocol import (
     ExtendVideo,
     Json,
@@ -105,14 +105,7 @@ class VideoApi:
             newest_first=query.newest_first,
         )
         videos = await self.videos.describe_all(jobs[: query.limit])
-        return answer(
-            VideoList(
-                data=videos,
-                first_id=videos[0].id if videos else None,
-                last_id=videos[-1].id if videos else None,
-                has_more=len(jobs) > query.limit,
-            )
-        )
+        return page_answer(VideoList, videos, has_more=len(jobs) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
         video = await self.videos.describe(
