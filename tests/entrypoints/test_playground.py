@@ -8,13 +8,17 @@ import av
 import httpx2 as httpx
 import numpy as np
 import pytest
+import torch
 from api import frames_of
 from browser import Playground, playground, running_browser
-from playwright.sync_api import Browser
+from playwright.sync_api import APIResponse, Browser, Route
 from server import Server, running_server
+from torch import Tensor
 
 from helios_serve.entrypoints.cli import main
 from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.store.snapshots import SnapshotStore
 
 pytestmark = pytest.mark.slow
 
@@ -40,9 +44,32 @@ def place(page: Playground, selector: str) -> float:
 
 
 def test_a_video_plays_while_it_is_made_and_turns_at_the_marked_edge(
-    page: Playground, http: httpx.Client
+    browser: Browser, tmp_path: Path
 ) -> None:
-    """Before the edge every frame is that of the run without the switch, behind it none is."""
+    """Before the edge all frames and latents are those of the run without the switch, behind it
+    none are."""
+    folder = tmp_path / "data"
+    flags = ("nano", "--device", "cpu", "--batch-invariant")
+    with (
+        running_server(folder, *flags, module="remembering_cli") as server,
+        playground(browser, server.url) as page,
+        httpx.Client(base_url=server.url, timeout=120) as http,
+    ):
+        switched, edge = watch_and_switch(page)
+        body = {"prompt": "a lighthouse", "num_frames": CHUNK_FRAMES * (edge + 2)}
+        plain = http.post("/v1/videos", json=body | {"steps": [20, 20, 20]} | SMALL).json()["id"]
+        videos = (switched, plain)
+        frames = [content_of(http, video)[: CHUNK_FRAMES * (edge + 2)] for video in videos]
+    same = (frames[0] == frames[1]).all(axis=(1, 2, 3))
+    assert same[: CHUNK_FRAMES * edge].all()
+    assert not same[CHUNK_FRAMES * edge :].any()
+    latents = [latents_of(folder, video, edge + 2) for video in videos]
+    equal = [torch.equal(*pair) for pair in zip(*latents, strict=True)]
+    assert equal == [True] * edge + [False] * 2
+
+
+def watch_and_switch(page: Playground) -> tuple[str, int]:
+    """A video that turned to another prompt while it was watched, and at which chunk."""
     video = page.create("a lighthouse", seconds=120, steps="20,20,20", **SMALL)
     page.wait("$('video').currentTime > 0.1")
     first = page.get("$('video').getVideoPlaybackQuality().totalVideoFrames")
@@ -62,14 +89,21 @@ def test_a_video_plays_while_it_is_made_and_turns_at_the_marked_edge(
     assert mark == pytest.approx(place(page, cell), abs=3)
     page.page.press("#act-cancel", "Enter")
     page.wait("$('stage-status').textContent.startsWith('Cancelled')")
+    return video, edge
 
-    switched = frames_of(http.get(f"/v1/videos/{video}/content").content)
-    count = CHUNK_FRAMES * (edge + 2)
-    body = {"prompt": "a lighthouse", "num_frames": count, "steps": [20, 20, 20], **SMALL}
-    plain = frames_of(http.post("/v1/videos/sync", json=body).content)
-    same = (switched[:count] == plain).all(axis=(1, 2, 3))
-    assert same[: CHUNK_FRAMES * edge].all()
-    assert not same[CHUNK_FRAMES * edge :].any()
+
+def content_of(http: httpx.Client, video: str) -> Any:
+    """All frames, when the video is over."""
+    with http.stream("GET", f"/v1/videos/{video}/events") as events:
+        events.read()
+    return frames_of(http.get(f"/v1/videos/{video}/content").content)
+
+
+def latents_of(folder: Path, video: str, count: int) -> list[Tensor]:
+    """The latents of a video's first chunks, which a server has left in its data folder."""
+    snapshots = SnapshotStore(folder / "snapshots")
+    tails = [snapshots.get(video, chunk + 1).tail for chunk in range(count)]
+    return [as_tensor(tail) for tail in tails if tail is not None]
 
 
 def test_deleting_asks_once_and_needs_no_mouse(page: Playground, http: httpx.Client) -> None:
@@ -85,9 +119,29 @@ def test_deleting_asks_once_and_needs_no_mouse(page: Playground, http: httpx.Cli
     keys.press("Tab")
     keys.press("Enter")
     page.wait("$('stage-status').textContent === 'The video was deleted.'")
-    assert http.get(f"/v1/videos/{video}").status_code == 404
-    page.wait(f"!document.querySelector('#videos [data-id={video}]')")
     assert page.get("document.activeElement.id") == "stage"
+    assert http.get(f"/v1/videos/{video}").status_code == 404
+    page.wait(f"!{row_of(video)}")
+
+
+def row_of(video: str) -> str:
+    return f"document.querySelector('#videos [data-id={video}]')"
+
+
+def test_a_late_answer_brings_nothing_deleted_back(page: Playground, http: httpx.Client) -> None:
+    late: list[tuple[Route, APIResponse]] = []
+    page.page.route("**/v1/videos?*", lambda route: late.append((route, route.fetch())), times=1)
+    video = page.create("waves", seconds=1, **SMALL)
+    page.wait(row_of(video))
+    page.page.press("#act-delete", "Enter")
+    page.page.press("#delete-dialog [value=yes]", "Enter")
+    page.wait(f"!{row_of(video)}")
+    [(route, answer)] = late
+    assert video in answer.text()
+    with page.page.expect_event("requestfinished"):
+        route.fulfill(response=answer)
+    page.page.wait_for_timeout(100)
+    assert not page.get(f"!!{row_of(video)}")
 
 
 def test_what_the_server_refuses_is_told_at_its_field(page: Playground) -> None:

@@ -38,8 +38,9 @@ async function remove(video) {
     history.replaceState(null, "", location.pathname);
     stage.close("The video was deleted.");
   }
-  await list.refresh();
+  // Before anything is fetched: by then the focus may be where the user has put it.
   find(isWatched ? "stage" : "list-title").focus();
+  await list.refresh();
 }
 
 function confirms({ prompt }) {

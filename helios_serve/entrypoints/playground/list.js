@@ -18,6 +18,7 @@ export class VideoList {
     this.shown = PAGE;
     this.current = null;
     this.videos = [];
+    this.asked = 0;
     find("more").addEventListener("click", () => this.more());
   }
 
@@ -33,8 +34,9 @@ export class VideoList {
     this.place.children[before]?.querySelector("button").focus();
   }
 
-  /** Fetch as many as are shown. */
+  /** Fetch as many as are shown; an answer that a later one has overtaken is old and not shown. */
   async refresh() {
+    const asked = ++this.asked;
     try {
       const found = [];
       let page = null;
@@ -43,13 +45,14 @@ export class VideoList {
         page = await callJson(`/v1/videos?limit=${PAGE}${after}`);
         found.push(...page.data);
       } while (page.has_more && found.length < this.shown);
+      if (asked !== this.asked) return;
       this.videos = found;
       find("more").hidden = !page.has_more;
       find("list-empty").hidden = found.length > 0;
       setText(find("list-error"), null);
       this.render();
     } catch (error) {
-      setText(find("list-error"), error.message);
+      if (asked === this.asked) setText(find("list-error"), error.message);
     }
   }
 
