@@ -1,68 +1,89 @@
 """The kernels in plain torch: exact, on any device, and what every faster one is tested against.
 
-Rows are tokens. A `Run` is a contiguous stretch of rows that share one row of the modulation
-table, so nothing is ever expanded to tokens. Layer norms, modulation and gated residuals are
-computed in fp32 whatever the dtype of the rows, as the published model does.
+Rows are tokens, and `PackRows` says which of them share a row of the modulation table, so nothing
+is ever expanded to tokens. Layer norms, modulation and gated residuals are computed in fp32
+whatever the dtype of the rows, as the published model does. A trailing underscore: in place.
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Run(NamedTuple):
-    """Rows [start, stop) of a packed sequence, modulated by row `table_row`."""
-
-    start: int
-    stop: int
-    table_row: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.stop)
+from helios_serve.kernels.rope import PackedRope
+from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run, join
 
 
-def gather_window(pool: Tensor, row_index: Tensor) -> Tensor:
-    """Patches of a history window, straight from the pool.
+def gather_window(pool: Tensor, window: Tensor, places: Tensor) -> Tensor:
+    """Rows of a history, by way of its block table: (places, width).
 
-    `pool` is (blocks, 16, 64) and `row_index` (patches, rows a patch) indexes its rows, blocks end
-    to end; returns (patches, rows a patch * 64), ready for one matmul with the patch weights.
+    `pool` is (blocks, rows a block, width), `window` (blocks of the history,) its block table, and
+    a place is (position in the block table) * rows a block + (row in the block).
     """
-    rows = pool.flatten(0, 1)
-    return rows.index_select(0, row_index.flatten()).view(len(row_index), -1)
+    rows_a_block = pool.shape[1]
+    index = window[places // rows_a_block] * rows_a_block + places % rows_a_block
+    return pool.flatten(0, 1).index_select(0, index)
 
 
-def norm_modulate(
-    x: Tensor, runs: Sequence[Run], scale: Tensor, shift: Tensor, eps: float
+def norm_modulate(x: Tensor, rows: PackRows, norm: NormTable, eps: float) -> Tensor:
+    """layer_norm(x) * weight + bias, with each row's row of the table."""
+    return join([norm_run(x, run, norm, eps) for run in rows.runs])
+
+
+def norm_run(x: Tensor, run: Run, norm: NormTable, eps: float) -> Tensor:
+    rows, row = x[run.rows].float(), norm.row_of(run)
+    return F.layer_norm(rows, rows.shape[-1:], norm.weight[row], norm.bias[row], eps).to(x.dtype)
+
+
+def gated_residual_norm_(
+    x: Tensor,
+    update: Tensor,
+    rows: PackRows,
+    gate: Tensor,
+    norm: NormTable,
+    eps: float,
+    *,
+    noise_only: bool = False,
 ) -> Tensor:
-    """layer_norm(x) * (1 + scale) + shift, with scale and shift (table rows, dim) in fp32."""
+    """x += update * gate in place, with gate fp32 (table rows, dim); returns `norm` of the new x.
 
-    def one(run: Run) -> Tensor:
-        rows = x[run.rows].float()
-        weight, bias = 1 + scale[run.table_row], shift[run.table_row]
-        return F.layer_norm(rows, rows.shape[-1:], weight, bias, eps).to(x.dtype)
-
-    return join([one(run) for run in runs])
-
-
-def gated_residual_(x: Tensor, update: Tensor, runs: Sequence[Run], gate: Tensor) -> None:
-    """x += update * gate in place, with gate (table rows, dim) in fp32."""
-    for run in runs:
-        rows, change, factor = x[run.rows], update[run.rows], gate[run.table_row]
+    With `noise_only` just the noise rows, end to end, are returned.
+    """
+    for run in rows.runs:
+        old, change, factor = x[run.rows], update[run.rows], gate[run.table_row]
         if x.dtype == torch.float32:
-            rows.addcmul_(change, factor)
+            old.addcmul_(change, factor)
         else:
-            rows.copy_(torch.addcmul(rows.float(), change.float(), factor))
+            old.copy_(torch.addcmul(old.float(), change.float(), factor))
+    kept = [run for run in rows.runs if not (noise_only and run.is_history)]
+    return join([norm_run(x, run, norm, eps) for run in kept])
 
 
-def qk_norm_rope(x: Tensor, weight: Tensor, rope: Tensor | None, heads: int, eps: float) -> Tensor:
+def noise_residual_norm_(
+    x: Tensor, update: Tensor, rows: PackRows, norm: NormTable, eps: float
+) -> Tensor:
+    """Noise rows of x += update in place, with an update for them alone; returns `norm` of x."""
+    noise = [run for run in rows.runs if not run.is_history]
+    changes = torch.split(update, [run.stop - run.start for run in noise])
+    for run, change in zip(noise, changes, strict=True):
+        x[run.rows] += change
+    return norm_modulate(x, rows, norm, eps)
+
+
+def norm_rope_(
+    x: Tensor,
+    weight: Tensor,
+    rope: PackedRope | None,
+    heads: int,
+    eps: float,
+    *,
+    history_scale: Tensor | None = None,
+    rows: PackRows | None = None,
+) -> Tensor:
     """RMS norm across all heads, then rotary embedding of neighbouring pairs; may reuse `x`.
 
-    `x` is (rows, heads * head_dim), `rope` complex64 (rows, head_dim / 2) or None; returns
-    (rows, heads, head_dim). Pooled rope entries have a modulus under one, which is intended.
+    `x` is (rows, heads * head_dim), rows at any stride; returns (rows, heads, head_dim). Pooled
+    rope entries have a modulus under one, which is intended. `history_scale` (heads,) multiplies
+    the history's of `rows`.
     """
     if x.dtype == torch.float32:
         # In place: twice as fast as F.rms_norm, which takes five passes on a CPU.
@@ -73,16 +94,56 @@ def qk_norm_rope(x: Tensor, weight: Tensor, rope: Tensor | None, heads: int, eps
     if rope is None:
         return normed.view(len(x), heads, -1)
     pairs = torch.view_as_complex(normed.float().view(len(x), heads, -1, 2))
-    pairs.mul_(rope.unsqueeze(1))
-    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
+    pairs.mul_(rope.entries.unsqueeze(1))
+    turned = torch.view_as_real(pairs).flatten(-2).to(x.dtype)
+    if history_scale is not None:
+        assert rows is not None, "a history scale needs to know the history"
+        for run in rows.runs:
+            if run.is_history:
+                turned[run.rows] *= history_scale.view(-1, 1).to(x.dtype)
+    return turned
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Full attention of one segment.
+def qk_norm_rope_(
+    query: Tensor,
+    key: Tensor,
+    weights: tuple[Tensor, Tensor],
+    rope: PackedRope,
+    rows: PackRows,
+    heads: int,
+    eps: float,
+    *,
+    history_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`norm_rope_` of queries and of keys, whose history is scaled."""
+    query = norm_rope_(query, weights[0], rope, heads, eps)
+    key = norm_rope_(key, weights[1], rope, heads, eps, history_scale=history_scale, rows=rows)
+    return query, key
 
-    query (m, heads, head_dim); key, value (n, heads, head_dim); `bias` (n,), of the same dtype as
-    they must have it on a GPU, is added to the logits of each key. Returns (m, heads * head_dim).
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Lengths,
+    keys: Lengths,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Full attention of each segment's queries to its own keys: (rows, heads * head_dim).
+
+    query (rows, heads, head_dim); key, value (key rows, heads, head_dim); `bias` (key rows,), of
+    the same dtype as they must have it on a GPU, is added to the logits of each key.
     """
+    return join(
+        [
+            attend(query[q], key[k], value[k], None if bias is None else bias[k])
+            for q, k in zip(queries.slices, keys.slices, strict=True)
+        ]
+    )
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of one segment."""
     mask = None if bias is None else bias.expand(len(query), -1)
     mixed = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
@@ -93,6 +154,44 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
     return mixed[0].transpose(0, 1).flatten(1)
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Parts end to end; a single part is returned as it is."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def enter_stage(
+    rows: Tensor,
+    grid: tuple[int, int],
+    weights: tuple[float, float],
+    drawn: Tensor,
+    factor: Tensor,
+    noise_dtype: torch.dtype,
+) -> Tensor:
+    """Latent rows of the next pyramid stage: (4 * rows, 4 * channels).
+
+    `rows` are patches of `grid` (rows, columns) a frame, laid out (2, 2, channel). Every pixel of
+    them becomes a patch of four equal ones; `weights` are those of signal and noise. The noise is
+    `drawn` (channels, patches, 4) times `factor`^T, in `noise_dtype`.
+    """
+    signal, weight = weights
+    noise = correlate(drawn, factor).to(noise_dtype)
+    return signal * upsample(rows, grid) + weight * noise
+
+
+def upsample(rows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Nearest x2: every latent pixel becomes a patch of four equal pixels."""
+    channels = rows.shape[1] // 4
+    pixels = rows.view(-1, *grid, 2, 2, channels)  # (frames, rows, cols, y, x, channels)
+    patches = pixels.permute(0, 1, 3, 2, 4, 5).unsqueeze(-2)
+    return patches.expand(*patches.shape[:-2], 4, channels).reshape(-1, 4 * channels)
+
+
+def correlate(drawn: Tensor, factor: Tensor) -> Tensor:
+    """Independent noise (channels, patches, 4) to rows correlated within each patch and channel."""
+    return (drawn @ factor.T).permute(1, 2, 0).flatten(1)
+
+
+def dmd_step(
+    latents: Tensor, flow: Tensor, start: Tensor, sigma: float, next_sigma: float | None
+) -> Tensor:
+    """x0 in fp64, cast to the flow's dtype; then noised to `next_sigma` by the stage's start."""
+    clean = (latents.double() - sigma * flow.double()).to(flow.dtype)
+    if next_sigma is None:
+        return clean
+    noised = (1 - next_sigma) * clean.double() + next_sigma * start.double()
+    return noised.to(start.dtype)

@@ -15,13 +15,16 @@ MAX_CACHED_PROMPTS = 256
 class TextEncoder:
     """Thin wrapper of UMT5EncoderModel and its tokenizer, with a cache of encoded prompts.
 
+    Its layers work on `device`; its embedding may lie elsewhere.
+
     Weights must be tied: published checkpoints store `shared.weight` alone, and an encoder whose
     own embedding stayed untied reads every prompt as zeros.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.device = device
         self._cache: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
 
     @torch.inference_mode()
@@ -35,7 +38,9 @@ class TextEncoder:
         tokens = self.tokenizer(
             [key[0]], max_length=max_length, truncation=True, return_tensors="pt"
         )
-        states = self.model(tokens.input_ids.to(self.model.device)).last_hidden_state[0]
+        embedding = self.model.get_input_embeddings()
+        rows = embedding(tokens.input_ids.to(embedding.weight.device)).to(self.device)
+        states = self.model(inputs_embeds=rows).last_hidden_state[0]
         self._cache[key] = states
         if len(self._cache) > MAX_CACHED_PROMPTS:
             self._cache.popitem(last=False)

@@ -36,7 +36,7 @@ def test_attention_gets_one_dtype_for_all_its_inputs(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA kernels refuse, or misread, a mask of another dtype; the CPU would take it."""
-    attend, masked = reference.attention, []
+    attend, masked = reference.attend, []
 
     def checked(*inputs: Tensor | None) -> Tensor:
         masked.append(len(inputs) == 4 and inputs[3] is not None)
@@ -45,7 +45,7 @@ def test_attention_gets_one_dtype_for_all_its_inputs(
 
     model = load_model(str(checkpoints["distilled"]), dtype="bfloat16")
     model.vae.decode = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[method-assign]
-    monkeypatch.setattr(reference, "attention", checked)
+    monkeypatch.setattr(reference, "attend", checked)
     our_latents(model, Case("distilled", chunks=1).with_defaults())
     assert set(masked) == {False, True}
 

@@ -12,7 +12,7 @@ from helios_serve.model_config import HISTORY_FRAMES, Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.models.helios.config import read_config
-from helios_serve.model_executor.models.helios.embeddings import rope_table
+from helios_serve.model_executor.models.helios.embeddings import make_rope
 from helios_serve.model_executor.models.helios.inputs import Segment
 from helios_serve.model_executor.models.helios.samplers import patchify, unpatchify
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -75,7 +75,7 @@ def our_flow(
     segment = Segment(
         history=pool.gather(blocks, geometry),
         noise=patchify(inputs["noise"][0]),
-        rope=rope_table(config.transformer, geometry, stage, config.stages, torch.device("cpu")),
+        rope=make_rope(config.transformer, geometry, stage, config.stages, torch.device("cpu")),
         timestep=timestep,
         text=transformer.read_text(
             inputs["prompt"][0, :PROMPT_TOKENS], PADDED_TOKENS - PROMPT_TOKENS

@@ -1,6 +1,7 @@
 """Parity tests can fail: each thing they protect, broken on purpose, shows in the latents."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from videos import Case, our_latents
 
-from helios_serve.model_config import CHUNK_LATENTS, Geometry, TransformerConfig
+from helios_serve.kernels.rope import Rope
+from helios_serve.model_config import Geometry, TransformerConfig
 from helios_serve.model_executor.models.helios import embeddings, schedule
 from helios_serve.model_executor.models.helios.inputs import HistoryPatches
 from helios_serve.model_executor.worker import history_pool, packed_batch
@@ -38,18 +40,18 @@ def forget(window: str) -> Mutation:
 
 
 def shift_rope(patch: pytest.MonkeyPatch) -> None:
-    """Noise frames at 21 to 29 instead of 20 to 28."""
-    table = embeddings.rope_table
+    """Noise frames at 19 to 27 instead of 20 to 28."""
+    make = embeddings.make_rope
 
     def shifted(
         config: TransformerConfig, geometry: Geometry, stage: int, stages: int, device: Any
-    ) -> Tensor:
-        right = table(config, geometry, stage, stages, device)
-        grid = geometry.stage_patches(stage, stages)
-        noise = embeddings.rotary_grid(range(21, 21 + CHUNK_LATENTS), grid, config).flatten(0, 2)
-        return torch.cat([right[: -len(noise)], noise])
+    ) -> Rope:
+        right = make(config, geometry, stage, stages, device)
+        places = right.places.clone()
+        places[geometry.history_tokens :, 0] -= 1
+        return replace(right, places=places)
 
-    patch.setattr(packed_batch, "rope_table", shifted)
+    patch.setattr(packed_batch, "make_rope", shifted)
 
 
 def use_own_tokens_for_mu(patch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from helios_serve.model_config import (
     CHUNK_LATENTS,
     HISTORY_FRAMES,
     LATENT_CHANNELS,
-    PATCH_DIM,
     Geometry,
 )
 from helios_serve.model_executor.models.helios.samplers import patchify
@@ -43,10 +42,18 @@ class LatentSpace(Protocol):
 
 
 class ChunkNoise(NamedTuple):
-    """All noise of one chunk as rows: where stage 0 starts, and what enters each later stage."""
+    """All noise of one chunk: the rows where stage 0 starts, and what enters each later stage.
+
+    That is drawn independently, (channels, patches, 4), and correlated on the way in.
+    """
 
     start: Tensor
     stages: tuple[Tensor, ...]
+
+    def pin_memory(self) -> "ChunkNoise":
+        """A copy that a device fetches while the host goes on."""
+        stages = tuple(drawn.pin_memory() for drawn in self.stages)
+        return ChunkNoise(self.start.pin_memory(), stages)
 
 
 class HistorySeed(NamedTuple):
@@ -78,9 +85,7 @@ def block_noise_factor(gamma: float) -> Tensor:
     return torch.tensor(factor, dtype=torch.float32)
 
 
-def draw_chunk_noise(
-    generator: Generator, geometry: Geometry, stages: int, factor: Tensor
-) -> ChunkNoise:
+def draw_chunk_noise(generator: Generator, geometry: Geometry, stages: int) -> ChunkNoise:
     """The noise of the next chunk: full resolution first, then a block noise for each stage."""
     height, width = geometry.latent_size
     noise = torch.randn(1, LATENT_CHANNELS, CHUNK_LATENTS, height, width, generator=generator)[0]
@@ -91,16 +96,16 @@ def draw_chunk_noise(
     return ChunkNoise(
         patchify(frames.transpose(0, 1)),
         tuple(
-            draw_block_noise(generator, geometry.noise_tokens(stage, stages), factor)
+            draw_block_noise(generator, geometry.noise_tokens(stage, stages))
             for stage in range(1, stages)
         ),
     )
 
 
-def draw_block_noise(generator: Generator, patches: int, factor: Tensor) -> Tensor:
-    """Noise correlated within each patch and channel: rows (patches, 64)."""
-    drawn = torch.randn(LATENT_CHANNELS * patches, 4, generator=generator) @ factor.T
-    return drawn.view(LATENT_CHANNELS, patches, 4).permute(1, 2, 0).reshape(patches, PATCH_DIM)
+def draw_block_noise(generator: Generator, patches: int) -> Tensor:
+    """Independent noise for the four pixels of each channel's patches: (channels, patches, 4)."""
+    drawn = torch.randn(LATENT_CHANNELS * patches, 4, generator=generator)
+    return drawn.view(LATENT_CHANNELS, patches, 4)
 
 
 def seed_from_image(

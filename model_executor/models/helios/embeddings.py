@@ -1,19 +1,21 @@
 """Positions, timesteps and text, as the transformer sees them."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helios_serve.kernels.rope import Rope
 from helios_serve.model_config import (
     CHUNK_LATENTS,
     HISTORY_FRAMES,
     LONG_FRAMES,
     MID_FRAMES,
     Geometry,
-    Grid,
     TransformerConfig,
 )
 
@@ -23,56 +25,92 @@ def axis_frequencies(dim: int, theta: float) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def rotary_grid(frames: range, grid: Grid, config: TransformerConfig) -> Tensor:
-    """cos + i sin for every patch of `frames`: complex64 (frames, rows, cols, head_dim / 2)."""
-    axes = (range(frames.start, frames.stop), range(grid.rows), range(grid.cols))
-    shape = (len(frames), grid.rows, grid.cols)
-    angles = []
-    for axis, (positions, dim) in enumerate(zip(axes, config.rope_dim, strict=True)):
-        steps = torch.tensor(list(positions), dtype=torch.float32)
-        table = torch.outer(steps, axis_frequencies(dim, config.rope_theta))
-        table = table.view([-1 if index == axis else 1 for index in range(3)] + [dim // 2])
-        angles.append(table.expand(*shape, dim // 2))
-    angle = torch.cat(angles, dim=-1)
+def rotary_axis(count: int, dim: int, theta: float) -> Tensor:
+    """cos + i sin of positions 0 to count - 1 of one axis: complex64 (count, dim / 2)."""
+    steps = torch.arange(count, dtype=torch.float32)
+    angle = torch.outer(steps, axis_frequencies(dim, theta))
     return torch.complex(angle.cos(), angle.sin())
 
 
-def pooled(table: Tensor, factor: int) -> Tensor:
-    """Average over factor^3 neighbours, the far edges replicated, as in diffusers 0.42.1."""
-    channels = torch.view_as_real(table).flatten(-2).movedim(-1, 0)[None]
-    spare = [-size % factor for size in table.shape[:3]]
-    padding = (0, spare[2], 0, spare[1], 0, spare[0])
-    mean = F.avg_pool3d(F.pad(channels, padding, mode="replicate"), factor)
-    entries = mean[0].movedim(0, -1).contiguous()
-    return torch.view_as_complex(entries.view(*entries.shape[:-1], -1, 2))
+def pooled(entries: Tensor, factor: int) -> Tensor:
+    """The mean of every `factor` positions, the last one replicated, as in diffusers 0.42.1.
+
+    It averages over all three axes, but an entry depends on one: averaging over that is the same.
+    """
+    spare = -len(entries) % factor
+    padded = torch.cat([entries, entries[-1:].expand(spare, -1)])
+    return padded.view(-1, factor, entries.shape[1]).mean(dim=1)
+
+
+class RopeAxis(NamedTuple):
+    """Entries of one axis: of all positions, then, from `mid` and `long` on, pooled ones."""
+
+    table: Tensor
+    mid: int
+    long: int
+
+
+def frame_axis(config: TransformerConfig) -> RopeAxis:
+    """Frame indices are the same for every chunk (relative RoPE).
+
+    Anchor 0, long 1 to 16, mid 17 and 18, last 19, noise 20 to 28.
+    """
+    entries = rotary_axis(1 + HISTORY_FRAMES + CHUNK_LATENTS, config.rope_dim[0], config.rope_theta)
+    mid_start = 1 + LONG_FRAMES
+    long, mid = entries[1:mid_start], entries[mid_start : mid_start + MID_FRAMES]
+    return with_pooled(entries, mid, long)
+
+
+def space_axis(count: int, dim: int, theta: float) -> RopeAxis:
+    entries = rotary_axis(count, dim, theta)
+    return with_pooled(entries, entries, entries)
+
+
+def with_pooled(entries: Tensor, mid: Tensor, long: Tensor) -> RopeAxis:
+    parts = [entries, pooled(mid, 2), pooled(long, 4)]
+    return RopeAxis(torch.cat(parts), len(entries), len(entries) + len(parts[1]))
 
 
 @lru_cache(maxsize=24)
-def rope_table(
+def make_rope(
     config: TransformerConfig, geometry: Geometry, stage: int, stages: int, device: torch.device
-) -> Tensor:
-    """Rotary entries of a segment, history then noise: complex64 (tokens, head_dim / 2).
+) -> Rope:
+    """Rotary entries of a segment, history then noise.
 
-    Frame indices are the same for every chunk (relative RoPE): anchor 0, long 1 to 16, mid 17 and
-    18, last 19, noise 20 to 28. Long and mid patches take the mean entry of what they cover. Noise
-    at a lower stage counts its own rows and columns, not rescaled ones.
+    Long and mid patches take the mean entry of what they cover. Noise at a lower stage counts its
+    own rows and columns, not rescaled ones.
     """
-    grid = geometry.patches
-    mid_start = 1 + LONG_FRAMES
-    last = mid_start + MID_FRAMES
-    noise_start = 1 + HISTORY_FRAMES
-    parts = (
-        pooled(rotary_grid(range(1, mid_start), grid, config), 4),
-        pooled(rotary_grid(range(mid_start, last), grid, config), 2),
-        rotary_grid(range(0, 1), grid, config),
-        rotary_grid(range(last, last + 1), grid, config),
-        rotary_grid(
-            range(noise_start, noise_start + CHUNK_LATENTS),
-            geometry.stage_patches(stage, stages),
-            config,
-        ),
+    grid, noise = geometry.patches, geometry.stage_patches(stage, stages)
+    mid, tiles = geometry.mid_patches, geometry.tiles
+    axes = (
+        frame_axis(config),
+        space_axis(grid.rows, config.rope_dim[1], config.rope_theta),
+        space_axis(grid.cols, config.rope_dim[2], config.rope_theta),
     )
-    return torch.cat([part.flatten(0, 2) for part in parts]).to(device)
+    longest = max(len(axis.table) for axis in axes)
+    table = torch.cat(
+        [F.pad(axis.table, (0, 0, 0, longest - len(axis.table))) for axis in axes], dim=1
+    )
+    first_noise = 1 + HISTORY_FRAMES
+    parts = (
+        ([axis.long for axis in axes], (LONG_FRAMES // 4, *tiles)),
+        ([axis.mid for axis in axes], (MID_FRAMES // 2, *mid)),
+        ([0, 0, 0], (1, *grid)),
+        ([HISTORY_FRAMES, 0, 0], (1, *grid)),
+        ([first_noise, 0, 0], (CHUNK_LATENTS, *noise)),
+    )
+    places = torch.cat([grid_places(start, shape) for start, shape in parts])
+    frame, row, col = (dim // 2 for dim in config.rope_dim)
+    return Rope(table.to(device), places.to(device), (frame, row, col))
+
+
+def grid_places(start: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Every (frame, row, column) of a grid, each counted from its start: int32 (cells, 3)."""
+    axes = [
+        torch.arange(first, first + size, dtype=torch.int32)
+        for first, size in zip(start, shape, strict=True)
+    ]
+    return torch.cartesian_prod(*axes)
 
 
 def sinusoid(timesteps: Tensor, dim: int) -> Tensor:

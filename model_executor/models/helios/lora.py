@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from helios_serve.kernels.linear import linear
 
 
 class LowRank(NamedTuple):
@@ -23,17 +26,83 @@ class LoraAdapter:
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer that knows its name, so that segments can add their own low-rank terms."""
+    """A linear layer that knows its name, so that segments can add their own low-rank terms.
+
+    With a `weight_scale` (out, 1), which no checkpoint stores, its weight is float8.
+    """
 
     name = ""
+    weight_scale: Tensor | None
 
-    def forward(self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]] = ()) -> Tensor:
-        """x (rows, in) -> (rows, out); `lora` says which rows follow which adapter."""
-        out = F.linear(x, self.weight, self.bias)
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_buffer("weight_scale", None, persistent=False)
+
+    def forward(
+        self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]] = (), *, gelu: bool = False
+    ) -> Tensor:
+        """x (rows, in) -> (rows, out); `lora` says which rows follow which adapter.
+
+        With `gelu` the activation follows, over whatever adapters add.
+        """
+        is_fused = gelu and not any(self.name in adapter.layers for _, adapter in lora)
+        out = linear(x, self.weight, self.bias, scale=self.weight_scale, gelu=is_fused)
+        self.add_terms_(out, x, lora)
+        return F.gelu(out, approximate="tanh") if gelu and not is_fused else out
+
+    def add_terms_(self, out: Tensor, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]]) -> None:
+        """Add each segment's low-rank term to its rows of `out`."""
         for rows, adapter in lora:
             if (term := adapter.layers.get(self.name)) is not None:
                 out[rows] += F.linear(F.linear(x[rows], term.down), term.up)
-        return out
+
+
+class Joined(NamedTuple):
+    """Weights of several layers end to end, their biases, and the scales of float8 ones."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+
+
+class Projections:
+    """Linear layers over the same rows: one matmul once `join` has laid their weights end to end.
+
+    The layers keep their names and parameters, which become views; no memory is added.
+    """
+
+    def __init__(self, *layers: LoraLinear) -> None:
+        self.layers = layers
+        self._joined: Joined | None = None
+
+    def join(self) -> None:
+        """Call it when the weights are where they stay: loading or moving them parts them."""
+        weight = torch.cat([layer.weight for layer in self.layers])
+        bias = torch.cat([layer.bias for layer in self.layers])
+        scales = [layer.weight_scale for layer in self.layers if layer.weight_scale is not None]
+        sizes = [layer.out_features for layer in self.layers]
+        for layer, rows, entries in zip(
+            self.layers, torch.split(weight, sizes), torch.split(bias, sizes), strict=True
+        ):
+            layer.weight.data, layer.bias.data = rows, entries
+        self._joined = Joined(weight, bias, torch.cat(scales) if scales else None)
+
+    def __call__(
+        self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]], *, skip: int = 0
+    ) -> Sequence[Tensor]:
+        """x (rows, in) -> (rows, out) of every layer but the first `skip`."""
+        layers = self.layers[skip:]
+        if self._joined is None:
+            return [layer(x, lora) for layer in layers]
+        weight, bias, scale = self._joined
+        assert weight.data_ptr() == self.layers[0].weight.data_ptr(), "weights moved: join again"
+        first = sum(layer.out_features for layer in self.layers[:skip])
+        scale = None if scale is None else scale[first:]
+        out = linear(x, weight[first:], bias[first:], scale=scale)
+        parts = torch.split(out, [layer.out_features for layer in layers], dim=-1)
+        for layer, part in zip(layers, parts, strict=True):
+            layer.add_terms_(part, x, lora)
+        return parts
 
 
 def name_layers(module: nn.Module) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, PATCH_DIM, Grid
-from helios_serve.model_executor.models.helios.schedule import DenoiseStep, Transition
+from helios_serve.kernels import dispatch as kernels
+from helios_serve.model_config import LATENT_CHANNELS, PATCH_DIM, Grid
+from helios_serve.model_executor.models.helios.schedule import DenoiseStep
 
 
 @dataclass
@@ -44,18 +45,6 @@ def unpatchify(rows: Tensor, grid: Grid) -> Tensor:
     return patches.permute(5, 0, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def upsample(rows: Tensor, grid: Grid) -> Tensor:
-    """Nearest x2: every latent pixel of `grid` becomes a patch of four equal pixels."""
-    pixels = rows.view(CHUNK_LATENTS, grid.rows, grid.cols, 2, 2, LATENT_CHANNELS)
-    patches = pixels.permute(0, 1, 3, 2, 4, 5).unsqueeze(-2)
-    return patches.expand(*patches.shape[:-2], 4, LATENT_CHANNELS).reshape(-1, PATCH_DIM)
-
-
-def enter_stage(rows: Tensor, grid: Grid, transition: Transition, noise: Tensor) -> Tensor:
-    """Latents of the next stage from those of `grid` and that stage's block noise rows."""
-    return transition.signal * upsample(rows, grid) + transition.noise * noise
-
-
 def guide(flow: Tensor, unguided: Tensor, scale: float, *, zero_star: bool) -> Tensor:
     """Classifier-free guidance; with `zero_star` the unconditional flow is first fitted.
 
@@ -84,12 +73,7 @@ def advance(state: SamplerState, step: DenoiseStep, flow: Tensor | None) -> None
 
 def advance_dmd(state: SamplerState, step: DenoiseStep, flow: Tensor) -> None:
     """x0 in fp64, cast to the flow's dtype; then noised to the next level by the stage's start."""
-    clean = (state.latents.double() - step.sigma * flow.double()).to(flow.dtype)
-    if step.next_sigma is None:
-        state.latents = clean
-        return
-    noised = (1 - step.next_sigma) * clean.double() + step.next_sigma * state.start.double()
-    state.latents = noised.to(state.start.dtype)
+    state.latents = kernels.dmd_step(state.latents, flow, state.start, step.sigma, step.next_sigma)
 
 
 def advance_unipc(state: SamplerState, step: DenoiseStep, flow: Tensor) -> None:

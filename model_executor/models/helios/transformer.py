@@ -7,21 +7,30 @@ injection) but history always takes timestep 0, and only noise attends to text.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helios_serve.kernels import reference as kernels
+from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.rows import NormTable, join
 from helios_serve.model_config import PATCH_DIM, TransformerConfig
 from helios_serve.model_executor.models.helios.embeddings import ConditionEmbedder
+from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.model_executor.models.helios.inputs import (
+    Pack,
+    PackedText,
     PackLayout,
     Segment,
     TextContext,
-    lay_out,
+    make_pack,
 )
-from helios_serve.model_executor.models.helios.lora import LoraAdapter, LoraLinear, name_layers
+from helios_serve.model_executor.models.helios.lora import (
+    LoraAdapter,
+    LoraLinear,
+    Projections,
+    name_layers,
+)
 
 MAX_HISTORY_SCALE = 10.0
 """Amplified history keys are scaled by 1 to this."""
@@ -42,57 +51,71 @@ class Attention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, eps=config.eps)
         self.norm_k = nn.RMSNorm(dim, eps=config.eps)
 
-    def queries(self, x: Tensor, layout: PackLayout, rope: Tensor | None = None) -> Tensor:
-        """(rows, dim) -> (rows, heads, head_dim), normed and, with `rope`, rotated."""
-        projected = self.to_q(x, layout.lora)
-        return kernels.qk_norm_rope(projected, self.norm_q.weight, rope, self.heads, self.eps)
-
 
 class SelfAttention(Attention):
     """Attention of every token to its own segment's history and noise."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
+        self.projections = Projections(self.to_q, self.to_k, self.to_v)
         if config.is_amplify_history:
             per_head = config.history_scale_mode == "per_head"
             self.history_key_scale = nn.Parameter(torch.ones(self.heads if per_head else 1))
 
-    def keys(self, x: Tensor, layout: PackLayout, rope: Tensor) -> Tensor:
-        projected = self.to_k(x, layout.lora)
-        key = kernels.qk_norm_rope(projected, self.norm_k.weight, rope, self.heads, self.eps)
-        if hasattr(self, "history_key_scale"):
-            scale = 1 + self.history_key_scale.sigmoid() * (MAX_HISTORY_SCALE - 1)
-            for span in layout.spans:
-                key[span.start : span.noise] *= scale.view(-1, 1).to(key.dtype)
-        return key
+    @property
+    def history_scale(self) -> Tensor | None:
+        """What the keys of history are multiplied with, by head."""
+        if not hasattr(self, "history_key_scale"):
+            return None
+        scale = 1 + self.history_key_scale.sigmoid() * (MAX_HISTORY_SCALE - 1)
+        return scale.expand(self.heads)
 
-    def forward(self, x: Tensor, layout: PackLayout, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pack: Pack) -> Tensor:
         """x (tokens, dim) -> (tokens, dim)."""
-        query = self.queries(x, layout, rope)
-        return self.attend(query, [span.rows for span in layout.spans], x, layout, rope, layout)
+        layout = pack.layout
+        query, key, value = self.projections(x, layout.lora)
+        query, key = kernels.qk_norm_rope_(
+            query,
+            key,
+            (self.norm_q.weight, self.norm_k.weight),
+            pack.rope,
+            layout.rows,
+            self.heads,
+            self.eps,
+            history_scale=self.history_scale,
+        )
+        return self.attend(query, key, value, layout, layout)
 
-    def forward_noise(self, x: Tensor, layout: PackLayout, rope: Tensor) -> Tensor:
+    def forward_noise(self, x: Tensor, pack: Pack) -> Tensor:
         """As `forward`, but for the noise tokens alone: (tokens, dim) -> (noise tokens, dim)."""
-        noise = layout.noise_only
-        query = self.queries(take_noise(x, layout), noise, take_noise(rope, layout))
-        return self.attend(query, [span.rows for span in noise.spans], x, layout, rope, noise)
+        layout, noise = pack.layout, pack.layout.noise_only
+        query = self.to_q(take_noise(x, layout), noise.lora)
+        key, value = self.projections(x, layout.lora, skip=1)
+        query = kernels.norm_rope_(query, self.norm_q.weight, pack.noise_rope, self.heads, self.eps)
+        key = kernels.norm_rope_(
+            key,
+            self.norm_k.weight,
+            pack.rope,
+            self.heads,
+            self.eps,
+            history_scale=self.history_scale,
+            rows=layout.rows,
+        )
+        return self.attend(query, key, value, noise, layout)
 
     def attend(
-        self,
-        query: Tensor,
-        query_rows: Sequence[slice],
-        x: Tensor,
-        layout: PackLayout,
-        rope: Tensor,
-        out_layout: PackLayout,
+        self, query: Tensor, key: Tensor, value: Tensor, queries: PackLayout, keys: PackLayout
     ) -> Tensor:
-        key = self.keys(x, layout, rope)
-        value = self.to_v(x, layout.lora).unflatten(-1, (self.heads, -1))
-        mixed = [
-            kernels.attention(query[rows], key[span.rows], value[span.rows])
-            for rows, span in zip(query_rows, layout.spans, strict=True)
-        ]
-        out: Tensor = self.to_out[0](kernels.join(mixed), out_layout.lora)
+        """The attended values of every query, projected."""
+        value = value.view(len(value), self.heads, -1)
+        asked, given = queries.exchange, keys.exchange
+        if asked is None or given is None:
+            mixed = kernels.attention(query, key, value, queries.lengths, keys.lengths)
+        else:
+            query, key, value = asked.to_heads(query), given.to_heads(key), given.to_heads(value)
+            mixed = kernels.attention(query, key, value, asked.lengths, given.lengths)
+            mixed = asked.to_rows(mixed)
+        out: Tensor = self.to_out[0](mixed, queries.lora)
         return out
 
 
@@ -104,19 +127,16 @@ class CrossAttention(Attention):
     ) -> tuple[Tensor, Tensor]:
         """Text rows (rows, dim) -> keys and values (rows, heads, head_dim)."""
         projected = self.to_k(text, lora)
-        key = kernels.qk_norm_rope(projected, self.norm_k.weight, None, self.heads, self.eps)
+        key = kernels.norm_rope_(projected, self.norm_k.weight, None, self.heads, self.eps)
         return key, self.to_v(text, lora).unflatten(-1, (self.heads, -1))
 
-    def forward(
-        self, x: Tensor, layout: PackLayout, texts: Sequence[TextContext], layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, layout: PackLayout, text: PackedText, layer: int) -> Tensor:
         """x holds noise tokens only, as `layout` says: (tokens, dim) -> (tokens, dim)."""
-        query = self.queries(x, layout)
-        mixed = [
-            kernels.attention(query[span.rows], text.keys[layer], text.values[layer], text.bias)
-            for span, text in zip(layout.spans, texts, strict=True)
-        ]
-        out: Tensor = self.to_out[0](kernels.join(mixed), layout.lora)
+        projected = self.to_q(x, layout.lora)
+        query = kernels.norm_rope_(projected, self.norm_q.weight, None, self.heads, self.eps)
+        key, value = text.layer(layer)
+        mixed = kernels.attention(query, key, value, layout.lengths, text.lengths, text.bias)
+        out: Tensor = self.to_out[0](mixed, layout.lora)
         return out
 
 
@@ -128,7 +148,8 @@ class GeluProjection(nn.Module):
         self.proj = LoraLinear(dim, hidden)
 
     def forward(self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]]) -> Tensor:
-        return F.gelu(self.proj(x, lora), approximate="tanh")
+        out: Tensor = self.proj(x, lora, gelu=True)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -145,6 +166,15 @@ class FeedForward(nn.Module):
         return out
 
 
+class BlockTable(NamedTuple):
+    """A block's modulation, with a row for each timestep of the pack: fp32 (rows, dim) each."""
+
+    norm: NormTable
+    gate: Tensor
+    ffn_norm: NormTable
+    ffn_gate: Tensor
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, modulated by the timestep."""
 
@@ -159,46 +189,44 @@ class Block(nn.Module):
         self.ffn = FeedForward(dim, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, dim))
 
+    def table(self, modulation: Tensor) -> BlockTable:
+        """The block's rows of modulation (timesteps, 6, dim)."""
+        table = (self.scale_shift_table + modulation.float()).unbind(1)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table
+        return BlockTable(
+            NormTable(1 + scale, shift), gate, NormTable(1 + ffn_scale, ffn_shift), ffn_gate
+        )
+
     def forward(
         self,
         x: Tensor,
-        layout: PackLayout,
-        rope: Tensor,
-        modulation: Tensor,
-        texts: Sequence[TextContext],
+        normed: Tensor,
+        pack: Pack,
+        table: BlockTable,
+        following: NormTable,
         *,
         noise_only: bool,
-    ) -> Tensor:
-        """x (tokens, dim) is updated in place and returned.
+    ) -> tuple[Tensor, Tensor]:
+        """x and its `table.norm`, (tokens, dim) both -> the new x and its `following` norm.
 
-        With `noise_only`, as in the last block, history serves as keys and values only and just
-        the noise tokens are returned.
+        x is updated in place. With `noise_only`, as in the last block, history serves as keys and
+        values only and just the noise tokens are returned.
         """
-        table = (self.scale_shift_table + modulation.float()).unbind(1)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table
-
-        normed = kernels.norm_modulate(x, layout.runs, scale, shift, self.eps)
+        layout, eps = pack.layout, self.eps
         if noise_only:
-            update = self.attn1.forward_noise(normed, layout, rope)
+            update = self.attn1.forward_noise(normed, pack)
             x, layout = take_noise(x, layout), layout.noise_only
         else:
-            update = self.attn1(normed, layout, rope)
-        kernels.gated_residual_(x, update, layout.runs, gate)
-
-        self.read_text_(x, layout, texts)
-
-        normed = kernels.norm_modulate(x, layout.runs, ffn_scale, ffn_shift, self.eps)
-        kernels.gated_residual_(x, self.ffn(normed, layout), layout.runs, ffn_gate)
-        return x
-
-    def read_text_(self, x: Tensor, layout: PackLayout, texts: Sequence[TextContext]) -> None:
-        """Add cross-attention to the noise tokens of x in place."""
-        norm, noise = self.norm2, layout.noise_only
-        rows = take_noise(x, layout).float()
-        normed = F.layer_norm(rows, rows.shape[-1:], norm.weight, norm.bias, self.eps).to(x.dtype)
-        update = self.attn2(normed, noise, texts, self.layer)
-        for span, source in zip(layout.spans, noise.spans, strict=True):
-            x[span.noise_rows] += update[source.rows]
+            update = self.attn1(normed, pack)
+        rows, text_norm = layout.rows, NormTable(self.norm2.weight[None], self.norm2.bias[None])
+        noise = kernels.gated_residual_norm_(
+            x, update, rows, table.gate, text_norm, eps, noise_only=True
+        )
+        update = self.attn2(noise, layout.noise_only, pack.text, self.layer)
+        normed = kernels.noise_residual_norm_(x, update, rows, table.ffn_norm, eps)
+        update = self.ffn(normed, layout)
+        normed = kernels.gated_residual_norm_(x, update, rows, table.ffn_gate, following, eps)
+        return x, normed
 
 
 class OutputNorm(nn.Module):
@@ -207,6 +235,11 @@ class OutputNorm(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.zeros(1, 2, dim))
+
+    def table(self, embedded: Tensor) -> NormTable:
+        """Embedded timesteps (timesteps, dim) -> the norm before the output projection."""
+        shift, scale = (self.scale_shift_table + embedded.unsqueeze(1)).float().unbind(1)
+        return NormTable(1 + scale, shift)
 
 
 class HeliosTransformer(nn.Module):
@@ -227,6 +260,8 @@ class HeliosTransformer(nn.Module):
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.num_layers)])
         self.norm_out = OutputNorm(dim)
         self.proj_out = LoraLinear(dim, PATCH_DIM)
+        self.ranks: Ranks | None = None
+        """Set where several processes share each forward, which all call with the same segments."""
         name_layers(self)
 
     @property
@@ -238,19 +273,30 @@ class HeliosTransformer(nn.Module):
     def device(self) -> torch.device:
         return self.proj_out.weight.device
 
+    @property
+    def layers(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def join_projections(self) -> None:
+        """Make one matmul of what a block projects its tokens to; call it behind loading."""
+        for block in self.layers:
+            block.attn1.projections.join()
+
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Flow rows of every segment's noise tokens, end to end: (noise tokens, 64)."""
-        layout, timesteps = lay_out(segments)
-        rope = kernels.join([segment.rope for segment in segments])
-        texts = [segment.text for segment in segments]
-        x = self.embed_patches(segments)
-        times = torch.tensor([0.0, *timesteps], device=x.device)
-        embedded, modulation = self.condition_embedder.embed_times(times)
-        last = len(self.blocks) - 1
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layout, rope, modulation, texts, noise_only=layer == last)
-        return self.project_out(x, layout.noise_only, embedded)
+        pack, timesteps = make_pack(segments, self.ranks)
+        embedded, modulation = self.condition_embedder.embed_times(timesteps)
+        blocks = self.layers
+        tables = [block.table(modulation) for block in blocks]
+        following = [*(table.norm for table in tables[1:]), self.norm_out.table(embedded)]
+        x = self.embed_patches(pack.segments)
+        normed = kernels.norm_modulate(x, pack.layout.rows, tables[0].norm, self.config.eps)
+        for block, table, norm in zip(blocks, tables, following, strict=True):
+            x, normed = block(x, normed, pack, table, norm, noise_only=block is blocks[-1])
+        flow: Tensor = self.proj_out(normed, pack.layout.noise_only.lora)
+        exchange = pack.layout.noise_exchange
+        return flow if exchange is None else exchange.collect(flow)
 
     def embed_patches(self, segments: Sequence[Segment]) -> Tensor:
         """Multi-term memory patchification and noise patches: (tokens, dim)."""
@@ -261,17 +307,9 @@ class HeliosTransformer(nn.Module):
             (self.patch_embedding, [segment.noise.to(self.dtype) for segment in segments]),
         )
         embedded = [
-            layer(kernels.join(rows)).split([len(part) for part in rows]) for layer, rows in sources
+            layer(join(rows)).split([len(part) for part in rows]) for layer, rows in sources
         ]
         return torch.cat([part for parts in zip(*embedded, strict=True) for part in parts])
-
-    def project_out(self, x: Tensor, layout: PackLayout, embedded: Tensor) -> Tensor:
-        """Noise tokens (rows, dim) -> flow rows (rows, 64)."""
-        table = self.norm_out.scale_shift_table + embedded.unsqueeze(1)
-        shift, scale = table.float().unbind(1)
-        normed = kernels.norm_modulate(x, layout.runs, scale, shift, self.config.eps)
-        out: Tensor = self.proj_out(normed, layout.lora)
-        return out
 
     @torch.inference_mode()
     def read_text(
@@ -290,12 +328,7 @@ class HeliosTransformer(nn.Module):
             rows = torch.cat([rows, rows.new_zeros(len(logs), rows.shape[1])])
         text = self.condition_embedder.embed_text(rows)
         lora = [] if adapter is None else [(slice(None), adapter)]
-        readers = [block.get_submodule("attn2") for block in self.blocks]
-        pairs = [
-            reader.keys_values(text, lora)
-            for reader in readers
-            if isinstance(reader, CrossAttention)
-        ]
+        pairs = [block.attn2.keys_values(text, lora) for block in self.layers]
         keys, values = zip(*pairs, strict=True)
         return TextContext(keys, values, bias)
 
@@ -321,4 +354,4 @@ def take_noise(x: Tensor, layout: PackLayout) -> Tensor:
     """The rows of noise tokens, end to end; a view where there is one segment."""
     if all(span.start == span.noise for span in layout.spans):
         return x
-    return kernels.join([x[span.noise_rows] for span in layout.spans])
+    return join([x[span.noise_rows] for span in layout.spans])

@@ -1,0 +1,115 @@
+"""Which kernels a device runs, and which attention: what is present, and what the user asked for.
+
+The one module of this package that names a kind of device. Everything is decided once a device.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Literal, NamedTuple
+
+import torch
+
+Backend = Literal["reference", "triton"]
+AttentionPath = Literal["flash3", "varlen", "flash2", "sdpa", "triton"]
+FASTEST_FIRST: tuple[AttentionPath, ...] = ("flash3", "varlen", "flash2", "triton")
+ATTENTION_PATHS: tuple[AttentionPath, ...] = (*FASTEST_FIRST, "sdpa")
+"""FlashAttention 3, torch's varlen_attn, FlashAttention 2, ours in Triton, SDPA a segment."""
+
+KERNELS_VARIABLE, ATTENTION_VARIABLE = "HELIOS_KERNELS", "HELIOS_ATTENTION"
+TRITON_DEVICE = "cuda"
+"""The kind of device that Triton is the default on; torch gives AMD's that name too."""
+
+LIBRARIES: Mapping[AttentionPath, str] = {
+    "flash3": "flash_attn_interface",
+    "varlen": "torch.nn.attention.varlen",
+    "flash2": "flash_attn",
+}
+CAPABILITIES: Mapping[AttentionPath, range] = {
+    "flash3": range(9, 10),
+    "varlen": range(8, 100),
+    "flash2": range(8, 100),
+}
+"""Major compute capabilities; FlashAttention 3 is made for Hopper."""
+
+
+class KernelChoice(NamedTuple):
+    """The kernels of one device, and how its segments attend to themselves in half precision."""
+
+    backend: Backend
+    attention: AttentionPath
+
+    def __str__(self) -> str:
+        return f"{self.backend} kernels, attention by {self.attention}"
+
+
+def choose_kernels(device: torch.device) -> KernelChoice:
+    """What `device` runs; raises ValueError for a wish that is unknown or cannot be met."""
+    return _choose(
+        device, os.environ.get(KERNELS_VARIABLE, ""), os.environ.get(ATTENTION_VARIABLE, "")
+    )
+
+
+@lru_cache(maxsize=16)
+def _choose(device: torch.device, kernels: str, attention: str) -> KernelChoice:
+    backend = choose_backend(device, kernels)
+    return KernelChoice(backend, choose_attention(device, attention, backend))
+
+
+def choose_backend(device: torch.device, wish: str) -> Backend:
+    lack = triton_lack(device)
+    match wish:
+        case "":
+            return "triton" if device.type == TRITON_DEVICE and lack is None else "reference"
+        case "reference":
+            return "reference"
+        case "triton":
+            if lack is None:
+                return "triton"
+            raise ValueError(f"{KERNELS_VARIABLE}: got triton on {device}, but {lack}")
+    raise ValueError(f"{KERNELS_VARIABLE}: got {wish!r}, expected reference or triton")
+
+
+def choose_attention(device: torch.device, wish: str, backend: Backend) -> AttentionPath:
+    """By default the fastest path that is there; SDPA beside the reference kernels."""
+    if not wish:
+        faster = ("sdpa",) if backend == "reference" else FASTEST_FIRST
+        return next(path for path in faster if runs(path, device))
+    for path in ATTENTION_PATHS:
+        if path == wish:
+            if runs(path, device):
+                return path
+            raise ValueError(f"{ATTENTION_VARIABLE}: got {wish}, which {device} cannot run")
+    raise ValueError(
+        f"{ATTENTION_VARIABLE}: got {wish!r}, expected one of {', '.join(ATTENTION_PATHS)}"
+    )
+
+
+def runs(path: AttentionPath, device: torch.device) -> bool:
+    """Whether `path` can be taken on `device`."""
+    if path == "sdpa":
+        return True
+    if path == "triton":
+        return triton_lack(device) is None
+    if device.type != TRITON_DEVICE or not is_installed(LIBRARIES[path]):
+        return False
+    major, _ = torch.cuda.get_device_capability(device)
+    return major in CAPABILITIES[path]
+
+
+def triton_lack(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on `device`, or None if they can."""
+    if not is_installed("triton"):
+        return "the package triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    if device.type == "cpu" and not interpreted:
+        return "there they run in the interpreter only (TRITON_INTERPRET=1)"
+    return None
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would lie in
+        return False

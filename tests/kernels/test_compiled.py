@@ -1,0 +1,43 @@
+"""Every kernel compiles for a Hopper GPU as its launcher asks for it, and fits."""
+
+import json
+
+import pytest
+from scripts import output_of
+
+SHARED_MEMORY = 227 * 1024
+"""Bytes that one block may have on compute capability 9.0."""
+KERNELS = {
+    "dmd_step_kernel",
+    "enter_stage_kernel",
+    "gather_window_kernel",
+    "norm_modulate_kernel",
+    "qk_norm_rope_kernel",
+    "residual_norm_kernel",
+    "varlen_attention_kernel",
+}
+
+
+@pytest.fixture(
+    scope="module", params=["bfloat16", pytest.param("float32", marks=pytest.mark.slow)]
+)
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, object]]:
+    cache = str(tmp_path_factory.mktemp("triton"))
+    printed = output_of("dry_gpu.py", request.param, TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0")
+    found: list[dict[str, object]] = json.loads(printed)
+    return found
+
+
+def test_every_kernel_is_compiled(compiled: list[dict[str, object]]) -> None:
+    assert {item["kernel"] for item in compiled} == KERNELS
+
+
+@pytest.mark.parametrize("memory", ["STACK", "LOCAL"])
+def test_no_kernel_spills_registers(memory: str, compiled: list[dict[str, object]]) -> None:
+    assert [item for item in compiled if item[memory]] == []
+
+
+def test_shared_memory_fits(compiled: list[dict[str, object]]) -> None:
+    assert [item for item in compiled if int(str(item["SHARED"])) > SHARED_MEMORY] == []

@@ -1,0 +1,90 @@
+"""A GPU driver of compute capability 9.0 that launches nothing.
+
+Triton's own launcher specialises and compiles each kernel for the arguments of a real call, with
+which it would run it on a Hopper GPU; only the launch is left out. Run as a script with a dtype it
+calls the kernels at the published model's widths and prints, as JSON, what each compiled one needs.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from kernel_cases import Make, large_cases
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+NVIDIA = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+class DryUtils:
+    """What a compiled kernel asks of a device when it is loaded; keeps what was loaded."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, bytes, int]] = []
+
+    def get_device_properties(self, _: int) -> dict[str, int]:
+        return {"max_shared_mem": 1 << 30}
+
+    def load_binary(self, name: str, cubin: bytes, shared: int, _: int) -> tuple[Any, ...]:
+        self.loaded.append((name, cubin, shared))
+        return "module", "function", 0, 0, 1024
+
+
+class DryDriver:
+    """The part of a driver that a launch goes through."""
+
+    def __init__(self) -> None:
+        self.utils = DryUtils()
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+    def launcher_cls(self, *_: Any) -> Any:
+        return lambda *_: None
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, and bytes of stack and local memory a thread, which is where spills go."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [NVIDIA / "cuobjdump", "--dump-resource-usage", file.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    found = {name: re.search(rf"\b{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")}
+    return {name: int(match[1]) for name, match in found.items() if match is not None}
+
+
+def main() -> None:
+    from helios_serve.kernels import fused
+
+    dry = DryDriver()
+    driver.set_active(dry)
+    kernels = []
+    make = Make(getattr(torch, sys.argv[1]))
+    for case, call in large_cases().items():
+        before = len(dry.utils.loaded)
+        call(fused, make)
+        for name, cubin, shared in dry.utils.loaded[before:]:
+            needs = resources(cubin) | {"SHARED": shared}
+            kernels.append({"case": case, "kernel": name} | needs)
+    print(json.dumps(kernels))
+
+
+if __name__ == "__main__":
+    main()
