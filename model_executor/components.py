@@ -8,9 +8,11 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from helios_serve.config import Quantization
 from helios_serve.errors import CheckpointError
 from helios_serve.model_config import LATENT_CHANNELS, HeliosConfig
 from helios_serve.model_executor.models.helios.config import read_json
+from helios_serve.model_executor.models.helios.fp8 import quantize_layers, quantize_weight
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.weights import Component
 
@@ -23,6 +25,9 @@ PATCH_KERNELS = {
 FP32_PARTS = ("time_embedder", "scale_shift_table", "norm2", "history_key_scale")
 """Parameters that stay in fp32 whatever the model's dtype, as in diffusers."""
 
+DECODER_PARTS = ("decoder.", "post_quant_conv.")
+"""The part of the VAE that makes pictures of latents."""
+
 
 class Part(NamedTuple):
     """One module on the meta device, and how its files fill it."""
@@ -31,24 +36,41 @@ class Part(NamedTuple):
     component: Component
 
 
-def build_parts(folder: Path, config: HeliosConfig, dtype: torch.dtype) -> dict[str, Part]:
+def build_parts(
+    folder: Path,
+    config: HeliosConfig,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+    decode_dtype: torch.dtype = torch.float32,
+) -> dict[str, Part]:
     """Transformer, text encoder and VAE of the checkpoint in `folder`, by their folders' names."""
     return {
-        "transformer": build_transformer(folder, config, dtype),
+        "transformer": build_transformer(folder, config, dtype, quantization),
         "text_encoder": build_text_encoder(folder, config, dtype),
-        "vae": build_vae(folder),
+        "vae": build_vae(folder, decode_dtype),
     }
 
 
-def build_transformer(folder: Path, config: HeliosConfig, dtype: torch.dtype) -> Part:
+def build_transformer(
+    folder: Path,
+    config: HeliosConfig,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+) -> Part:
+    quantized: frozenset[str] = frozenset()
     with torch.device("meta"):
         module = HeliosTransformer(config.transformer)
+        if quantization == "fp8":
+            quantized = quantize_layers(module.blocks, "blocks")
     component = Component(
         folder / "transformer",
         rename_transformer_key,
         dtype_of=lambda name: torch.float32 if any(part in name for part in FP32_PARTS) else dtype,
         convert=flatten_patch_weight,
         stored_shape=stored_patch_shape,
+        kept=lambda name, tensor: (
+            quantize_weight(name, tensor) if name in quantized else {name: tensor}
+        ),
     )
     return Part(module, component)
 
@@ -72,12 +94,16 @@ def build_text_encoder(folder: Path, config: HeliosConfig, dtype: torch.dtype) -
     return Part(module, component)
 
 
-def build_vae(folder: Path) -> Part:
-    """The VAE stays in fp32, as documented for these checkpoints."""
+def build_vae(folder: Path, decode_dtype: torch.dtype) -> Part:
+    """Without a wish all of the VAE is in fp32, as documented for these checkpoints."""
     settings = read_json(folder, "vae/config.json")
     with torch.device("meta"):
         module = AutoencoderKLWan.from_config(settings)
-    component = Component(folder / "vae", rename=lambda key: key, dtype_of=lambda _: torch.float32)
+    component = Component(
+        folder / "vae",
+        rename=lambda key: key,
+        dtype_of=lambda name: decode_dtype if name.startswith(DECODER_PARTS) else torch.float32,
+    )
     return Part(module, component)
 
 

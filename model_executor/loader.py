@@ -9,18 +9,25 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
-from helios_serve.config import ROLES, Role
-from helios_serve.errors import CheckpointError
+from helios_serve.config import ROLES, DecodeDtype, Quantization, Role
+from helios_serve.errors import CheckpointError, DeviceError
 from helios_serve.logger import logger
 from helios_serve.model_config import HeliosConfig
-from helios_serve.model_executor.components import build_parts, tie_embeddings
+from helios_serve.model_executor.components import Part, build_parts, tie_embeddings
+from helios_serve.model_executor.device import DTYPES, check_fp8, resolve_kernels
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
 from helios_serve.model_executor.models.published import published_checkpoint
 from helios_serve.model_executor.models.text_encoder import TextEncoder
-from helios_serve.model_executor.models.vae import Vae
-from helios_serve.model_executor.weights import fill_random, find_sources, stream_weights
+from helios_serve.model_executor.models.vae import Vae, put_channels_last
+from helios_serve.model_executor.offload import Home
+from helios_serve.model_executor.weights import (
+    fill_random,
+    find_sources,
+    kept_bytes,
+    stream_weights,
+)
 
 LoadFormat = Literal["auto", "dummy"]
 
@@ -71,36 +78,69 @@ def load_checkpoint(
     device: torch.device,
     dtype: torch.dtype,
     roles: Collection[Role] = ROLES,
+    *,
+    decode_dtype: DecodeDtype = "float32",
+    quantization: Quantization | None = None,
+    offload: bool = False,
 ) -> LoadedModel:
-    """Load the weights that `roles` need; every file is checked before the first is read."""
+    """Load the weights that `roles` need; every file is checked before the first is read.
+
+    With `offload` the device holds few of them at a time. Raises CheckpointError, and DeviceError
+    where the device cannot do what is asked for.
+    """
+    if quantization is not None and "denoise" in roles:
+        check_fp8(device, dtype)
     if checkpoint.note is not None:
         logger.warning(checkpoint.note)
     folder, config = checkpoint.folder, checkpoint.config
-    dummy = checkpoint.load_format == "dummy"
     needed = {name for role in roles for name in PARTS_OF_ROLE[role]}
-    parts = {
-        name: part for name, part in build_parts(folder, config, dtype).items() if name in needed
-    }
-    sources = {} if dummy else {name: find_sources(*part) for name, part in parts.items()}
+    built = build_parts(folder, config, dtype, quantization, DTYPES[decode_dtype])
+    parts = {name: part for name, part in built.items() if name in needed}
     tokenizer = load_tokenizer(folder) if "text_encoder" in parts else None
-    for name, (module, component) in parts.items():
-        if dummy:
-            fill_random(module, component, device, DUMMY_SEEDS[name])
-        else:
-            stream_weights(module, component, sources[name], device)
-        module.eval().requires_grad_(False)
+    homes = {name: Home(name, kept_bytes(*part), device, offload) for name, part in parts.items()}
+    shown = ", ".join(f"{name} {home.device_bytes / 1e9:.1f} GB" for name, home in homes.items())
+    logger.info("%s: %s of weights on %s", checkpoint.name, shown, device)
+    try:
+        fill(parts, homes, device, dummy=checkpoint.load_format == "dummy")
+        visits = {name: home.open(parts[name].module) for name, home in homes.items()}
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"got {device}, expected a device with room for {shown} of weights beside what it "
+            "holds: see docs/memory.md for what takes less"
+        ) from error
     modules = {name: part.module for name, part in parts.items()}
     transformer, text_encoder = modules.get("transformer"), modules.get("text_encoder")
     assert transformer is None or isinstance(transformer, HeliosTransformer)
+    if transformer is not None:
+        logger.info("%s: %s", device, resolve_kernels(device))
+        # On a CPU one large matmul is no faster than three. Layers that come and go stay apart.
+        if device.type != "cpu" and not offload:
+            transformer.join_projections()
+    if "vae" in modules and decode_dtype == "bfloat16" and not offload:
+        put_channels_last(modules["vae"].get_submodule("decoder"))
     if text_encoder is not None:
         tie_embeddings(text_encoder)
     return LoadedModel(
         config,
         device,
         transformer,
-        None if text_encoder is None else TextEncoder(text_encoder, tokenizer),
-        Vae(modules["vae"]) if "vae" in modules else None,
+        None if text_encoder is None else TextEncoder(text_encoder, tokenizer, device),
+        Vae(modules["vae"], device, visits["vae"]) if "vae" in modules else None,
     )
+
+
+def fill(
+    parts: dict[str, Part], homes: dict[str, Home], device: torch.device, *, dummy: bool
+) -> None:
+    """Give every part its weights, from files that are all checked first, or random ones."""
+    sources = {} if dummy else {name: find_sources(*part) for name, part in parts.items()}
+    for name, (module, component) in parts.items():
+        component = homes[name].furnish(component)
+        if dummy:
+            fill_random(module, component, device, DUMMY_SEEDS[name])
+        else:
+            stream_weights(module, component, sources[name], device)
+        module.eval().requires_grad_(False)
 
 
 def find_checkpoint(model: str, load_format: LoadFormat) -> tuple[Path, str | None]:

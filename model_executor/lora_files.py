@@ -103,6 +103,6 @@ def low_rank(
         )
     alpha = tensors.get(name + ALPHA)
     strength = float(metadata.get(PREFIX + "lora_alpha", rank) if alpha is None else alpha)
-    weight = layer.weight
-    up = (up.float() * (scale * strength / rank)).to(weight.device, weight.dtype)
-    return LowRank(down.to(weight.device, weight.dtype), up)
+    bias = layer.bias  # in the model's dtype also where the weight is quantised
+    up = (up.float() * (scale * strength / rank)).to(bias.device, bias.dtype)
+    return LowRank(down.to(bias.device, bias.dtype), up)

@@ -5,7 +5,7 @@ exists twice in memory.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,9 @@ class Component(NamedTuple):
     """How the files of one component become the parameters of a module.
 
     `dtype_of` gives a parameter's dtype by its name, `convert` turns a stored tensor into the
-    parameter, `stored_shape` a parameter's shape into the stored one. Parameters in `optional` may
-    be absent from the files.
+    parameter, `stored_shape` a parameter's shape into the stored one. `kept` gives, by their names,
+    the tensors that a parameter is kept as, where they stay. Parameters in `optional` may be absent
+    from the files.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Component(NamedTuple):
     dtype_of: Callable[[str], torch.dtype]
     convert: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
     stored_shape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda _, shape: shape
+    kept: Callable[[str, Tensor], dict[str, Tensor]] = lambda name, tensor: {name: tensor}
     optional: frozenset[str] = frozenset()
 
 
@@ -116,7 +118,7 @@ def stream_weights(
             for name in names:
                 stored = file.get_tensor(sources[name].key)
                 tensor = component.convert(name, stored).to(component.dtype_of(name)).contiguous()
-                place(module, name, tensor)
+                place(module, component.kept(name, tensor))
 
 
 def fill_random(module: nn.Module, component: Component, device: torch.device, seed: int) -> None:
@@ -126,7 +128,7 @@ def fill_random(module: nn.Module, component: Component, device: torch.device, s
         if name in component.optional:
             continue
         tensor = random_tensor(name, tuple(meta.shape), component.dtype_of(name), generator)
-        place(module, name, tensor)
+        place(module, component.kept(name, tensor))
 
 
 def random_tensor(
@@ -140,11 +142,27 @@ def random_tensor(
     return tensor.normal_(0, std, generator=generator)
 
 
-def place(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put `tensor` where the parameter `name` of `module` was."""
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    else:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of `module`, by its name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def place(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors where the parameters and buffers of those names in `module` were."""
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = tensor
+        else:
+            owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def kept_bytes(module: nn.Module, component: Component) -> dict[str, int]:
+    """Bytes of every tensor that `module`, on the meta device, will be kept as, by its name."""
+    sizes: dict[str, int] = {}
+    for name, meta in module.state_dict().items():
+        if name not in component.optional:
+            tensor = torch.empty(meta.shape, dtype=component.dtype_of(name), device="meta")
+            sizes |= {part: kept.nbytes for part, kept in component.kept(name, tensor).items()}
+    return sizes

@@ -11,6 +11,7 @@ from helios_serve.messages import WorkerCommand, WorkerDied
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.worker.commands import Commands
+from helios_serve.model_executor.worker.group import check_thread
 from helios_serve.model_executor.worker.worker import Emit, Worker, load_worker
 
 MakeWorker = Callable[[WorkerConfig, Emit], Worker]
@@ -64,6 +65,7 @@ class InlineExecutor:
 
     def _run(self, worker_id: str, config: WorkerConfig) -> None:
         try:
+            check_thread(config)
             worker = self.make_worker(config, lambda event: self._inbox.put(worker_id, event))
             worker.run(self._commands[worker_id])
         except Exception as error:  # told to the engine, which decides what follows

@@ -20,9 +20,37 @@ from helios_serve.logger import logger, show_logs
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
+from helios_serve.model_executor.exit_status import how_it_ended
 from helios_serve.model_executor.worker.commands import Commands
 
 STOP_SECONDS = 10.0
+
+
+class Places:
+    """Which of a machine's devices workers have, counted from 0: the lowest that are free."""
+
+    def __init__(self) -> None:
+        self._taken: list[range] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> range:
+        """`size` places next to each other."""
+        with self._lock:
+            first = 0
+            for taken in sorted(self._taken, key=lambda taken: taken.start):
+                if taken.start >= first + size:
+                    break
+                first = taken.stop
+            self._taken.append(range(first, first + size))
+            return self._taken[-1]
+
+    def give_back(self, places: range) -> None:
+        with self._lock:
+            self._taken.remove(places)
+
+
+PLACES = Places()
+"""One for all models that a server has workers of."""
 
 
 class Child:
@@ -34,12 +62,13 @@ class Child:
 
     def __init__(self, worker_id: str, config: WorkerConfig, inbox: Inbox) -> None:
         self.worker_id = worker_id
+        self.places = PLACES.take(config.ranks)
         self.inbox = inbox
         self.is_stopping = False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=run_worker, args=(config, theirs), name=worker_id, daemon=True
+            target=run_worker, args=(config, self.places, theirs), name=worker_id, daemon=True
         )
         self.process.start()
         theirs.close()
@@ -104,7 +133,7 @@ class Child:
 
 
 class LocalExecutor:
-    """Spawned worker processes on this machine."""
+    """Spawned worker processes on this machine, on its devices one after the other."""
 
     def __init__(self) -> None:
         self._inbox = Inbox()
@@ -124,7 +153,7 @@ class LocalExecutor:
         received = self._inbox.take(timeout)
         for worker_id, event in received:
             if isinstance(event, WorkerDied) and worker_id in self._children:
-                self._reap(self._children.pop(worker_id))
+                self.stop_worker(worker_id)
         return received
 
     def wake(self) -> None:
@@ -140,7 +169,9 @@ class LocalExecutor:
             self._inbox.put(worker_id, WorkerDied("it was killed"))
 
     def stop_worker(self, worker_id: str) -> None:
-        self._reap(self._children.pop(worker_id))
+        child = self._children.pop(worker_id)
+        PLACES.give_back(child.places)
+        self._reap(child)
 
     def pid(self, worker_id: str) -> int:
         """The worker's process id."""
@@ -162,14 +193,9 @@ class LocalExecutor:
         self._reapers = [reaper for reaper in self._reapers if reaper.is_alive()] + [thread]
 
 
-def how_it_ended(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        return f"its process was ended by {signal.Signals(-exit_code).name}"
-    return "its process ended" + (f" with status {exit_code}" if exit_code is not None else "")
-
-
-def run_worker(config: WorkerConfig, pipe: Connection) -> None:
-    """The life of a worker process."""
+def run_worker(config: WorkerConfig, places: range, pipe: Connection) -> None:
+    """The life of a worker process, at those places among the machine's devices."""
+    from helios_serve.model_executor.device import spread
     from helios_serve.model_executor.worker.worker import load_worker
 
     threading.Thread(target=end_with_parent, name="watch parent", daemon=True).start()
@@ -185,7 +211,8 @@ def run_worker(config: WorkerConfig, pipe: Connection) -> None:
     commands = Commands()
     threading.Thread(target=read_commands, args=(pipe, commands), name="read", daemon=True).start()
     try:
-        load_worker(config, emit).run(commands)
+        own = msgspec.structs.replace(config, device=spread(config.device, places))
+        load_worker(own, emit).run(commands)
     except BrokenPipeError:  # the parent is gone
         os._exit(1)
     except HeliosError as error:

@@ -241,12 +241,12 @@ def reason_of(error: Exception) -> str:
 
 
 def gpus_of(config: WorkerConfig) -> float:
-    """GPUs, or the part of one, that a worker takes of its node; auto is one if there are any."""
+    """GPUs, or the part of one, that a worker takes of its node: one a rank if nothing is said."""
     if config.resources.num_gpus is not None:
         return config.resources.num_gpus
     if config.device == "auto":
-        return 1.0 if ray.cluster_resources().get("GPU") else 0.0
-    return 0.0 if config.device == "cpu" else 1.0
+        return float(config.ranks) if ray.cluster_resources().get("GPU") else 0.0
+    return 0.0 if config.device == "cpu" else float(config.ranks)
 
 
 def describe(config: WorkerConfig) -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_serve.kernels import reference as kernels
+from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.rows import upload
 from helios_serve.messages import NULL_BLOCK
 from helios_serve.model_config import (
     BLOCK_ROWS,
@@ -40,7 +42,7 @@ class HistoryPool:
 
     def read(self, block_ids: Sequence[int]) -> bytes:
         """The rows of some blocks as raw bytes."""
-        index = torch.tensor(block_ids, dtype=torch.long, device=self.blocks.device)
+        index = upload(torch.tensor(block_ids, dtype=torch.long), self.blocks.device)
         return as_bytes(self.blocks[index])
 
     def restore(self, data: bytes, dtype: torch.dtype, block_ids: Sequence[int]) -> None:
@@ -50,17 +52,17 @@ class HistoryPool:
 
     def _put(self, rows: Tensor, block_ids: Sequence[int]) -> None:
         assert NULL_BLOCK not in block_ids, "the null block is never written"
-        index = torch.tensor(block_ids, dtype=torch.long, device=self.blocks.device)
+        index = upload(torch.tensor(block_ids, dtype=torch.long), self.blocks.device)
         self.blocks[index] = rows.to(self.blocks.device, self.blocks.dtype)
 
     def gather(self, window: Tensor, geometry: Geometry) -> HistoryPatches:
         """The windows of one session as patches; `window` is its flat block table of 20 frames."""
-        rows = [
-            window[places // BLOCK_ROWS] * BLOCK_ROWS + places % BLOCK_ROWS
-            for places in window_places(geometry, self.blocks.device)
-        ]
-        long, mid, short = (kernels.gather_window(self.blocks, index) for index in rows)
-        return HistoryPatches(long, mid, short)
+        places, counts = window_places(geometry, self.blocks.device)
+        rows = kernels.gather_window(self.blocks, window, places)
+        long, mid, short = torch.split(rows, counts)
+        return HistoryPatches(
+            long.view(-1, 4**3 * PATCH_DIM), mid.view(-1, 2**3 * PATCH_DIM), short
+        )
 
 
 def tile_rows(latents: Tensor) -> Tensor:
@@ -77,9 +79,16 @@ def tile_rows(latents: Tensor) -> Tensor:
     return tiles.reshape(-1, BLOCK_ROWS, PATCH_DIM)
 
 
+class WindowPlaces(NamedTuple):
+    """Places (base patches,) of the long, mid and short window, and how many are in each."""
+
+    places: Tensor
+    counts: list[int]
+
+
 @lru_cache(maxsize=64)
-def window_places(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each base patch of each long, mid and short patch lies: (patches, base patches).
+def window_places(geometry: Geometry, device: torch.device) -> WindowPlaces:
+    """Where each base patch of the windows lies, patch after patch.
 
     A place is (position in the block table) * 16 + (row in the block).
     """
@@ -92,15 +101,16 @@ def window_places(geometry: Geometry, device: torch.device) -> tuple[Tensor, Ten
     places = (frame * tiles.size + tile) * BLOCK_ROWS + within  # (frames, rows, cols)
     first_mid = 1 + LONG_FRAMES
     anchor_and_last = places[[0, WINDOW_FRAMES - 1], : full.rows, : full.cols]
-    return (
+    windows = (
         cut(places[1:first_mid], 4),
         cut(places[first_mid:-1, : 2 * mid.rows, : 2 * mid.cols], 2),
         cut(anchor_and_last, 1),
     )
+    return WindowPlaces(torch.cat(windows), [len(window) for window in windows])
 
 
 def cut(places: Tensor, side: int) -> Tensor:
-    """(frames, rows, cols) into cubes of side^3: (cubes, side^3), both in order t, y, x."""
+    """(frames, rows, cols) in cubes of side^3, one after the other, both in order t, y, x."""
     frames, rows, cols = (size // side for size in places.shape)
     cubes = places.reshape(frames, side, rows, side, cols, side)
-    return cubes.permute(0, 2, 4, 1, 3, 5).reshape(frames * rows * cols, side**3)
+    return cubes.permute(0, 2, 4, 1, 3, 5).flatten()

@@ -10,6 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from helios_serve.errors import HeliosError
+from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.rows import upload
 from helios_serve.logger import logger
 from helios_serve.messages import (
     NULL_BLOCK,
@@ -35,7 +37,6 @@ from helios_serve.model_executor.models.helios.lora import LoraAdapter
 from helios_serve.model_executor.models.helios.samplers import (
     SamplerState,
     advance,
-    enter_stage,
     unpatchify,
 )
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -75,7 +76,7 @@ class ModelRunner:
         self.prompts = PromptReader(transformer, text_bytes)
         self.sessions: dict[str, SessionState] = {}
         self._adapters: OrderedDict[AdapterKey, LoraAdapter] = OrderedDict()
-        self._noise_factor = block_noise_factor(config.scheduler.gamma)
+        self._noise_factor = block_noise_factor(config.scheduler.gamma).to(device)
         self._noise_thread = ThreadPoolExecutor(1, "noise")
         self._forward_seconds = 0.0
 
@@ -132,7 +133,8 @@ class ModelRunner:
             self._restore(new.snapshot, new.blocks, generator)
 
         def draw(source: Generator) -> ChunkNoise:
-            return draw_chunk_noise(source, geometry, self.config.stages, self._noise_factor)
+            noise = draw_chunk_noise(source, geometry, self.config.stages)
+            return noise if self.device.type == "cpu" else noise.pin_memory()
 
         return SessionState(
             params=params.resolve(self.config),
@@ -176,6 +178,7 @@ class ModelRunner:
         )
 
     def _adapter(self, request: VideoRequest) -> LoraAdapter | None:
+        """The request's adapter, loaded once; at a scale of 0 it is only looked at."""
         if request.lora is None:
             return None
         key = adapter_key(request.lora, request.lora_scale)
@@ -186,7 +189,7 @@ class ModelRunner:
             if len(self._adapters) > MAX_ADAPTERS:
                 self._adapters.popitem(last=False)
         self._adapters.move_to_end(key)
-        return self._adapters[key]
+        return self._adapters[key] if request.lora_scale else None
 
     def _prepare(self, scheduled: ScheduledStep) -> Job:
         """Bring the session to the step's cursor: begin its chunk and its stage if they are new."""
@@ -212,12 +215,12 @@ class ModelRunner:
         negative = (PromptWeight(session.params.params.negative_prompt, 1.0),)
         return ChunkState(
             blocks=start.blocks,
-            window=torch.tensor(start.blocks.window, device=self.device),
+            window=upload(torch.tensor(start.blocks.window), self.device),
             schedule=session.schedule(self.config, index),
             noise=noise,
             prompt=self._read(session, start.mix),
             negative=self._read(session, negative) if session.params.is_guided else None,
-            sampler=SamplerState.at_stage_start(noise.start.to(self.device)),
+            sampler=SamplerState.at_stage_start(upload(noise.start, self.device)),
         )
 
     def _read(self, session: SessionState, mix: tuple[PromptWeight, ...]) -> TextContext:
@@ -228,8 +231,15 @@ class ModelRunner:
         transition = chunk.schedule[stage].transition
         assert transition is not None
         grid = session.geometry.stage_patches(stage - 1, self.config.stages)
-        noise = chunk.noise.stages[stage - 1].to(self.device, self.transformer.dtype)
-        latents = enter_stage(chunk.sampler.latents, grid, transition, noise)
+        drawn = upload(chunk.noise.stages[stage - 1], self.device)
+        latents = kernels.enter_stage(
+            chunk.sampler.latents,
+            grid,
+            transition,
+            drawn,
+            self._noise_factor,
+            self.transformer.dtype,
+        )
         chunk.sampler = SamplerState.at_stage_start(latents)
 
     @torch.inference_mode()
@@ -255,6 +265,8 @@ class ModelRunner:
             batch = PackedBatch(jobs, self.config, self.pool)
             return [*batch.flows(self._forward, one_by_one=self.batch_invariant)]
         except Exception as error:  # narrowed down to the jobs that cause it
+            if self.transformer.ranks is not None:
+                raise  # others may not have met it, and cannot try again with us
             if len(jobs) == 1:
                 return [error]
             size = len(jobs) // 2 if isinstance(error, torch.OutOfMemoryError) else 1
@@ -263,6 +275,8 @@ class ModelRunner:
 
     def _forward(self, segments: Sequence[Segment]) -> Tensor:
         started = time.perf_counter()
+        if (ranks := self.transformer.ranks) is not None:
+            ranks.check_same([(item.timestep, item.rope.places.shape) for item in segments])
         flow: Tensor = self.transformer(segments)
         self._forward_seconds += time.perf_counter() - started
         return flow

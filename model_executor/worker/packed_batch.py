@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from helios_serve.model_config import HeliosConfig
-from helios_serve.model_executor.models.helios.embeddings import rope_table
+from helios_serve.model_executor.models.helios.embeddings import make_rope
 from helios_serve.model_executor.models.helios.inputs import Segment
 from helios_serve.model_executor.models.helios.samplers import guide
 from helios_serve.model_executor.models.helios.schedule import DenoiseStep
@@ -53,7 +53,7 @@ class PackedBatch:
         texts = [chunk.prompt] if chunk.negative is None else [chunk.prompt, chunk.negative]
         noise = chunk.sampler.latents
         history = pool.gather(chunk.window, session.geometry)
-        rope = rope_table(
+        rope = make_rope(
             self.config.transformer,
             session.geometry,
             job.stage,

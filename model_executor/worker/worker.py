@@ -4,6 +4,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+import torch
+
 from helios_serve.config import WorkerConfig
 from helios_serve.messages import (
     DecodeTask,
@@ -16,10 +18,16 @@ from helios_serve.messages import (
 from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM
 from helios_serve.model_executor.device import free_memory, resolve_device, resolve_dtype
 from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, open_checkpoint
+from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.worker.commands import Commands
 from helios_serve.model_executor.worker.decoder import ChunkDecoder
 from helios_serve.model_executor.worker.encoder import InputEncoder
+from helios_serve.model_executor.worker.group import (
+    Followers,
+    check_context_parallel,
+    device_of,
+)
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.side_thread import side_thread
 
@@ -47,9 +55,11 @@ class Worker:
         *,
         history_blocks: int | None = None,
         batch_invariant: bool = False,
+        followers: Followers | None = None,
     ) -> None:
         self.model = model
         self.emit = emit
+        self.followers = followers
         self.runner: ModelRunner | None = None
         self.ready = WorkerReady()
         if model.transformer is not None:
@@ -71,6 +81,8 @@ class Worker:
             self.emit(self.ready)
             while (plan := commands.plans.get()) is not None:
                 self.execute(plan)
+        if self.followers is not None:
+            self.followers.close()
 
     @contextlib.contextmanager
     def beside(self, commands: Commands) -> Iterator[None]:
@@ -97,20 +109,57 @@ class Worker:
         """Run one plan."""
         assert self.runner is not None, "got a plan, but this worker does not denoise"
         started = time.perf_counter()
-        output = self.runner.execute_model(plan)
+        if self.followers is None:
+            output = self.runner.execute_model(plan)
+        else:
+            output = self.followers.share(plan, self.runner.execute_model)
         self.emit(StepsDone(output, time.perf_counter() - started))
 
 
 def load_worker(config: WorkerConfig, emit: Emit) -> Worker:
     """Load what `config` names; raises CheckpointError and DeviceError."""
+    if config.ranks == 1:
+        return load_rank(config, emit)
+    device = resolve_device(config.device)
+    check_context_parallel(config, open_checkpoint(config.model, config.load_format).config)
+    for rank in range(config.ranks):
+        resolve_device(device_of(rank, device))
+    followers = Followers(config, device, emit)
+    return load_rank(config, emit, join=followers.join, followers=followers)
+
+
+def load_rank(
+    config: WorkerConfig,
+    emit: Emit,
+    *,
+    join: Callable[[torch.device], Ranks] | None = None,
+    followers: Followers | None = None,
+) -> Worker:
+    """A worker, or one process of it, which meets the others by `join`."""
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(config.model, config.load_format)
     dtype = resolve_dtype(config.dtype, device)
+    model = load_checkpoint(
+        checkpoint,
+        device,
+        dtype,
+        config.roles,
+        decode_dtype=config.decode_dtype,
+        quantization=config.quantization,
+        offload=config.offload,
+    )
+    history_blocks = config.history_blocks
+    if join is not None:
+        assert model.transformer is not None, "got no denoising role, expected one to share"
+        model.transformer.ranks = join(device)
+        own = history_blocks or default_blocks(model.transformer)
+        history_blocks = model.transformer.ranks.smallest(own)
     return Worker(
-        load_checkpoint(checkpoint, device, dtype, config.roles),
+        model,
         emit,
-        history_blocks=config.history_blocks,
+        history_blocks=history_blocks,
         batch_invariant=config.batch_invariant,
+        followers=followers,
     )
 
 

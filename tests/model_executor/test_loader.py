@@ -243,3 +243,14 @@ def test_unknown_devices_and_dtypes_are_refused() -> None:
             resolve_device(name)
     with pytest.raises(DeviceError, match="got dtype 'int4', expected auto or one of bfloat16"):
         resolve_dtype("int4", torch.device("cpu"))
+
+
+def test_a_device_without_room_is_told_what_it_takes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(loader, "stream_weights", fail)
+    with pytest.raises(DeviceError, match=r"got cpu, expected .* room for transformer 0.0 GB, tex"):
+        load_model(str(folder))

@@ -61,6 +61,12 @@ def test_every_layer_is_applied_and_their_number_is_told(
     assert f"{lora}: {count} LoRA layers applied" in caplog.messages
 
 
+def test_a_scale_of_zero_changes_nothing(model: LoadedModel, lora: Path) -> None:
+    case = Case("distilled", chunks=1).with_defaults()
+    added = our_latents(model, case, lora=str(lora), lora_scale=0.0)
+    assert torch.equal(added, our_latents(model, case))
+
+
 def test_sessions_with_the_same_adapter_share_it(model: LoadedModel, lora: Path) -> None:
     runner = ModelRunner(
         model.config, model.transformer, model.device, num_blocks=100, text_bytes=1 << 20

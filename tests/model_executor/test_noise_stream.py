@@ -11,7 +11,6 @@ from torch import Generator
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.models.helios.conditioning import (
     ChunkNoise,
-    block_noise_factor,
     draw_chunk_noise,
 )
 from helios_serve.model_executor.worker.noise_stream import NoiseStream
@@ -48,12 +47,11 @@ class Source:
     """Draws as a runner does, and counts."""
 
     def __init__(self) -> None:
-        self.factor = block_noise_factor(1 / 3)
         self.drawn = 0
 
     def __call__(self, generator: Generator) -> ChunkNoise:
         self.drawn += 1
-        return draw_chunk_noise(generator, Geometry(64, 64), 3, self.factor)
+        return draw_chunk_noise(generator, Geometry(64, 64), 3)
 
 
 def drawn_in_turn(seed: int = 7) -> list[tuple[bytes, ChunkNoise]]:

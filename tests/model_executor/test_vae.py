@@ -34,6 +34,19 @@ def test_a_chunk_decodes_as_diffusers_does(vae: Vae) -> None:
     assert (got - expected).abs().max() <= 0.5 + 1e-3
 
 
+def test_a_decoder_in_half_precision_makes_nearly_the_same_pictures(
+    vae: Vae, checkpoints: dict[str, Path]
+) -> None:
+    """And references are encoded as ever."""
+    half = load_model(str(checkpoints["base"]), decode_dtype="bfloat16").vae
+    assert half is not None
+    latents = torch.randn(16, 9, 8, 8, generator=torch.Generator().manual_seed(0))
+    error = half.decode(latents).double() - vae.decode(latents).double()
+    assert 40 < -10 * (error / 255).square().mean().log10() < 70
+    frames = random_frames(33, 64, 64)
+    assert torch.equal(half.encode(frames).mean, vae.encode(frames).mean)
+
+
 def test_encoding_undoes_normalisation(vae: Vae) -> None:
     posterior = vae.encode(random_frames(33, 64, 64))
     assert posterior.mean.shape == posterior.std.shape == (1, 16, 9, 8, 8)
@@ -51,7 +64,7 @@ def test_posteriors_are_cached_by_pixels_and_size(vae: Vae) -> None:
 
 
 def test_the_posterior_cache_forgets_the_oldest(vae: Vae, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Vae(vae.model)
+    small = Vae(vae.model, vae.device, vae.visit)
     first, second, third = (random_frames(1, 32, 32) + shade for shade in range(3))
     room = vae_module.num_bytes(vae.encode(first))
     monkeypatch.setattr(vae_module, "MAX_CACHED_BYTES", 2 * room)

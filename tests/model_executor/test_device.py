@@ -1,0 +1,52 @@
+"""Which device a worker takes."""
+
+import pytest
+import torch
+
+from helios_serve.model_executor.device import spread
+from helios_serve.model_executor.executor.local import Places
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: gpu)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(
+    ("name", "places", "device"),
+    [
+        ("auto", range(1), "cuda:0"),
+        ("auto", range(5, 6), "cuda:1"),
+        ("cuda", range(2, 3), "cuda:2"),
+        ("cuda", range(2, 4), "cuda:2"),
+        ("cuda", range(3, 5), "cuda:0"),
+        ("cuda", range(1, 5), "cuda:0"),
+        ("cuda:3", range(1), "cuda:3"),
+        ("cpu", range(2, 3), "cpu"),
+    ],
+)
+def test_workers_go_round_the_devices(name: str, places: range, device: str) -> None:
+    assert spread(name, places) == device
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda"])
+def test_names_stay_where_there_is_no_accelerator(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    assert spread(name, range(1, 2)) == name
+
+
+def test_workers_take_the_lowest_places_that_are_free() -> None:
+    places = Places()
+    first, second, third = (places.take(1) for _ in range(3))
+    assert (first, second, third) == (range(1), range(1, 2), range(2, 3))
+    places.give_back(second)
+    assert places.take(2) == range(3, 5)
+    assert places.take(1) == second
+    places.give_back(first)
+    places.give_back(second)
+    assert places.take(2) == range(2)
