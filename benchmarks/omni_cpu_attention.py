@@ -1,0 +1,16 @@
+"""Attention of vLLM-Omni without a GPU: its own of plain torch, which knows platforms by name."""
+
+from typing import Any
+
+from vllm_omni.diffusion.attention.backends.sdpa import SDPABackend, SDPAImpl
+
+
+class CpuAttentionImpl(SDPAImpl):
+    def forward(self, *arguments: Any) -> Any:
+        return self.forward_cuda(*arguments)
+
+
+class CpuAttention(SDPABackend):
+    @staticmethod
+    def get_impl_cls() -> type[CpuAttentionImpl]:
+        return CpuAttentionImpl

@@ -1,0 +1,78 @@
+"""A platform without a GPU for vLLM-Omni, so that its own Helios can be timed on one.
+
+vs_vllm_omni.py puts it on the path, with the entry point by which it is found. Nothing of ours
+needs it.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from vllm.platforms.cpu import CpuPlatform
+from vllm_omni.platforms.interface import OmniPlatform, OmniPlatformEnum
+
+
+class CpuOmniPlatform(OmniPlatform, CpuPlatform):
+    """What a worker asks of its platform, answered for the CPU."""
+
+    _omni_enum = OmniPlatformEnum.OOT
+
+    @classmethod
+    def get_torch_device(cls, local_rank: int | None = None) -> torch.device:  # noqa: ARG003
+        return torch.device("cpu")
+
+    @classmethod
+    def set_device(cls, device: torch.device) -> None:
+        """There is one."""
+
+    @classmethod
+    def get_device_count(cls) -> int:
+        return 1
+
+    @classmethod
+    def synchronize(cls) -> None:
+        """Nothing is under way."""
+
+    @classmethod
+    def empty_cache(cls) -> None:
+        """Nothing is cached."""
+
+    @classmethod
+    def supports_torch_inductor(cls) -> bool:
+        return False
+
+    @classmethod
+    def is_available(cls) -> bool:
+        return False
+
+    @classmethod
+    def get_free_memory(cls, device: torch.device | None = None) -> int:  # noqa: ARG003
+        return 1 << 33
+
+    @classmethod
+    def get_device_memory(cls, device: torch.device | None = None) -> tuple[int, int]:  # noqa: ARG003
+        return 1 << 33, 1 << 33
+
+    @classmethod
+    def max_memory_reserved(cls) -> int:
+        return 0
+
+    @classmethod
+    def max_memory_allocated(cls) -> int:
+        return 0
+
+    @classmethod
+    def reset_peak_memory_stats(cls) -> None:
+        """Memory is not counted."""
+
+    @classmethod
+    def create_autocast_context(cls, **_: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @classmethod
+    def get_diffusion_attn_backend_cls(cls, *_: Any, **__: Any) -> str:
+        return "omni_cpu_attention.CpuAttention"
+
+
+def name_of_platform() -> str:
+    return f"{__name__}.{CpuOmniPlatform.__name__}"

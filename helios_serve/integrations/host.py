@@ -1,0 +1,162 @@
+"""Our engine inside another server: on an event loop of its own, for callers in any thread."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from helios_serve.config import ROLES
+from helios_serve.engine.async_engine import AsyncEngine
+from helios_serve.engine.core import EngineStats
+from helios_serve.engine.feed import VideoChunk
+from helios_serve.engine.launch import launch
+from helios_serve.errors import EngineDeadError
+from helios_serve.integrations.settings import EngineSettings
+from helios_serve.messages import Snapshot
+from helios_serve.model_config import HeliosConfig
+from helios_serve.sampling_params import PromptSwitch, VideoRequest
+
+Result = TypeVar("Result")
+
+READY_PERIOD = 0.05
+"""Seconds between two looks at whether the workers have started."""
+
+
+class EngineHost:
+    """Runs the engine for one model.
+
+    Raises CheckpointError, DeviceError or InvalidRequestError if the model or the settings are
+    wrong; its workers start in the background.
+    """
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        self.model = model
+        core = launch(
+            model,
+            settings.worker_groups(model),
+            settings.executor_kind,
+            ray_address=settings.ray_address,
+            scheduling=settings.scheduling,
+        )
+        self.config: HeliosConfig = core.model_config
+        self._engine = AsyncEngine({model: core})
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="helios host", daemon=True)
+        self._thread.start()
+        self._wait(self._engine.__aenter__())
+
+    @property
+    def failure(self) -> str | None:
+        """Why no more videos can be made, if that is so."""
+        return "the engine is closed" if self._loop.is_closed() else self._engine_failure
+
+    def wait_ready(self) -> None:
+        """Returns when there is a worker for every kind of work; raises EngineDeadError."""
+        self._wait(self._until_ready())
+
+    def submit(
+        self, request: VideoRequest, *, continue_from: Snapshot | None = None
+    ) -> "HostedVideo":
+        """Accept a request, which is made from now on.
+
+        With `continue_from` its `num_frames` count from the beginning of the video that this
+        snapshot was taken of, and its chunks come from there on. Raises InvalidRequestError,
+        CapacityError or EngineDeadError.
+        """
+        self._wait(self._engine.submit(request, continue_from=continue_from))
+        return HostedVideo(self, request.request_id)
+
+    def stats(self) -> EngineStats:
+        """Counts of this moment; raises EngineDeadError."""
+        stats = self._wait(self._engine.stats())
+        if self.model not in stats:
+            raise EngineDeadError(self.failure or "the engine is closed")
+        return stats[self.model]
+
+    def where(self) -> dict[str, str]:
+        """Where each worker runs, by its id."""
+        reports = self._wait(self._engine.workers())
+        return {report.worker_id: report.where for report in reports.get(self.model, [])}
+
+    def close(self) -> None:
+        """End all videos, the workers and the engine; may be called twice."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._wait(self._engine.__aexit__(None, None, None))
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def call(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+        """Have `work` done on the engine's loop; raises EngineDeadError if that is closed."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:
+            work.close()
+            raise EngineDeadError("the engine is closed") from error
+
+    @property
+    def _engine_failure(self) -> str | None:
+        return self._engine.failures.get(self.model)
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self.call(work).result()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _until_ready(self) -> None:
+        waiting = set(ROLES)
+        while waiting:
+            if self._engine_failure is not None:
+                raise EngineDeadError(self._engine_failure)
+            reports = (await self._engine.workers()).get(self.model, [])
+            ready = (report.roles for report in reports if report.state == "ready")
+            waiting = set(ROLES).difference(*ready)
+            await asyncio.sleep(READY_PERIOD if waiting else 0)
+
+
+class HostedVideo:
+    """A video in the making, for callers in any thread.
+
+    Whoever reads it takes one chunk after another; a video with `max_lead_chunks` waits for them.
+    """
+
+    def __init__(self, host: EngineHost, request_id: str) -> None:
+        self.host = host
+        self.request_id = request_id
+        self._chunks = host._engine.watch(request_id)
+
+    def next_chunk(self) -> "Future[VideoChunk | None]":
+        """The next chunk when it is there; None behind the last one.
+
+        Raises, through the future, RequestFailedError where the video ends early. One call at a
+        time.
+        """
+        return self.host.call(self._next())
+
+    def chunks(self) -> Iterator[VideoChunk]:
+        """Every chunk that is still to come; raises RequestFailedError."""
+        while (chunk := self.next_chunk().result()) is not None:
+            yield chunk
+
+    def switch_prompt(
+        self, prompt: str, transition_chunks: int | None = None
+    ) -> "Future[PromptSwitch]":
+        """Turn the video to another prompt; the future tells at which chunk it does.
+
+        Raises through it InvalidRequestError where no chunk is left for that.
+        """
+        switching = self.host._engine.switch_prompt(self.request_id, prompt, transition_chunks)
+        return self.host.call(switching)
+
+    def abort(self) -> None:
+        """End the video at once and forget it; one that is over is left as it is."""
+        self.host.call(self.host._engine.abort(self.request_id)).result()
+
+    async def _next(self) -> VideoChunk | None:
+        return await anext(self._chunks, None)

@@ -1,0 +1,74 @@
+"""From what another server was asked for to a request to our engine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from helios_serve.config import default_size
+from helios_serve.errors import InvalidRequestError
+from helios_serve.media.pixels import frames_from
+from helios_serve.model_config import HeliosConfig
+from helios_serve.sampling_params import Frames, SamplingParams, VideoRequest, check_references
+
+SYNONYMS = {"pyramid_num_inference_steps_list": "steps"}
+"""Names of diffusers and of other servers, where they are not ours."""
+
+
+class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A video that was ordered elsewhere.
+
+    `options` are fields of SamplingParams by their names here or in diffusers; those that are None
+    are left to the checkpoint. `image` and `video` are in any form that `frames_from` takes, `lora`
+    is a local file or folder.
+    """
+
+    request_id: str
+    prompt: str
+    options: Mapping[str, Any]
+    image: Any = None
+    video: Any = None
+    lora: str | None = None
+    lora_scale: float = 1.0
+    max_lead_chunks: int | None = None
+
+    def to_video_request(self, model: str, config: HeliosConfig) -> VideoRequest:
+        """The request as our engine takes it, checked; raises InvalidRequestError."""
+        check_references(self.image, self.video)
+        params = sampling_params(self.options, model, config)
+        return VideoRequest(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            params=params,
+            image=self._frames("image", params),
+            video=self._frames("video", params),
+            lora=self.lora,
+            lora_scale=self.lora_scale,
+            max_lead_chunks=self.max_lead_chunks,
+        )
+
+    def _frames(self, kind: Any, params: SamplingParams) -> Frames | None:
+        media = self.image if kind == "image" else self.video
+        if media is None:
+            return None
+        return frames_from(media, kind, width=params.width, height=params.height)
+
+
+def sampling_params(options: Mapping[str, Any], model: str, config: HeliosConfig) -> SamplingParams:
+    """Checked sampling parameters of plain values; raises InvalidRequestError."""
+    given = {SYNONYMS.get(name, name): value for name, value in options.items()}
+    unknown = sorted(given.keys() - set(SamplingParams.__struct_fields__))
+    if unknown:
+        expected = ", ".join(SamplingParams.__struct_fields__)
+        raise InvalidRequestError(
+            f"got {unknown[0]!r}, expected one of {expected}", param=unknown[0]
+        )
+    width, height = default_size(model)
+    chosen = {"width": width, "height": height}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    try:
+        params = msgspec.convert(chosen, SamplingParams)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(str(error), param="params") from error
+    params.resolve(config)
+    return params

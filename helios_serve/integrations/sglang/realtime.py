@@ -1,0 +1,93 @@
+"""SGLang's realtime WebSocket: one video of Helios, chunk by chunk, whose prompt may change."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.multimodal_gen.runtime.entrypoints.openai.realtime.realtime_adapter import (
+    BaseRealtimeModelAdapter,
+    RealtimeChunkInputs,
+    save_realtime_first_frame,
+)
+from sglang.multimodal_gen.runtime.entrypoints.openai.utils import build_sampling_params
+
+from helios_serve.integrations.sglang.sampling import CHOSEN, LORA, OURS
+from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.sampling_params import MAX_FRAMES
+
+LATENT_FRAMES = 9
+"""Of a chunk."""
+
+
+@dataclass
+class LivePrompt:
+    """What the session is to show from its next chunk on, and the event that said so."""
+
+    text: str = ""
+    event_id: int | None = None
+
+
+class HeliosRealtimeAdapter(BaseRealtimeModelAdapter):  # type: ignore[misc]
+    """In the HTTP process: one request to the scheduler for each chunk."""
+
+    def create_state(self) -> LivePrompt:
+        return LivePrompt()
+
+    async def on_init(self, session: Any, request: Any) -> None:
+        await save_realtime_first_frame(session, request)
+        session.adapter_state.text = request.prompt
+
+    def ingest_event(self, session: Any, event: Any) -> str:
+        if event.kind != "prompt":
+            raise ValueError(f"got event {event.kind!r}, expected 'prompt'")
+        if not isinstance(event.payload, str) or not event.payload.strip():
+            raise ValueError("got a prompt that is no text, expected some")
+        session.adapter_state.text = event.payload
+        session.adapter_state.event_id = event.event_id
+        return "kind=prompt"
+
+    def get_chunk_size(self, session: Any, server_args: Any, chunk: Any) -> int:  # noqa: ARG002
+        return LATENT_FRAMES
+
+    def get_realtime_event_id(self, session: Any) -> int | None:
+        event_id: int | None = session.adapter_state.event_id
+        return event_id
+
+    def sample_chunk_inputs(
+        self,
+        session: Any,
+        server_args: Any,  # noqa: ARG002
+        chunk: Any,  # noqa: ARG002
+        chunk_size: int,  # noqa: ARG002
+    ) -> Any:
+        return RealtimeChunkInputs(prompt=session.adapter_state.text)
+
+    def build_sampling_params(
+        self,
+        session: Any,
+        server_args: Any,  # noqa: ARG002
+        chunk: Any,
+        chunk_inputs: Any,
+        chunk_size: int,
+    ) -> Any:
+        """All chunks have those of the whole video; SGLang's defaults for other models are not
+        taken for what the client asked for."""
+        request = session.request
+        chunks = request.max_chunks or MAX_FRAMES // CHUNK_FRAMES
+        given = request.model_dump(include={"size", *CHOSEN}, exclude_unset=True)
+        ours = {name: value for name, value in request.model_extra.items() if name in OURS + LORA}
+        return build_sampling_params(
+            chunk.request_id,
+            prompt=chunk_inputs.prompt,
+            width=request.width,
+            height=request.height,
+            num_frames=min(chunks * CHUNK_FRAMES, MAX_FRAMES),
+            fps=request.fps,
+            seed=request.seed,
+            image_path=request.first_frame,
+            video_path=request.video_path,
+            save_output=False,
+            output_file_name=chunk.request_id,
+            realtime_chunk_size=chunk_size,
+            **given,
+            **ours,
+        )

@@ -1,0 +1,132 @@
+"""SGLang's sampling parameters for Helios, and our request from them."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from uuid import uuid4
+
+from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+from sglang.multimodal_gen.runtime.pipelines_core.request_utils import normalize_output_seeds
+from sglang.multimodal_gen.runtime.utils.vision import load_image
+
+from helios_serve.config import PUBLISHED_SIZE
+from helios_serve.engine.launch import read_model_config
+from helios_serve.errors import InvalidRequestError
+from helios_serve.integrations.requests import ForeignRequest
+from helios_serve.model_config import HeliosConfig
+
+ALWAYS = ("width", "height", "num_frames", "fps")
+"""Parameters that SGLang's API fills in."""
+CHOSEN = ("num_inference_steps", "guidance_scale", "negative_prompt", "max_sequence_length")
+"""Parameters of SGLang's that are left to the checkpoint where a request does not have them."""
+OURS = (
+    "steps",
+    "switches",
+    "transition_chunks",
+    "amplify_first_chunk",
+    "skip_first_chunk",
+    "use_zero_init",
+    "zero_steps",
+    "image_noise_sigma",
+    "video_noise_sigma",
+    "add_input_noise",
+)
+"""Parameters that are known by the same names to us only."""
+LORA = ("lora", "lora_scale")
+FOREIGN = (
+    "true_cfg_scale",
+    "guidance_scale_2",
+    "flow_shift",
+    "enable_teacache",
+    "enable_cache_dit",
+    "cache_dit_params",
+    "cfg_gate_step",
+    "attention_backend_override",
+    "skip_softmax_params",
+    "diffusers_kwargs",
+    "use_diffusion_decoder",
+)
+"""Fields of SGLang's API about how its own pipelines run."""
+
+
+@dataclass
+class HeliosSamplingParams(SamplingParams):  # type: ignore[misc]
+    """A video of Helios; None is what its checkpoint was published with."""
+
+    _default_width: ClassVar[int | None] = PUBLISHED_SIZE[0]
+    _default_height: ClassVar[int | None] = PUBLISHED_SIZE[1]
+
+    num_frames: int = 99
+    steps: list[int] | None = None
+    switches: list[Any] | None = None
+    transition_chunks: int | None = None
+    amplify_first_chunk: bool | None = None
+    skip_first_chunk: bool | None = None
+    use_zero_init: bool | None = None
+    zero_steps: int | None = None
+    image_noise_sigma: list[float] | None = None
+    video_noise_sigma: list[float] | None = None
+    add_input_noise: bool | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
+
+    @classmethod
+    def video_request_extra_fields(cls) -> frozenset[str]:
+        return frozenset(OURS + LORA)
+
+    def prepare_video_request_for_queue(self, req: Any) -> None:
+        """Have what is wrong with a request told before it is queued: over HTTP, as 400."""
+        from sglang.multimodal_gen.runtime.server_args import get_global_server_args
+
+        try:
+            server = get_global_server_args()
+        except ValueError:  # its Python API: what is wrong is told by the scheduler
+            return
+        config = served_config(server.model_path, server.pipeline_config.settings().load_format)
+        for seed in seeds(req):
+            self.foreign_request(seed).to_video_request(server.model_path, config)
+
+    def foreign_request(self, seed: int, max_lead_chunks: int | None = None) -> ForeignRequest:
+        """One video of the request, under a name of its own; raises InvalidRequestError."""
+        given: set[str] = getattr(self, "_explicit_fields", set())
+        for name in FOREIGN:
+            if name in given and getattr(self, name, None):
+                raise InvalidRequestError(
+                    f"got {name}, expected none: Helios has no such option", param=name
+                )
+        names = (*ALWAYS, *OURS, *(name for name in CHOSEN if name in given))
+        options = {name: getattr(self, name) for name in names} | {"seed": seed}
+        image, video = only(self.image_path, "image"), only(self.video_path, "video")
+        return ForeignRequest(
+            request_id=uuid4().hex,
+            prompt=self.prompt,
+            options=options,
+            image=image if image is None or Path(image).is_file() else load_image(image),
+            video=video,
+            lora=self.lora,
+            lora_scale=self.lora_scale,
+            max_lead_chunks=max_lead_chunks,
+        )
+
+
+@cache
+def served_config(model: str, load_format: Literal["auto", "dummy"]) -> HeliosConfig:
+    """Read once in each process, since that may ask the hub."""
+    return read_model_config(model, load_format)
+
+
+def seeds(req: Any) -> list[int]:
+    """One for each video of a request; raises ValueError for a list that does not fit."""
+    count = req.num_outputs_per_prompt
+    found: list[int] = normalize_output_seeds(req.seed, num_outputs_per_prompt=count)
+    return found
+
+
+def only(paths: str | list[str] | None, kind: str) -> str | None:
+    """SGLang takes lists of references; Helios starts from one."""
+    if not isinstance(paths, list):
+        return paths
+    if len(paths) > 1:
+        raise InvalidRequestError(f"got {len(paths)} {kind}s, expected one", param=kind)
+    return paths[0] if paths else None

@@ -1,0 +1,185 @@
+"""One request of vLLM-Omni while our engine makes it."""
+
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from vllm_omni.diffusion.data import DiffusionOutput
+from vllm_omni.diffusion.media import (
+    DiffusionMediaOutput,
+    VideoMediaOutput,
+    VideoTensorEncoding,
+    VideoTensorLayout,
+    VideoTensorSpec,
+    VideoValueRange,
+)
+from vllm_omni.diffusion.request import OmniDiffusionRequest
+from vllm_omni.errors import OmniClientError
+
+from helios_serve.engine.feed import VideoChunk
+from helios_serve.errors import (
+    CapacityError,
+    EngineDeadError,
+    HeliosError,
+    InvalidRequestError,
+    NotAllowedError,
+)
+from helios_serve.integrations.host import EngineHost, HostedVideo
+from helios_serve.integrations.vllm_omni.requests import foreign_request
+from helios_serve.logger import logger
+from helios_serve.messages import TensorData
+from helios_serve.model_config import num_chunks
+from helios_serve.sampling_params import Frames, PromptSwitch
+
+PIXELS = VideoTensorSpec(
+    layout=VideoTensorLayout.BTHWC,
+    encoding=VideoTensorEncoding.UINT8_FRAMES,
+    value_range=VideoValueRange.ZERO_TO_255,
+)
+
+STATUSES: tuple[tuple[type[HeliosError], int], ...] = (
+    (NotAllowedError, 403),
+    (InvalidRequestError, 400),
+    (CapacityError, 429),
+)
+LEAD_CHUNKS = 2
+"""How far a video that is streamed is made ahead of its reader, so that prompts come in soon."""
+
+
+class PromptEvent(NamedTuple):
+    """A prompt that a client sent, on its way in from chunk `start` to `stop`.
+
+    From there on it is alone, unless another one took its place.
+    """
+
+    start: int
+    stop: int
+    event_id: str
+    is_superseded: bool = False
+
+
+class Session:
+    """A request on its way through our engine; the errors that it raises are vLLM-Omni's.
+
+    `whole` keeps all frames until the last chunk and gives them at once.
+    """
+
+    def __init__(self, request: OmniDiffusionRequest, *, whole: bool) -> None:
+        self.request = request
+        self.whole = whole
+        self.is_aborted = False
+        self._video: HostedVideo | None = None
+        self._was_opened = threading.Event()
+        self._chunks = 0
+        self._transition_chunks = 0
+        self._frames: list[Frames] = []
+        self._latents: list[TensorData] = []
+        self._events: list[PromptEvent] = []
+
+    def open(self, host: EngineHost) -> None:
+        """Hand the request to our engine; loads and scales its reference first."""
+        try:
+            lead = None if self.whole else LEAD_CHUNKS
+            order = foreign_request(self.request, host.config, max_lead_chunks=lead)
+            video_request = order.to_video_request(host.model, host.config)
+            self._chunks = num_chunks(video_request.params.num_frames)
+            self._transition_chunks = video_request.params.transition_chunks
+            self._video = host.submit(video_request)
+        except HeliosError as error:
+            raise as_theirs(error) from error
+        finally:
+            self._was_opened.set()
+        if self.is_aborted:
+            self.abort()
+
+    def next_chunk(self) -> "Future[VideoChunk | None]":
+        assert self._video is not None, "it is open"
+        return self._video.next_chunk()
+
+    def abort(self) -> None:
+        """End it at once; blocks are free when the steps under way have returned."""
+        self.is_aborted = True
+        if self._video is not None:
+            with suppress(EngineDeadError):
+                self._video.abort()
+
+    def output(self, chunk: VideoChunk) -> DiffusionOutput | None:
+        """What vLLM-Omni is to hand on with this chunk, if anything."""
+        is_last = chunk.index == self._chunks - 1
+        assert chunk.frames is not None, "pixels were asked for"
+        self._frames.append(chunk.frames)
+        if chunk.latents is not None and self.request.sampling_params.return_trajectory_latents:
+            self._latents.append(chunk.latents)
+        if self.whole and not is_last:
+            return None
+        media = DiffusionMediaOutput(VideoMediaOutput(pixels(self._frames), PIXELS), True)
+        latents = torch.cat([*map(tensor, self._latents)], dim=2) if self._latents else None
+        self._frames, self._latents = [], []
+        return DiffusionOutput(
+            media=media,
+            trajectory_latents=latents,
+            finished=is_last,
+            chunk_index=chunk.index,
+            total_chunks=self._chunks,
+            started_event_ids=[e.event_id for e in self._events if e.start == chunk.index],
+            active_event_ids=[e.event_id for e in self._events if e.start <= chunk.index <= e.stop],
+            completed_event_ids=[
+                e.event_id for e in self._events if e.stop == chunk.index and not e.is_superseded
+            ],
+        )
+
+    def switch_prompt(self, event_id: str, prompt: str, transition: int | None) -> None:
+        """Turn to another prompt; the first chunk behind it names the event as started.
+
+        Where no chunk is left for it, that is logged: an error would end the video. Waits for the
+        request's reference to be loaded; raises ValueError if the request was refused.
+        """
+        self._was_opened.wait()
+        if self._video is None:
+            raise ValueError("got an event for a video that was refused")
+        switching = self._video.switch_prompt(prompt, transition)
+        switching.add_done_callback(lambda done: self._on_switch(event_id, done))
+
+    def _on_switch(self, event_id: str, switching: "Future[PromptSwitch]") -> None:
+        if (error := switching.exception()) is not None:
+            logger.info("event %s of %s: %s", event_id, self.request.request_id, error)
+            return
+        switch = switching.result()
+        length = switch.transition_chunks
+        length = self._transition_chunks if length is None else length
+        earlier = [event for event in self._events if event.start < switch.chunk]
+        self._events = [
+            event._replace(stop=switch.chunk - 1, is_superseded=True)
+            if event.stop >= switch.chunk
+            else event
+            for event in earlier
+        ]
+        stop = switch.chunk + max(0, length - 1)
+        self._events.append(PromptEvent(switch.chunk, stop, event_id))
+
+
+def pixels(frames: Iterable[Frames]) -> Tensor:
+    """(1, frames, height, width, 3), uint8, in memory of its own."""
+    parts = list(frames)
+    data = bytearray().join(part.data for part in parts)
+    count = sum(part.count for part in parts)
+    flat = torch.frombuffer(data, dtype=torch.uint8)
+    return flat.view(1, count, parts[0].height, parts[0].width, 3)
+
+
+def tensor(data: TensorData) -> Tensor:
+    flat = torch.frombuffer(bytearray(data.data), dtype=getattr(torch, data.dtype))
+    return flat.view(data.shape)
+
+
+def as_theirs(error: HeliosError) -> Exception:
+    """The error as vLLM-Omni's servers know it: what the client can mend is 4xx."""
+    for kind, status in STATUSES:
+        if isinstance(error, kind):
+            theirs: Exception = OmniClientError(str(error), status_code=status)
+            return theirs
+    return RuntimeError(str(error))

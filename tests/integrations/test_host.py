@@ -1,0 +1,128 @@
+"""The engine inside another server, called from its threads."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from engines import request
+from torch import Tensor, cat, equal
+
+from helios_serve.engine.feed import VideoChunk
+from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
+from helios_serve.integrations.host import EngineHost
+from helios_serve.integrations.settings import EngineSettings
+from helios_serve.model_executor.worker.tensors import as_tensor
+
+SETTINGS = EngineSettings(device="cpu", batch_invariant=True, history_blocks=500)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[EngineHost]:
+    started = EngineHost("nano", SETTINGS)
+    started.wait_ready()
+    yield started
+    started.close()
+
+
+def latents(chunks: list[VideoChunk]) -> Tensor:
+    return cat([as_tensor(chunk.latents) for chunk in chunks if chunk.latents], dim=2)
+
+
+def test_videos_are_read_from_several_threads(host: EngineHost) -> None:
+    def make(name: str) -> Tensor:
+        return latents(list(host.submit(request(name, frames=66)).chunks()))
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(make, ("a", "b", "c"))
+    assert first.shape[2] == 18
+    assert all(equal(first, other) for other in others)
+
+
+def test_a_video_goes_on_from_a_snapshot(host: EngineHost) -> None:
+    whole = list(host.submit(request("whole", frames=99)).chunks())
+    snapshot = whole[0].snapshot
+    rest = list(host.submit(request("rest", frames=99), continue_from=snapshot).chunks())
+    assert [chunk.index for chunk in rest] == [1, 2]
+    assert equal(latents(rest), latents(whole[1:]))
+
+
+def test_a_prompt_is_switched_at_the_announced_chunk(host: EngineHost) -> None:
+    plain = list(host.submit(request("plain", frames=165)).chunks())
+    video = host.submit(request("turning", frames=165))
+    switch = video.switch_prompt("a cat", 0).result()
+    turned = list(video.chunks())
+    same = [equal(latents([old]), latents([new])) for old, new in zip(plain, turned, strict=True)]
+    assert same.index(False) == switch.chunk
+    with pytest.raises(InvalidRequestError, match="expected one that is running"):
+        video.switch_prompt("a bird").result()
+
+
+def test_an_aborted_video_ends_for_its_reader_and_frees_its_blocks(host: EngineHost) -> None:
+    video = host.submit(request("long", frames=6600))
+    assert video.next_chunk().result() is not None
+    video.abort()
+    with pytest.raises(RequestFailedError, match="cancelled"):
+        list(video.chunks())
+    deadline = time.monotonic() + 10
+    while host.stats().scheduler.used_blocks:
+        assert time.monotonic() < deadline
+
+
+def test_what_is_wrong_is_told_to_who_asks(host: EngineHost) -> None:
+    with pytest.raises(InvalidRequestError, match="got size 100x64"):
+        host.submit(request("odd", width=100))
+    assert host.failure is None
+
+
+def test_a_closed_host_takes_nothing_more() -> None:
+    host = EngineHost("nano", SETTINGS)
+    host.close()
+    host.close()
+    with pytest.raises(EngineDeadError, match="the engine is closed"):
+        host.submit(request("late"))
+    assert host.failure == "the engine is closed"
+
+
+def test_a_worker_that_cannot_start_is_told() -> None:
+    host = EngineHost("nano", EngineSettings(device="cuda:7"))
+    try:
+        with pytest.raises(EngineDeadError, match="got device 'cuda:7'"):
+            host.wait_ready()
+    finally:
+        host.close()
+
+
+def test_settings_are_plain_values() -> None:
+    settings = EngineSettings.read(
+        {
+            "workers": ["2:denoise", "1:encode+decode"],
+            "ray_address": "auto",
+            "decode_dtype": "bfloat16",
+            "quantization": "fp8",
+            "offload": True,
+        },
+        "helios",
+    )
+    assert settings.executor_kind == "ray"
+    groups = settings.worker_groups("nano")
+    assert [group.count for group in groups] == [2, 1]
+    configs = [group.config for group in groups]
+    assert {(config.decode_dtype, config.quantization, config.offload) for config in configs} == {
+        ("bfloat16", "fp8", True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": 1}, "helios: .*`colour`; expected some of workers, executor"),
+        ({"executor": "mp"}, "helios: Invalid enum value 'mp'"),
+        ({"quantization": "fp4"}, "helios: Invalid enum value 'fp4'"),
+        ({"workers": ["x"]}, "got workers 'x', expected N, N:ROLES"),
+        ({"workers": ["1:denoise"]}, "of which none is to encode or decode"),
+    ],
+)
+def test_wrong_settings_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        EngineSettings.read(options, "helios").worker_groups("nano")

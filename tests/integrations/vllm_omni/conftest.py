@@ -1,0 +1,34 @@
+"""One server for most tests; those that end it have their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import omni_server
+import pytest
+from omni_server import STREAMING, OmniServer, deploy_config
+
+
+@pytest.fixture(scope="session")
+def environment() -> Path:
+    return omni_server.environment()
+
+
+@pytest.fixture(scope="session")
+def config(environment: Path) -> str:
+    """The deploy config that the package brings."""
+    return deploy_config(environment / "bin")
+
+
+@pytest.fixture(scope="session")
+def server(
+    environment: Path,
+    checkpoints: dict[str, Path],
+    config: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[OmniServer]:
+    """As the README says, with a tiny distilled checkpoint."""
+    log = tmp_path_factory.mktemp("vllm-omni") / "log"
+    flags = ("--deploy-config", config, *STREAMING)
+    model = checkpoints["distilled"]
+    with omni_server.omni_server(environment, model, log, *flags) as running:
+        yield running

@@ -1,0 +1,86 @@
+"""Live sessions of vLLM-Omni's own WebSocket."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from omni_server import SMALL, OmniServer, count_frames
+from realtime import Chunk, data_of, realtime_client
+
+pytestmark = pytest.mark.vllm_omni
+
+
+def watch(server: OmniServer, delay: float, **fields: Any) -> list[tuple[float, Chunk]]:
+    """The chunks of a session that starts after `delay` seconds, and when they came."""
+    time.sleep(delay)
+    came = []
+    with realtime_client(server.url) as client:
+        client.start(**SMALL | fields)
+        while True:
+            message = client.hear()
+            if isinstance(message, Chunk):
+                came.append((time.monotonic(), message))
+            elif message["type"] != "session.interaction.queued":
+                assert message["type"] == "session.done", message
+                return came
+
+
+def test_sessions_of_three_lengths_interleave(server: OmniServer) -> None:
+    lengths = (99, 66, 198)
+    with ThreadPoolExecutor(3) as pool:
+        sessions = list(
+            pool.map(
+                lambda given: watch(server, 0.3 * given[0], num_frames=given[1]), enumerate(lengths)
+            )
+        )
+    end_of_first = sessions[0][-1][0]
+    assert all(session[0][0] < end_of_first for session in sessions)
+    for session, length in zip(sessions, lengths, strict=True):
+        assert count_frames(data_of([chunk for _, chunk in session])) == length
+        media = [chunk.metadata for _, chunk in session if chunk.metadata["kind"] == "media"]
+        assert [item["generation_chunk_index"] for item in media] == list(range(length // 33))
+
+
+def test_a_prompt_takes_effect_at_the_announced_chunk(server: OmniServer) -> None:
+    plain = [chunk.data for _, chunk in watch(server, 0, num_frames=330)]
+    with realtime_client(server.url) as client:
+        client.start(**SMALL, num_frames=330)
+        chunks = [client.hear()]
+        client.interact("a yellow car", event_id="turn", transition_chunks=0)
+        rest, messages = client.rest()
+    assert [message["type"] for message in messages] == [
+        "session.interaction.queued",
+        "session.done",
+    ]
+    turned = [chunk for chunk in [*chunks, *rest] if isinstance(chunk, Chunk)]
+    same = [old == new.data for old, new in zip(plain, turned, strict=True)]
+    (announced,) = [
+        chunk.metadata["generation_chunk_index"]
+        for chunk in turned
+        if chunk.metadata["started_event_ids"] == ["turn"]
+    ]
+    assert same.index(False) == announced >= 1
+    assert turned[announced].metadata["completed_event_ids"] == ["turn"]
+
+
+def test_a_prompt_comes_over_several_chunks(server: OmniServer) -> None:
+    with realtime_client(server.url) as client:
+        client.start(**SMALL, num_frames=330)
+        client.hear()
+        client.interact("a yellow car", event_id="turn", transition_chunks=3)
+        chunks, _ = client.rest()
+    named = [chunk.metadata for chunk in chunks if chunk.metadata["active_event_ids"] == ["turn"]]
+    first = named[0]["generation_chunk_index"]
+    assert [item["generation_chunk_index"] for item in named] == [first, first + 1, first + 2]
+    assert [item["completed_event_ids"] for item in named] == [[], [], ["turn"]]
+
+
+def test_what_cannot_be_made_is_told(server: OmniServer) -> None:
+    with realtime_client(server.url) as client:
+        client.say("session.start", **SMALL | {"size": "100x64"}, prompt="waves", num_frames=33)
+        client.started()
+        message = client.hear()
+    assert isinstance(message, dict)
+    assert message["type"] == "error"
+    assert "got size 100x64, expected" in message["message"]

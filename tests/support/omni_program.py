@@ -1,0 +1,124 @@
+"""Run by the environment that has vLLM-Omni: what cannot be seen from outside its processes.
+
+python omni_program.py latents MODEL OUTPUT    latents of three requests made together
+python omni_program.py abort MODEL OUTPUT      how an aborted request's blocks are freed
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from vllm_omni.diffusion.data import DiffusionRequestAbortedError, OmniDiffusionConfig
+from vllm_omni.diffusion.diffusion_engine import DiffusionEngine
+from vllm_omni.diffusion.request import OmniDiffusionRequest
+from vllm_omni.entrypoints.async_omni import AsyncOmni
+from vllm_omni.inputs.data import OmniDiffusionSamplingParams
+
+from helios_serve.integrations import host, vllm_omni
+from helios_serve.messages import SchedulerOutput
+
+FOLDER = Path(vllm_omni.__file__).parent
+REQUESTS = {99: (64, 64), 66: (128, 64), 198: (64, 64)}
+"""Width and height of each, by its number of frames, which also is its seed."""
+PATIENCE = 60.0
+
+
+def sampling(frames: int, width: int, height: int, **options: Any) -> OmniDiffusionSamplingParams:
+    return OmniDiffusionSamplingParams(
+        num_frames=frames,
+        width=width,
+        height=height,
+        seed=frames,
+        extra_args={"steps": [1, 1, 1]},
+        **options,
+    )
+
+
+async def latents(model: str, output: Path) -> None:
+    vllm_omni.register()
+    omni = AsyncOmni(model=model, deploy_config=str(FOLDER / "helios.yaml"))
+
+    async def make(frames: int) -> torch.Tensor:
+        params = sampling(frames, *REQUESTS[frames], return_trajectory_latents=True)
+        outputs = omni.generate(
+            prompt={"prompt": "a dog"}, request_id=str(frames), sampling_params_list=[params]
+        )
+        return torch.cat([chunk.latents async for chunk in outputs], dim=2)
+
+    try:
+        made = await asyncio.gather(*map(make, REQUESTS))
+    finally:
+        omni.shutdown()
+    torch.save(dict(zip(REQUESTS, made, strict=True)), output)
+
+
+class Steps:
+    """Watches what is in use behind every step; plans without one only tidy up."""
+
+    def __init__(self) -> None:
+        self.used: list[int] = []
+        self._has_steps: deque[bool] = deque()
+
+    def plan(self, _worker: str, plan: SchedulerOutput, _scheduler: object) -> None:
+        self._has_steps.append(bool(plan.scheduled_steps))
+
+    def steps(self, _worker: str, _event: object, stats: Any) -> None:
+        if self._has_steps.popleft():
+            self.used.append(stats.used_blocks)
+
+    def task(self, *_: object) -> None: ...
+    def death(self, *_: object) -> None: ...
+
+
+async def abort(model: str, output: Path) -> None:
+    steps = Steps()
+    launch = host.launch
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        core = launch(*arguments, **options)
+        core.observers = (*core.observers, steps)
+        return core
+
+    config = OmniDiffusionConfig(
+        model=model,
+        model_class_name="HeliosPyramidPipeline",
+        engine_backend="helios_serve.integrations.vllm_omni.HeliosEngine",
+        distributed_executor_backend="helios_serve.integrations.vllm_omni.HeliosExecutor",
+        streaming_output=True,
+        step_execution=True,
+        max_num_seqs=4,
+    )
+    with mock.patch.object(host, "launch", watched):
+        engine = DiffusionEngine.make_engine(config)
+    request = OmniDiffusionRequest({"prompt": "a dog"}, sampling(6600, 64, 64), "long")
+    heard = []
+    try:
+        async for chunk in engine.step_streaming(request):
+            heard.append(chunk[0].finished)
+            if len(heard) == 1:
+                engine.abort("long")
+                begun = len(steps.used)
+    except DiffusionRequestAbortedError:
+        heard.append("aborted")
+    deadline = time.monotonic() + PATIENCE
+    while engine.executor.host.stats().scheduler.used_blocks and time.monotonic() < deadline:
+        await asyncio.sleep(0.001)
+    report = {
+        "heard": heard,
+        "steps": len(steps.used) - begun,
+        "used_before": max(steps.used),
+        "used_behind": engine.executor.host.stats().scheduler.used_blocks,
+    }
+    engine.close()
+    output.write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    program = {"latents": latents, "abort": abort}[sys.argv[1]]
+    asyncio.run(program(sys.argv[2], Path(sys.argv[3])))

@@ -1,0 +1,173 @@
+"""The real SGLang, started as its users start it, with this package in its environment."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgpack
+import numpy as np
+from websockets.sync.client import ClientConnection, connect
+
+BUILDER = Path(__file__).parents[1] / "integrations" / "environments" / "build.py"
+START_SECONDS = 240.0
+VIDEO_SECONDS = 120.0
+
+
+@cache
+def environment() -> Path:
+    """The folder of SGLang's environment, built if it is not there yet."""
+    command = [sys.executable, str(BUILDER), "sglang"]
+    built = subprocess.run(command, check=True, capture_output=True, text=True)
+    return Path(built.stdout.strip())
+
+
+class SGLang:
+    """A running server."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        self._realtime = f"ws://127.0.0.1:{port}/v1/realtime_video/generate"
+        self.log = log
+
+    def create(self, **fields: Any) -> str:
+        """Order a video; returns its id."""
+        answer = self.http.post("/v1/videos", json=fields)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def video(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] = self.http.get(f"/v1/videos/{name}").json()
+        return entry
+
+    def finished(self, name: str) -> dict[str, Any]:
+        """Its entry when it is over."""
+        deadline = time.monotonic() + VIDEO_SECONDS
+        while (entry := self.video(name))["status"] not in ("completed", "failed"):
+            assert time.monotonic() < deadline, entry
+            time.sleep(0.05)
+        return entry
+
+    def content(self, name: str, variant: int = 0) -> bytes:
+        answer = self.http.get(f"/v1/videos/{name}/content", params={"variant": str(variant)})
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    @contextmanager
+    def realtime(self, **fields: Any) -> "Iterator[Realtime]":
+        """A session; leaving it is leaving the server."""
+        with connect(self._realtime, max_size=None) as connection:
+            yield Realtime(connection, fields)
+
+
+class Realtime:
+    """A realtime session, from its client's side."""
+
+    def __init__(self, connection: ClientConnection, fields: dict[str, Any]) -> None:
+        self._connection = connection
+        self._send({"type": "init", **fields})
+
+    def prompt(self, text: str) -> None:
+        self._send({"type": "event", "kind": "prompt", "payload": text, "event_id": 1})
+
+    def chunk(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The next chunk, (frames, height, width, 3)."""
+        parts = []
+        while True:
+            message = self.message()
+            if message["type"] == "chunk_stats":
+                return np.concatenate(parts)
+            assert message["type"] in ("frame_batch", "frame_batch_header"), message
+            # A small payload is part of its message, a large one comes behind it.
+            payload = message.get("payload") or self._connection.recv(VIDEO_SECONDS)
+            pixels = np.frombuffer(payload, np.uint8)
+            parts.append(pixels.reshape(-1, message["height"], message["width"], 3))
+
+    def message(self) -> dict[str, Any]:
+        received: dict[str, Any] = msgpack.unpackb(self._connection.recv(VIDEO_SECONDS))
+        return received
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._connection.send(msgpack.packb(message))
+
+
+def command(model: Path, folder: Path, options: dict[str, Any], *flags: str) -> list[str]:
+    """How a server is started, with `options` in SGLang's own configuration file."""
+    file = folder / "pipeline.json"
+    file.write_text(json.dumps({"helios": options}))
+    tool = str(environment() / "bin" / "sglang")
+    own = ["--model-path", str(model), "--pipeline-config-path", str(file)]
+    kept = ["--output-path", str(folder / "videos"), "--input-save-path", str(folder / "inputs")]
+    return [tool, "serve", *own, *kept, *flags]
+
+
+@contextmanager
+def running_sglang(
+    model: Path, folder: Path, options: dict[str, Any], *flags: str
+) -> Iterator[SGLang]:
+    """Started, and ended however the test ends."""
+    port, log = free_port(), folder / "server.log"
+    started = [*command(model, folder, options), "--port", str(port), *flags]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            started, stdout=output, stderr=output, start_new_session=True, env=clean()
+        )
+    server = SGLang(port, log)
+    try:
+        with server.http:
+            wait_ready(server, process)
+            yield server
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def failing_sglang(model: Path, folder: Path, options: dict[str, Any], *flags: str) -> str:
+    """What a server says that does not start."""
+    done = subprocess.run(
+        command(model, folder, options, *flags),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START_SECONDS,
+        env=clean(),
+    )
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+def clean() -> dict[str, str]:
+    """SGLang's processes take what they need from their own environment."""
+    return os.environ | {"PYTHONSAFEPATH": "1"}
+
+
+def wait_ready(server: SGLang, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        assert process.poll() is None, server.log.read_text()[-5000:]
+        assert time.monotonic() < deadline, server.log.read_text()[-5000:]
+        try:
+            if server.http.get("/health").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
