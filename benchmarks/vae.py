@@ -1,0 +1,126 @@
+"""How long the VAE takes for a chunk in each precision and memory layout, and what that costs.
+
+    python benchmarks/vae.py --output results.json
+    python benchmarks/vae.py --model nano --size 128x64
+
+Weights and latents are random. Frames are compared with those of fp32 without TF32, by PSNR; on
+NVIDIA GPUs "float32" means TF32 where torch is left as it is. Needs torch, diffusers, transformers,
+msgspec and safetensors.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from helios_serve.entrypoints.arguments import size
+from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.model_executor.components import build_vae
+from helios_serve.model_executor.device import resolve_device
+from helios_serve.model_executor.loader import open_checkpoint
+from helios_serve.model_executor.models.vae import Vae, put_channels_last
+from helios_serve.model_executor.weights import fill_random
+
+MODEL = "BestWishYsh/Helios-Distilled"
+PRECISIONS = {
+    "fp32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "bf16": (torch.bfloat16, True),
+}
+"""The decoder's dtype, and whether convolutions in fp32 may be TF32."""
+
+
+def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Vae:
+    module, component = build_vae(folder, dtype)
+    fill_random(module, component, device, seed=0)
+    return Vae(module.eval().requires_grad_(False), device, nullcontext())
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def psnr(frames: Tensor, reference: Tensor) -> float:
+    """dB between two videos of uint8; infinite where they are equal."""
+    error = (frames.double() - reference.double()).square().mean() / 255**2
+    return -10 * float(error.log10())
+
+
+def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    folder = open_checkpoint(arguments.model, "dummy").folder
+    width, height = arguments.size
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(16, 9, height // 8, width // 8, generator=generator).to(device)
+    reference = None
+    rows = []
+    for name, (dtype, allowed) in PRECISIONS.items():
+        if name == "tf32" and device.type != "cuda":
+            continue
+        for layout in ("contiguous", "channels last"):
+            vae = load_vae(folder, dtype, device)
+            if layout == "channels last":
+                put_channels_last(vae.model)
+            with tf32(allowed):
+                frames = vae.decode(latents)
+                timer = Timer("vae.decode(latents)", globals={"vae": vae, "latents": latents})
+                seconds = timer.timeit(arguments.rounds).median
+            reference = frames if reference is None else reference
+            row = {
+                "precision": name,
+                "layout": layout,
+                "seconds": seconds,
+                "fps": CHUNK_FRAMES / seconds,
+                "psnr": psnr(frames, reference),
+            }
+            print(
+                f"{name}, {layout}: {seconds:.3f} s a chunk, {row['fps']:.1f} frames/s, "
+                f"{row['psnr']:.1f} dB"
+            )
+            rows.append(row)
+    return rows
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", default=MODEL, help=f"of which configuration ({MODEL})")
+    parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    device = resolve_device(arguments.device)
+    result = {
+        "settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"},
+        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "decoding": measure(arguments, device),
+    }
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
