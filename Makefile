@@ -3,15 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TYPED := build/typecheck/helios_serve
+TREE := build/tree
 NODE_READY := build/node/.ready
+ENVIRONMENTS := tests/integrations/environments
 BROWSERS := chromium chromium-browser google-chrome
+WHEELS := build/wheels
+GPU_PACKAGES := build/gpu-packages
+# What benchmarks/vae.py and the whole way of benchmarks/denoise.py import beside torch, triton and transformers.
+GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psutil wcwidth
 
 # The repository's own kernels/ must never shadow Hugging Face's package of that name.
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install serve format lint typecheck test test-slow node browser test-integrations bench wheel clean
+.PHONY: install serve format lint typecheck test test-slow node browser test-integrations test-vllm-omni test-sglang \
+  tree bench bench-kernels bench-gpu wheels wheel clean
 
 install: $(READY)  ## a virtual environment with this package, editable, and the development tools, pinned
 
@@ -33,17 +39,21 @@ format: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-# mypy reads the tree as it is imported, not as it is stored.
-typecheck: $(READY)
-	rm -rf $(TYPED) && mkdir -p $(TYPED)
-	ln -s $(CURDIR)/helios_serve/* $(CURDIR)/model_executor $(CURDIR)/kernels $(TYPED)
-	MYPYPATH=build/typecheck $(BIN)/mypy -p helios_serve
+# The tree as it is imported, not as it is stored, with the version that an installation would know.
+tree:
+	rm -rf $(TREE) && mkdir -p $(TREE)/helios_serve $(TREE)/helios_serve-source.dist-info
+	ln -s $(CURDIR)/helios_serve/* $(CURDIR)/model_executor $(CURDIR)/kernels $(TREE)/helios_serve
+	{ echo "Name: helios-serve"; sed -n 's/^version = "\(.*\)"/Version: \1/p' pyproject.toml; } \
+	  > $(TREE)/helios_serve-source.dist-info/METADATA
+
+typecheck: $(READY) tree
+	MYPYPATH=$(TREE) $(BIN)/mypy -p helios_serve
 
 test: $(READY)  ## everything fast
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not vllm_omni and not sglang"
 
 test-slow: $(READY) node browser  ## full matrices, faults, soaks, fuzzing
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not vllm_omni and not sglang"
 
 node: $(NODE_READY)  ## the official client for Node, pinned, which a slow test runs
 
@@ -62,16 +72,49 @@ browser:  ## Chromium, for the playground's tests: one on PATH, or Debian's
 	  echo "The playground's tests need a browser: install one of $(BROWSERS)."; exit 1; \
 	fi
 
-test-integrations: $(READY)  ## the real engines we plug into
-	@echo "No engine integrations yet."
+test-integrations: test-vllm-omni test-sglang  ## the real engines we plug into
+
+test-vllm-omni: $(READY)  ## with the real vLLM-Omni, in an environment of its own
+	$(BIN)/python $(ENVIRONMENTS)/build.py vllm_omni
+	$(BIN)/pytest -m vllm_omni
+
+test-sglang: $(READY)  ## with the real SGLang, likewise
+	$(BIN)/python $(ENVIRONMENTS)/build.py sglang
+	$(BIN)/pytest -m sglang
 
 bench: $(READY)  ## results go to benchmarks/results
+	$(BIN)/python benchmarks/vae.py --size 128x64 --rounds 3 --output benchmarks/results/vae_cpu.json
 	$(BIN)/python benchmarks/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
+	$(BIN)/python benchmarks/vs_diffusers.py --sessions 4 --size 128x64 \
+	  --output benchmarks/results/vs_diffusers_packed_cpu.json
+	$(BIN)/python benchmarks/vs_diffusers.py --dtype bfloat16 --their-dtype float32 \
+	  --output benchmarks/results/vs_diffusers_bfloat16_cpu.json
 	$(BIN)/python benchmarks/scheduler.py --output benchmarks/results/scheduler.json \
 	  --plot benchmarks/results/scheduler.png
 	$(BIN)/python benchmarks/admission.py --output benchmarks/results/admission_nano.json
 	$(BIN)/python benchmarks/overhead.py --output benchmarks/results/overhead_nano.json
 	$(BIN)/python benchmarks/edge.py --output benchmarks/results/edge_nano.json
+
+bench-kernels: tree  ## on a machine with a GPU; $(PYTHON) needs torch and triton, nothing else
+	PYTHONPATH=$(TREE) $(PYTHON) benchmarks/kernels.py --output benchmarks/results/kernels.json
+
+bench-gpu: tree $(GPU_PACKAGES)/.ready  ## the 14B model on a GPU; $(PYTHON) needs torch, triton and transformers
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/vae.py $(FLAGS) --output benchmarks/results/vae.json
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/denoise.py $(FLAGS) \
+	  --output benchmarks/results/denoise.json
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/denoise.py $(FLAGS) --quantization fp8 \
+	  --output benchmarks/results/denoise_fp8.json
+
+# Wheels, so that they can be taken to a machine that reaches no index: `make wheels` on one that does.
+$(GPU_PACKAGES)/.ready: | $(WHEELS)/.ready
+	$(PYTHON) -m pip install -q --no-index --no-deps --find-links $(WHEELS) --target $(GPU_PACKAGES) $(GPU_NEEDS)
+	@touch $@
+
+wheels: $(WHEELS)/.ready  ## what bench-gpu needs from elsewhere
+
+$(WHEELS)/.ready:
+	$(PYTHON) -m pip download -q -c constraints.txt --no-deps -d $(WHEELS) $(GPU_NEEDS)
+	@touch $@
 
 wheel: $(READY)
 	$(BIN)/python -m build

@@ -35,7 +35,7 @@ diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
 torch.set_num_threads(2)
 
-ModelLoader = Callable[[Path], LoadedModel]
+ModelLoader = Callable[..., LoadedModel]
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +51,11 @@ def blank_frames(latents: Tensor) -> Tensor:
 
 @pytest.fixture(scope="session")
 def latent_model() -> ModelLoader:
-    """Loads a checkpoint once, without decoding."""
+    """Loads a checkpoint once for each set of options of `load_model`, without decoding."""
 
     @cache
-    def load(folder: Path) -> LoadedModel:
-        model = load_model(str(folder))
+    def load(folder: Path, **options: Any) -> LoadedModel:
+        model = load_model(str(folder), **options)
         model.vae.decode = blank_frames  # type: ignore[method-assign]
         return model
 

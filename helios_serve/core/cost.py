@@ -5,6 +5,7 @@ use the same numbers. A worker's measured rate turns it into seconds.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from helios_serve.model_config import PATCH_DIM, Geometry, HeliosConfig, TransformerConfig
 from helios_serve.sampling_params import ResolvedParams
@@ -13,9 +14,25 @@ TYPICAL_PROMPT_TOKENS = 64
 """Keys of a prompt, its padding collapsed; cross-attention is a percent of a step at most."""
 
 
+class Flops(NamedTuple):
+    """FLOPs by the kind of kernel that does them: each has a rate of its own."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.attention
+
+
 @lru_cache(maxsize=4096)
 def stage_step_cost(config: HeliosConfig, geometry: Geometry, stage: int, branches: int) -> float:
-    """FLOPs of one denoise step at `stage`; guidance makes two branches.
+    """FLOPs of one denoise step at `stage`; guidance makes two branches."""
+    return branches * forward_flops(config, geometry, stage).total
+
+
+def forward_flops(config: HeliosConfig, geometry: Geometry, stage: int) -> Flops:
+    """FLOPs of one forward at `stage` under one prompt.
 
     Prompt keys and values are cached and not counted. In the last layer history serves as keys
     and values only.
@@ -23,19 +40,22 @@ def stage_step_cost(config: HeliosConfig, geometry: Geometry, stage: int, branch
     model = config.transformer
     history = geometry.history_tokens
     noise = geometry.noise_tokens(stage, config.stages)
-    inner = (model.num_layers - 1) * layer_cost(model, history + noise, history + noise, noise)
-    last = layer_cost(model, noise, history + noise, noise)
+    inner = layer_flops(model, history + noise, history + noise, noise)
+    last = layer_flops(model, noise, history + noise, noise)
     patches = 2 * PATCH_DIM * model.inner_dim * patch_rows(geometry, noise)
-    return branches * (inner + last + patches)
+    return Flops(
+        (model.num_layers - 1) * inner.linear + last.linear + patches,
+        (model.num_layers - 1) * inner.attention + last.attention,
+    )
 
 
-def layer_cost(model: TransformerConfig, queries: int, keys: int, noise: int) -> float:
+def layer_flops(model: TransformerConfig, queries: int, keys: int, noise: int) -> Flops:
     """FLOPs of one block for `queries` tokens that attend to `keys`, `noise` of them to text."""
     dim = model.inner_dim
     projections = 2 * dim * dim * (2 * queries + 2 * keys + 2 * noise)
-    attention = 4 * dim * (queries * keys + noise * TYPICAL_PROMPT_TOKENS)
     feed_forward = 4 * dim * model.ffn_dim * queries
-    return float(projections + attention + feed_forward)
+    attention = 4 * dim * (queries * keys + noise * TYPICAL_PROMPT_TOKENS)
+    return Flops(float(projections + feed_forward), float(attention))
 
 
 def patch_rows(geometry: Geometry, noise: int) -> int:

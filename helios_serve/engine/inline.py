@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from helios_serve.config import EngineConfig
+from helios_serve.config import DecodeDtype, EngineConfig, Quantization
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.engine.core import EngineCore
 from helios_serve.engine.events import ChunkReady, RequestFailed, StepTaken
@@ -12,7 +12,7 @@ from helios_serve.errors import HeliosError
 from helios_serve.messages import StepCursor
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
-from helios_serve.model_executor.device import resolve_device, resolve_dtype
+from helios_serve.model_executor.device import check_fp8, resolve_device, resolve_dtype
 from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.model_executor.loader import (
     LoadedModel,
@@ -47,12 +47,20 @@ class InlineEngine:
         device: str = "auto",
         dtype: str = "auto",
         load_format: LoadFormat = "auto",
+        decode_dtype: DecodeDtype = "float32",
+        quantization: Quantization | None = None,
+        offload: bool = False,
         batch_invariant: bool = False,
     ) -> None:
         self.batch_invariant = batch_invariant
         self.checkpoint = open_checkpoint(model, load_format)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
+        self.decode_dtype = decode_dtype
+        self.quantization = quantization
+        self.offload = offload
+        if quantization is not None:
+            check_fp8(self.device, self.dtype)
         self._model: LoadedModel | None = None
 
     @property
@@ -62,7 +70,14 @@ class InlineEngine:
     def load(self) -> LoadedModel:
         """The model, loaded if it was not yet."""
         if self._model is None:
-            self._model = load_checkpoint(self.checkpoint, self.device, self.dtype)
+            self._model = load_checkpoint(
+                self.checkpoint,
+                self.device,
+                self.dtype,
+                decode_dtype=self.decode_dtype,
+                quantization=self.quantization,
+                offload=self.offload,
+            )
         return self._model
 
     def check(self, request: VideoRequest) -> None:

@@ -7,8 +7,10 @@ from helios_serve.engine.core import EngineCore
 from helios_serve.engine.observer import Observer, StepMetrics
 from helios_serve.engine.trace import Trace
 from helios_serve.metrics import Metrics
+from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.executor.abstract import Executor
-from helios_serve.model_executor.loader import open_checkpoint
+from helios_serve.model_executor.loader import LoadFormat, open_checkpoint
+from helios_serve.model_executor.worker.group import check_context_parallel, check_thread
 
 ExecutorKind = Literal["inline", "local", "ray"]
 
@@ -23,8 +25,13 @@ def launch(
     trace: Trace | None = None,
     metrics: Metrics | None = None,
 ) -> EngineCore:
-    """An engine whose workers are starting; raises CheckpointError for a model that is none."""
+    """An engine whose workers are starting; raises CheckpointError for a model that is none,
+    and DeviceError for what its workers cannot do."""
     checkpoint = open_checkpoint(model, groups[0].config.load_format)
+    for group in groups:
+        check_context_parallel(group.config, checkpoint.config)
+        if kind == "inline":
+            check_thread(group.config)
     config = EngineConfig(
         workers=tuple(group.config for group in groups for _ in range(group.count)),
         scheduling=scheduling or SchedulingConfig(),
@@ -36,6 +43,11 @@ def launch(
     if metrics is not None:
         observers.append(StepMetrics(metrics, model))
     return EngineCore(executor, checkpoint.config, config, observers=tuple(observers))
+
+
+def read_model_config(model: str, load_format: LoadFormat) -> HeliosConfig:
+    """The configuration of a model, of which no weights are read; raises CheckpointError."""
+    return open_checkpoint(model, load_format).config
 
 
 def make_executor(kind: ExecutorKind, ray_address: str | None) -> Executor:

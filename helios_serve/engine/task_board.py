@@ -36,6 +36,10 @@ class Item(Generic[Task]):
         return self.lone_losses >= MAX_LONE_LOSSES or self.losses >= MAX_LOSSES
 
 
+Turns = OrderedDict[str, deque[Item[Task]]]
+"""What waits of each session, in the order of their turns."""
+
+
 class Given(NamedTuple, Generic[Task]):
     """A task for a worker."""
 
@@ -46,24 +50,30 @@ class Given(NamedTuple, Generic[Task]):
 class TaskBoard(Generic[Task]):
     """Tasks of one kind. Sessions take turns, so that none waits for all that another has made.
 
-    A worker has one task at a time: what is urgent waits for no more than that.
+    A worker has one task at a time: what is urgent waits for no more than that, and for what was
+    urgent before it.
     """
 
     def __init__(self) -> None:
-        self._turns: OrderedDict[str, deque[Item[Task]]] = OrderedDict()
+        self._turns: Turns[Task] = OrderedDict()
+        self._urgent: Turns[Task] = OrderedDict()
+        """Sessions whose first task goes before all of the others; they are in one of the two."""
         self._given: dict[str, Item[Task]] = {}
         self._busy_since: dict[str, float] = {}
 
     def put(self, task: Task, *, preferred: str | None = None, is_urgent: bool = False) -> None:
-        """Queue a task; an urgent one of a session without others is next."""
-        is_next = is_urgent and task.session_id not in self._turns
-        self._queue(Item(task, preferred), front=is_next)
+        """Queue a task; an urgent one of a session without others goes before what is not."""
+        session_id = task.session_id
+        waits = session_id in self._urgent or session_id in self._turns
+        is_next = session_id in self._urgent if waits else is_urgent
+        turns = self._urgent if is_next else self._turns
+        turns.setdefault(session_id, deque()).append(Item(task, preferred))
 
     def give_out(self, workers: Collection[str], now: float) -> Iterator[Given[Task]]:
         """Tasks for those of `workers` that have none, for the preferred one if it is free."""
         free = [name for name in workers if name not in self._given]
-        while free and self._turns:
-            session_id, items = self._turns.popitem(last=False)
+        while free and (turns := self._urgent or self._turns):
+            session_id, items = turns.popitem(last=False)
             item = items.popleft()
             if items:
                 self._turns[session_id] = items
@@ -90,7 +100,7 @@ class TaskBoard(Generic[Task]):
         lost.lone_losses += was_idle
         if lost.is_guilty:
             return lost.task.session_id
-        self._queue(lost, front=True)
+        self._put_back(lost)
         return None
 
     def has_suspect(self, worker_id: str) -> bool:
@@ -100,7 +110,8 @@ class TaskBoard(Generic[Task]):
 
     def forget(self, session_id: str) -> None:
         """Drop what waits of a session that is over; what is lost of it is not done again."""
-        self._turns.pop(session_id, None)
+        for turns in (self._urgent, self._turns):
+            turns.pop(session_id, None)
         for item in self._given.values():
             item.is_wanted &= item.task.session_id != session_id
 
@@ -111,7 +122,7 @@ class TaskBoard(Generic[Task]):
     def __contains__(self, session_id: str) -> bool:
         """Whether a task of the session waits, or a worker has one."""
         given = (item.task.session_id for item in self._given.values())
-        return session_id in self._turns or session_id in given
+        return session_id in self._urgent or session_id in self._turns or session_id in given
 
     @property
     def num_given(self) -> int:
@@ -120,17 +131,16 @@ class TaskBoard(Generic[Task]):
 
     @property
     def num_waiting(self) -> int:
-        return sum(map(len, self._turns.values()))
+        return sum(map(len, (*self._urgent.values(), *self._turns.values())))
 
     def is_late(self, worker_id: str, now: float, deadline: float) -> bool:
         """Whether the worker is at one task for longer than it may."""
         return worker_id in self._given and now - self._busy_since[worker_id] > deadline
 
-    def _queue(self, item: Item[Task], *, front: bool) -> None:
+    def _put_back(self, item: Item[Task]) -> None:
+        """It has waited its turn already, and comes before all else."""
         session_id = item.task.session_id
-        items = self._turns.setdefault(session_id, deque())
-        if front:
-            items.appendleft(item)
-            self._turns.move_to_end(session_id, last=False)
-        else:
-            items.append(item)
+        waiting = self._urgent.pop(session_id, None) or self._turns.pop(session_id, deque())
+        waiting.appendleft(item)
+        self._urgent[session_id] = waiting
+        self._urgent.move_to_end(session_id, last=False)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from helios_serve import __version__
-from helios_serve.entrypoints import generate, keys, run_batch, serve, workers
+from helios_serve.entrypoints import generate, keys, run_batch, serve, vllm_omni_config, workers
 from helios_serve.errors import HeliosError
 from helios_serve.logger import show_logs
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="helios-serve", description="Serve Helios long videos.")
     parser.add_argument("--version", action="version", version=f"helios-serve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, run_batch, keys, workers):
+    for command in (generate, serve, run_batch, keys, workers, vllm_omni_config):
         command.add_command(commands)
     arguments = parser.parse_args(argv)
     show_logs()

@@ -133,6 +133,9 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
         load_format=arguments.load_format,
+        decode_dtype=arguments.decode_dtype,
+        quantization=arguments.quantization,
+        offload=arguments.offload,
         batch_invariant=arguments.batch_invariant,
     )
     progress = Progress()

@@ -1,14 +1,10 @@
 """Flags that every command with a model shares."""
 
 import argparse
-import math
 from typing import Any
 
-import msgspec
-
-from helios_serve.config import DEFAULT_MODEL, ROLES, Resources, Role, WorkerConfig, WorkerGroup
+from helios_serve.config import DEFAULT_MODEL, WorkerConfig, WorkerGroup, groups_for
 from helios_serve.entrypoints.arguments import parser_of
-from helios_serve.errors import InvalidRequestError
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> Any:
@@ -25,13 +21,32 @@ def add_model_flags(parser: argparse.ArgumentParser) -> Any:
 def add_device_flags(parser: argparse.ArgumentParser) -> Any:
     """How a model is run, whichever it is."""
     group = parser.add_argument_group("model")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda (each worker the next one), cuda:1, ..."
+    )
     group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     group.add_argument(
         "--load-format",
         choices=("auto", "dummy"),
         default="auto",
         help="dummy: random weights, to measure speed without a download",
+    )
+    group.add_argument(
+        "--decode-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the VAE's decoder; bfloat16 takes half the memory, less exactly (float32)",
+    )
+    group.add_argument(
+        "--quantization",
+        choices=("fp8",),
+        help="fp8: the transformer's large linear layers in half the memory, less exactly",
+    )
+    group.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep weights on the host and copy them to the device layer by layer: 3.3 GB at a "
+        "time of 14B, slowly",
     )
     group.add_argument(
         "--batch-invariant",
@@ -63,6 +78,13 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
         "labels); repeatable. 1",
     )
     group.add_argument(
+        "--context-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices that share each denoise step of a worker, which is N processes then (1)",
+    )
+    group.add_argument(
         "--history-blocks",
         type=int,
         metavar="N",
@@ -73,63 +95,10 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
 def worker_groups(arguments: argparse.Namespace, model: str) -> tuple[WorkerGroup, ...]:
     """What the flags ask for, to run `model`; raises InvalidRequestError where nobody would do
     some of the work."""
-    shared = {
-        name: getattr(arguments, name)
-        for name in ("device", "dtype", "load_format", "batch_invariant", "history_blocks")
-    }
     groups: list[WorkerGroup] = arguments.workers or [WorkerGroup(WorkerConfig())]
-    idle = [role for role in ROLES if not any(role in group.config.roles for group in groups)]
-    if idle:
-        raise InvalidRequestError(
-            f"got --workers of which none is to {' or '.join(idle)}, expected at least one",
-            param="workers",
-        )
-    return tuple(
-        WorkerGroup(msgspec.structs.replace(group.config, model=model, **shared), group.count)
-        for group in groups
-    )
-
-
-def _workers(text: str) -> WorkerGroup:
-    head, has_needs, needs = text.partition("@")
-    number, has_names, names = head.partition(":")
-    if (has_names and not names) or (has_needs and not needs):
-        raise ValueError(text)
-    count = int(number)
-    chosen = names.split("+") if names else list(ROLES)
-    if count < 1 or not set(chosen) <= set(ROLES):
-        raise ValueError(text)
-    roles: tuple[Role, ...] = tuple(role for role in ROLES if role in chosen)
-    return WorkerGroup(WorkerConfig(roles=roles, resources=_resources(needs)), count)
-
-
-def _resources(text: str) -> Resources:
-    given = [_pair(part) for part in text.split(",")] if text else []
-    pairs = dict(given)
-    if len(pairs) < len(given):
-        raise ValueError(text)
-    gpus = pairs.pop("gpus", None)
-    return Resources(
-        num_cpus=_amount(pairs.pop("cpus", "1")),
-        num_gpus=None if gpus is None else _amount(gpus),
-        labels=pairs,
-    )
-
-
-def _amount(text: str) -> float:
-    amount = float(text)
-    if not 0 <= amount < math.inf:
-        raise ValueError(text)
-    return amount
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not (key and separator and value):
-        raise ValueError(text)
-    return key, value
+    return groups_for(model, groups, arguments)
 
 
 workers = parser_of(
-    "N, N:ROLES or N:ROLES@KEY=VALUE,..., such as 2:denoise@gpus=0.5,zone=a", _workers
+    "N, N:ROLES or N:ROLES@KEY=VALUE,..., such as 2:denoise@gpus=0.5,zone=a", WorkerGroup.parse
 )

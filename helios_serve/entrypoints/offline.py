@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from helios_serve.config import DEFAULT_MODEL, default_size
+from helios_serve.config import DEFAULT_MODEL, DecodeDtype, Quantization, default_size
 from helios_serve.engine.inline import InlineEngine, StepDone
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
@@ -80,6 +80,9 @@ class Helios:
         device: str = "auto",
         dtype: str = "auto",
         load_format: Literal["auto", "dummy"] = "auto",
+        decode_dtype: DecodeDtype = "float32",
+        quantization: Quantization | None = None,
+        offload: bool = False,
         batch_invariant: bool = False,
     ) -> None:
         self.name = model
@@ -88,6 +91,9 @@ class Helios:
             device=device,
             dtype=dtype,
             load_format=load_format,
+            decode_dtype=decode_dtype,
+            quantization=quantization,
+            offload=offload,
             batch_invariant=batch_invariant,
         )
 

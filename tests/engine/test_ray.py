@@ -137,6 +137,7 @@ def test_resources_that_no_node_has_are_told(
         service.wait(lambda: False)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
     beside: RayExecutor, folder: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_workers_come_and_go_at_run_time(service: Service, expected: dict[str, T
     service.check(expected)
 
 
+@pytest.mark.slow
 def test_a_worker_that_never_started_can_be_drained(
     service: Service, expected: dict[str, Tensor]
 ) -> None:

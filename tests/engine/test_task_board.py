@@ -51,6 +51,14 @@ def test_an_urgent_task_is_next() -> None:
     assert order(board) == ["c0", "a0", "b0"]
 
 
+def test_urgent_tasks_keep_their_order() -> None:
+    board = board_of("a0", "b0")
+    for name in ("c0", "d0", "e0"):
+        board.put(task(name), is_urgent=True)
+    board.put(task("c1"))
+    assert order(board) == ["c0", "d0", "e0", "a0", "b0", "c1"]
+
+
 def test_an_urgent_task_does_not_pass_earlier_ones_of_its_session() -> None:
     board = board_of("a0", "b0")
     for name in ("b1", "c0", "c1"):

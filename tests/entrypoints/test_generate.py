@@ -72,6 +72,21 @@ def test_latents_are_those_of_the_engine(tmp_path: Path) -> None:
     assert torch.equal(load_file(path)["latents"], expected)
 
 
+def test_what_takes_less_memory_makes_the_same_latents_or_nearly_so(tmp_path: Path) -> None:
+    latents, videos = [], []
+    for flags in ([], ["--offload"], ["--decode-dtype", "bfloat16"], ["--quantization", "fp8"]):
+        path, video = tmp_path / "latents.safetensors", tmp_path / "x.mp4"
+        options = ["--num-frames", 33, "--output", video, "--output-latents", path]
+        assert generate(*options, *flags) == 0
+        latents.append(load_file(path)["latents"])
+        videos.append(video.read_bytes())
+    plain, offloaded, decoded, quantized = latents
+    assert torch.equal(plain, offloaded)
+    assert torch.equal(plain, decoded)
+    assert videos[0] == videos[1] != videos[2]
+    assert 1e-3 < (quantized - plain).norm() / plain.norm() < 0.03
+
+
 @pytest.mark.parametrize("model", ["nano-mid", "nano-base"])
 def test_every_variant_is_built_in(model: str, tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
@@ -93,6 +108,7 @@ def test_a_video_goes_on_from_an_image_and_from_a_video(tmp_path: Path) -> None:
         assert load_file(latents)["latents"].shape == (1, 16, frames + 9, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_its_finished_chunks(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     command = [sys.executable, "-m", "helios_serve.entrypoints.cli", "generate", "a dog runs"]

@@ -292,7 +292,6 @@ def test_a_server_tells_of_every_video_though_it_is_killed(
     authority, is_up = trustme.CA(), threading.Event()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
     (tmp_path / "secret").write_text(SECRET)
     body = {"prompt": "waves", "num_frames": 33, "size": "64x64"}
     with https_server(lambda _: Reply(200 if is_up.is_set() else 500), authority=authority) as hook:

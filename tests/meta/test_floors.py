@@ -36,7 +36,7 @@ MAY_IMPORT = {
     },
     "helios_serve.entrypoints": CONTRACTS
     | {"helios_serve.engine", "helios_serve.media", "helios_serve.store"},
-    "helios_serve.integrations": CONTRACTS | {"helios_serve.engine"},
+    "helios_serve.integrations": CONTRACTS | {"helios_serve.engine", "helios_serve.media"},
 } | dict.fromkeys(CONTRACTS, CONTRACTS)
 TORCH_FREE = ("helios_serve/core", "helios_serve/media", "helios_serve/store")
 
@@ -106,10 +106,11 @@ def test_policy_and_files_need_no_torch() -> None:
             assert "torch" not in {name.split(".")[0] for name in imports(source)}, source
 
 
-def test_devices_are_named_in_one_module() -> None:
+def test_devices_are_named_in_one_module_a_floor() -> None:
     """Everything else goes through torch's device API, so that any accelerator will do."""
+    naming = {Path("model_executor/device.py"), Path("kernels/backend.py")}
     for source in ALL_SOURCES:
-        if source.relative_to(ROOT) == Path("model_executor/device.py"):
+        if source.relative_to(ROOT) in naming:
             continue
         for node in ast.walk(ast.parse(source.read_text())):
             where = f"{source.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"

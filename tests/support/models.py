@@ -1,5 +1,7 @@
 """Loading a checkpoint in one call."""
 
+from typing import Any
+
 import torch
 
 from helios_serve.model_executor.device import DTYPES
@@ -12,7 +14,8 @@ from helios_serve.model_executor.loader import (
 
 
 def load_model(
-    model: str, *, dtype: str = "float32", load_format: LoadFormat = "auto"
+    model: str, *, dtype: str = "float32", load_format: LoadFormat = "auto", **options: Any
 ) -> LoadedModel:
-    """The checkpoint on the CPU."""
-    return load_checkpoint(open_checkpoint(model, load_format), torch.device("cpu"), DTYPES[dtype])
+    """The checkpoint on the CPU; `options` are those of `load_checkpoint`."""
+    checkpoint = open_checkpoint(model, load_format)
+    return load_checkpoint(checkpoint, torch.device("cpu"), DTYPES[dtype], **options)

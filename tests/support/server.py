@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from scripts import BESIDE
+
 URL = re.compile(r"http://\S+(?=/v1/videos)")
 COMMAND = "helios_serve.entrypoints.cli"
+"""Lets a module of this folder take the command's place."""
 
 
 class Server:
@@ -77,7 +80,7 @@ def start_server(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"PYTHONSAFEPATH": "1"},
+            env=os.environ | {"PYTHONSAFEPATH": "1"} | ({} if module == COMMAND else BESIDE),
         )
     try:
         assert process.stdout is not None

@@ -163,7 +163,7 @@ class Service:
         self.wait(lambda: any(step.request_id in victims for step in self.latest), timeout=0.01)
         return noticed, time.monotonic() - started
 
-    def check(self, expected: dict[str, Tensor]) -> None:
+    def check(self, expected: dict[str, Tensor], tolerance: float = 0) -> None:
         """Every request has each of its chunks once, in order, with the undisturbed latents."""
         assert not self.failures, self.failures
         for request_id, case in self.names.items():
@@ -171,6 +171,6 @@ class Service:
             assert [chunk.chunk for chunk in own] == list(range(CASES[case].chunks))
             assert all(chunk.frames and chunk.frames.count == 33 for chunk in own)
             got = torch.cat([as_tensor(chunk.latents) for chunk in own], dim=2)
-            assert torch.equal(got, expected[case]), request_id
+            assert (got - expected[case]).abs().max() <= tolerance, request_id
         assert not self.engine.encoding.num_waiting + self.engine.decoding.num_waiting
         assert self.engine.scheduler.stats().used_text_rows == 0
