@@ -128,7 +128,7 @@ def row_of(video: str) -> str:
     return f"document.querySelector('#videos [data-id={video}]')"
 
 
-def test_a_late_answer_brings_nothing_deleted_back(page: Playground, http: httpx.Client) -> None:
+def test_a_late_answer_brings_nothing_deleted_back(page: Playground) -> None:
     late: list[tuple[Route, APIResponse]] = []
     page.page.route("**/v1/videos?*", lambda route: late.append((route, route.fetch())), times=1)
     video = page.create("waves", seconds=1, **SMALL)
