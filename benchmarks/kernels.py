@@ -105,6 +105,7 @@ def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
             lambda k: k.qk_norm_rope_(query, key, weights, rope, rows, sizes.heads, EPS),
             4 * size_of(x),
         ),
+        "quantize_rows": Work(lambda k: k.quantize_rows(x), size_of(x) + x.numel()),
     }
 
 

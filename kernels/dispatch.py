@@ -10,6 +10,7 @@ from torch import Tensor
 
 from helios_serve.kernels import flash, reference
 from helios_serve.kernels.backend import choose_kernels
+from helios_serve.kernels.fp8 import Quantized
 from helios_serve.kernels.rope import PackedRope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows
 
@@ -125,3 +126,8 @@ def dmd_step(
 ) -> Tensor:
     moved: Tensor = kernels_of(latents).dmd_step(latents, flow, start, sigma, next_sigma)
     return moved
+
+
+def quantize_rows(rows: Tensor) -> Quantized:
+    quantized: Quantized = kernels_of(rows).quantize_rows(rows)
+    return quantized

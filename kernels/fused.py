@@ -6,6 +6,7 @@ from helios_serve.kernels.gather_window import gather_window
 from helios_serve.kernels.norm_modulate import norm_modulate
 from helios_serve.kernels.pyramid import enter_stage
 from helios_serve.kernels.qk_norm_rope import norm_rope_, qk_norm_rope_
+from helios_serve.kernels.quantize_rows import quantize_rows
 from helios_serve.kernels.varlen_attention import attention
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "norm_modulate",
     "norm_rope_",
     "qk_norm_rope_",
+    "quantize_rows",
 ]

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_serve.kernels.fp8 import Quantized, scaled_linear
+from helios_serve.kernels import dispatch
+from helios_serve.kernels.fp8 import Quantized
 
 
 def linear(
@@ -28,6 +29,20 @@ def linear(
         return fused
     out = F.linear(x, weight, bias)
     return F.gelu(out, approximate="tanh") if gelu else out
+
+
+def scaled_linear(x: Tensor, weight: Quantized, bias: Tensor) -> Tensor:
+    """x (rows, in) @ weight (out, in).T + bias (out,), in the dtype of x; both sides in float8."""
+    rows = dispatch.quantize_rows(x)
+    return torch._scaled_mm(
+        rows.values,
+        weight.values.t(),
+        scale_a=rows.scale,
+        scale_b=weight.scale.t(),
+        bias=bias,
+        out_dtype=x.dtype,
+        use_fast_accum=True,
+    )
 
 
 def fuses(dtype: torch.dtype) -> bool:

@@ -13,6 +13,7 @@ KERNELS = {
     "gather_window_kernel",
     "norm_modulate_kernel",
     "qk_norm_rope_kernel",
+    "quantize_rows_kernel",
     "residual_norm_kernel",
     "varlen_attention_kernel",
 }

@@ -11,8 +11,9 @@ from torch import Tensor
 from videos import Case, run_sessions
 
 from helios_serve.errors import DeviceError
-from helios_serve.kernels import fp8
-from helios_serve.kernels.fp8 import FP8, quantize_rows
+from helios_serve.kernels import reference
+from helios_serve.kernels.fp8 import FP8
+from helios_serve.kernels.reference import quantize_rows
 from helios_serve.model_executor import loader
 from helios_serve.model_executor.components import build_parts
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
@@ -100,7 +101,9 @@ def test_joined_layers_are_the_same_and_quantise_their_rows_once(
     projections = Projections(*layers)
     projections.join()
     counted: list[int] = []
-    monkeypatch.setattr(fp8, "quantize_rows", lambda x: counted.append(len(x)) or quantize_rows(x))
+    monkeypatch.setattr(
+        reference, "quantize_rows", lambda x: counted.append(len(x)) or quantize_rows(x)
+    )
     for skip in (0, 1):
         for got, alone in zip(projections(x, (), skip=skip), expected[skip:], strict=True):
             assert (got - alone).abs().max() < 1e-6

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from helios_serve.kernels import reference
+from helios_serve.kernels.fp8 import FP8
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run
 
@@ -167,6 +168,19 @@ def dmd_case(rows: int, next_sigma: float | None, latents: torch.dtype | None = 
     return call
 
 
+def quantize_case(rows: int, dim: int, dtype: torch.dtype) -> Call:
+    """Rows of a wider tensor, of which the first is zero, the last tiny."""
+
+    def call(kernels: Any, make: Make) -> list[Tensor]:
+        x = make.values(rows, dim + 3)[:, :dim]
+        x[0] = 0
+        x[-1] *= 2**-10
+        quantized = kernels.quantize_rows(x, dtype)
+        return [quantized.values.float(), quantized.scale]
+
+    return call
+
+
 def small_cases() -> dict[str, Call]:
     """Awkward sizes of all kernels, of few programs each."""
     cases: dict[str, Call] = {}
@@ -200,6 +214,9 @@ def small_cases() -> dict[str, Call]:
     cases["stage"] = stage_case((2, 3))
     cases["stage of one patch"] = stage_case((1, 1))
     cases["stage with noise in float16"] = stage_case((1, 2), torch.float16)
+    for dim in (24, 176, 1000):
+        # Not to float8: the interpreter rounds towards zero there.
+        cases[f"quantize {dim}"] = quantize_case(5, dim, torch.float32)
     for next_sigma in (None, 0.31234567891):
         cases[f"DMD to {next_sigma}"] = dmd_case(50, next_sigma)
         cases[f"DMD of float32 to {next_sigma}"] = dmd_case(7, next_sigma, torch.float32)
@@ -222,6 +239,8 @@ def large_cases() -> dict[str, Call]:
         "attention to text": attention_case((200, 96), (43, 43), heads, biased=True),
         "attention to long text": attention_case((200, 96), (515, 43), heads, biased=True),
         "gather": gather_case(4800, 64),
+        "quantize": quantize_case(296, 5120, FP8),
+        "quantize wide rows": quantize_case(296, 13824, FP8),
         "stage": stage_case((12, 20)),
         "stage from float32": lambda kernels, make: stage_case((12, 20), make.dtype)(
             kernels, make._replace(dtype=torch.float32)

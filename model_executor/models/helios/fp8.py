@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from helios_serve.kernels.fp8 import quantize_rows
+from helios_serve.kernels.reference import quantize_rows
 from helios_serve.model_executor.models.helios.lora import LoraLinear
 
 MULTIPLE = 16
