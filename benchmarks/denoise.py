@@ -9,7 +9,8 @@ what the forward is compared with. This part needs torch, numpy, msgspec and saf
 GPU Triton.
 
 With diffusers, transformers and av there follows the whole way: an engine with the VAE decoding
-beside the steps and every chunk encoded as MP4, and diffusers' pipeline on the same weights.
+beside the steps and every chunk encoded as MP4, and diffusers' pipeline on the same weights; with
+--official FOLDER the transformer of the official repository too.
 """
 
 import argparse
@@ -253,6 +254,8 @@ def measure_diffusers(
         "--size": "{}x{}".format(*arguments.size),
         "--rounds": arguments.rounds,
     }
+    if arguments.official is not None:
+        flags["--official"] = arguments.official
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "vs_diffusers.json"
         command = [sys.executable, str(Path(__file__).with_name("vs_diffusers.py"))]
@@ -272,6 +275,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quantization", choices=("fp8",), help="of our transformer")
     parser.add_argument("--model", default=MODEL, help=f"of which configuration ({MODEL})")
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
+    parser.add_argument(
+        "--official",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of the official repository, to measure beside diffusers",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     return parser.parse_args()

@@ -3,23 +3,30 @@
     python benchmarks/vs_diffusers.py [--device cuda] [--output results.json]
     python benchmarks/vs_diffusers.py --sessions 4 --size 128x64
     python benchmarks/vs_diffusers.py --dtype bfloat16 --their-dtype float32
+    python benchmarks/vs_diffusers.py --official FOLDER
 
 Text encoding and VAE decoding are left out of both sides. Each side's time is the median over
 rounds that alternate, so that a noisy machine disturbs both alike; the ratio is what counts. With
 several sessions, which differ in prompt, seed and steps, diffusers makes one after the other and
 we make them in shared batches. With another dtype for diffusers the difference of the outputs is
-that of the dtype. The default model is small enough for a CPU; --heads 40 --head-dim 128
---layers 40 --ffn-dim 13824 --size 640x384 --dtype bfloat16 is the published one.
+that of the dtype. With a checkout of the official repository its transformer takes turns too, in
+diffusers' pipeline, with its own Triton norms and RoPE on a GPU (needs einops). The default model
+is small enough for a CPU; --heads 40 --head-dim 128 --layers 40 --ffn-dim 13824 --size 640x384
+--dtype bfloat16 is the published one.
 """
 
 import argparse
+import importlib
+import importlib.util
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import diffusers
@@ -93,6 +100,54 @@ def make_transformer(arguments: argparse.Namespace, dtype: torch.dtype) -> Any:
             parameter.data = parameter.data.float()
     module.rope.float()
     return module.eval().requires_grad_(False)
+
+
+def official_transformer(folder: Path, module: Any, device: str) -> Any:
+    """That of the official repository in `folder`, with the tensors of diffusers' `module`.
+
+    On a GPU it is set up as its own inference script does; attention is torch's where the kernels
+    that the script fetches are not to be had.
+    """
+    if not (folder / "helios" / "diffusers_version").is_dir():
+        raise SystemExit(f"--official: got {folder}, expected a checkout of the Helios repository")
+    sys.path.append(str(folder))
+    theirs = importlib.import_module("helios.diffusers_version.transformer_helios_diffusers")
+    with torch.device("meta"):
+        official = theirs.HeliosTransformer3DModel.from_config(module.config)
+    official.load_state_dict(module.state_dict(), assign=True)
+    config = module.config  # of RoPE's tables, which are no part of the state
+    official.rope = theirs.HeliosRotaryPosEmbed(config.rope_dim, config.rope_theta).to(device)
+    if device != "cpu":
+        if importlib.util.find_spec("kernels") is None:
+            sys.modules["kernels"] = without_kernels()
+        fast = importlib.import_module("helios.modules.helios_kernels")
+        official = fast.replace_all_norms_with_flash_norms(fast.replace_rmsnorm_with_fp32(official))
+        fast.replace_rope_with_flash_rope()
+        backend = set_fastest_attention(official)
+        print(f"official: its norms and RoPE in Triton, attention by {backend}")
+    return official.eval().requires_grad_(False)
+
+
+def without_kernels() -> ModuleType:
+    """In place of the hub's package of that name: it has none, which the official code can bear."""
+
+    def get_kernel(name: str) -> None:
+        raise ImportError(f"{name}: the package kernels is not installed")
+
+    stub = ModuleType("kernels")
+    stub.get_kernel = get_kernel  # type: ignore[attr-defined]
+    return stub
+
+
+def set_fastest_attention(official: Any) -> str:
+    for backend in ("_flash_3_hub", "flash_hub", "_native_flash"):
+        try:
+            official.set_attention_backend(backend)
+        except Exception as error:  # each backend fails in a way of its own
+            print(f"official: no attention by {backend}: {str(error).splitlines()[0]}")
+        else:
+            return backend
+    return "native"
 
 
 def their_side(
@@ -194,6 +249,37 @@ def timed(run: Callable[[], list[Tensor]]) -> tuple[float, Tensor]:
     return time.perf_counter() - started, torch.cat(latents).float()
 
 
+def take_turns(
+    sides: dict[str, Callable[[], list[Tensor]]], rounds: int, tolerance: float
+) -> tuple[dict[str, list[float]], float, float]:
+    """Each side's seconds by round, and how far ours is from diffusers: at most, and rms."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    error = rms = 0.0
+    for number in range(rounds + 1):
+        taken, made = {}, {}
+        for name, run in sides.items():
+            taken[name], made[name] = timed(run)
+        for name in sides:
+            difference = made[name] - made["diffusers"]
+            if (worst := difference.abs().max().item()) > tolerance:
+                raise SystemExit(
+                    f"{name}'s output differs from diffusers' by {worst:.2e}, expected at most "
+                    f"{tolerance}"
+                )
+            if name == "helios-serve":
+                error, rms = max(error, worst), max(rms, difference.square().mean().sqrt().item())
+        if number == 0:  # warms all up
+            continue
+        for name, seconds in taken.items():
+            times[name].append(seconds)
+        print(f"round {number}: {told(taken)}")
+    return times, error, rms
+
+
+def told(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
+
+
 def typical_split(run: Callable[[], list[Tensor]], device: str) -> dict[str, float]:
     """That of the middle one of three runs, by what is neither matmul nor attention."""
     return sorted((split(run, device) for _ in range(3)), key=lambda item: item["other"])[1]
@@ -225,6 +311,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--their-dtype", choices=sorted(DTYPES), help="that of --dtype")
+    parser.add_argument(
+        "--official", type=Path, metavar="FOLDER", help="a checkout of the official repository"
+    )
     parser.add_argument("--sessions", type=int, default=1)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=64, choices=sorted(ROPE_DIM))
@@ -256,23 +345,13 @@ def main() -> None:
     their_dtype = DTYPES[arguments.their_dtype or arguments.dtype]
     orders = make_orders(arguments)
     module = make_transformer(arguments, their_dtype)
-    theirs = their_side(module, arguments, orders)
     ours = our_side(module, arguments, orders, dtype)
-    times: dict[str, list[float]] = {"diffusers": [], "helios-serve": []}
-    error = rms = 0.0
-    for number in range(arguments.rounds + 1):
-        their_time, expected = timed(theirs)
-        our_time, got = timed(ours)
-        error = max(error, (got - expected).abs().max().item())
-        rms = max(rms, (got - expected).square().mean().sqrt().item())
-        if number == 0:  # warms both up
-            continue
-        times["diffusers"].append(their_time)
-        times["helios-serve"].append(our_time)
-        print(f"round {number}: diffusers {their_time:.3f} s, helios-serve {our_time:.3f} s")
+    sides = {"diffusers": their_side(module, arguments, orders), "helios-serve": ours}
+    if arguments.official is not None:
+        official = official_transformer(arguments.official, module, arguments.device)
+        sides["official"] = their_side(official, arguments, orders)
     tolerance = 5e-5 if dtype == their_dtype == torch.float32 else 0.1
-    if error > tolerance:
-        raise SystemExit(f"outputs differ by {error:.2e}, expected at most {tolerance}")
+    times, error, rms = take_turns(sides, arguments.rounds, tolerance)
     medians = {name: statistics.median(values) for name, values in times.items()}
     result = {
         "settings": {k: str(v) for k, v in vars(arguments).items() if k != "output"},
@@ -285,10 +364,12 @@ def main() -> None:
         "rms_difference": rms,
         "our_split": typical_split(ours, arguments.device),
     }
+    if "official" in medians:
+        result["ratio_to_official"] = medians["official"] / medians["helios-serve"]
+        print(f"{result['ratio_to_official']:.2f} times as fast as the official transformer")
     print(
-        f"diffusers {medians['diffusers']:.3f} s, helios-serve {medians['helios-serve']:.3f} s, "
-        f"{result['ratio']:.2f} times as fast; outputs differ by {error:.1e} at most, {rms:.1e} "
-        f"rms; our time: {result['our_split']}"
+        f"{told(medians)}, {result['ratio']:.2f} times as fast as diffusers; outputs differ by "
+        f"{error:.1e} at most, {rms:.1e} rms; our time: {result['our_split']}"
     )
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
