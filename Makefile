@@ -83,7 +83,7 @@ test-sglang: $(READY)  ## with the real SGLang, likewise
 	$(BIN)/pytest -m sglang
 
 bench: $(READY)  ## results go to benchmarks/results
-	$(BIN)/python benchmarks/vae.py --size 128x64 --rounds 3 --output benchmarks/results/vae_cpu.json
+	$(BIN)/python benchmarks/vae.py --size 128x64 --rounds 3 --compile --output benchmarks/results/vae_cpu.json
 	$(BIN)/python benchmarks/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
 	$(BIN)/python benchmarks/vs_diffusers.py --sessions 4 --size 128x64 \
 	  --output benchmarks/results/vs_diffusers_packed_cpu.json
@@ -99,9 +99,10 @@ bench-kernels: tree  ## on a machine with a GPU; $(PYTHON) needs torch and trito
 	PYTHONPATH=$(TREE) $(PYTHON) benchmarks/kernels.py --output benchmarks/results/kernels.json
 
 bench-gpu: tree $(GPU_PACKAGES)/.ready  ## the 14B model on a GPU; $(PYTHON) needs torch, triton and transformers
-	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/vae.py $(FLAGS) --output benchmarks/results/vae.json
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/vae.py $(FLAGS) --compile \
+	  --output benchmarks/results/vae.json
 	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/denoise.py $(FLAGS) \
-	  --output benchmarks/results/denoise.json
+	  $(if $(OFFICIAL),--official $(OFFICIAL)) --output benchmarks/results/denoise.json
 	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/denoise.py $(FLAGS) --quantization fp8 \
 	  --output benchmarks/results/denoise_fp8.json
 

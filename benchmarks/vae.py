@@ -1,6 +1,6 @@
 """How long the VAE takes for a chunk in each precision and memory layout, and what that costs.
 
-    python benchmarks/vae.py --output results.json
+    python benchmarks/vae.py --compile --output results.json
     python benchmarks/vae.py --model nano --size 128x64
 
 Weights and latents are random. Frames are compared with those of fp32 without TF32, by PSNR; on
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from helios_serve.entrypoints.arguments import size
-from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.model_config import CHUNK_FRAMES, Geometry
 from helios_serve.model_executor.components import build_vae
 from helios_serve.model_executor.device import resolve_device
 from helios_serve.model_executor.loader import open_checkpoint
@@ -36,6 +36,10 @@ PRECISIONS = {
     "bf16": (torch.bfloat16, True),
 }
 """The decoder's dtype, and whether convolutions in fp32 may be TF32."""
+
+
+VARIANTS = ["contiguous", "channels last"]
+"""How weights of convolutions are laid out."""
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Vae:
@@ -63,6 +67,7 @@ def psnr(frames: Tensor, reference: Tensor) -> float:
 def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     folder = open_checkpoint(arguments.model, "dummy").folder
     width, height = arguments.size
+    variants = [*VARIANTS, "channels last, compiled"] if arguments.compile else VARIANTS
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(16, 9, height // 8, width // 8, generator=generator).to(device)
     reference = None
@@ -70,24 +75,26 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict[st
     for name, (dtype, allowed) in PRECISIONS.items():
         if name == "tf32" and device.type != "cuda":
             continue
-        for layout in ("contiguous", "channels last"):
+        for variant in variants:
             vae = load_vae(folder, dtype, device)
-            if layout == "channels last":
+            if variant.startswith("channels last"):
                 put_channels_last(vae.model)
             with tf32(allowed):
+                if variant.endswith("compiled"):
+                    vae.compile([Geometry(height, width)])
                 frames = vae.decode(latents)
                 timer = Timer("vae.decode(latents)", globals={"vae": vae, "latents": latents})
                 seconds = timer.timeit(arguments.rounds).median
             reference = frames if reference is None else reference
             row = {
                 "precision": name,
-                "layout": layout,
+                "variant": variant,
                 "seconds": seconds,
                 "fps": CHUNK_FRAMES / seconds,
                 "psnr": psnr(frames, reference),
             }
             print(
-                f"{name}, {layout}: {seconds:.3f} s a chunk, {row['fps']:.1f} frames/s, "
+                f"{name}, {variant}: {seconds:.3f} s a chunk, {row['fps']:.1f} frames/s, "
                 f"{row['psnr']:.1f} dB"
             )
             rows.append(row)
@@ -102,6 +109,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL, help=f"of which configuration ({MODEL})")
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="and with a compiled decoder")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     return parser.parse_args()
 

@@ -130,7 +130,8 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker runs. None for `history_blocks` sizes the pool by the memory left free.
 
-    See docs/memory.md for `decode_dtype`, `quantization`, `offload` and `context_parallel`.
+    See docs/memory.md for `decode_dtype`, `quantization`, `offload` and `context_parallel`, and
+    docs/kernels.md for `compile_sizes`.
     """
 
     model: str = DEFAULT_MODEL
@@ -138,6 +139,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
     decode_dtype: DecodeDtype = "float32"
+    compile_sizes: tuple[SizeName, ...] = ()
     quantization: Quantization | None = None
     offload: bool = False
     context_parallel: int = 1
@@ -157,6 +159,7 @@ SHARED_OPTIONS = (
     "dtype",
     "load_format",
     "decode_dtype",
+    "compile_sizes",
     "quantization",
     "offload",
     "context_parallel",

@@ -8,7 +8,8 @@ from torch import Tensor
 BLOCK_PATCHES = 32
 
 
-@triton.jit
+# One program for all sizes of frames: what a special one would save is nothing to its compilation.
+@triton.jit(do_not_specialize=["num_patches", "grid_rows", "grid_cols"])
 def enter_stage_kernel(
     rows,
     drawn,

@@ -1,6 +1,7 @@
 """From the name of a model to its parts on a device."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoTokenizer
 
 from helios_serve.config import ROLES, DecodeDtype, Quantization, Role
-from helios_serve.errors import CheckpointError, DeviceError
+from helios_serve.errors import CheckpointError, DeviceError, InvalidRequestError
 from helios_serve.logger import logger
-from helios_serve.model_config import HeliosConfig
+from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.components import Part, build_parts, tie_embeddings
 from helios_serve.model_executor.device import DTYPES, check_fp8, resolve_kernels
 from helios_serve.model_executor.models.helios.config import read_config
@@ -28,6 +29,7 @@ from helios_serve.model_executor.weights import (
     kept_bytes,
     stream_weights,
 )
+from helios_serve.sampling_params import check_size
 
 LoadFormat = Literal["auto", "dummy"]
 
@@ -80,14 +82,17 @@ def load_checkpoint(
     roles: Collection[Role] = ROLES,
     *,
     decode_dtype: DecodeDtype = "float32",
+    compile_sizes: Sequence[str] = (),
     quantization: Quantization | None = None,
     offload: bool = False,
 ) -> LoadedModel:
     """Load the weights that `roles` need; every file is checked before the first is read.
 
-    With `offload` the device holds few of them at a time. Raises CheckpointError, and DeviceError
-    where the device cannot do what is asked for.
+    With `offload` the device holds few of them at a time. Raises CheckpointError, DeviceError
+    where the device cannot do what is asked for, and InvalidRequestError for a size, WIDTHxHEIGHT,
+    that the model cannot make.
     """
+    compiled = check_compilation(compile_sizes, checkpoint.config, offload=offload)
     if quantization is not None and "denoise" in roles:
         check_fp8(device, dtype)
     if checkpoint.note is not None:
@@ -120,13 +125,35 @@ def load_checkpoint(
         put_channels_last(modules["vae"].get_submodule("decoder"))
     if text_encoder is not None:
         tie_embeddings(text_encoder)
+    vae = Vae(modules["vae"], device, visits["vae"]) if "vae" in modules else None
+    if vae is not None and compiled and "decode" in roles:
+        vae.compile(compiled)
     return LoadedModel(
         config,
         device,
         transformer,
         None if text_encoder is None else TextEncoder(text_encoder, tokenizer, device),
-        Vae(modules["vae"], device, visits["vae"]) if "vae" in modules else None,
+        vae,
     )
+
+
+def check_compilation(
+    names: Sequence[str], config: HeliosConfig, *, offload: bool
+) -> list[Geometry]:
+    """The sizes, WIDTHxHEIGHT, that the decoder is to be compiled for."""
+    if names and offload:
+        raise DeviceError("got compile sizes with offload, expected one of the two")
+    sizes = []
+    for name in names:
+        if not re.fullmatch(r"\d+x\d+", name):
+            raise InvalidRequestError(
+                f"got compile size {name!r}, expected WIDTHxHEIGHT in pixels, such as 640x384",
+                param="compile_sizes",
+            )
+        width, height = map(int, name.split("x"))
+        check_size(width, height, config)
+        sizes.append(Geometry(height, width))
+    return sizes
 
 
 def fill(

@@ -1,7 +1,7 @@
 """One model in this process, for one caller at a time: no server, no other processes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from helios_serve.config import DecodeDtype, EngineConfig, Quantization
@@ -17,6 +17,7 @@ from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.model_executor.loader import (
     LoadedModel,
     LoadFormat,
+    check_compilation,
     load_checkpoint,
     open_checkpoint,
 )
@@ -48,6 +49,7 @@ class InlineEngine:
         dtype: str = "auto",
         load_format: LoadFormat = "auto",
         decode_dtype: DecodeDtype = "float32",
+        compile_sizes: Sequence[str] = (),
         quantization: Quantization | None = None,
         offload: bool = False,
         batch_invariant: bool = False,
@@ -57,10 +59,12 @@ class InlineEngine:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.decode_dtype = decode_dtype
+        self.compile_sizes = compile_sizes
         self.quantization = quantization
         self.offload = offload
         if quantization is not None:
             check_fp8(self.device, self.dtype)
+        check_compilation(compile_sizes, self.config, offload=offload)
         self._model: LoadedModel | None = None
 
     @property
@@ -75,6 +79,7 @@ class InlineEngine:
                 self.device,
                 self.dtype,
                 decode_dtype=self.decode_dtype,
+                compile_sizes=self.compile_sizes,
                 quantization=self.quantization,
                 offload=self.offload,
             )

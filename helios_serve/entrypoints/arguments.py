@@ -39,6 +39,10 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def _sizes(text: str) -> tuple[str, ...]:
+    return tuple("{}x{}".format(*_size(part)) for part in text.split(","))
+
+
 def _steps(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
@@ -81,6 +85,7 @@ def _bytes(text: str) -> int:
 
 
 size = parser_of("WIDTHxHEIGHT in pixels, such as 640x384", _size)
+sizes = parser_of("WIDTHxHEIGHT in pixels, several joined by commas, such as 640x384", _sizes)
 steps = parser_of("whole numbers separated by commas, such as 2,2,2", _steps)
 bounds = parser_of("MIN,MAX, such as 0.111,0.135", _bounds)
 switch = parser_of("CHUNK:TEXT, such as 2:the sun sets", _switch)

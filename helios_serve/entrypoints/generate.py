@@ -134,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         load_format=arguments.load_format,
         decode_dtype=arguments.decode_dtype,
+        compile_sizes=arguments.compile_sizes,
         quantization=arguments.quantization,
         offload=arguments.offload,
         batch_invariant=arguments.batch_invariant,

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from helios_serve.config import DEFAULT_MODEL, WorkerConfig, WorkerGroup, groups_for
-from helios_serve.entrypoints.arguments import parser_of
+from helios_serve.entrypoints.arguments import parser_of, sizes
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> Any:
@@ -36,6 +36,13 @@ def add_device_flags(parser: argparse.ArgumentParser) -> Any:
         choices=("float32", "bfloat16"),
         default="float32",
         help="of the VAE's decoder; bfloat16 takes half the memory, less exactly (float32)",
+    )
+    group.add_argument(
+        "--compile-sizes",
+        type=sizes,
+        default=(),
+        metavar="WIDTHxHEIGHT,...",
+        help="compile the VAE's decoder for these, a minute or so each at start (none)",
     )
     group.add_argument(
         "--quantization",

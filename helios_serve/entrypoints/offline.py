@@ -1,7 +1,7 @@
 """Helios from Python: `Helios(model).generate(prompt)`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +81,7 @@ class Helios:
         dtype: str = "auto",
         load_format: Literal["auto", "dummy"] = "auto",
         decode_dtype: DecodeDtype = "float32",
+        compile_sizes: Sequence[str] = (),
         quantization: Quantization | None = None,
         offload: bool = False,
         batch_invariant: bool = False,
@@ -92,6 +93,7 @@ class Helios:
             dtype=dtype,
             load_format=load_format,
             decode_dtype=decode_dtype,
+            compile_sizes=compile_sizes,
             quantization=quantization,
             offload=offload,
             batch_invariant=batch_invariant,

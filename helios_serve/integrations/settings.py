@@ -9,6 +9,7 @@ from helios_serve.config import (
     DecodeDtype,
     Quantization,
     SchedulingConfig,
+    SizeName,
     WorkerGroup,
     groups_for,
 )
@@ -30,6 +31,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     dtype: str = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
     decode_dtype: DecodeDtype = "float32"
+    compile_sizes: tuple[SizeName, ...] = ()
     quantization: Quantization | None = None
     offload: bool = False
     context_parallel: int = 1

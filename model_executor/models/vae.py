@@ -2,16 +2,23 @@
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from helios_serve.errors import DeviceError
+from helios_serve.logger import logger
+from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, Geometry
 from helios_serve.model_executor.models.helios.conditioning import Posterior
 
 MAX_CACHED_BYTES = 256 << 20
+GRAPHS_A_SIZE = 8
+"""Of the decoder, more than enough: a chunk's first latents are unlike the others."""
 
 
 class Vae:
@@ -21,7 +28,7 @@ class Vae:
     belongs to the model, so encoding and decoding in two threads take turns. Posteriors
     of reference images are cached by size and the hash of their pixels. The model is used on
     `device`, and within `visit` only: it may be elsewhere outside. Its decoder may have another
-    dtype than fp32; latents are scaled in fp32 in any case.
+    dtype than fp32; latents are scaled in fp32 in any case. It may be compiled for some sizes.
     """
 
     def __init__(
@@ -34,6 +41,7 @@ class Vae:
         shape = (1, model.config.z_dim, 1, 1, 1)
         self._mean = torch.tensor(model.config.latents_mean, device=device).view(shape)
         self._scale = 1.0 / torch.tensor(model.config.latents_std, device=device).view(shape)
+        self._is_compiled = False
         self._posteriors: OrderedDict[tuple[tuple[int, ...], str], Posterior] = OrderedDict()
 
     @torch.inference_mode()
@@ -61,10 +69,44 @@ class Vae:
         """The model's latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, CPU."""
         raw = latents[None].to(self.device, torch.float32) / self._scale + self._mean
         raw = raw.to(self.model.post_quant_conv.weight.dtype)
-        with self._turn, self.visit:
+        with self._turn, self.visit, self._stance():
             video: Tensor = self.model.decode(raw, return_dict=False)[0][0]
         pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(1, 2, 3, 0).contiguous().cpu()
+
+    def compile(self, sizes: Sequence[Geometry]) -> None:
+        """Compile the decoder for frames of `sizes`, one after the other; call it before serving.
+
+        Other sizes are decoded as without it, and nothing is compiled later. Raises DeviceError
+        where torch has no compiler for the device.
+        """
+        from torch._dynamo import config  # takes a second, which only those wait who ask for it
+        from torch._dynamo.exc import TorchDynamoException
+
+        self.model.decoder.compile(dynamic=False)
+        limit = GRAPHS_A_SIZE * len(sizes)
+        for size in sizes:
+            name = f"{size.width}x{size.height}"
+            logger.info("compiling the VAE's decoder for %s", name)
+            started = time.perf_counter()
+            try:
+                with config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True):
+                    self.decode(torch.zeros(LATENT_CHANNELS, CHUNK_LATENTS, *size.latent_size))
+            except TorchDynamoException as error:
+                reason = str(error).splitlines()[0]
+                raise DeviceError(
+                    f"the VAE's decoder could not be compiled for {name} on {self.device}, which "
+                    "needs a C++ compiler for a CPU and Triton for a GPU; leave compile sizes out, "
+                    f"or mend this: {reason}"
+                ) from error
+            logger.info("compiled it for %s in %.0f s", name, time.perf_counter() - started)
+        self._is_compiled = True
+
+    def _stance(self) -> AbstractContextManager[object]:
+        """Behind `compile`, what it has not compiled runs as it is."""
+        return (
+            torch.compiler.set_stance("eager_on_recompile") if self._is_compiled else nullcontext()
+        )
 
 
 def put_channels_last(model: nn.Module) -> None:

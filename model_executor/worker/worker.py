@@ -30,6 +30,7 @@ from helios_serve.model_executor.worker.group import (
 )
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.side_thread import side_thread
+from helios_serve.model_executor.worker.warm_up import warm_up
 
 Emit = Callable[[WorkerEvent], None]
 
@@ -145,9 +146,12 @@ def load_rank(
         dtype,
         config.roles,
         decode_dtype=config.decode_dtype,
+        compile_sizes=config.compile_sizes,
         quantization=config.quantization,
         offload=config.offload,
     )
+    if model.transformer is not None:
+        warm_up(model.transformer, model.config)
     history_blocks = config.history_blocks
     if join is not None:
         assert model.transformer is not None, "got no denoising role, expected one to share"

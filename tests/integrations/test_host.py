@@ -99,6 +99,7 @@ def test_settings_are_plain_values() -> None:
             "workers": ["2:denoise", "1:encode+decode"],
             "ray_address": "auto",
             "decode_dtype": "bfloat16",
+            "compile_sizes": ["640x384"],
             "quantization": "fp8",
             "offload": True,
         },
@@ -108,6 +109,7 @@ def test_settings_are_plain_values() -> None:
     groups = settings.worker_groups("nano")
     assert [group.count for group in groups] == [2, 1]
     configs = [group.config for group in groups]
+    assert {config.compile_sizes for config in configs} == {("640x384",)}
     assert {(config.decode_dtype, config.quantization, config.offload) for config in configs} == {
         ("bfloat16", "fp8", True)
     }

@@ -1,6 +1,7 @@
 """Every kernel compiles for a Hopper GPU as its launcher asks for it, and fits."""
 
 import json
+from pathlib import Path
 
 import pytest
 from scripts import output_of
@@ -17,6 +18,7 @@ KERNELS = {
     "residual_norm_kernel",
     "varlen_attention_kernel",
 }
+WITHOUT_FP8 = KERNELS - {"quantize_rows_kernel"}
 
 
 @pytest.fixture(
@@ -42,3 +44,11 @@ def test_no_kernel_spills_registers(memory: str, compiled: list[dict[str, object
 
 def test_shared_memory_fits(compiled: list[dict[str, object]]) -> None:
     assert [item for item in compiled if int(str(item["SHARED"])) > SHARED_MEMORY] == []
+
+
+def test_a_worker_compiles_all_it_needs_before_its_first_video(tmp_path: Path) -> None:
+    """Other sizes, prompts, stages and crowds than those that it has tried need no more."""
+    printed = output_of("dry_warm_up.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    compiled: dict[str, list[str]] = json.loads(printed)
+    assert set(compiled["warm"]) == WITHOUT_FP8
+    assert compiled["later"] == []

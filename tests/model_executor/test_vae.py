@@ -1,14 +1,19 @@
 """The VAE wrapper against diffusers' own arithmetic."""
 
+import queue
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from models import load_model
 from torch import Tensor
+from torch._dynamo.utils import counters
 
+from helios_serve.errors import DeviceError, InvalidRequestError
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
+from helios_serve.model_executor.worker.side_thread import side_thread
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +78,69 @@ def test_the_posterior_cache_forgets_the_oldest(vae: Vae, monkeypatch: pytest.Mo
     small.encode(third)
     assert small.encode(first) is kept
     assert small.encode(second) is not dropped
+
+
+def decode_beside(vae: Vae, latents: Tensor) -> Tensor:
+    """In a worker's thread."""
+    tasks: queue.SimpleQueue[Tensor | None] = queue.SimpleQueue()
+    decoded: list[Tensor] = []
+
+    def work(task: Tensor) -> None:
+        decoded.append(vae.decode(task))
+
+    tasks.put(latents)
+    tasks.put(None)
+    with side_thread(work, tasks, vae.device, "decoder"):
+        pass
+    [frames] = decoded
+    return frames
+
+
+@pytest.fixture
+def nothing_compiled() -> None:
+    """Compiled code belongs to a module's class: other tests' would be found."""
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_compiled_decoder_makes_the_same_pictures_and_compiles_nothing_later(
+    vae: Vae, checkpoints: dict[str, Path]
+) -> None:
+    compiled = load_model(str(checkpoints["base"]), compile_sizes=["64x64"]).vae
+    assert compiled is not None
+    generator = torch.Generator().manual_seed(0)
+    small, wide = (torch.randn(16, 9, 8, width, generator=generator) for width in (8, 16))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        frames = decode_beside(compiled, small)
+    difference = (frames.int() - vae.decode(small).int()).abs()
+    assert difference.sum() > 0  # it did not run as it is
+    assert difference.max() <= 1
+    before = counters["stats"]["unique_graphs"]
+    assert torch.equal(decode_beside(compiled, wide), vae.decode(wide))
+    assert counters["stats"]["unique_graphs"] == before > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"compile_sizes": ["100x64"]}, InvalidRequestError, "got size 100x64, .* such as 96x64"),
+        ({"compile_sizes": ["big"]}, InvalidRequestError, "got compile size 'big', expected WI"),
+        ({"compile_sizes": ["64x64"], "offload": True}, DeviceError, "sizes with offload"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_at_once(
+    checkpoints: dict[str, Path], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_model(str(checkpoints["base"]), **options)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_machine_without_a_compiler_is_told_so(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(DeviceError, match="could not be compiled for 64x64 on cpu.*C\\+\\+ comp"):
+        load_model(str(checkpoints["base"]), compile_sizes=["64x64"])
