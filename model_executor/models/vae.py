@@ -19,6 +19,8 @@ from helios_serve.model_executor.models.helios.conditioning import Posterior
 MAX_CACHED_BYTES = 256 << 20
 GRAPHS_A_SIZE = 8
 """Of the decoder, more than enough: a chunk's first latents are unlike the others."""
+STANCE = "eager_on_recompile"
+"""Of torch's compiler while videos are made."""
 
 
 class Vae:
@@ -104,9 +106,7 @@ class Vae:
 
     def _stance(self) -> AbstractContextManager[object]:
         """Behind `compile`, what it has not compiled runs as it is."""
-        return (
-            torch.compiler.set_stance("eager_on_recompile") if self._is_compiled else nullcontext()
-        )
+        return torch.compiler.set_stance(STANCE) if self._is_compiled else nullcontext()
 
 
 def put_channels_last(model: nn.Module) -> None:
