@@ -311,6 +311,17 @@ def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
     return scale
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height, in pixels; whether they can be made is another question."""
+    try:
+        width, height = text.lower().split("x")
+        return int(width), int(height)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"got size {text!r}, expected WIDTHxHEIGHT in pixels, such as 640x384", param="size"
+        ) from error
+
+
 def nearest_size(
     width: int, height: int, config: HeliosConfig, rounded: Callable[[float], int] = round
 ) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from helios_serve.model_executor.weights import (
     kept_bytes,
     stream_weights,
 )
-from helios_serve.sampling_params import check_size
+from helios_serve.sampling_params import check_size, parse_size
 
 LoadFormat = Literal["auto", "dummy"]
 
@@ -150,7 +150,7 @@ def check_compilation(
                 f"got compile size {name!r}, expected WIDTHxHEIGHT in pixels, such as 640x384",
                 param="compile_sizes",
             )
-        width, height = map(int, name.split("x"))
+        width, height = parse_size(name)
         check_size(width, height, config)
         sizes.append(Geometry(height, width))
     return sizes

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from helios_serve.sampling_params import PromptSwitch
+from helios_serve.sampling_params import PromptSwitch, parse_size
 
 T = TypeVar("T")
 
@@ -34,13 +34,8 @@ def parser_of(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:
     return checked
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, height = text.lower().split("x")
-    return int(width), int(height)
-
-
 def _sizes(text: str) -> tuple[str, ...]:
-    return tuple("{}x{}".format(*_size(part)) for part in text.split(","))
+    return tuple("{}x{}".format(*parse_size(part)) for part in text.split(","))
 
 
 def _steps(text: str) -> tuple[int, ...]:
@@ -84,7 +79,7 @@ def _bytes(text: str) -> int:
     return int(size)
 
 
-size = parser_of("WIDTHxHEIGHT in pixels, such as 640x384", _size)
+size = parser_of("WIDTHxHEIGHT in pixels, such as 640x384", parse_size)
 sizes = parser_of("WIDTHxHEIGHT in pixels, several joined by commas, such as 640x384", _sizes)
 steps = parser_of("whole numbers separated by commas, such as 2,2,2", _steps)
 bounds = parser_of("MIN,MAX, such as 0.111,0.135", _bounds)

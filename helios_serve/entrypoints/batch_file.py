@@ -12,6 +12,7 @@ from helios_serve.sampling_params import (
     SamplingParams,
     ServiceTier,
     VideoRequest,
+    parse_size,
 )
 
 URL = "/v1/videos"
@@ -111,16 +112,6 @@ def read_request(line: Line, folder: Path, model: str) -> VideoRequest:
     )
     request.check_inputs()
     return request
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    try:
-        width, height = text.lower().split("x")
-        return int(width), int(height)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"got size {text!r}, expected WIDTHxHEIGHT in pixels, such as 640x384", param="size"
-        ) from error
 
 
 def count_frames(body: Body) -> int:

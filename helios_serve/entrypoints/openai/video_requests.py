@@ -16,6 +16,7 @@ from helios_serve.sampling_params import (
     VideoRequest,
     check_shown_size,
     nearest_size,
+    parse_size,
 )
 
 MAX_SEED = 2**31
@@ -40,17 +41,7 @@ def asked_size(body: CreateVideo, model: str) -> Size:
         raise InvalidRequestError("got one of width and height, expected both", param="size")
     if body.width is not None and body.height is not None:
         return Size(body.width, body.height)
-    return Size(*default_size(model)) if body.size is None else parse_size(body.size)
-
-
-def parse_size(text: str) -> Size:
-    try:
-        width, height = text.lower().split("x")
-        return Size(int(width), int(height))
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"got size {text!r}, expected WIDTHxHEIGHT in pixels, such as 640x384", param="size"
-        ) from error
+    return Size(*(default_size(model) if body.size is None else parse_size(body.size)))
 
 
 def asked_frames(body: CreateVideo) -> int:
