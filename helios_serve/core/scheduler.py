@@ -7,9 +7,10 @@ import msgspec
 
 from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.admission import Admission
-from helios_serve.core.fair_queue import FairQueue
+from helios_serve.core.batch import Batch
 from helios_serve.core.placement import Placement
 from helios_serve.core.session import Session, SessionStatus
+from helios_serve.core.waiting_room import WaitingRoom
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
@@ -19,33 +20,6 @@ from helios_serve.messages import (
     Snapshot,
     StepCursor,
 )
-
-MAX_PASSED_OVER = 8
-"""Sessions that do not fit a batch and are looked past, at most."""
-
-
-class Batch:
-    """Sessions for one step, filled to the token budget."""
-
-    def __init__(self, config: SchedulingConfig) -> None:
-        self.config = config
-        self.sessions: list[Session] = []
-        self.tokens = 0
-        self.has_priority = False
-
-    def fits(self, session: Session) -> bool:
-        """A single session always fits, whatever its size; a suspect goes alone."""
-        if not self.sessions:
-            return True
-        if session.is_suspect or self.sessions[0].is_suspect:
-            return False
-        within = self.tokens + session.step_tokens <= self.config.max_num_batched_tokens
-        return within and len(self.sessions) < self.config.max_num_seqs
-
-    def add(self, session: Session) -> None:
-        self.sessions.append(session)
-        self.tokens += session.step_tokens
-        self.has_priority |= session.is_priority
 
 
 class SchedulerStats(NamedTuple):
@@ -79,13 +53,11 @@ class Scheduler:
         self.workers: dict[str, WorkerState] = {}
         self.admission = Admission(config)
         self.placement = Placement(config)
-        self.waiting: set[str] = set()
+        self.waiting = WaitingRoom(config)
         self.is_closed = False
         self.unplaceable: list[str] = []
         """Waiting sessions that turned out too large for every worker."""
         self._preemptions = self._deadline_misses = 0
-        self._lines: dict[bool, FairQueue[str]] = {True: FairQueue(), False: FairQueue()}
-        self._heads: dict[bool, Session | None] = {True: None, False: None}
 
     def add_worker(self, worker_id: str, num_blocks: int, text_rows: int) -> None:
         """A worker is ready, with so many history blocks and room for so many prompt tokens."""
@@ -99,8 +71,7 @@ class Scheduler:
             self.config, tenants=dict(tenants), tenant_defaults=defaults
         )
         self.config = self.admission.config = self.placement.config = config
-        for line in self._lines.values():
-            line.reweigh(lambda flow: config.weight(*flow))
+        self.waiting.configure(config)
         for worker in self.workers.values():
             worker.queue.configure(config)
 
@@ -126,7 +97,7 @@ class Scheduler:
         self._check_placement(session)
         self.admission.accept(session)
         self.sessions[session.session_id] = session
-        self._wait(session)
+        self.waiting.join(session)
         self._place_waiting()
 
     def check(self, session: Session) -> None:
@@ -140,7 +111,7 @@ class Scheduler:
         if session.worker_id is not None:
             self.workers[session.worker_id].reserve_text(session)
         elif session.is_ready:
-            self._line_up(session)
+            self.waiting.line_up(session)
             self._place_waiting()
 
     def schedule(self, worker_id: str) -> SchedulerOutput:
@@ -149,18 +120,8 @@ class Scheduler:
         if (suspect := worker.take_suspect()) is not None:
             return SchedulerOutput(new_sessions=(suspect,), finished=worker.take_closing())
         batch = Batch(self.config)
-        passed_over: list[Session] = []
-        while len(passed_over) < MAX_PASSED_OVER:
-            session = worker.queue.pop(beside_priority=batch.has_priority)
-            if session is None:
-                break
-            if batch.fits(session):
-                batch.add(session)
-            else:
-                passed_over.append(session)
-        for session in reversed(passed_over):
-            worker.queue.push(session, worker.rate, front=True)
-        cost = sum(session.step_cost for session in batch.sessions)
+        batch.fill(worker)
+        cost = batch.cost
         steps = tuple(self._plan(session, worker) for session in batch.sessions)
         if steps:
             worker.plans.append(Plan(steps, cost))
@@ -198,7 +159,8 @@ class Scheduler:
             return
         session.status = status
         if session.worker_id is None:
-            self._stop_waiting(session)
+            self.waiting.leave(session)
+            self.admission.start(session)
             self._forget(session)
         else:
             worker = self.workers[session.worker_id]
@@ -212,7 +174,7 @@ class Scheduler:
             return
         session.clock.pause(self.clock())
         if session.worker_id is None:
-            self._step_aside(session)
+            self.waiting.step_aside(session)
         elif session.status is SessionStatus.RUNNING:
             worker = self.workers[session.worker_id]
             session.status = SessionStatus.PAUSED
@@ -228,13 +190,28 @@ class Scheduler:
             return
         session.clock.resume(self.clock())
         if session.worker_id is None:
-            self._line_up(session)
+            self.waiting.line_up(session)
             self._place_waiting()
         elif session.status is SessionStatus.PAUSED:
             session.status = SessionStatus.RUNNING
             worker = self.workers[session.worker_id]
-            if not session.is_planned:
+            if session.is_runnable:
                 worker.queue.come_back(session, worker.rate)
+
+    def allow_chunks(self, session_id: str, limit: int) -> None:
+        """Let a session begin its chunks up to `limit`, and no others until this is said again."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return
+        ran = session.is_runnable
+        session.chunk_limit = min(limit, session.params.num_chunks)
+        if session.worker_id is None or session.status is not SessionStatus.RUNNING:
+            return
+        worker = self.workers[session.worker_id]
+        if session.is_runnable and not ran:
+            worker.queue.come_back(session, worker.rate)
+        elif ran and not session.is_runnable:
+            worker.queue.withdraw(session)
 
     def drain(self, worker_id: str) -> None:
         """Give the worker no new sessions; those it has leave it at their next chunk edge."""
@@ -309,18 +286,14 @@ class Scheduler:
         for worker in self.workers.values():
             worker.check_integrity()
             placed |= worker.queue.sessions.keys()
-        assert placed.isdisjoint(self.waiting), "a placed session waits"
-        assert placed | self.waiting == self.sessions.keys(), "a session was lost"
-        self.admission.check_integrity(self.sessions.values(), self.waiting)
+        waiting = {session.session_id for session in self.waiting}
+        assert placed.isdisjoint(waiting), "a placed session waits"
+        assert placed | waiting == self.sessions.keys(), "a session was lost"
+        self.admission.check_integrity(self.sessions.values(), waiting)
 
     def _check_placement(self, session: Session) -> None:
-        promised = self._waiting_load() if session.is_priority else 0.0
+        promised = self.waiting.promised_rate if session.is_priority else 0.0
         self.placement.check(session, self.workers.values(), promised)
-
-    def _waiting_load(self) -> float:
-        """FLOP/s that priority sessions in the line will need."""
-        waiting = (self.sessions[name] for name in self.waiting)
-        return sum(session.cost_rate for session in waiting if session.is_priority)
 
     def _plan(self, session: Session, worker: WorkerState) -> ScheduledStep:
         """Give out the step at the session's cursor, and move on as if it were done."""
@@ -338,7 +311,7 @@ class Scheduler:
         worker.queue.charge(session, cost)
         if session.is_leaving and session.may_leave and not session.is_planned:
             session.status = SessionStatus.PREEMPTED
-        elif not session.is_planned:
+        elif session.is_runnable:
             worker.queue.push(session, worker.rate)
         return ScheduledStep(name, cursor, start)
 
@@ -366,37 +339,13 @@ class Scheduler:
         del self.sessions[session.session_id]
         self.admission.finish(session)
 
-    def _wait(self, session: Session) -> None:
-        """Put a session in the line for a worker; a paused one waits beside it."""
-        flow = session.request.tenant, session.request.tier
-        self.waiting.add(session.session_id)
-        line = self._lines[session.is_priority]
-        line.join(session.session_id, flow, self.config.weight(*flow))
-        self._line_up(session)
-
-    def _line_up(self, session: Session) -> None:
-        """Let a waiting session be placed, unless it is paused or its inputs are still missing."""
-        if session.is_ready and not session.clock.is_paused:
-            self._lines[session.is_priority].push(session.session_id, started=False)
-
-    def _step_aside(self, session: Session) -> None:
-        self._lines[session.is_priority].withdraw(session.session_id)
-        if self._heads[session.is_priority] is session:
-            self._heads[session.is_priority] = None
-
-    def _stop_waiting(self, session: Session) -> None:
-        self._step_aside(session)
-        self._lines[session.is_priority].leave(session.session_id)
-        self.waiting.remove(session.session_id)
-        self.admission.start(session)
-
     def _requeue(self, session: Session) -> None:
         """A session that lost its worker or its blocks waits to be taken up again."""
         self._preemptions += 1
         session.rewind()
         session.status = SessionStatus.PREEMPTED
         self.admission.requeue(session)
-        self._wait(session)
+        self.waiting.join(session)
 
     def _place_waiting(self) -> None:
         """Give workers to waiting sessions: priority first, then the others in fair order."""
@@ -404,29 +353,21 @@ class Scheduler:
             self._place_line(is_priority=False)
 
     def _place_line(self, *, is_priority: bool) -> bool:
-        """Place sessions until one finds no room; whether none is left.
-
-        That one stays the head of its line: smaller ones do not slip past it for ever.
-        """
-        while (session := self._heads[is_priority] or self._next_in(is_priority)) is not None:
-            self._heads[is_priority] = session
+        """Place sessions until one finds no room; whether none is left."""
+        while (session := self.waiting.head(is_priority=is_priority)) is not None:
             if not self.placement.can_ever(session, self.workers.values()):
                 self.unplaceable.append(session.session_id)
-                self._step_aside(session)
+                self.waiting.step_aside(session)
                 continue
             worker = self.placement.choose(session, self.workers.values())
             if worker is None and self._make_room(session):
                 worker = self.placement.choose(session, self.workers.values())
             if worker is None:
                 return False
-            self._lines[is_priority].charge(session.session_id, session.remaining_cost)
-            self._stop_waiting(session)
+            self.waiting.serve(session)
+            self.admission.start(session)
             self._start(session, worker)
         return True
-
-    def _next_in(self, is_priority: bool) -> Session | None:
-        session_id = self._lines[is_priority].pop()
-        return None if session_id is None else self.sessions[session_id]
 
     def _start(self, session: Session, worker: WorkerState) -> None:
         worker.opening.append(worker.open_history(session))

@@ -37,7 +37,8 @@ class Session:
     `cursor` is the next step to plan. Plans do not wait for results, so it runs ahead of what
     workers have done by the session's `in_flight` steps; `snapshot` is where it can be taken up
     again, if not at its beginning. A session that `is_leaving` gives its blocks back at the next
-    chunk edge. `kin` names sessions that begin with the same history.
+    chunk edge. It begins no chunk from `chunk_limit` on. `kin` names sessions
+    that begin with the same history.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Session:
         self.lone_deaths: Counter[StepCursor | None] = Counter()
         self.placed_chunk = self.edge_chunk
         self.is_leaving = False
+        self.chunk_limit = self.params.num_chunks
         branches = 2 if self.params.is_guided else 1
         self.step_costs = tuple(
             stage_step_cost(config, self.geometry, stage, branches)
@@ -88,6 +90,11 @@ class Session:
     def is_planned(self) -> bool:
         """Whether every step has been given to a worker."""
         return self.cursor.chunk == self.params.num_chunks
+
+    @property
+    def is_runnable(self) -> bool:
+        """Whether its next step may be given to a worker."""
+        return self.cursor.chunk < self.chunk_limit or not self.at_chunk_edge
 
     @property
     def is_going(self) -> bool:

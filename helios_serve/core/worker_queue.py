@@ -33,13 +33,14 @@ class WorkerQueue:
         self._fair.reweigh(lambda flow: config.weight(*flow))
 
     def join(self, session: Session) -> None:
-        """Make `session` a member and queue it."""
+        """Make `session` a member, and queue it if it may run."""
         request = session.request
         self.sessions[session.session_id] = session
         if not session.is_priority:
             weight = self.config.weight(request.tenant, request.tier)
             self._fair.join(session.session_id, (request.tenant, request.tier), weight)
-        self.push(session)
+        if session.is_runnable:
+            self.push(session)
 
     def leave(self, session: Session) -> None:
         self.withdraw(session)

@@ -211,7 +211,7 @@ class WorkerState:
         for session in sessions:
             assert session.worker_id == self.worker_id
             assert session.in_flight == planned[session.session_id]
-            runs = session.status is SessionStatus.RUNNING and not session.is_planned
+            runs = session.status is SessionStatus.RUNNING and session.is_runnable
             assert (session in self.queue) == runs, f"{session.session_id} is in the wrong line"
         outstanding = sum(session.remaining_cost for session in sessions)
         assert abs(self.outstanding_cost - outstanding) <= 1e-6 * max(1.0, outstanding)

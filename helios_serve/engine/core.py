@@ -3,30 +3,25 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from helios_serve.config import EngineConfig, WorkerConfig
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.engine.continuation import check_continuation, fork_snapshots
 from helios_serve.engine.crew import Crew, WorkerReport
-from helios_serve.engine.delivery import Delivery
 from helios_serve.engine.events import (
     EngineEvent,
-    PromptSwitched,
     RequestFailed,
     RequestFinished,
     StepTaken,
 )
+from helios_serve.engine.inputs import Inputs
 from helios_serve.engine.observer import Observer
-from helios_serve.engine.task_board import TaskBoard
+from helios_serve.engine.outputs import Outputs
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
     ChunkResult,
-    DecodeTask,
-    EncodedPrompt,
-    EncodeTask,
     InputsEncoded,
     SchedulerOutput,
     Snapshot,
@@ -42,9 +37,6 @@ from helios_serve.sampling_params import PromptSwitch, VideoRequest
 
 QUEUE_DEPTH = 2
 """Plans that a worker has at a time, so that it never waits for the next."""
-DECODE_AHEAD = 16
-"""Chunks a decoding worker that may wait for it before no more are denoised: what waits takes the
-engine's memory, and sessions that went on would be waiting where no queue counts them."""
 MAX_DEATHS = 3
 """Workers that may die at the same step of a lone request before it is taken to be the cause."""
 
@@ -81,17 +73,15 @@ class EngineCore:
         self.observers = observers
         self.scheduler = Scheduler(self.config.scheduling, clock)
         self.crew = Crew(executor, self.config, clock)
-        self.encoding: TaskBoard[EncodeTask] = TaskBoard()
-        self.decoding: TaskBoard[DecodeTask] = TaskBoard()
-        self._deliveries: dict[str, Delivery] = {}
+        self.inputs = Inputs(self.scheduler)
+        self.outputs = Outputs(self.scheduler)
+        self._boards = (self.inputs.board, self.outputs.board)
         self._news: list[EngineEvent] = []
         """What happened outside of `step`, to be told by the next one."""
-        self._prompts: WeakValueDictionary[tuple[str, int], EncodedPrompt] = WeakValueDictionary()
-        """Prompts that some session uses: another one need not have them read again."""
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._deliveries)
+        return bool(self.outputs.deliveries)
 
     def check_request(self, request: VideoRequest) -> None:
         """Raise what `add_request` would, as far as that can be told without adding it."""
@@ -113,7 +103,7 @@ class EngineCore:
         latents of the chunk before, where that is to be handed on again, whole. One that
         `was_accepted` before a restart is not turned away because too many wait.
         """
-        known = (self._deliveries, self.encoding, self.decoding)
+        known = (self.outputs.deliveries, *self._boards)
         if any(request.request_id in names for names in known):
             raise InvalidRequestError(
                 f"got request id {request.request_id!r}, which is in use", param="request_id"
@@ -124,13 +114,13 @@ class EngineCore:
         check_continuation(session)
         self.scheduler.add_session(session, was_accepted=was_accepted)
         first_chunk = session.edge_chunk - (tail is not None)
-        delivery = self._deliveries[request.request_id] = Delivery(request, first_chunk)
+        self.outputs.open(request, first_chunk)
         if tail is not None:
             assert snapshot is not None, "only a video that goes on has a tail"
             result = ChunkResult(request.request_id, first_chunk, tail, snapshot)
-            self.decoding.put(delivery.receive(result), is_urgent=True)
+            self.outputs.receive(result)
         seed_from = request if session.needs_seed else None
-        self._ask_for(session, session.missing_prompts, seed_from)
+        self._news += self.inputs.ask(session, session.missing_prompts, seed_from)
         return session
 
     def fork_points(self, parent_id: str, count: int) -> list[Snapshot]:
@@ -174,15 +164,17 @@ class EngineCore:
         """
         session = self.scheduler.sessions.get(request_id)
         if session is None or session.status.is_finished or session.is_planned:
+            is_made = request_id in self.outputs.deliveries
+            why = ", whose last chunk is made already" if is_made else ""
             raise InvalidRequestError(
-                f"got {request_id!r} to switch the prompt of, expected a video in the making",
+                f"got {request_id!r} to switch the prompt of{why}, expected a video in the making",
                 param="request_id",
             )
         switch = PromptSwitch(0, prompt, transition_chunks)
         session.request.with_switch(switch).check_inputs()
         session.pending_switches.append(switch)
         known = session.encoded.get(prompt)
-        self._ask_for(session, () if known else (prompt,))
+        self._news += self.inputs.ask(session, () if known else (prompt,))
 
     def abort(self, request_id: str) -> None:
         """End a request at once; what it holds is freed when its last steps have returned."""
@@ -216,13 +208,13 @@ class EngineCore:
     def is_quiet(self) -> bool:
         """Whether no session is on a worker, and no chunk on its way from one."""
         stats = self.scheduler.stats()
-        return not (stats.running or self.decoding.num_waiting or self.decoding.num_given)
+        return not (stats.running or self.outputs.board.num_waiting or self.outputs.board.num_given)
 
     def stats(self) -> EngineStats:
         return EngineStats(
             self.scheduler.stats(),
-            self.encoding.num_waiting,
-            self.decoding.num_waiting,
+            self.inputs.board.num_waiting,
+            self.outputs.board.num_waiting,
             sum(watch.is_ready for watch in self.crew.workers.values()),
         )
 
@@ -238,7 +230,7 @@ class EngineCore:
             roles=watch.config.roles,
             state=watch.state,
             sessions=0 if state is None else len(state.queue.sessions),
-            tasks=self.encoding.count(worker_id) + self.decoding.count(worker_id),
+            tasks=sum(board.count(worker_id) for board in self._boards),
             used_blocks=0 if state is None else state.used_blocks,
             total_blocks=0 if state is None else state.history.pool.num_blocks - 1,
         )
@@ -263,40 +255,20 @@ class EngineCore:
         self.crew.check()
         return events
 
-    def _ask_for(
-        self, session: Session, texts: Sequence[str], seed_from: VideoRequest | None = None
-    ) -> None:
-        limit = session.request.params.max_sequence_length
-        known = {text: self._prompts.get((text, limit)) for text in texts}
-        for prompt in known.values():
-            if prompt is not None:
-                session.learn(prompt)
-        unknown = tuple(text for text, prompt in known.items() if prompt is None)
-        if unknown or seed_from is not None:
-            task = EncodeTask(session.session_id, unknown, limit, seed_from)
-            self.encoding.put(task, is_urgent=session.is_priority)
-        else:
-            self._news += self._on_inputs(session)
-
-    def _on_inputs(self, session: Session) -> Iterator[PromptSwitched]:
-        """What the session waited for may be there."""
-        for prompt, switch in session.apply_switches():
-            request = session.request.without_media()
-            yield PromptSwitched(session.session_id, prompt, switch, request)
-        self.scheduler.inputs_arrived(session.session_id)
-
     def _give_out_tasks(self) -> None:
         now = self.clock()
-        for worker_id, task in self.encoding.give_out(self.crew.ready("encode"), now):
+        for worker_id, task in self.inputs.board.give_out(self.crew.ready("encode"), now):
             self.executor.submit(worker_id, task)
-        for name, chunk in self.decoding.give_out(self.crew.ready("decode"), now):
+        for name, chunk in self.outputs.board.give_out(self.crew.ready("decode"), now):
             self.executor.submit(name, chunk)
 
     def _fill_queues(self) -> None:
-        if self.decoding.num_waiting >= DECODE_AHEAD * max(1, len(self.crew.ready("decode"))):
+        if not self.outputs.pace(len(self.crew.ready("decode"))):
             return
         for worker_id in self.scheduler.workers:
-            if self.encoding.has_suspect(worker_id) or self.decoding.has_suspect(worker_id):
+            if self.inputs.board.has_suspect(worker_id) or self.outputs.board.has_suspect(
+                worker_id
+            ):
                 continue  # so that it is clear what it dies of, if it does
             watch = self.crew.workers[worker_id]
             while len(watch.plans) < QUEUE_DEPTH:
@@ -345,60 +317,42 @@ class EngineCore:
         watch = self.crew.workers[worker_id]
         plan = watch.plans.popleft()
         watch.busy_since = self.clock()
-        self._account(plan, event.seconds)
+        self.outputs.account(plan.scheduled_steps, event.seconds)
         for failure in event.output.failures:
             yield from self._fail(failure.session_id, failure.message)
         for step in plan.scheduled_steps:
-            if step.session_id in self._deliveries:
+            if step.session_id in self.outputs.deliveries:
                 yield StepTaken(step.session_id, step.cursor)
         for chunk in event.output.chunks:
             self.scheduler.finish_chunk(chunk.session_id, chunk.snapshot)
-            delivery = self._deliveries.get(chunk.session_id)
-            if delivery is not None:
-                is_first = chunk.chunk == delivery.first_chunk
-                task = delivery.receive(chunk)
-                self.decoding.put(task, preferred=worker_id, is_urgent=is_first)
+            self.outputs.receive(chunk, worker_id)
         if plan.scheduled_steps:
             seconds = 0.0 if event.output.failures else event.seconds
             self.scheduler.update_from_output(worker_id, seconds)
 
-    def _account(self, plan: SchedulerOutput, seconds: float) -> None:
-        """Share the time of a plan among its sessions, each by what its step costs."""
-        shares = self.scheduler.cost_shares(plan.scheduled_steps)
-        for step, share in zip(plan.scheduled_steps, shares, strict=True):
-            if (delivery := self._deliveries.get(step.session_id)) is not None:
-                delivery.spend(step.cursor, share * seconds)
-
     def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
-        task = self.encoding.finish(worker_id)
+        task = self.inputs.board.finish(worker_id)
         session = self.scheduler.sessions.get(event.session_id)
         if session is None or session.status.is_finished:
             return
-        needed = {*task.prompts} & {*session.missing_prompts}
-        if event.error is not None and (needed or task.seed_from is not None):
+        if event.error is not None and self.inputs.is_vital(task, session):
             yield from self._fail(event.session_id, event.error)
             return
-        for text in session.drop_switches(task.prompts) if event.error is not None else ():
-            yield PromptSwitched(event.session_id, text, None, session.request.without_media())
-        for prompt in event.prompts:
-            self._prompts[prompt.prompt, task.max_sequence_length] = prompt
-            session.learn(prompt)
         if event.snapshot is not None:
-            session.seed(event.snapshot)
-            self._deliveries[event.session_id].input_latents = event.input_latents
-        yield from self._on_inputs(session)
+            self.outputs.receive_inputs(event.session_id, event.input_latents)
+        yield from self.inputs.receive(session, task, event)
 
     def _on_decoded(self, worker_id: str, event: ChunkDecoded) -> Iterator[EngineEvent]:
-        self.decoding.finish(worker_id)
-        delivery = self._deliveries.get(event.session_id)
+        self.outputs.board.finish(worker_id)
+        delivery = self.outputs.deliveries.get(event.session_id)
         if delivery is None:
             return
         if event.error is not None:
             yield from self._fail(event.session_id, event.error)
             return
-        yield from delivery.receive_decoded(event)
+        yield from self.outputs.receive_decoded(event)
         if delivery.is_complete:
-            del self._deliveries[event.session_id]
+            self.outputs.close(event.session_id)
             yield RequestFinished(event.session_id)
 
     def _on_death(self, worker_id: str, event: WorkerDied) -> Iterator[EngineEvent]:
@@ -410,10 +364,10 @@ class EngineCore:
                 message = f"{MAX_DEATHS} workers died at the same point of it: {event.reason}"
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
-        encodes, decodes = self.encoding.count(worker_id), self.decoding.count(worker_id)
+        encodes, decodes = self.inputs.board.count(worker_id), self.outputs.board.count(worker_id)
         given_up = (
-            self.encoding.lose(worker_id, was_idle=not watch.plans and not decodes),
-            self.decoding.lose(worker_id, was_idle=not watch.plans and not encodes),
+            self.inputs.board.lose(worker_id, was_idle=not watch.plans and not decodes),
+            self.outputs.board.lose(worker_id, was_idle=not watch.plans and not encodes),
         )
         for session_id in filter(None, given_up):
             message = f"too many workers died encoding or decoding for it: {event.reason}"
@@ -432,16 +386,15 @@ class EngineCore:
     def _drop(self, request_id: str, status: SessionStatus) -> bool:
         """Forget a request; whether it was known."""
         self.scheduler.abort(request_id, status)
-        self.encoding.forget(request_id)
-        self.decoding.forget(request_id)
-        return self._deliveries.pop(request_id, None) is not None
+        self.inputs.board.forget(request_id)
+        return self.outputs.close(request_id)
 
     def _end_drained(self) -> None:
         draining = [name for name, watch in self.crew.workers.items() if watch.is_draining]
         for worker_id in draining:
             if worker_id in self.scheduler.workers and not self.scheduler.is_empty(worker_id):
                 continue
-            if self.encoding.count(worker_id) or self.decoding.count(worker_id):
+            if any(board.count(worker_id) for board in self._boards):
                 continue
             if worker_id in self.scheduler.workers:
                 self.scheduler.remove_worker(worker_id)
@@ -450,9 +403,6 @@ class EngineCore:
     def _kill_late(self) -> None:
         now, deadline = self.clock(), self.config.step_deadline
         for worker_id, watch in self.crew.workers.items():
-            if (
-                watch.is_late(now, self.config)
-                or self.encoding.is_late(worker_id, now, deadline)
-                or self.decoding.is_late(worker_id, now, deadline)
-            ):
+            hangs = any(board.is_late(worker_id, now, deadline) for board in self._boards)
+            if hangs or watch.is_late(now, self.config):
                 self.crew.kill(worker_id)

@@ -59,7 +59,7 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
     if session.session_id not in scheduler.waiting:
         return None
     arrival = session.clock.arrival
-    return sum(scheduler.sessions[name].clock.arrival <= arrival for name in scheduler.waiting)
+    return sum(other.clock.arrival <= arrival for other in scheduler.waiting)
 
 
 def eta(session: Session, scheduler: Scheduler) -> float | None:

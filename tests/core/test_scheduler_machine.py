@@ -118,6 +118,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def resume(self, data: st.DataObject) -> None:
         self.world.scheduler.resume(self.pick(data))
 
+    @precondition(lambda self: self.sessions)
+    @rule(data=st.data(), limit=st.integers(1, 4))
+    def allow_chunks(self, data: st.DataObject, limit: int) -> None:
+        self.world.scheduler.allow_chunks(self.pick(data), limit)
+
     @precondition(lambda self: len(self.world.queues) > 1)
     @rule(data=st.data())
     def lose_worker(self, data: st.DataObject) -> None:
@@ -157,6 +162,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             world.arrive(session.session_id)
         for name in self.sessions:
             world.scheduler.resume(name)
+            world.scheduler.allow_chunks(name, 9)
         world.add_worker("last", BLOCKS, TEXT_ROWS)
         world.run()
         world.scheduler.check_integrity()

@@ -2,18 +2,20 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from videos import Case, SteppedExecutor, finish, run_sessions
+from videos import Case, SteppedExecutor, Viewer, finish, run_sessions
 
 from helios_serve.config import EngineConfig, SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.engine.core import DECODE_AHEAD, QUEUE_DEPTH, EngineCore
+from helios_serve.engine.core import QUEUE_DEPTH, EngineCore
 from helios_serve.engine.events import ChunkReady, EngineEvent
 from helios_serve.engine.inline import InlineEngine
+from helios_serve.engine.outputs import CHUNKS_AHEAD, DECODE_AHEAD
 from helios_serve.errors import CheckpointError, InvalidRequestError
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.loader import LoadedModel
@@ -242,32 +244,77 @@ def test_a_chunk_that_cannot_be_decoded_fails_its_session_alone(model: LoadedMod
     assert latents.keys() == {"good"}
 
 
+@pytest.fixture
+def may_decode(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No chunk is decoded before it is set."""
+    event, decode = threading.Event(), model.vae.decode
+
+    def wait_and_decode(latents: torch.Tensor) -> torch.Tensor:
+        event.wait(60)
+        frames: torch.Tensor = decode(latents)
+        return frames
+
+    monkeypatch.setattr(model.vae, "decode", wait_and_decode)
+    yield event
+    event.set()
+
+
 def test_denoising_waits_for_a_decoder_that_is_behind(
-    executor: SteppedExecutor, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    executor: SteppedExecutor, model: LoadedModel, may_decode: threading.Event
 ) -> None:
     """What waits takes memory, and sessions that went on would wait where no queue counts them."""
     engine = EngineCore(
         executor, model.config, EngineConfig(scheduling=SchedulingConfig(max_num_seqs=2))
     )
-    may_decode, decode = threading.Event(), model.vae.decode
-
-    def wait_and_decode(latents: torch.Tensor) -> torch.Tensor:
-        may_decode.wait(60)
-        frames: torch.Tensor = decode(latents)
-        return frames
-
-    monkeypatch.setattr(model.vae, "decode", wait_and_decode)
     names = {f"{index}" for index in range(12)}
     for name in names:
         engine.add_request(CASE.request(name))
-    while engine.decoding.num_waiting < DECODE_AHEAD:
+    while engine.outputs.board.num_waiting < DECODE_AHEAD:
         engine.step()
     for _ in range(30):
         engine.step(timeout=0.01)
     most = DECODE_AHEAD + QUEUE_DEPTH * engine.scheduler.config.max_num_seqs
-    assert engine.decoding.num_waiting < most < len(names) * CASE.chunks
+    assert engine.outputs.board.num_waiting < most < len(names) * CASE.chunks
     assert engine.scheduler.sessions
     may_decode.set()
     latents, failures = finish(engine)
     assert latents.keys() == names
     assert not failures
+
+
+def test_no_session_runs_away_from_its_decoder(
+    engine: EngineCore, may_decode: threading.Event
+) -> None:
+    """So that a prompt switch is seen soon, and a chunk that is held back holds up nobody else."""
+    long = replace(CASE, chunks=6)
+    engine.add_request(long.request("long"))
+    viewer = Viewer(engine)
+    ahead = 1 + CHUNKS_AHEAD
+    viewer.wait(lambda: engine.scheduler.sessions["long"].edge_chunk == ahead)
+    for _ in range(20):
+        engine.step(timeout=0.01)
+    session = engine.scheduler.sessions["long"]
+    assert (session.cursor.chunk, session.in_flight) == (ahead, 0)
+    engine.add_request(CASE.request("other"))
+    viewer.wait(lambda: "other" not in engine.scheduler.sessions)
+    engine.switch_prompt("long", long.prompt)  # which has been read
+    may_decode.set()
+    viewer.finish()
+    (switch,) = viewer.switches["long"]
+    assert switch is not None
+    assert switch.chunk == ahead
+    assert [chunk.chunk for chunk in viewer.chunks["long"]] == list(range(6))
+
+
+def test_a_switch_behind_the_last_step_is_refused_by_what_is_true(
+    engine: EngineCore, may_decode: threading.Event
+) -> None:
+    engine.add_request(CASE.request("done"))
+    viewer = Viewer(engine)
+    viewer.wait(lambda: "done" not in engine.scheduler.sessions)
+    with pytest.raises(InvalidRequestError, match="'done' .* whose last chunk is made already"):
+        engine.switch_prompt("done", "a cat")
+    with pytest.raises(InvalidRequestError, match="'nobody' .* expected a video in the making"):
+        engine.switch_prompt("nobody", "a cat")
+    may_decode.set()
+    viewer.finish()

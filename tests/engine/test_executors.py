@@ -77,11 +77,11 @@ def chunk_end(service: Service) -> str:
 
 
 def encoding(service: Service) -> str:
-    return until_given(service, service.engine.encoding.count)
+    return until_given(service, service.engine.inputs.board.count)
 
 
 def decoding(service: Service) -> str:
-    return until_given(service, service.engine.decoding.count)
+    return until_given(service, service.engine.outputs.board.count)
 
 
 def until_given(service: Service, count: Callable[[str], int]) -> str:

@@ -172,5 +172,6 @@ class Service:
             assert all(chunk.frames and chunk.frames.count == 33 for chunk in own)
             got = torch.cat([as_tensor(chunk.latents) for chunk in own], dim=2)
             assert (got - expected[case]).abs().max() <= tolerance, request_id
-        assert not self.engine.encoding.num_waiting + self.engine.decoding.num_waiting
+        stats = self.engine.stats()
+        assert not stats.encoding + stats.decoding
         assert self.engine.scheduler.stats().used_text_rows == 0

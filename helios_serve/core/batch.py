@@ -1,0 +1,51 @@
+"""Sessions that take a step together."""
+
+from helios_serve.config import SchedulingConfig
+from helios_serve.core.session import Session
+from helios_serve.core.worker_state import WorkerState
+
+MAX_PASSED_OVER = 8
+"""Sessions that do not fit a batch and are looked past, at most."""
+
+
+class Batch:
+    """Filled to the token budget."""
+
+    def __init__(self, config: SchedulingConfig) -> None:
+        self.config = config
+        self.sessions: list[Session] = []
+        self.tokens = 0
+        self.has_priority = False
+
+    @property
+    def cost(self) -> float:
+        """FLOPs of the step."""
+        return sum(session.step_cost for session in self.sessions)
+
+    def fill(self, worker: WorkerState) -> None:
+        """Take sessions out of the worker's queue, in its order, as long as there is room."""
+        passed_over: list[Session] = []
+        while len(passed_over) < MAX_PASSED_OVER:
+            session = worker.queue.pop(beside_priority=self.has_priority)
+            if session is None:
+                break
+            if self.fits(session):
+                self.add(session)
+            else:
+                passed_over.append(session)
+        for session in reversed(passed_over):
+            worker.queue.push(session, worker.rate, front=True)
+
+    def fits(self, session: Session) -> bool:
+        """A single session always fits, whatever its size; a suspect goes alone."""
+        if not self.sessions:
+            return True
+        if session.is_suspect or self.sessions[0].is_suspect:
+            return False
+        within = self.tokens + session.step_tokens <= self.config.max_num_batched_tokens
+        return within and len(self.sessions) < self.config.max_num_seqs
+
+    def add(self, session: Session) -> None:
+        self.sessions.append(session)
+        self.tokens += session.step_tokens
+        self.has_priority |= session.is_priority

@@ -1,0 +1,79 @@
+"""What comes of requests: chunks to be decoded, and to be handed on in order."""
+
+from collections.abc import Iterator, Sequence
+
+from helios_serve.core.scheduler import Scheduler
+from helios_serve.engine.delivery import Delivery
+from helios_serve.engine.events import ChunkReady
+from helios_serve.engine.task_board import TaskBoard
+from helios_serve.messages import (
+    ChunkDecoded,
+    ChunkResult,
+    DecodeTask,
+    ScheduledStep,
+    TensorData,
+)
+from helios_serve.sampling_params import VideoRequest
+
+DECODE_AHEAD = 16
+"""Chunks a decoding worker that may wait for it before no more are denoised: what waits takes the
+engine's memory, and sessions that went on would be waiting where no queue counts them."""
+CHUNKS_AHEAD = 1
+"""Chunks of one request that may be under way beside one a decoding worker: enough that no decoder
+waits for a lone request, and so few that a prompt switch is seen soon."""
+
+
+class Outputs:
+    """Has chunks decoded, and keeps sessions from running away from their decoders."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.board: TaskBoard[DecodeTask] = TaskBoard()
+        self.deliveries: dict[str, Delivery] = {}
+        self._moved: set[str] = set()
+        """Requests that may go on, since some of their chunks were decoded."""
+        self._decoders = 0
+
+    def open(self, request: VideoRequest, first_chunk: int) -> Delivery:
+        delivery = self.deliveries[request.request_id] = Delivery(request, first_chunk)
+        self._moved.add(request.request_id)
+        return delivery
+
+    def receive(self, result: ChunkResult, worker_id: str | None = None) -> None:
+        """A chunk was denoised, which the worker that did it had best decode."""
+        delivery = self.deliveries.get(result.session_id)
+        if delivery is not None:
+            is_first = result.chunk == delivery.first_chunk
+            self.board.put(delivery.receive(result), preferred=worker_id, is_urgent=is_first)
+
+    def receive_inputs(self, request_id: str, latents: TensorData | None) -> None:
+        """The latents of a request's reference, which come with its first chunk."""
+        self.deliveries[request_id].input_latents = latents
+
+    def receive_decoded(self, event: ChunkDecoded) -> Iterator[ChunkReady]:
+        """A chunk was decoded; yields every chunk that can be handed on now."""
+        yield from self.deliveries[event.session_id].receive_decoded(event)
+        self._moved.add(event.session_id)
+
+    def account(self, steps: Sequence[ScheduledStep], seconds: float) -> None:
+        """Share the time of a plan among its sessions, each by what its step costs."""
+        for step, share in zip(steps, self.scheduler.cost_shares(steps), strict=True):
+            if (delivery := self.deliveries.get(step.session_id)) is not None:
+                delivery.spend(step.cursor, share * seconds)
+
+    def pace(self, decoders: int) -> bool:
+        """Let sessions go on as `decoders` workers keep up; whether more may be denoised at all."""
+        decoders = max(1, decoders)
+        if decoders != self._decoders:
+            self._decoders = decoders
+            self._moved.update(self.deliveries)
+        moved, self._moved = self._moved, set()
+        for name in moved & self.deliveries.keys():
+            limit = self.deliveries[name].next_chunk + decoders + CHUNKS_AHEAD
+            self.scheduler.allow_chunks(name, limit)
+        return self.board.num_waiting < DECODE_AHEAD * decoders
+
+    def close(self, request_id: str) -> bool:
+        """Forget a request and what waits of it; whether it was known."""
+        self.board.forget(request_id)
+        return self.deliveries.pop(request_id, None) is not None
