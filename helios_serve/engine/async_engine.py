@@ -19,21 +19,14 @@ import msgspec
 
 from helios_serve.engine.committer import Committer
 from helios_serve.engine.core import EngineCore
-from helios_serve.engine.events import (
-    ChunkReady,
-    EngineEvent,
-    PromptSwitched,
-    RequestFailed,
-    RequestFinished,
-    StepTaken,
-)
-from helios_serve.engine.feed import Feed, VideoChunk
+from helios_serve.engine.events import EngineEvent, StepTaken
+from helios_serve.engine.feed import VideoChunk
 from helios_serve.engine.fleet import Fleet, done
 from helios_serve.engine.progress import Progress, progress_of
 from helios_serve.engine.recovery import NotTakenUp, Start, extension, take_up, unfinished
-from helios_serve.engine.request_metrics import RequestMetrics
+from helios_serve.engine.roster import Roster
 from helios_serve.engine.running import Running
-from helios_serve.engine.stored_feed import CANCELLED, fetch_stored, stored_feed, unknown
+from helios_serve.engine.stored_feed import CANCELLED
 from helios_serve.engine.thread import EngineThread
 from helios_serve.errors import (
     CapacityError,
@@ -71,9 +64,7 @@ class AsyncEngine(Fleet):
         super().__init__(cores)
         self.store = store
         self.metrics = metrics or Metrics()
-        self._running: dict[str, Running] = {}
-        self._unread: dict[str, Feed] = {}
-        """Of requests that are over and not stored."""
+        self._roster = Roster(store, self.metrics)
         self._committer: Committer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._moving: Counter[str] = Counter()
@@ -146,7 +137,7 @@ class AsyncEngine(Fleet):
         Their `num_frames` count from its beginning. Raises what `submit` does; then none of them
         is accepted.
         """
-        parent = self._find(parent_id)
+        parent = self._roster.find(parent_id)
         snapshots = await self._call(
             parent.thread, lambda core: core.fork_points(parent_id, len(requests))
         )
@@ -167,10 +158,10 @@ class AsyncEngine(Fleet):
         process, and those that had to stop because the disk was full or there was no room."""
         if self.store is None:
             return
-        busy = self._running.keys() | self._moving.keys()
+        busy = self._roster.running.keys() | self._moving.keys()
         for start in await asyncio.to_thread(unfinished, self.store, busy):
             name = start.request.request_id
-            if name not in self._running and not self._moving[name]:
+            if name not in self._roster.running and not self._moving[name]:
                 await self._take_up(start, self.store)
 
     async def watch(
@@ -182,26 +173,26 @@ class AsyncEngine(Fleet):
         until it was read once, or the request aborted. Raises RequestFailedError where the video
         ends early, InvalidRequestError for an unknown request.
         """
-        feed = await self._find_feed(request_id)
+        feed = await self._roster.feed(request_id)
         try:
             async for chunk in feed.chunks(from_chunk):
                 yield chunk
         finally:
             if feed.is_over and not feed.has_unread:
-                self._unread.pop(request_id, None)
+                self._roster.forget(request_id)
 
     async def wait(self, request_id: str) -> None:
         """Returns when a request is over, or nobody makes it, however that came."""
-        if (running := self._running.get(request_id)) is not None:
+        if (running := self._roster.running.get(request_id)) is not None:
             await running.feed.over()
 
     async def abort(self, request_id: str) -> None:
         """End a request at once; one that is over or unknown is left as it is."""
-        running = self._running.get(request_id)
+        running = self._roster.running.get(request_id)
         if running is not None and running.is_made:
             return
-        self._end(request_id, CANCELLED)
-        self._unread.pop(request_id, None)
+        self._roster.end(request_id, CANCELLED)
+        self._roster.forget(request_id)
         if self.store is not None:
             await asyncio.to_thread(self.store.finish, request_id, "cancelled")
         if running is not None:
@@ -210,15 +201,15 @@ class AsyncEngine(Fleet):
 
     async def pause(self, request_id: str, reason: str = ASKED_FOR) -> None:
         """Make no more of a request until it is resumed for this reason, and any other."""
-        await done(self._find(request_id).hold(reason))
+        await done(self._roster.find(request_id).hold(reason))
 
     async def resume(self, request_id: str, reason: str = ASKED_FOR) -> None:
         """Go on with a paused request; any other is left as it is."""
-        await done(self._find(request_id).release(reason))
+        await done(self._roster.find(request_id).release(reason))
 
     def changes(self, request_id: str) -> asyncio.Event | None:
         """Set when a running request has its next chunk, or ends; None for any other."""
-        running = self._running.get(request_id)
+        running = self._roster.running.get(request_id)
         return None if running is None else running.feed.changed
 
     async def switch_prompt(
@@ -229,7 +220,7 @@ class AsyncEngine(Fleet):
         Raises InvalidRequestError where no chunk is left for it, or the request is not running,
         and RequestFailedError where it ends before that is known.
         """
-        running = self._find(request_id)
+        running = self._roster.find(request_id)
         switch = running.await_switch(prompt)
         try:
             await self._call(
@@ -242,7 +233,7 @@ class AsyncEngine(Fleet):
 
     async def progress(self, request_id: str) -> Progress | None:
         """How far a request is; None for one that is over, or that nobody makes now."""
-        running = self._running.get(request_id)
+        running = self._roster.running.get(request_id)
         if running is None:
             return None
         with suppress(EngineDeadError):
@@ -255,7 +246,7 @@ class AsyncEngine(Fleet):
         """As `progress`, of several at one moment; those without one are left out."""
         by_thread: dict[EngineThread, list[str]] = {}
         for name in request_ids:
-            if (running := self._running.get(name)) is not None:
+            if (running := self._roster.running.get(name)) is not None:
                 by_thread.setdefault(running.thread, []).append(name)
         found: dict[str, Progress] = {}
         for thread, names in by_thread.items():
@@ -265,8 +256,8 @@ class AsyncEngine(Fleet):
 
     def close_readers(self) -> None:
         """Tell those who read or wait that no more comes; what is stored can be read on."""
-        for name in list(self._running):
-            self._end(name, CLOSED)
+        for name in list(self._roster.running):
+            self._roster.end(name, CLOSED)
 
     async def _submit(self, start: Start) -> Running:
         """What was begun is brought to its end, so that nothing is left half done."""
@@ -287,14 +278,14 @@ class AsyncEngine(Fleet):
 
     async def _add(self, start: Start, thread: EngineThread) -> Running:
         name = start.request.request_id
-        if name in self._running:
+        if name in self._roster.running:
             raise InvalidRequestError(
                 f"got request id {name!r}, which is in use", param="request_id"
             )
         with self._mover(name):
             if self.store is not None:
                 start = await self._accept(start, thread, self.store)
-            running = self._register(start, thread)
+            running = self._roster.add(start, thread)
             try:
                 await self._call(thread, start.add_to)
             except BaseException as error:
@@ -327,7 +318,7 @@ class AsyncEngine(Fleet):
     async def _withdraw(self, request_id: str, thread: EngineThread, why: str = CANCELLED) -> None:
         """Leave nothing of a request that nobody was told of."""
         with self._mover(request_id):
-            self._end(request_id, why)
+            self._roster.end(request_id, why)
             await self._drop(request_id, thread)
             if self.store is not None:
                 await asyncio.to_thread(self.store.delete, request_id)
@@ -348,14 +339,14 @@ class AsyncEngine(Fleet):
             self._tell_once(f"job {name} waits for model {model!r}, which is not served now")
             return
         thread = self._threads[model]
-        self._register(start, thread)
+        self._roster.add(start, thread)
         try:
             refusal = await self._call(thread, lambda core: take_up(start, core, store))
         except EngineDeadError as error:  # other models may go on
             refusal = NotTakenUp(f"job {name} waits: {error}", is_over=False)
         if refusal is not None:
             self._tell_once(refusal.reason)
-            self._end(name, refusal.reason)
+            self._roster.end(name, refusal.reason)
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
@@ -373,38 +364,11 @@ class AsyncEngine(Fleet):
             if outcome is not None:
                 raise outcome
 
-    def _register(self, start: Start, thread: EngineThread) -> Running:
-        name = start.request.request_id
-        fetch = None if self.store is None else partial(fetch_stored, self.store, name)
-        feed = Feed(name, start.stored_from, start.first_chunk, fetch)
-        self._unread.pop(name, None)
-        counts = RequestMetrics(self.metrics, start.request.model or "", start.request)
-        running = self._running[name] = Running(start.request, thread, feed, counts)
-        return running
-
-    def _find(self, request_id: str) -> Running:
-        running = self._running.get(request_id)
-        if running is None:
-            raise InvalidRequestError(
-                f"got request id {request_id!r}, expected one that is running", param="request_id"
-            )
-        return running
-
-    async def _find_feed(self, request_id: str) -> Feed:
-        """Also of a request that is over, or that waits to be taken up again."""
-        if (running := self._running.get(request_id)) is not None:
-            return running.feed
-        if (unread := self._unread.get(request_id)) is not None:
-            return unread
-        if self.store is None:
-            raise unknown(request_id)
-        return await stored_feed(self.store, request_id)
-
     def _on_events(self, events: list[EngineEvent]) -> None:
         """In an engine's thread."""
         for event in events:
             if isinstance(event, StepTaken):
-                if (running := self._running.get(event.request_id)) is not None:
+                if (running := self._roster.running.get(event.request_id)) is not None:
                     running.on_step(event.cursor.chunk)
             elif self._committer is None:
                 self._tell(event)
@@ -413,53 +377,20 @@ class AsyncEngine(Fleet):
 
     def _tell(self, event: EngineEvent) -> None:
         """In any thread."""
-        self._soon(partial(self._deliver, event))
+        self._soon(partial(self._roster.deliver, event))
 
     def _soon(self, function: Callable[[], None]) -> None:
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function)
 
-    def _deliver(self, event: EngineEvent) -> None:
-        running = self._running.get(event.request_id)
-        if running is None:
-            return
-        match event:
-            case ChunkReady():
-                running.counts.chunk(event.chunk)
-                running.feed.publish(
-                    VideoChunk(
-                        event.chunk, event.frames, event.segment, event.latents, event.snapshot
-                    )
-                )
-            case PromptSwitched():
-                running.answer_switch(event.prompt, event.switch)
-            case RequestFinished():
-                running.counts.end("completed")
-                self._finish(event.request_id, None)
-            case RequestFailed():
-                running.counts.end("failed")
-                self._finish(event.request_id, event.message)
-
-    def _finish(self, request_id: str, error: str | None) -> None:
-        """End a request, and keep what nobody has read of it unless it is stored."""
-        feed = self._running[request_id].feed
-        self._end(request_id, error)
-        if self.store is None and (feed.has_unread or error is not None):
-            self._unread[request_id] = feed
-
-    def _end(self, request_id: str, error: str | None) -> None:
-        running = self._running.pop(request_id, None)
-        if running is not None:
-            running.end(error)
-
     def _on_storage_error(self, request_id: str, message: str) -> None:
         """In a committer's thread. The job stays stored as it is, to be taken up another time."""
 
         def give_up() -> None:
-            running = self._running.get(request_id)
+            running = self._roster.running.get(request_id)
             if running is not None:
-                self._end(request_id, message)
+                self._roster.end(request_id, message)
                 task = asyncio.create_task(self._let_go(request_id, running.thread))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -476,9 +407,8 @@ class AsyncEngine(Fleet):
 
         def give_up() -> None:
             thread = self._threads[model]
-            for name, running in list(self._running.items()):
-                if running.thread is thread:
-                    self._finish(name, failure)
+            for name in self._roster.made_by(thread):
+                self._roster.finish(name, failure)
 
         self._soon(give_up)
 
