@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -201,7 +201,7 @@ class Batch:
         part = self.output / f".{file}.part"
         try:
             await self._write(name, part)
-            await asyncio.to_thread(defragment, part)
+            await to_its_end(asyncio.to_thread(defragment, part))
             part.replace(self.output / file)
         finally:
             part.unlink(missing_ok=True)
@@ -216,6 +216,15 @@ class Batch:
                     part.write(chunk.segment.header)
                 part.write(chunk.segment.fragment)
                 self.bar.update()
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Whoever is cancelled meanwhile waits for it: it may still write what is then removed."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait((task,))
 
 
 def file_name(name: str) -> str:

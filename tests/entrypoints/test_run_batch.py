@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from engines import colours, quick_model
 from lora_files import write_lora
 from PIL import Image
 
+from helios_serve.entrypoints import run_batch
 from helios_serve.entrypoints.cli import main
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.store.video_store import VideoStore
@@ -336,6 +338,28 @@ def test_bad_input_is_one_line(
     store.close()
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith(f"helios-serve: error: {message}")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interrupt_while_a_video_is_finished_leaves_no_scratch_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was begun in a thread goes on there, and would write the file anew."""
+
+    def interrupted(path: Path) -> None:
+        video, deadline = path.read_bytes(), time.monotonic() + 1
+        time.sleep(0.1)  # so that the loop waits, and the signal wakes it
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        path.write_bytes(video)
+
+    monkeypatch.setattr(run_batch, "defragment", interrupted)
+    batches = Batches(tmp_path, capsys)
+    batches.file.write_text(line("a"))
+    flags = ["--output", str(batches.output), "--device", "cpu", "--history-blocks", "500"]
+    assert main(["run-batch", str(batches.file), "--executor", "inline", *flags]) == 130
+    assert [path.name for path in batches.output.iterdir()] == [run_batch.STATE]
 
 
 @pytest.mark.slow

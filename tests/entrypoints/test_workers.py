@@ -242,7 +242,7 @@ def test_worker_processes_come_and_go(long_data_dir: Path, tmp_path: Path) -> No
     """All that a user types, in processes of its own."""
     data_dir = str(long_data_dir)
     cli = [sys.executable, "-m", "helios_serve.entrypoints.cli"]
-    body = {"prompt": "a dog", "size": "64x64", "num_frames": 33 * 12}
+    body = {"prompt": "a dog", "size": "64x64", "num_frames": 33 * 24}
     (tmp_path / "lines.jsonl").write_text(json.dumps({"custom_id": "a", "body": body}))
 
     def ask(*arguments: str) -> str:
