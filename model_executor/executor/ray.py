@@ -32,8 +32,9 @@ ACTOR = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={COMMA
 )
 PLACEMENT_SECONDS = 60.0
 """How long to wait for a node with room, and for a process there: Ray itself waits for ever."""
-LOOK_SECONDS = 0.5
-"""How long to wait for one of them before looking whether anybody still wants the worker."""
+LOOK_SECONDS = 1
+"""How long to wait for one of them before looking whether anybody still wants the worker: whole
+seconds, since a placement group's `wait` cuts off what is behind the point."""
 REASON_LENGTH = 200
 
 
@@ -58,7 +59,8 @@ class Handle:
         self.is_cut_off = False
         """Whether the connection to it broke while Ray knows of no death: its node is gone."""
         self._actor: Any = None
-        self._is_killed = False
+        self._is_killed = self._is_unwanted = False
+        self._is_placing = True
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._listen, name=worker_id, daemon=True)
         self._thread.start()
@@ -76,6 +78,19 @@ class Handle:
             self._is_killed = True
             if self._actor is not None:
                 ray.kill(self._actor, no_restart=True)
+
+    def give_back(self) -> None:
+        """End it, and free its place.
+
+        A place that is still being made is freed when it is there: Ray 2.60 may lose for
+        ever what it has taken for one that is removed earlier.
+        """
+        self.kill()
+        with self._lock:
+            self._is_unwanted = True
+            is_there = not self._is_placing
+        if is_there:
+            remove_placement_group(self.group)
 
     def join(self) -> None:
         self._thread.join()
@@ -105,7 +120,11 @@ class Handle:
     def _start(self) -> None:
         """Wait for room, then for the actor's process there."""
         deadline = time.monotonic() + PLACEMENT_SECONDS
-        if not self._wait(lambda: self.group.wait(LOOK_SECONDS), deadline):
+        try:
+            has_room = self._wait(lambda: self.group.wait(LOOK_SECONDS), deadline)
+        finally:
+            self._end_placing()
+        if not has_room:
             raise HeliosError(f"no node has room for it: {describe(self.config)}")
         need = self.config.resources
         actor = ACTOR.options(
@@ -121,6 +140,13 @@ class Handle:
         if not self._wait(lambda: ray.wait([where], timeout=LOOK_SECONDS)[0], deadline):
             raise HeliosError(f"its process did not start within {PLACEMENT_SECONDS:g} s")
         self.place = Place(*ray.get(where))
+
+    def _end_placing(self) -> None:
+        with self._lock:
+            self._is_placing = False
+            is_unwanted = self._is_unwanted
+        if is_unwanted:
+            remove_placement_group(self.group)
 
     def _wait(self, is_there: Callable[[], Any], deadline: float) -> bool:
         """Whether it is there in time; Ray would wait for ever, also for a place that is gone."""
@@ -181,7 +207,7 @@ class RayExecutor:
 
     def stop_worker(self, worker_id: str) -> None:
         """It has nothing to do, so it may as well be killed."""
-        remove_placement_group(self._end(worker_id).group)
+        self._end(worker_id).give_back()
 
     def shutdown(self) -> None:
         for worker_id in list(self._handles):
@@ -228,7 +254,7 @@ class RayExecutor:
             config = handle.config
             self._free.append((config.resources, gpus_of(config), handle.group))
         else:
-            remove_placement_group(handle.group)
+            handle.give_back()
 
 
 def reason_of(error: Exception) -> str:

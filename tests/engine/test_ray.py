@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.util.placement_group import (
+    PlacementGroup,
     placement_group,
     placement_group_table,
     remove_placement_group,
@@ -54,8 +55,9 @@ def beside(service: Service) -> Iterator[RayExecutor]:
 def wait_for_only(service: Service) -> None:
     """Nothing of the cluster is taken but by this service's workers."""
     own = len(service.workers)
-    service.wait(lambda: taken() == (2 * own, 0.5 * own))
-    assert list(groups().values()) == ["CREATED"] * own
+    service.wait(
+        lambda: taken() == (2 * own, 0.5 * own) and [*groups().values()] == ["CREATED"] * own
+    )
 
 
 def groups() -> dict[str, str]:
@@ -265,4 +267,30 @@ def test_shutdown_leaves_nothing_behind(service: Service, moment: str) -> None:
         other.add("t2v", "t2v")
         other.wait(lambda: bool(other.busy), timeout=0)
     executor.shutdown()
+    wait_for_only(service)
+
+
+@pytest.mark.slow
+def test_a_place_that_is_being_made_is_freed_when_it_is_there(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may lose what it has taken for one that is removed earlier."""
+    told: list[str] = []
+    wait = PlacementGroup.wait
+
+    def wait_longer(group: PlacementGroup, seconds: int) -> bool:
+        time.sleep(0.2)
+        told.append("there")
+        return wait(group, seconds)
+
+    def remove(group: PlacementGroup) -> None:
+        told.append("freed")
+        remove_placement_group(group)
+
+    monkeypatch.setattr(PlacementGroup, "wait", wait_longer)
+    monkeypatch.setattr(ray_executor, "remove_placement_group", remove)
+    executor = RayExecutor()
+    executor.start_worker(worker_config(service.folder, resources=Resources(num_cpus=2)))
+    executor.shutdown()
+    assert told == ["there", "freed"]
     wait_for_only(service)
