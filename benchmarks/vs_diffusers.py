@@ -38,6 +38,7 @@ from diffusers import (
     HeliosTransformer3DModel,
 )
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from helios_serve.config import SchedulingConfig
@@ -286,22 +287,37 @@ def typical_split(run: Callable[[], list[Tensor]], device: str) -> dict[str, flo
 
 
 def split(run: Callable[[], list[Tensor]], device: str) -> dict[str, float]:
-    """Shares of the operators' own time, on the device where there is one."""
+    """Shares of the operators' own time; on a GPU, of its kernels: Triton's have no operator."""
     on_device = device != "cpu"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
     with profile(activities=activities) as profiler:
         run()
-    spent = dict.fromkeys((*KINDS, "other"), 0.0)
-    for event in profiler.key_averages():
-        name = event.key.lower()
-        if not name.startswith(("aten::", "mkldnn::")):  # kernels count for what launched them
-            continue
-        kind = next(
-            (kind for kind in reversed(KINDS) if any(part in name for part in KINDS[kind])), "other"
-        )
-        spent[kind] += event.self_device_time_total if on_device else event.self_cpu_time_total
-    total = sum(spent.values())
-    return {kind: round(value / total, 3) for kind, value in spent.items()}
+    events = profiler.key_averages()
+    operators = [event for event in events if event.key.startswith(("aten::", "mkldnn::"))]
+    if on_device:
+        counted = [event for event in events if event.device_type is not DeviceType.CPU]
+    else:
+        counted = operators
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in operators:
+        if (kind := kind_of(event.key)) is not None:
+            spent[kind] += own_time(event, on_device)
+    total = sum(own_time(event, on_device) for event in counted)
+    shares = {kind: round(value / total, 3) for kind, value in spent.items()}
+    return shares | {"other": round(1 - sum(spent.values()) / total, 3)}
+
+
+def own_time(event: Any, on_device: bool) -> float:
+    """Microseconds; on a GPU, of the kernels that an operator launched, or of the kernel itself."""
+    time: float = event.self_device_time_total if on_device else event.self_cpu_time_total
+    return time
+
+
+def kind_of(operator: str) -> str | None:
+    for kind, parts in reversed(KINDS.items()):
+        if any(part in operator for part in parts):
+            return kind
+    return None
 
 
 def parse_arguments() -> argparse.Namespace:
