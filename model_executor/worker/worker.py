@@ -29,6 +29,7 @@ from helios_serve.model_executor.worker.group import (
     device_of,
 )
 from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.pace import Pace
 from helios_serve.model_executor.worker.side_thread import side_thread
 from helios_serve.model_executor.worker.warm_up import warm_up
 
@@ -61,6 +62,7 @@ class Worker:
         self.model = model
         self.emit = emit
         self.followers = followers
+        self.pace = Pace(model.device)
         self.runner: ModelRunner | None = None
         self.ready = WorkerReady()
         if model.transformer is not None:
@@ -110,10 +112,11 @@ class Worker:
         """Run one plan."""
         assert self.runner is not None, "got a plan, but this worker does not denoise"
         started = time.perf_counter()
-        if self.followers is None:
-            output = self.runner.execute_model(plan)
-        else:
-            output = self.followers.share(plan, self.runner.execute_model)
+        with self.pace.plan():
+            if self.followers is None:
+                output = self.runner.execute_model(plan)
+            else:
+                output = self.followers.share(plan, self.runner.execute_model)
         self.emit(StepsDone(output, time.perf_counter() - started))
 
 

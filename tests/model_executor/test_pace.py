@@ -1,0 +1,50 @@
+"""A worker and its device, which a test stands in for."""
+
+import pytest
+import torch
+
+from helios_serve.model_executor.worker.pace import Pace
+
+
+class SlowDevice:
+    """Keeps a list of what is queued and what was waited for."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def run(self, pace: Pace, plans: int) -> list[str]:
+        for number in range(plans):
+            with pace.plan():
+                self.told.append(f"queue {number}")
+        return self.told
+
+    def record_event(self) -> "Done":
+        return Done(self, self.told[-1].removeprefix("queue "))
+
+
+class Done:
+    """That the device has come to the end of a plan."""
+
+    def __init__(self, device: SlowDevice, plan: str) -> None:
+        self.device = device
+        self.plan = plan
+
+    def synchronize(self) -> None:
+        self.device.told.append(f"wait for {self.plan}")
+
+
+def test_a_plan_is_queued_while_the_device_is_at_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = SlowDevice()
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: device)
+    assert device.run(Pace(torch.device("cuda", 0)), 4) == [
+        *("queue 0", "queue 1"),
+        *("wait for 0", "queue 2"),
+        *("wait for 1", "queue 3"),
+    ]
+
+
+def test_a_cpu_is_never_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_stream", None)
+    assert SlowDevice().run(Pace(torch.device("cpu")), 3) == ["queue 0", "queue 1", "queue 2"]
