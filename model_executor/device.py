@@ -1,6 +1,7 @@
 """Devices and dtypes by the names that users give them."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -21,6 +22,12 @@ def resolve_device(name: str) -> torch.device:
     device = find_device(name, find_accelerator())
     resolve_kernels(device)
     return device
+
+
+def current(device: torch.device) -> AbstractContextManager[None]:
+    """Makes `device` this thread's current one: there Triton runs its kernels, wherever their
+    tensors are."""
+    return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
 def find_accelerator() -> torch.device | None:

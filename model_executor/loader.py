@@ -128,6 +128,8 @@ def load_checkpoint(
     vae = Vae(modules["vae"], device, visits["vae"]) if "vae" in modules else None
     if vae is not None and compiled and "decode" in roles:
         vae.compile(compiled)
+    if device.type != "cpu":  # threads use the weights on streams of their own
+        torch.accelerator.synchronize(device)
     return LoadedModel(
         config,
         device,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helios_serve.model_executor.device import spread
+from helios_serve.model_executor.device import current, spread
 from helios_serve.model_executor.executor.local import Places
 
 
@@ -50,3 +50,12 @@ def test_workers_take_the_lowest_places_that_are_free() -> None:
     places.give_back(first)
     places.give_back(second)
     assert places.take(2) == range(2)
+
+
+def test_the_device_of_a_worker_becomes_the_current_one() -> None:
+    """Triton launches its kernels there, not where their tensors are."""
+    there = current(torch.device("cuda", 1))
+    assert isinstance(there, torch.accelerator.device_index)
+    assert there.idx == 1
+    with current(torch.device("cpu")):
+        pass
