@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -289,6 +290,7 @@ def typical_split(run: Callable[[], list[Tensor]], device: str) -> dict[str, flo
 def split(run: Callable[[], list[Tensor]], device: str) -> dict[str, float]:
     """Shares of the operators' own time; on a GPU, of its kernels: Triton's have no operator."""
     on_device = device != "cpu"
+    own_time = attrgetter("self_device_time_total" if on_device else "self_cpu_time_total")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
     with profile(activities=activities) as profiler:
         run()
@@ -301,16 +303,10 @@ def split(run: Callable[[], list[Tensor]], device: str) -> dict[str, float]:
     spent = dict.fromkeys(KINDS, 0.0)
     for event in operators:
         if (kind := kind_of(event.key)) is not None:
-            spent[kind] += own_time(event, on_device)
-    total = sum(own_time(event, on_device) for event in counted)
+            spent[kind] += own_time(event)
+    total = sum(map(own_time, counted))
     shares = {kind: round(value / total, 3) for kind, value in spent.items()}
     return shares | {"other": round(1 - sum(spent.values()) / total, 3)}
-
-
-def own_time(event: Any, on_device: bool) -> float:
-    """Microseconds; on a GPU, of the kernels that an operator launched, or of the kernel itself."""
-    time: float = event.self_device_time_total if on_device else event.self_cpu_time_total
-    return time
 
 
 def kind_of(operator: str) -> str | None:

@@ -9,18 +9,14 @@ MAX_PASSED_OVER = 8
 
 
 class Batch:
-    """Filled to the token budget."""
+    """Filled to the token budget; `cost` is that of the step, in FLOPs."""
 
     def __init__(self, config: SchedulingConfig) -> None:
         self.config = config
         self.sessions: list[Session] = []
         self.tokens = 0
+        self.cost = 0.0
         self.has_priority = False
-
-    @property
-    def cost(self) -> float:
-        """FLOPs of the step."""
-        return sum(session.step_cost for session in self.sessions)
 
     def fill(self, worker: WorkerState) -> None:
         """Take sessions out of the worker's queue, in its order, as long as there is room."""
@@ -48,4 +44,5 @@ class Batch:
     def add(self, session: Session) -> None:
         self.sessions.append(session)
         self.tokens += session.step_tokens
+        self.cost += session.step_cost
         self.has_priority |= session.is_priority

@@ -121,10 +121,9 @@ class Scheduler:
             return SchedulerOutput(new_sessions=(suspect,), finished=worker.take_closing())
         batch = Batch(self.config)
         batch.fill(worker)
-        cost = batch.cost
         steps = tuple(self._plan(session, worker) for session in batch.sessions)
         if steps:
-            worker.plans.append(Plan(steps, cost))
+            worker.plans.append(Plan(steps, batch.cost))
         return SchedulerOutput(worker.take_opening(), steps, worker.take_closing())
 
     def update_from_output(self, worker_id: str, seconds: float = 0.0) -> None:

@@ -12,7 +12,6 @@ from helios_serve.engine.crew import Crew, WorkerReport
 from helios_serve.engine.events import (
     EngineEvent,
     RequestFailed,
-    RequestFinished,
     StepTaken,
 )
 from helios_serve.engine.inputs import Inputs
@@ -344,16 +343,12 @@ class EngineCore:
 
     def _on_decoded(self, worker_id: str, event: ChunkDecoded) -> Iterator[EngineEvent]:
         self.outputs.board.finish(worker_id)
-        delivery = self.outputs.deliveries.get(event.session_id)
-        if delivery is None:
+        if event.session_id not in self.outputs.deliveries:
             return
         if event.error is not None:
             yield from self._fail(event.session_id, event.error)
             return
         yield from self.outputs.receive_decoded(event)
-        if delivery.is_complete:
-            self.outputs.close(event.session_id)
-            yield RequestFinished(event.session_id)
 
     def _on_death(self, worker_id: str, event: WorkerDied) -> Iterator[EngineEvent]:
         """Replace the worker, and let its sessions go on from their last chunk."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.engine.delivery import Delivery
-from helios_serve.engine.events import ChunkReady
+from helios_serve.engine.events import ChunkReady, RequestFinished
 from helios_serve.engine.task_board import TaskBoard
 from helios_serve.messages import (
     ChunkDecoded,
@@ -34,10 +34,9 @@ class Outputs:
         """Requests that may go on, since some of their chunks were decoded."""
         self._decoders = 0
 
-    def open(self, request: VideoRequest, first_chunk: int) -> Delivery:
-        delivery = self.deliveries[request.request_id] = Delivery(request, first_chunk)
+    def open(self, request: VideoRequest, first_chunk: int) -> None:
+        self.deliveries[request.request_id] = Delivery(request, first_chunk)
         self._moved.add(request.request_id)
-        return delivery
 
     def receive(self, result: ChunkResult, worker_id: str | None = None) -> None:
         """A chunk was denoised, which the worker that did it had best decode."""
@@ -50,10 +49,15 @@ class Outputs:
         """The latents of a request's reference, which come with its first chunk."""
         self.deliveries[request_id].input_latents = latents
 
-    def receive_decoded(self, event: ChunkDecoded) -> Iterator[ChunkReady]:
-        """A chunk was decoded; yields every chunk that can be handed on now."""
-        yield from self.deliveries[event.session_id].receive_decoded(event)
-        self._moved.add(event.session_id)
+    def receive_decoded(self, event: ChunkDecoded) -> Iterator[ChunkReady | RequestFinished]:
+        """A chunk was decoded; yields every chunk that can be handed on now, and the end."""
+        delivery = self.deliveries[event.session_id]
+        yield from delivery.receive_decoded(event)
+        if delivery.is_complete:
+            self.close(event.session_id)
+            yield RequestFinished(event.session_id)
+        else:
+            self._moved.add(event.session_id)
 
     def account(self, steps: Sequence[ScheduledStep], seconds: float) -> None:
         """Share the time of a plan among its sessions, each by what its step costs."""

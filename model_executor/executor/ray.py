@@ -82,8 +82,8 @@ class Handle:
     def give_back(self) -> None:
         """End it, and free its place.
 
-        A place that is still being made is freed when it is there: Ray 2.60 may lose for
-        ever what it has taken for one that is removed earlier.
+        A place that is still being made is freed when it is there: Ray 2.60 may lose for ever what
+        it has taken for one that is removed earlier.
         """
         self.kill()
         with self._lock:
