@@ -57,7 +57,7 @@ test-slow: $(READY) node browser  ## full matrices, faults, soaks, fuzzing
 
 node: $(NODE_READY)  ## the official client for Node, pinned, which a slow test runs
 
-$(NODE_READY): tests/entrypoints/node/package.json tests/entrypoints/node/create_and_download.mjs
+$(NODE_READY): tests/entrypoints/http/node/package.json tests/entrypoints/http/node/create_and_download.mjs
 	@{ command -v node && command -v npm; } > /dev/null || \
 	  { echo "make node needs Node.js >= 20 with npm, got none on the PATH"; exit 1; }
 	@mkdir -p $(@D) && cp $^ $(@D)

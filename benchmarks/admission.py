@@ -16,13 +16,15 @@ from pathlib import Path
 
 import torch
 
-from helios_serve.config import DEFAULT_MODEL, EngineConfig, WorkerConfig, default_size
-from helios_serve.engine.core import EngineCore
-from helios_serve.engine.events import ChunkReady, RequestFailed
-from helios_serve.entrypoints.arguments import size
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.events import ChunkReady, RequestFailed
+from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.model_executor.executor.local import LocalExecutor
 from helios_serve.model_executor.loader import open_checkpoint
-from helios_serve.sampling_params import SamplingParams, VideoRequest
+from helios_serve.options.engine import EngineConfig
+from helios_serve.options.sampling import SamplingParams, default_size
+from helios_serve.options.workers import DEFAULT_MODEL, WorkerConfig
+from helios_serve.video_request import VideoRequest
 
 SESSIONS = (1, 2, 4, 8)
 AIM = 2.5
@@ -40,7 +42,7 @@ class Bench:
             open_checkpoint(arguments.model, "auto").config,
             EngineConfig(workers=(config,) * arguments.workers),
         )
-        while not all(watch.is_ready for watch in self.engine.crew.workers.values()):
+        while not all(watch.is_ready for watch in self.engine.worker_pool.workers.values()):
             self.engine.step()
         self._number = 0
 

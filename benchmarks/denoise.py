@@ -31,12 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
 from helios_serve.core.cost import forward_flops
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import PADDING_ROWS, Session
-from helios_serve.entrypoints.arguments import size
+from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
@@ -46,7 +45,11 @@ from helios_serve.model_executor.models.helios.transformer import HeliosTransfor
 from helios_serve.model_executor.weights import fill_random
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_data
-from helios_serve.sampling_params import SamplingParams, VideoRequest
+from helios_serve.options.engine import EngineConfig
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.workers import WorkerConfig
+from helios_serve.video_request import VideoRequest
 
 MODEL = "BestWishYsh/Helios-Distilled"
 PROMPT_TOKENS = 40
@@ -204,8 +207,8 @@ def measure_chunks(bench: Bench) -> list[dict[str, Any]]:
 
 def measure_whole_way(arguments: argparse.Namespace, config: HeliosConfig) -> list[dict[str, Any]]:
     """Frames a second from the first finished chunk to the last: denoised, decoded, encoded."""
-    from helios_serve.engine.core import EngineCore
-    from helios_serve.engine.events import ChunkReady, RequestFailed
+    from helios_serve.engine.loop.engine_core import EngineCore
+    from helios_serve.engine.loop.events import ChunkReady, RequestFailed
     from helios_serve.model_executor.executor.inline import InlineExecutor
 
     worker = WorkerConfig(

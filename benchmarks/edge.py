@@ -28,8 +28,8 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 
-from helios_serve.config import DEFAULT_MODEL
-from helios_serve.entrypoints.arguments import size
+from helios_serve.entrypoints.cli.arguments import size
+from helios_serve.options.workers import DEFAULT_MODEL
 
 AIM_MS = 50.0
 PATIENCE = 120.0
@@ -142,7 +142,7 @@ def server(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     flags = ("--port", "0", "--data-dir", str(folder), "--device", arguments.device)
     limit = ("--max-queued", str(arguments.max_queued), "--drain-timeout", "1")
     process = subprocess.Popen(
-        [sys.executable, "-m", "helios_serve.entrypoints.cli", "serve"]
+        [sys.executable, "-m", "helios_serve.entrypoints.cli.main", "serve"]
         + [arguments.model, *flags, *limit],
         stdout=subprocess.PIPE,
         text=True,

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from helios_serve.config import DEFAULT_MODEL, Resources, WorkerConfig, WorkerGroup, default_size
-from helios_serve.engine.core import EngineCore
 from helios_serve.engine.launch import launch
-from helios_serve.entrypoints.arguments import size
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.messages import StepsDone
 from helios_serve.model_executor.executor.abstract import Received
-from helios_serve.sampling_params import SamplingParams, VideoRequest
+from helios_serve.options.sampling import SamplingParams, default_size
+from helios_serve.options.workers import DEFAULT_MODEL, Resources, WorkerConfig, WorkerGroup
+from helios_serve.video_request import VideoRequest
 
 SESSIONS = (1, 4, 16)
 STEPS = (40, 40, 40)
@@ -70,7 +71,7 @@ def start(kind: str, arguments: argparse.Namespace) -> EngineCore:
         for roles in (("denoise",), ("encode", "decode"))
     )
     engine = launch(arguments.model, groups, kind)
-    while not all(watch.is_ready for watch in engine.crew.workers.values()):
+    while not all(watch.is_ready for watch in engine.worker_pool.workers.values()):
         engine.step()
     return engine
 

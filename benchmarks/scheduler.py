@@ -15,14 +15,15 @@ import random
 import time
 from pathlib import Path
 
-from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.messages import EncodedPrompt, TensorData
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.loader import open_checkpoint
-from helios_serve.sampling_params import SamplingParams, ServiceTier, VideoRequest
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.options.scheduling import SchedulingConfig, ServiceTier, TenantConfig
+from helios_serve.video_request import VideoRequest
 
 WORKERS, QUEUE_DEPTH = 64, 2
 LIVE = (100, 300, 1000, 3000, 10000)

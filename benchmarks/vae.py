@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from helios_serve.entrypoints.arguments import size
+from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.model_config import CHUNK_FRAMES, Geometry
 from helios_serve.model_executor.components import build_vae
 from helios_serve.model_executor.device import resolve_device

@@ -42,11 +42,10 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import PADDING_ROWS, Session
-from helios_serve.entrypoints.arguments import size, steps
+from helios_serve.entrypoints.cli.arguments import size, steps
 from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
@@ -63,7 +62,9 @@ from helios_serve.model_executor.models.published import (
 from helios_serve.model_executor.weights import place
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_data, as_tensor
-from helios_serve.sampling_params import SamplingParams, VideoRequest
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.video_request import VideoRequest
 
 TEXT_DIM, PROMPT_TOKENS, PADDED_TOKENS = 256, 40, 512
 SEED = 7

@@ -29,7 +29,7 @@ from omni_server import OmniServer, deploy_config, environment, omni_server  # n
 from realtime import Chunk, realtime_client  # noqa: E402
 from tiny_checkpoint import write_tiny_checkpoints  # noqa: E402
 
-from helios_serve.entrypoints.arguments import size, steps  # noqa: E402
+from helios_serve.entrypoints.cli.arguments import size, steps  # noqa: E402
 
 STREAMING = ("--step-execution", "--diffusion-streaming-output")
 

@@ -15,7 +15,7 @@ from helios_serve.errors import HeliosError, InvalidRequestError
 
 logger = logging.getLogger("helios_serve")
 
-TELLING = (HeliosError, OSError, RuntimeError, MemoryError, ArithmeticError)
+SAFE_MESSAGES = (HeliosError, OSError, RuntimeError, MemoryError, ArithmeticError)
 """Errors whose messages are about the machine, or are our own; not those about a request."""
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -36,7 +36,9 @@ class DiscreetFormatter(logging.Formatter):
         error = ei[1]
         while error is not None:
             name = type(error).__name__
-            is_told = isinstance(error, TELLING) and not isinstance(error, InvalidRequestError)
+            is_told = isinstance(error, SAFE_MESSAGES) and not isinstance(
+                error, InvalidRequestError
+            )
             said = f"{name}: {error}" if is_told else name
             frames = traceback.format_tb(error.__traceback__)
             lines = [*frames, f"{said}\n", *(["which led to\n"] if lines else []), *lines]
@@ -46,14 +48,14 @@ class DiscreetFormatter(logging.Formatter):
 
 def show_logs(level: int = logging.INFO) -> None:
     """Write records of `level` and above to standard error, once each."""
-    logger.handlers = [shown()]
+    logger.handlers = [stderr_handler()]
     logger.setLevel(level)
     logger.propagate = False
 
 
 def show_all_logs() -> None:
     """Show warnings of libraries in the same way: those that Python shows by itself say all."""
-    logging.getLogger().handlers = [shown()]
+    logging.getLogger().handlers = [stderr_handler()]
     threading.excepthook = log_thread
 
 
@@ -62,7 +64,7 @@ def log_thread(failed: threading.ExceptHookArgs) -> None:
     logger.error("thread %s failed", name, exc_info=failed.exc_value)
 
 
-def shown() -> logging.Handler:
+def stderr_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(DiscreetFormatter("helios-serve: %(message)s"))
     return handler

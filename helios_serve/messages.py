@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.sampling_params import Frames, OutputKind, PromptWeight, VideoRequest
+from helios_serve.size import Size
+from helios_serve.video_request import Frames, OutputKind, PromptWeight, VideoRequest
 
 NULL_BLOCK = 0
 """Block 0 of every history pool holds zeros and is never written."""
@@ -92,7 +93,7 @@ class DecodeTask(msgspec.Struct, frozen=True, tag=True):
     num_frames: int
     fps: int
     output: OutputKind
-    shown_size: tuple[int, int] | None = None
+    shown_size: Size | None = None
 
 
 class NewSession(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class TransformerConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_attention_heads * self.attention_head_dim
 
 
-class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+class SamplerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`scheduler/scheduler_config.json`; `solver` joins its class and its scheduler_type."""
 
     solver: Literal["unipc", "euler", "dmd"]
@@ -77,7 +77,7 @@ class HeliosConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     variant: Variant
     transformer: TransformerConfig
-    scheduler: SchedulerConfig
+    scheduler: SamplerConfig
     cfg_zero_star: bool = False
 
     @property
@@ -160,3 +160,16 @@ class Geometry(msgspec.Struct, frozen=True):
 def num_chunks(num_frames: int) -> int:
     """Chunks that make at least `num_frames` pixel frames."""
     return max(1, -(-num_frames // CHUNK_FRAMES))
+
+
+class ChunkFrames(NamedTuple):
+    """`length` frames from frame `first` of the video on."""
+
+    first: int
+    length: int
+
+
+def frames_of_chunk(num_frames: int, chunk: int) -> ChunkFrames:
+    """The frames that `chunk` has of a video of `num_frames`; the last chunk may be shorter."""
+    first = chunk * CHUNK_FRAMES
+    return ChunkFrames(first, min(CHUNK_FRAMES, num_frames - first))

@@ -8,13 +8,13 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from helios_serve.config import Quantization
 from helios_serve.errors import CheckpointError
 from helios_serve.model_config import LATENT_CHANNELS, HeliosConfig
 from helios_serve.model_executor.models.helios.config import read_json
 from helios_serve.model_executor.models.helios.fp8 import quantize_layers, quantize_weight
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.weights import Component
+from helios_serve.options.workers import Quantization
 
 PATCH_KERNELS = {
     "patch_embedding": (1, 2, 2),

@@ -30,7 +30,7 @@ class LayerStream:
         ]
         for layer, names in enumerate(layers):
             place(module, dict(zip(names, self._place(layer), strict=True)))
-        self._lane = Lane(device)
+        self._lane = CopyStream(device)
         self._held: list[int | None] = [None] * len(self.places)
         self._copied: list[torch.Event | None] = [None] * len(self.places)
 
@@ -60,7 +60,7 @@ class LayerStream:
             self._copied[index] = self._lane.copy(self._place(layer), self.hosts[layer])
 
 
-class Lane:
+class CopyStream:
     """A stream of copies beside the stream that works; a CPU has none and copies at once."""
 
     def __init__(self, device: torch.device) -> None:
@@ -83,7 +83,7 @@ class Lane:
             torch.accelerator.current_stream(self.device).wait_event(copied)
 
 
-class Guest:
+class OnDevice:
     """A module that lives on the host, and is on the device only within `with`."""
 
     def __init__(self, module: nn.Module, names: Sequence[str], device: torch.device) -> None:

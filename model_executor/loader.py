@@ -10,7 +10,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
-from helios_serve.config import ROLES, DecodeDtype, Quantization, Role
 from helios_serve.errors import CheckpointError, DeviceError, InvalidRequestError
 from helios_serve.logger import logger
 from helios_serve.model_config import Geometry, HeliosConfig
@@ -22,14 +21,15 @@ from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
 from helios_serve.model_executor.models.published import published_checkpoint
 from helios_serve.model_executor.models.text_encoder import TextEncoder
 from helios_serve.model_executor.models.vae import Vae, put_channels_last
-from helios_serve.model_executor.offload import Home
+from helios_serve.model_executor.offload import WeightPlacement
 from helios_serve.model_executor.weights import (
     fill_random,
     find_sources,
     kept_bytes,
     stream_weights,
 )
-from helios_serve.sampling_params import check_size, parse_size
+from helios_serve.options.workers import ROLES, DecodeDtype, Quantization, Role
+from helios_serve.size import check_size, parse_size
 
 LoadFormat = Literal["auto", "dummy"]
 
@@ -102,7 +102,10 @@ def load_checkpoint(
     built = build_parts(folder, config, dtype, quantization, DTYPES[decode_dtype])
     parts = {name: part for name, part in built.items() if name in needed}
     tokenizer = load_tokenizer(folder) if "text_encoder" in parts else None
-    homes = {name: Home(name, kept_bytes(*part), device, offload) for name, part in parts.items()}
+    homes = {
+        name: WeightPlacement(name, kept_bytes(*part), device, offload)
+        for name, part in parts.items()
+    }
     shown = ", ".join(f"{name} {home.device_bytes / 1e9:.1f} GB" for name, home in homes.items())
     logger.info("%s: %s of weights on %s", checkpoint.name, shown, device)
     try:
@@ -159,7 +162,7 @@ def check_compilation(
 
 
 def fill(
-    parts: dict[str, Part], homes: dict[str, Home], device: torch.device, *, dummy: bool
+    parts: dict[str, Part], homes: dict[str, WeightPlacement], device: torch.device, *, dummy: bool
 ) -> None:
     """Give every part its weights, from files that are all checked first, or random ones."""
     sources = {} if dummy else {name: find_sources(*part) for name, part in parts.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_serve.model_executor.host_memory import HostMemory
-from helios_serve.model_executor.layer_stream import PLACES, Guest, LayerStream
+from helios_serve.model_executor.layer_stream import PLACES, LayerStream, OnDevice
 from helios_serve.model_executor.weights import Component
 
 LAYER = re.compile(r"((?:blocks|encoder\.block)\.\d+)\.(.+)")
@@ -26,7 +26,7 @@ Layers = dict[str, list[str]]
 """Names of the tensors of each layer, by the layer's own name."""
 
 
-class Placement(NamedTuple):
+class TensorPlacement(NamedTuple):
     """Where the tensors of one part of the model are, by their names.
 
     Layers of `streamed` take turns on the device, each series by itself; `guests` are there while
@@ -51,9 +51,9 @@ class Placement(NamedTuple):
         return sum(sizes[name] for names in layers.values() for name in names)
 
 
-def place_part(part: str, names: Iterable[str]) -> Placement:
+def place_part(part: str, names: Iterable[str]) -> TensorPlacement:
     """Where the tensors called `names`, in the order of their layers, of a part go."""
-    placement = Placement({}, [], [], [])
+    placement = TensorPlacement({}, [], [], [])
     for name in names:
         if part == "vae":
             placement.guests.append(name)
@@ -67,7 +67,7 @@ def place_part(part: str, names: Iterable[str]) -> Placement:
     return placement
 
 
-class Home:
+class WeightPlacement:
     """Where one part's weights are while they are loaded and from then on.
 
     `sizes` are their bytes by their names. Without `offload` all of them are on the device.
@@ -77,7 +77,9 @@ class Home:
         self, part: str, sizes: Mapping[str, int], device: torch.device, offload: bool
     ) -> None:
         self.device = device
-        self.placement = place_part(part, sizes) if offload else Placement({}, [], [*sizes], [])
+        self.placement = (
+            place_part(part, sizes) if offload else TensorPlacement({}, [], [*sizes], [])
+        )
         self.device_bytes = self.placement.device_bytes(sizes)
         self._residents = set(self.placement.residents)
         self._hosted = set(self.placement.hosted)
@@ -107,7 +109,7 @@ class Home:
                     stream.enter_before(module.get_submodule(user), number)
         if not self.placement.guests:
             return nullcontext()
-        return Guest(module, self.placement.guests, self.device)
+        return OnDevice(module, self.placement.guests, self.device)
 
     def _keep(self, name: str, tensor: Tensor) -> Tensor:
         if name in self._residents:

@@ -21,11 +21,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
-    from tiny_checkpoint import write_tiny_checkpoints
 
-from models import load_model
+    from tests.support.tiny_checkpoint import write_tiny_checkpoints
 
 from helios_serve.model_executor.loader import LoadedModel
+from tests.support.models import load_model
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
 # that they start.

@@ -3,9 +3,32 @@
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.session import Session
-from helios_serve.errors import CapacityError
+from helios_serve.errors import CapacityError, InvalidRequestError, NotAllowedError
+from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from helios_serve.size import Size
+from helios_serve.video_request import VideoRequest
+
+
+def check_allowed(request: VideoRequest, tenant: TenantConfig) -> None:
+    """Raise unless the request's tenant may use its tier and its size.
+
+    Raises NotAllowedError for the tier and InvalidRequestError for the size.
+    """
+    if tenant.tiers is not None and request.tier not in tenant.tiers:
+        raise NotAllowedError(
+            f"got service_tier {request.tier}, expected one that tenant {request.tenant} may "
+            f"use: {', '.join(tenant.tiers)}",
+            code="tier_not_allowed",
+            param="service_tier",
+        )
+    size = request.shown_size or Size(request.params.width, request.params.height)
+    if tenant.sizes is not None and str(size) not in tenant.sizes:
+        raise InvalidRequestError(
+            f"got size {size}, expected one that tenant {request.tenant} may use: "
+            f"{', '.join(tenant.sizes)}",
+            param="size",
+        )
 
 
 class Admission:

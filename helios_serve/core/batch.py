@@ -1,14 +1,14 @@
 """Sessions that take a step together."""
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.session import Session
 from helios_serve.core.worker_state import WorkerState
+from helios_serve.options.scheduling import SchedulingConfig
 
 MAX_PASSED_OVER = 8
 """Sessions that do not fit a batch and are looked past, at most."""
 
 
-class Batch:
+class StepBatch:
     """Filled to the token budget; `cost` is that of the step, in FLOPs."""
 
     def __init__(self, config: SchedulingConfig) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from helios_serve.model_config import PATCH_DIM, Geometry, HeliosConfig, TransformerConfig
-from helios_serve.sampling_params import ResolvedParams
+from helios_serve.options.sampling import ResolvedParams
 
 TYPICAL_PROMPT_TOKENS = 64
 """Keys of a prompt, its padding collapsed; cross-attention is a percent of a step at most."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.session import Session
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import CapacityError, InvalidRequestError
+from helios_serve.options.scheduling import SchedulingConfig
 
 
 class Placement:
@@ -52,8 +52,8 @@ class Placement:
         One that holds the session's history for its kin comes first.
         """
         fits = [worker for worker in workers if worker.has_room(session)]
-        if session.kin:
-            fits = [worker for worker in fits if worker.find_kin(session)] or fits
+        if session.siblings:
+            fits = [worker for worker in fits if worker.find_sibling(session)] or fits
         if session.is_priority:
             share = self.config.realtime_share
             fits = [worker for worker in fits if worker.keeps_up(session, share)] or fits

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.admission import Admission
-from helios_serve.core.batch import Batch
+from helios_serve.core.batch import StepBatch
 from helios_serve.core.placement import Placement
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.waiting_room import WaitingRoom
@@ -20,6 +19,7 @@ from helios_serve.messages import (
     Snapshot,
     StepCursor,
 )
+from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 
 
 class SchedulerStats(NamedTuple):
@@ -119,7 +119,7 @@ class Scheduler:
         worker = self.workers[worker_id]
         if (suspect := worker.take_suspect()) is not None:
             return SchedulerOutput(new_sessions=(suspect,), finished=worker.take_closing())
-        batch = Batch(self.config)
+        batch = StepBatch(self.config)
         batch.fill(worker)
         steps = tuple(self._plan(session, worker) for session in batch.sessions)
         if steps:

@@ -9,7 +9,8 @@ from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.realtime import PlaybackClock
 from helios_serve.messages import EncodedPrompt, Snapshot, StepCursor
 from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
-from helios_serve.sampling_params import PromptSwitch, PromptWeight, VideoRequest, prompt_weights
+from helios_serve.options.sampling import PromptSwitch
+from helios_serve.video_request import PromptWeight, VideoRequest, prompt_weights
 
 PADDING_ROWS = 4
 """Text rows, at most, that stand for a prompt's padding."""
@@ -37,7 +38,7 @@ class Session:
     `cursor` is the next step to plan. Plans do not wait for results, so it runs ahead of what
     workers have done by the session's `in_flight` steps; `snapshot` is where it can be taken up
     again, if not at its beginning. A session that `is_leaving` gives its blocks back at the next
-    chunk edge. It begins no chunk from `chunk_limit` on. `kin` names sessions
+    chunk edge. It begins no chunk from `chunk_limit` on. `siblings` names sessions
     that begin with the same history.
     """
 
@@ -48,11 +49,11 @@ class Session:
         *,
         arrival: float,
         snapshot: Snapshot | None = None,
-        kin: tuple[str, ...] = (),
+        siblings: tuple[str, ...] = (),
     ) -> None:
         request.check_inputs()
         self.request = request
-        self.kin = kin
+        self.siblings = siblings
         self.config = config
         self.params = request.params.resolve(config)
         self.geometry = Geometry(request.params.height, request.params.width)

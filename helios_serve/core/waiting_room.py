@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.session import Session
+from helios_serve.options.scheduling import SchedulingConfig
 
 
 class WaitingRoom:

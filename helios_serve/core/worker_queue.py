@@ -3,9 +3,9 @@
 import heapq
 from itertools import count
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.session import Session
+from helios_serve.options.scheduling import SchedulingConfig
 
 
 class WorkerQueue:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_queue import WorkerQueue
 from helios_serve.messages import ChunkBlocks, NewSession, ScheduledStep
+from helios_serve.options.scheduling import SchedulingConfig
 
 RATE_MEMORY = 0.9
 """How much of the sums behind the rate a new measurement leaves."""
@@ -115,12 +115,12 @@ class WorkerState:
         if session.is_priority:
             self.realtime_load -= session.cost_rate
 
-    def find_kin(self, session: Session) -> Session | None:
+    def find_sibling(self, session: Session) -> Session | None:
         """A session whose history here is the one that `session` begins with."""
-        for name in session.kin:
-            relative = self.queue.sessions.get(name)
-            if relative is not None and relative.at_snapshot and session.continues(relative):
-                return relative
+        for name in session.siblings:
+            sibling = self.queue.sessions.get(name)
+            if sibling is not None and sibling.at_snapshot and session.continues(sibling):
+                return sibling
         return None
 
     def open_history(self, session: Session) -> NewSession:
@@ -130,12 +130,12 @@ class WorkerState:
         them itself may fail or be gone before it does.
         """
         name, snapshot = session.session_id, session.snapshot
-        relative = self.find_kin(session)
-        if relative is None:
+        sibling = self.find_sibling(session)
+        if sibling is None:
             blocks = self.history.open(name, session.geometry, initial_frames=session.edge_frames)
         else:
-            blocks = self.history.fork(relative.session_id, name)
-            if relative.placed_chunk < relative.edge_chunk:
+            blocks = self.history.fork(sibling.session_id, name)
+            if sibling.placed_chunk < sibling.edge_chunk:
                 assert snapshot is not None, f"{name} has kin but no snapshot"
                 snapshot = msgspec.structs.replace(snapshot, anchor=b"", frames=b"")
                 blocks = ChunkBlocks((), ())

@@ -1,1 +1,1 @@
-"""What people touch: the command line and the Python API."""
+"""What users touch: the HTTP API and the command line."""

@@ -6,16 +6,17 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from helios_serve.config import ROLES
-from helios_serve.engine.async_engine import AsyncEngine
-from helios_serve.engine.core import EngineStats
-from helios_serve.engine.feed import VideoChunk
 from helios_serve.engine.launch import launch
+from helios_serve.engine.loop.engine_core import EngineStats
+from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.errors import EngineDeadError
 from helios_serve.integrations.settings import EngineSettings
 from helios_serve.messages import Snapshot
 from helios_serve.model_config import HeliosConfig
-from helios_serve.sampling_params import PromptSwitch, VideoRequest
+from helios_serve.options.sampling import PromptSwitch
+from helios_serve.options.workers import ROLES
+from helios_serve.video_request import VideoRequest
 
 Result = TypeVar("Result")
 

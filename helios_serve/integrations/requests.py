@@ -5,11 +5,11 @@ from typing import Any
 
 import msgspec
 
-from helios_serve.config import default_size
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.pixels import frames_from
 from helios_serve.model_config import HeliosConfig
-from helios_serve.sampling_params import Frames, SamplingParams, VideoRequest, check_references
+from helios_serve.options.sampling import SamplingParams, default_size
+from helios_serve.video_request import Frames, VideoRequest, check_references
 
 SYNONYMS = {"pyramid_num_inference_steps_list": "steps"}
 """Names of diffusers and of other servers, where they are not ours."""

@@ -5,16 +5,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from helios_serve.config import (
-    DecodeDtype,
-    Quantization,
-    SchedulingConfig,
-    SizeName,
-    WorkerGroup,
-    groups_for,
-)
 from helios_serve.engine.launch import ExecutorKind
 from helios_serve.errors import InvalidRequestError
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.workers import DecodeDtype, Quantization, WorkerGroup, groups_for
+from helios_serve.size import SizeName
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,7 +26,7 @@ from helios_serve.media.decode_job import (
     packed,
 )
 from helios_serve.media.references import Reference
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 NUM_PROCESSES = 2
 MAX_WAITING = 32

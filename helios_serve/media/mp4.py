@@ -20,7 +20,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 TICKS_PER_FRAME = 512
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"}

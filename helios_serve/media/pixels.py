@@ -10,7 +10,7 @@ from PIL import Image
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
 from helios_serve.media.references import TAIL_FRAMES, check_length, fit, load_reference
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 EXPECTED = (
     "a path, a PIL image, an array or tensor (..., height, width, 3) of uint8 or of floats from "

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
 from helios_serve.model_config import CHUNK_FRAMES, CHUNK_LATENTS, HISTORY_FRAMES
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import msgspec
 
-from helios_serve.sampling_params import Frames, VideoRequest
 from helios_serve.store.files import read_struct, write_struct
 from helios_serve.store.folders import JobFolders
 from helios_serve.store.jobs import StoredJob
+from helios_serve.video_request import Frames, VideoRequest
 
 MEDIA = "media.msgpack"
 

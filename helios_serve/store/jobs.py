@@ -10,9 +10,9 @@ from typing import Literal
 import msgspec
 
 from helios_serve.errors import StorageError
-from helios_serve.sampling_params import VideoRequest
 from helios_serve.store.database import Database, Value
 from helios_serve.store.usage import USAGE_TABLE, DayUsage, UsageTable
+from helios_serve.video_request import VideoRequest
 
 EndStatus = Literal["completed", "failed", "cancelled"]
 JobStatus = Literal["queued", "in_progress"] | EndStatus

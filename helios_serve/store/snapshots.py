@@ -8,7 +8,7 @@ from helios_serve.store.folders import JobFolders, list_folder
 from helios_serve.store.jobs import StoredJob
 
 
-class Kept(msgspec.Struct, frozen=True):
+class ResumePoint(msgspec.Struct, frozen=True):
     """What a video goes on from.
 
     `tail` is the final latents of the chunk before `snapshot.chunk`: where the video's end was cut
@@ -22,13 +22,13 @@ class Kept(msgspec.Struct, frozen=True):
 class SnapshotStore(JobFolders):
     """One file a snapshot, named by the chunk at which it goes on."""
 
-    def put(self, job_id: str, kept: Kept) -> None:
+    def put(self, job_id: str, resume_point: ResumePoint) -> None:
         """Durable when it returns."""
-        write_struct(self.folder(job_id) / snapshot_name(kept.snapshot.chunk), kept)
+        write_struct(self.folder(job_id) / snapshot_name(resume_point.snapshot.chunk), resume_point)
 
-    def get(self, job_id: str, chunk: int) -> Kept:
+    def get(self, job_id: str, chunk: int) -> ResumePoint:
         """Raises StorageError if it is missing or damaged."""
-        return read_struct(self.folder(job_id) / snapshot_name(chunk), Kept)
+        return read_struct(self.folder(job_id) / snapshot_name(chunk), ResumePoint)
 
     def delete_others(self, job_id: str, keep_chunk: int) -> None:
         """Delete all snapshots of a job but one."""

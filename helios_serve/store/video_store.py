@@ -14,15 +14,15 @@ from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
 from helios_serve.logger import logger
 from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
-from helios_serve.sampling_params import VideoRequest
 from helios_serve.store.database import Database
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
 from helios_serve.store.folders import list_folder
 from helios_serve.store.inputs import InputStore
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
 from helios_serve.store.segments import SegmentStore
-from helios_serve.store.snapshots import Kept, SnapshotStore
+from helios_serve.store.snapshots import ResumePoint, SnapshotStore
 from helios_serve.store.usage import DayUsage
+from helios_serve.video_request import VideoRequest
 
 DATABASE = "jobs.sqlite3"
 
@@ -30,13 +30,13 @@ DATABASE = "jobs.sqlite3"
 class Unfinished(msgspec.Struct, frozen=True):
     """A job to be taken up again at `next_chunk`; those from `first_chunk` on are committed.
 
-    From `kept` if there is something, in which case `request` comes without its reference. Where
-    `next_chunk` is behind the last chunk, only the job's end has not been entered; where it is the
-    chunk before that of `kept`, its tail comes first.
+    It resumes from `resume_point` if there is one; `request` then has no reference. If `next_chunk`
+    is the number of chunks, only the job's end is missing. If it is the chunk before that of
+    `resume_point`, the tail is delivered first.
     """
 
     request: VideoRequest
-    kept: Kept | None
+    resume_point: ResumePoint | None
     first_chunk: int
     next_chunk: int
 
@@ -75,15 +75,15 @@ class VideoStore:
         request: VideoRequest,
         *,
         num_chunks: int,
-        kept: Kept | None = None,
-        behind: str | None = None,
+        resume_point: ResumePoint | None = None,
+        extends: str | None = None,
         frames_per_day: int | None = None,
     ) -> None:
         """Store a new job; durable when it returns.
 
-        It starts from `kept`, if given, and with the chunk of its tail, if there is one. Chunks of
-        the job `behind` which it goes on, up to there, are its own too. Raises InvalidRequestError
-        if there is a job of that id, or CapacityError if its tenant may not have so many frames.
+        It starts from `resume_point`, if given, and with the chunk of its tail, if there is one. It
+        shares the earlier chunks of the job that it `extends`. Raises InvalidRequestError if the
+        id is in use, and CapacityError if its tenant may not have so many frames.
         """
         job_id = request.request_id
         with self._lock(job_id):
@@ -93,7 +93,7 @@ class VideoStore:
                 )
             self._delete_files(job_id)  # an earlier job's, if deleting them failed
             try:
-                self._add(request, num_chunks, kept, behind, frames_per_day)
+                self._add(request, num_chunks, resume_point, extends, frames_per_day)
             except HeliosError:
                 self._delete_files(job_id)
                 raise
@@ -103,14 +103,19 @@ class VideoStore:
         self._jobs.update_request(request)
 
     def commit(
-        self, job_id: str, chunk: int, segment: Segment, kept: Kept, device_seconds: float = 0.0
+        self,
+        job_id: str,
+        chunk: int,
+        segment: Segment,
+        resume_point: ResumePoint,
+        device_seconds: float = 0.0,
     ) -> bool:
         """Store a finished chunk and where its job stands behind it; durable when it returns.
 
         False if the job is not wanted any more, in which case nothing is stored. A chunk that is
         committed already stays as it is. What a failed commit leaves is replaced by the next try.
         """
-        assert kept.snapshot.chunk == chunk + 1
+        assert resume_point.snapshot.chunk == chunk + 1
         with self._lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.status in ("cancelled", "failed"):
@@ -120,7 +125,7 @@ class VideoStore:
             assert chunk == job.next_chunk, f"chunk {chunk} in place of {job.next_chunk}"
             assert not job.is_finished, f"chunk {chunk} of a job that is {job.status}"
             self._segments.put(job_id, chunk, segment)
-            self._snapshots.put(job_id, kept)
+            self._snapshots.put(job_id, resume_point)
             left = max(0, job.request.params.num_frames - CHUNK_FRAMES * (chunk + 1))
             self._jobs.advance(job_id, chunk, frames_left=left, device_seconds=device_seconds)
             self._snapshots.delete_others(job_id, keep_chunk=chunk + 1)
@@ -172,7 +177,7 @@ class VideoStore:
         waiting = [job.id for job in self._jobs.unfinished() if job.id not in but]
         return [item for job_id in waiting if (item := self._recover(job_id)) is not None]
 
-    def kept(self, job_id: str) -> Kept | None:
+    def resume_point(self, job_id: str) -> ResumePoint | None:
         """What a job goes on from; None before its first chunk, unless it was accepted with it."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
@@ -227,19 +232,19 @@ class VideoStore:
         self,
         request: VideoRequest,
         num_chunks: int,
-        kept: Kept | None,
-        behind: str | None,
+        resume_point: ResumePoint | None,
+        extends: str | None,
         frames_per_day: int | None,
     ) -> None:
         self._inputs.put(request)
-        if kept is None:
+        if resume_point is None:
             self._jobs.add(request, num_chunks=num_chunks, frames_per_day=frames_per_day)
             return
-        self._snapshots.put(request.request_id, kept)
-        chunk = kept.snapshot.chunk
-        first = coming = chunk if kept.tail is None else chunk - 1
+        self._snapshots.put(request.request_id, resume_point)
+        chunk = resume_point.snapshot.chunk
+        first = coming = chunk if resume_point.tail is None else chunk - 1
         before = CHUNK_FRAMES * coming
-        parent = None if behind is None else self._jobs.get(behind)
+        parent = None if extends is None else self._jobs.get(extends)
         if parent is not None and parent.first_chunk < coming:
             before, first = parent.request.params.num_frames, parent.first_chunk
             self._segments.share(request.request_id, parent.id, range(first, coming))
@@ -267,8 +272,8 @@ class VideoStore:
 
     def _load(self, job: StoredJob) -> Unfinished:
         if job.kept_chunk is not None:
-            kept = self._snapshots.get(job.id, job.kept_chunk)
-            return Unfinished(job.request, kept, job.first_chunk, job.next_chunk)
+            resume_point = self._snapshots.get(job.id, job.kept_chunk)
+            return Unfinished(job.request, resume_point, job.first_chunk, job.next_chunk)
         return Unfinished(self._whole_request(job), None, job.first_chunk, job.next_chunk)
 
     def _whole_request(self, job: StoredJob) -> VideoRequest:

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple, Protocol
 
-from helios_serve.config import WorkerConfig
 from helios_serve.messages import WorkerCommand, WorkerEvent
+from helios_serve.options.workers import WorkerConfig
 
 
 class Received(NamedTuple):

@@ -4,7 +4,6 @@ import itertools
 import threading
 from collections.abc import Callable
 
-from helios_serve.config import WorkerConfig
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger
 from helios_serve.messages import WorkerCommand, WorkerDied
@@ -13,6 +12,7 @@ from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.worker.commands import Commands
 from helios_serve.model_executor.worker.group import check_thread
 from helios_serve.model_executor.worker.worker import Emit, Worker, load_worker
+from helios_serve.options.workers import WorkerConfig
 
 MakeWorker = Callable[[WorkerConfig, Emit], Worker]
 

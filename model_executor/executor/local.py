@@ -14,7 +14,6 @@ from multiprocessing.process import BaseProcess
 
 import msgspec
 
-from helios_serve.config import WorkerConfig
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger, show_logs
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
@@ -22,6 +21,7 @@ from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.exit_status import how_it_ended
 from helios_serve.model_executor.worker.commands import Commands
+from helios_serve.options.workers import WorkerConfig
 
 STOP_SECONDS = 10.0
 

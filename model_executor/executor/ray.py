@@ -17,13 +17,13 @@ from ray.exceptions import ActorUnavailableError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from helios_serve.config import Resources, WorkerConfig
 from helios_serve.errors import HeliosError
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.executor.ray_connection import CONNECTION
 from helios_serve.model_executor.executor.ray_worker import RayWorker
+from helios_serve.options.workers import Resources, WorkerConfig
 
 KINDS = ("CPU", "GPU")
 COMMANDS, EVENTS = "commands", "events"
@@ -38,7 +38,7 @@ seconds, since a placement group's `wait` cuts off what is behind the point."""
 REASON_LENGTH = 200
 
 
-class Place(NamedTuple):
+class RayPlacement(NamedTuple):
     """Where an actor runs."""
 
     node_id: str
@@ -55,7 +55,7 @@ class Handle:
         self.config = config
         self.group = group
         self.inbox = inbox
-        self.place: Place | None = None
+        self.place: RayPlacement | None = None
         self.is_cut_off = False
         """Whether the connection to it broke while Ray knows of no death: its node is gone."""
         self._actor: Any = None
@@ -139,7 +139,7 @@ class Handle:
         where = self._actor.where.remote()
         if not self._wait(lambda: ray.wait([where], timeout=LOOK_SECONDS)[0], deadline):
             raise HeliosError(f"its process did not start within {PLACEMENT_SECONDS:g} s")
-        self.place = Place(*ray.get(where))
+        self.place = RayPlacement(*ray.get(where))
 
     def _end_placing(self) -> None:
         with self._lock:
@@ -195,7 +195,7 @@ class RayExecutor:
         place = self.place(worker_id)
         return "no node yet" if place is None else f"node {place.node_id[:8]} process {place.pid}"
 
-    def place(self, worker_id: str) -> Place | None:
+    def place(self, worker_id: str) -> RayPlacement | None:
         """Where the worker runs, once it has a process."""
         return self._handles[worker_id].place
 

@@ -7,11 +7,11 @@ import threading
 import msgspec
 import ray
 
-from helios_serve.config import WorkerConfig
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger, show_logs
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.worker.commands import Commands
+from helios_serve.options.workers import WorkerConfig
 
 POLL_SECONDS = 10.0
 

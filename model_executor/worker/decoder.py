@@ -8,7 +8,7 @@ from helios_serve.media.references import fit_frames
 from helios_serve.messages import ChunkDecoded, DecodeTask
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.tensors import as_bytes, as_tensor
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 
 class ChunkDecoder:

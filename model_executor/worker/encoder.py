@@ -17,7 +17,7 @@ from helios_serve.model_executor.models.text_encoder import TextEncoder
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.history_pool import tile_rows
 from helios_serve.model_executor.worker.tensors import as_bytes, as_data
-from helios_serve.sampling_params import Frames, VideoRequest
+from helios_serve.video_request import Frames, VideoRequest
 
 
 class InputEncoder:

@@ -20,12 +20,12 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from helios_serve.config import WorkerConfig
 from helios_serve.errors import DeviceError
 from helios_serve.messages import RunnerOutput, SchedulerOutput, WorkerDied
 from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.exit_status import how_it_ended
 from helios_serve.model_executor.models.helios.exchange import Ranks
+from helios_serve.options.workers import WorkerConfig
 
 TELL_SECONDS = 1.0
 """For the engine to hear why a worker ends, before it does."""

@@ -33,7 +33,7 @@ from helios_serve.model_executor.models.helios.conditioning import (
     block_noise_factor,
     draw_chunk_noise,
 )
-from helios_serve.model_executor.models.helios.inputs import Segment, TextContext
+from helios_serve.model_executor.models.helios.inputs import PackSegment, TextContext
 from helios_serve.model_executor.models.helios.lora import LoraAdapter
 from helios_serve.model_executor.models.helios.samplers import (
     SamplerState,
@@ -47,7 +47,7 @@ from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.model_executor.worker.prompt_reader import PromptReader
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
 from helios_serve.model_executor.worker.tensors import as_data, as_tensor, dtype_name
-from helios_serve.sampling_params import PromptWeight, VideoRequest
+from helios_serve.video_request import PromptWeight, VideoRequest
 
 MAX_ADAPTERS = 8
 """LoRA adapters kept for the next session that names them."""
@@ -278,7 +278,7 @@ class ModelRunner:
             parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
             return [flow for part in parts for flow in self._flows(part)]
 
-    def _forward(self, segments: Sequence[Segment]) -> Tensor:
+    def _forward(self, segments: Sequence[PackSegment]) -> Tensor:
         started = time.perf_counter()
         if (ranks := self.transformer.ranks) is not None:
             ranks.check_same([(item.timestep, item.rope.places.shape) for item in segments])

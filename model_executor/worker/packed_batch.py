@@ -8,13 +8,13 @@ from torch import Tensor
 
 from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.models.helios.embeddings import make_rope
-from helios_serve.model_executor.models.helios.inputs import Segment
+from helios_serve.model_executor.models.helios.inputs import PackSegment
 from helios_serve.model_executor.models.helios.samplers import guide
 from helios_serve.model_executor.models.helios.schedule import DenoiseStep
 from helios_serve.model_executor.worker.history_pool import HistoryPool
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
 
-Transformer = Callable[[Sequence[Segment]], Tensor]
+Transformer = Callable[[Sequence[PackSegment]], Tensor]
 """Flow rows of some segments, end to end."""
 
 
@@ -48,7 +48,7 @@ class PackedBatch:
             parts = list(torch.split(transformer(self.segments), sizes))
         return [self._guided(job, parts) for job in self.jobs]
 
-    def _segments_of(self, job: Job, pool: HistoryPool) -> list[Segment]:
+    def _segments_of(self, job: Job, pool: HistoryPool) -> list[PackSegment]:
         session, chunk = job.session, job.chunk
         texts = [chunk.prompt] if chunk.negative is None else [chunk.prompt, chunk.negative]
         noise = chunk.sampler.latents
@@ -61,7 +61,7 @@ class PackedBatch:
             noise.device,
         )
         return [
-            Segment(history, noise, rope, job.step.timestep, text, session.adapter)
+            PackSegment(history, noise, rope, job.step.timestep, text, session.adapter)
             for text in texts
         ]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from helios_serve.model_executor.models.helios.inputs import TextContext
 from helios_serve.model_executor.models.helios.lora import LoraAdapter
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
-from helios_serve.sampling_params import PromptWeight
+from helios_serve.video_request import PromptWeight
 
 Key = tuple[tuple[PromptWeight, ...], int, LoraAdapter | None]
 

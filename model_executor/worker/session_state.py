@@ -12,7 +12,7 @@ from helios_serve.model_executor.models.helios.lora import LoraAdapter
 from helios_serve.model_executor.models.helios.samplers import SamplerState
 from helios_serve.model_executor.models.helios.schedule import StageSchedule, denoise_schedule
 from helios_serve.model_executor.worker.noise_stream import NoiseStream
-from helios_serve.sampling_params import ResolvedParams
+from helios_serve.options.sampling import ResolvedParams
 
 
 @dataclass

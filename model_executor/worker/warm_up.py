@@ -22,7 +22,8 @@ from helios_serve.model_config import CHUNK_LATENTS, WINDOW_FRAMES, Geometry, He
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_data
-from helios_serve.sampling_params import PromptWeight, SamplingParams, VideoRequest
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.video_request import PromptWeight, VideoRequest
 
 SIZE = (128, 64)
 """Width and height; kernels are made for a model's widths, and any size will do."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from helios_serve.config import WorkerConfig
 from helios_serve.messages import (
     DecodeTask,
     EncodeTask,
@@ -32,6 +31,7 @@ from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.pace import Pace
 from helios_serve.model_executor.worker.side_thread import side_thread
 from helios_serve.model_executor.worker.warm_up import warm_up
+from helios_serve.options.workers import WorkerConfig
 
 Emit = Callable[[WorkerEvent], None]
 

@@ -1,10 +1,10 @@
 """What a step of the published model costs, beside figures counted from its architecture."""
 
 import pytest
-from scheduling import CONFIG
 
 from helios_serve.core.cost import forward_flops, stage_step_cost
 from helios_serve.model_config import Geometry
+from tests.support.scheduling import CONFIG
 
 SIZE = Geometry(384, 640)
 

@@ -3,7 +3,8 @@
 from collections import Counter
 
 import pytest
-from scheduling import SESSION_BLOCKS, World
+
+from tests.support.scheduling import SESSION_BLOCKS, World
 
 
 def repeated_steps(world: World) -> set[str]:

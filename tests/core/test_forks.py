@@ -1,9 +1,9 @@
 """Sessions that begin with the history of another one; the workers' books check what they see."""
 
 import pytest
-from scheduling import SESSION_BLOCKS, World
 
 from helios_serve.core.session import Session
+from tests.support.scheduling import SESSION_BLOCKS, World
 
 PARENT_CHUNKS = 6
 
@@ -58,7 +58,7 @@ def test_children_of_a_parent_that_is_gone_on_or_finished_share_with_each_other(
     snapshot = parent.snapshot
     world.run()
     for name in ("a", "b"):
-        world.add(name, snapshot=snapshot, kin=("parent", "a", "b"), chunks=5)
+        world.add(name, snapshot=snapshot, siblings=("parent", "a", "b"), chunks=5)
     assert world.scheduler.stats().used_blocks == 60 * (1 + 19)
     world.run()
     assert world.counts == {"parent": PARENT_CHUNKS, "a": 2, "b": 2}
@@ -93,7 +93,7 @@ def test_a_child_does_not_rely_on_a_sibling_that_may_never_be_opened() -> None:
     snapshot = parent.snapshot
     world.run()
     for name in ("a", "b"):
-        world.add(name, snapshot=snapshot, kin=("a", "b"), chunks=5)
+        world.add(name, snapshot=snapshot, siblings=("a", "b"), chunks=5)
     world.scheduler.abort("a")
     world.run()
     assert world.counts == {"parent": PARENT_CHUNKS, "b": 2}
@@ -133,7 +133,7 @@ def test_a_parent_that_is_at_another_chunk_is_no_help(is_back: bool) -> None:
         world.run_to(parent, 4, 0, 0)
     assert (parent.edge_chunk == 4) == is_back
     used = world.scheduler.stats().used_blocks
-    world.add("a", snapshot=snapshot, kin=("parent",), chunks=5)
+    world.add("a", snapshot=snapshot, siblings=("parent",), chunks=5)
     assert world.scheduler.stats().used_blocks == used + 60 * (1 + 19)
     world.run()
     assert world.counts == {"parent": PARENT_CHUNKS, "a": 2}
@@ -148,6 +148,6 @@ def test_a_stranger_with_the_parents_name_is_not_taken_for_it() -> None:
         pass
     stranger = world.add("parent", chunks=PARENT_CHUNKS, video=True)
     world.run_to_edge(stranger, 3)
-    world.add("a", snapshot=snapshot, kin=("parent",), chunks=5)
+    world.add("a", snapshot=snapshot, siblings=("parent",), chunks=5)
     world.run()
     assert world.counts["a"] == 2

@@ -1,10 +1,10 @@
 """Sessions whose prompts are still read, or whose reference is still encoded."""
 
 import pytest
-from scheduling import SESSION_BLOCKS, World, reference
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.errors import CapacityError
+from helios_serve.options.scheduling import SchedulingConfig
+from tests.support.scheduling import SESSION_BLOCKS, World, reference
 
 
 @pytest.mark.parametrize("video", [False, True])

@@ -5,11 +5,11 @@ import random
 from collections import Counter
 
 import pytest
-from scheduling import CONFIG, RATE, SESSION_BLOCKS, World, make_request
 
-from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError
+from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from tests.support.scheduling import CONFIG, RATE, SESSION_BLOCKS, World, make_request
 
 CHUNK_COST = Session(make_request("probe"), CONFIG, arrival=0.0).chunk_cost
 CHUNK_SECONDS = CHUNK_COST / RATE

@@ -6,11 +6,11 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scheduling import SESSION_BLOCKS, World
 
-from helios_serve.config import SchedulingConfig, TenantConfig
 from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError
+from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from tests.support.scheduling import SESSION_BLOCKS, World
 
 SIZES = [(640, 384), (128, 64), (192, 128)]
 BLOCKS = SESSION_BLOCKS * 2 + 1

@@ -3,10 +3,10 @@
 from collections import Counter
 
 import pytest
-from scheduling import CONFIG, World, make_request, read
 
 from helios_serve.core.session import Session
-from helios_serve.sampling_params import PromptSwitch
+from helios_serve.options.sampling import PromptSwitch
+from tests.support.scheduling import CONFIG, World, make_request, read
 
 
 def mixes(world: World, name: str) -> list[dict[str, float]]:

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from scheduling import CONFIG, RATE, World, make_request
 
-from helios_serve.config import SchedulingConfig, TenantConfig
+from helios_serve.core.admission import check_allowed
 from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError, NotAllowedError
+from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from tests.support.scheduling import CONFIG, RATE, World, make_request
 
 CHUNK_SECONDS = Session(make_request("probe"), CONFIG, arrival=0.0).chunk_cost / RATE
 EVERYONE = TenantConfig()
@@ -74,9 +75,9 @@ def test_tiers_and_sizes_are_those_that_are_allowed(
     tenant = TenantConfig(**limits)
     request = make_request("a", size=(384, 384), tier=tier, tenant="acme")
     with pytest.raises((NotAllowedError, InvalidRequestError)) as raised:
-        tenant.check(request)
+        check_allowed(request, tenant)
     assert code in (getattr(raised.value, "code", None), raised.value.param)
     assert "tenant acme may use: " in str(raised.value)
     usual = make_request("a", size=(640, 384), tier=tenant.tier_like("default"))
-    tenant.check(usual)
-    EVERYONE.check(request)
+    check_allowed(usual, tenant)
+    check_allowed(request, EVERYONE)

@@ -2,14 +2,14 @@
 
 import msgspec
 import pytest
-from scheduling import CONFIG, SESSION_BLOCKS, World, make_request, read
 
 from helios_serve.core.session import PADDING_ROWS, Session
-from helios_serve.model_config import HeliosConfig, SchedulerConfig
-from helios_serve.sampling_params import PromptSwitch
+from helios_serve.model_config import HeliosConfig, SamplerConfig
+from helios_serve.options.sampling import PromptSwitch
+from tests.support.scheduling import CONFIG, SESSION_BLOCKS, World, make_request, read
 
 MID: HeliosConfig = msgspec.structs.replace(
-    CONFIG, variant="mid", scheduler=SchedulerConfig(solver="unipc")
+    CONFIG, variant="mid", scheduler=SamplerConfig(solver="unipc")
 )
 
 

@@ -5,13 +5,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from models import load_model
-from ray_cluster import RayCluster  # first, since it sets what Ray reads when it is imported
-from service import CASES
 from torch import Tensor
-from videos import run_sessions
 
 from helios_serve.store.video_store import VideoStore
+from tests.support.models import load_model
+from tests.support.ray_cluster import (
+    RayCluster,  # first, since it sets what Ray reads when it is imported
+)
+from tests.support.service import CASES
+from tests.support.videos import run_sessions
 
 
 @pytest.fixture(scope="session")

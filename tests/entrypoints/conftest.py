@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from api import SHORT, openai
-from server import Server, running_server
+
+from tests.support.api import SHORT, openai
+from tests.support.server import Server, running_server
 
 FLAGS = ("--device", "cpu", "--batch-invariant", "--allowed-media-domains", "localhost,*.invalid")
 

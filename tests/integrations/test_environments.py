@@ -25,7 +25,7 @@ def test_a_video_is_made_beside_the_engine(name: str, engine: str, tmp_path: Pat
     python = Path(built.stdout.strip()) / "bin" / "python"
     program = (
         f"import {engine}\n"
-        "from helios_serve.entrypoints.cli import main\n"
+        "from helios_serve.entrypoints.cli.main import main\n"
         "raise SystemExit(main(['generate', 'x', '--num-frames', '33', '--output', 'x.mp4']))\n"
     )
     done = subprocess.run(

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from engines import request
 from torch import Tensor, cat, equal
 
-from helios_serve.engine.feed import VideoChunk
+from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
 from helios_serve.integrations.host import EngineHost
 from helios_serve.integrations.settings import EngineSettings
 from helios_serve.model_executor.worker.tensors import as_tensor
+from tests.support.engines import request
 
 SETTINGS = EngineSettings(device="cpu", batch_invariant=True, history_blocks=500)
 

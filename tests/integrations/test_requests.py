@@ -9,7 +9,8 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.integrations.requests import ForeignRequest
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
-from helios_serve.sampling_params import SamplingParams, VideoRequest
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.video_request import VideoRequest
 
 
 def converted(options: dict[str, Any], **fields: Any) -> VideoRequest:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import Make, attention_case, error
 from torch import Tensor
 
 from helios_serve.errors import DeviceError
@@ -19,6 +18,7 @@ from helios_serve.kernels import backend, dispatch, flash, reference
 from helios_serve.kernels.backend import KernelChoice, choose_kernels
 from helios_serve.kernels.rows import Lengths
 from helios_serve.model_executor.device import resolve_device
+from tests.support.kernel_cases import Make, attention_case, error
 
 ROOT = Path(__file__).parents[2]
 BENCHMARK = ROOT / "benchmarks/kernels.py"

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts import output_of
+
+from tests.support.scripts import output_of
 
 SHARED_MEMORY = 227 * 1024
 """Bytes that one block may have on compute capability 9.0."""
@@ -28,7 +29,7 @@ def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, object]]:
     cache = str(tmp_path_factory.mktemp("triton"))
-    printed = output_of("dry_gpu.py", request.param, TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0")
+    printed = output_of("dry_gpu", request.param, TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0")
     found: list[dict[str, object]] = json.loads(printed)
     return found
 
@@ -48,7 +49,7 @@ def test_shared_memory_fits(compiled: list[dict[str, object]]) -> None:
 
 def test_a_worker_compiles_all_it_needs_before_its_first_video(tmp_path: Path) -> None:
     """Other sizes, prompts, stages and crowds than those that it has tried need no more."""
-    printed = output_of("dry_warm_up.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    printed = output_of("dry_warm_up", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     compiled: dict[str, list[str]] = json.loads(printed)
     assert set(compiled["warm"]) == WITHOUT_FP8
     assert compiled["later"] == []

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import Make, error, large_cases, small_cases
-from packed_forward import flow, mixed_segments, tiny_transformer
 
 from helios_serve.kernels import dispatch, reference
+from tests.support.kernel_cases import Make, error, large_cases, small_cases
+from tests.support.packed_forward import flow, mixed_segments, tiny_transformer
 
 HAS_GPU = torch.accelerator.is_available() and torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]

@@ -6,8 +6,9 @@ The interpreter is chosen when triton is imported, so it runs in a process of it
 import json
 
 import pytest
-from kernel_cases import small_cases
-from scripts import output_of
+
+from tests.support.kernel_cases import small_cases
+from tests.support.scripts import output_of
 
 TOLERANCE = 2e-6
 HALF_TOLERANCE = 2**-10
@@ -20,7 +21,7 @@ def interpret(script: str) -> str:
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, float]:
-    found: dict[str, float] = json.loads(interpret("kernel_cases.py"))
+    found: dict[str, float] = json.loads(interpret("kernel_cases"))
     return found
 
 

@@ -15,12 +15,12 @@ from typing import TypeVar
 import numpy as np
 import psutil
 import pytest
-from broken_media import corpus, fuzzed, long_movie, movie, picture, png
 
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.media.decode_job import DecodeLimits, MediaKind
 from helios_serve.media.decoder_pool import DecoderPool
 from helios_serve.media.references import Reference, load_image, load_video
+from tests.support.broken_media import corpus, fuzzed, long_movie, movie, picture, png
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helios_serve.media.mp4 import Mp4Writer, encode_chunk
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 HEIGHT, WIDTH, FPS = 64, 128, 24
 LEVELS, LEVEL_STEP = 32, 8
@@ -19,7 +19,7 @@ KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from helios_serve.media.mp4 import Mp4Writer
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 with Mp4Writer(Path(sys.argv[1]), fps=24) as writer:
     for _ in range(2):
         writer.append(Frames(bytes(33 * 64 * 128 * 3), 33, 64, 128))

@@ -11,7 +11,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.media import references
 from helios_serve.media.mp4 import Mp4Writer, as_array
 from helios_serve.media.references import load_image, load_video, load_video_ends
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 
 def write_image(path: Path, width: int, height: int, **options: object) -> Path:

@@ -12,31 +12,37 @@ FOLDERS = {"helios_serve.model_executor": "model_executor", "helios_serve.kernel
 CONTRACTS = {
     f"helios_serve.{name}"
     for name in (
-        "config",
         "errors",
         "logger",
         "messages",
         "metrics",
         "model_config",
-        "sampling_params",
+        "options",
+        "size",
+        "video_request",
     )
 }
+ENGINE = {
+    "helios_serve.core",
+    "helios_serve.media",
+    "helios_serve.model_executor",
+    "helios_serve.store",
+}
+SERVICE = {"helios_serve.engine", "helios_serve.media", "helios_serve.store"}
 MAY_IMPORT = {
     "helios_serve.kernels": set(),
     "helios_serve.media": CONTRACTS,
     "helios_serve.store": CONTRACTS,
     "helios_serve.core": CONTRACTS,
     "helios_serve.model_executor": CONTRACTS | {"helios_serve.kernels", "helios_serve.media"},
-    "helios_serve.engine": CONTRACTS
-    | {
-        "helios_serve.core",
-        "helios_serve.media",
-        "helios_serve.model_executor",
-        "helios_serve.store",
-    },
+    "helios_serve.engine": CONTRACTS | ENGINE,
+    "helios_serve.service": CONTRACTS | SERVICE,
+    "helios_serve.offline": CONTRACTS | {"helios_serve.engine", "helios_serve.media"},
     "helios_serve.entrypoints": CONTRACTS
-    | {"helios_serve.engine", "helios_serve.media", "helios_serve.store"},
+    | SERVICE
+    | {"helios_serve.service", "helios_serve.offline"},
     "helios_serve.integrations": CONTRACTS | {"helios_serve.engine", "helios_serve.media"},
+    "helios_serve.__main__": {"helios_serve.entrypoints"},
 } | dict.fromkeys(CONTRACTS, CONTRACTS)
 TORCH_FREE = ("helios_serve/core", "helios_serve/media", "helios_serve/store")
 

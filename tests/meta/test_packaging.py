@@ -61,6 +61,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     assert {name for name in held if name.endswith(".py")} == expected
     assert {name.split("/")[0] for name in held} == {"helios_serve"}
     assert "helios_serve/py.typed" in held
-    playground = ROOT / "helios_serve/entrypoints/playground"
-    page = {f"helios_serve/entrypoints/playground/{file.name}" for file in playground.iterdir()}
+    playground = ROOT / "helios_serve/entrypoints/http/playground"
+    page = {
+        f"helios_serve/entrypoints/http/playground/{file.name}" for file in playground.iterdir()
+    }
     assert {name for name in page if not name.endswith("__pycache__")} <= held

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from helios_serve.media.references import TAIL_FRAMES
 from helios_serve.model_executor.models.helios.conditioning import Posterior, seed_from_video
-from helios_serve.sampling_params import SamplingParams
+from helios_serve.options.sampling import SamplingParams
 
 
 class Space:

@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_files import write_lora
-from models import load_model
 from torch import Tensor
-from videos import Case, run_sessions
 
 from helios_serve.errors import DeviceError
 from helios_serve.kernels import reference
@@ -25,12 +22,15 @@ from helios_serve.model_executor.models.helios.lora import (
     Projections,
 )
 from helios_serve.model_executor.weights import kept_bytes, place
+from tests.support.lora_files import write_lora
+from tests.support.models import load_model
+from tests.support.videos import Case, run_sessions
 
 LATENT_ERROR = {"base": 0.03, "mid": 0.06, "distilled": 0.03}
 """Of a chunk or more, as a share of the latents' norm; see docs/memory.md for what was seen."""
 
 
-def relative(got: Tensor, expected: Tensor) -> float:
+def sibling(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
@@ -72,7 +72,7 @@ def test_a_layer_is_close_to_fp32_and_exact_for_what_it_keeps(
     plain, quantized = layer_of(inputs, outputs)
     x = torch.randn(tokens, inputs)
     got = quantized(x)
-    assert relative(got, plain(x)) < 0.05
+    assert sibling(got, plain(x)) < 0.05
     (rows, scale), (weight, weight_scale) = quantize_rows(x), quantize_rows(plain.weight)
     kept = (rows.float() * scale) @ (weight.float() * weight_scale).t() + plain.bias
     assert (got - kept).abs().max() < 1e-5
@@ -173,7 +173,7 @@ def test_random_weights_are_quantised_ones_of_the_same_model() -> None:
     assert plain is not None
     name = "blocks.1.ffn.net.2"
     kept = model.get_submodule(name).weight.float() * model.get_buffer(f"{name}.weight_scale")
-    assert relative(kept, plain.get_submodule(name).weight) < 0.04
+    assert sibling(kept, plain.get_submodule(name).weight) < 0.04
 
 
 @pytest.mark.parametrize(
@@ -200,10 +200,10 @@ def test_latents_stay_close(
         case.request("adapted", lora=str(lora)),
     ]
     expected, got = run_sessions(plain, requests), run_sessions(quantized, requests)
-    errors = {name: relative(got[name], latents) for name, latents in expected.items()}
+    errors = {name: sibling(got[name], latents) for name, latents in expected.items()}
     print(errors)
     assert all(1e-3 < error < LATENT_ERROR[variant] for error in errors.values()), errors
-    assert relative(got["adapted"], got["plain"]) > 0.05
+    assert sibling(got["adapted"], got["plain"]) > 0.05
 
 
 def test_in_batch_invariant_mode_a_session_repeats_bitwise(

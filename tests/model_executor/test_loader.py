@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import HeliosTransformer3DModel
 from huggingface_hub import snapshot_download
-from models import load_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5EncoderModel
@@ -22,6 +21,7 @@ from helios_serve.model_executor.components import build_parts
 from helios_serve.model_executor.device import resolve_device, resolve_dtype
 from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.model_executor.models.text_encoder import TextEncoder
+from tests.support.models import load_model
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 Edit = Callable[[Path], object]

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from lora_files import LAYERS, write_lora
-from models import load_model
 from safetensors.torch import load_file, save_file
-from videos import Case, our_latents
 
 from helios_serve.errors import CheckpointError
 from helios_serve.logger import logger
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.lora_files import load_adapter
 from helios_serve.model_executor.worker.model_runner import ModelRunner
+from tests.support.lora_files import LAYERS, write_lora
+from tests.support.models import load_model
+from tests.support.videos import Case, our_latents
 
 
 @pytest.fixture

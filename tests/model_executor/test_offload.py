@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from lora_files import write_lora
-from models import load_model
 from torch import Tensor, nn
-from videos import Case, run_sessions
 
 from helios_serve.model_executor import layer_stream
 from helios_serve.model_executor.components import build_parts
 from helios_serve.model_executor.host_memory import ALIGNMENT, HostMemory
-from helios_serve.model_executor.layer_stream import Guest, Lane, LayerStream
+from helios_serve.model_executor.layer_stream import CopyStream, LayerStream, OnDevice
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
 from helios_serve.model_executor.offload import place_part
 from helios_serve.model_executor.weights import kept_bytes, named_tensors
+from tests.support.lora_files import write_lora
+from tests.support.models import load_model
+from tests.support.videos import Case, run_sessions
 
 CPU = torch.device("cpu")
 
 
-class LateLane(Lane):
+class LateLane(CopyStream):
     """Copies at the last moment that a device may: when somebody waits for the copy.
 
     The lane of a CPU copies at the first. What is right with both is right with any in between.
@@ -46,7 +46,7 @@ class LateLane(Lane):
 @pytest.fixture(params=["at once", "late"])
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "late":
-        monkeypatch.setattr(layer_stream, "Lane", LateLane)
+        monkeypatch.setattr(layer_stream, "CopyStream", LateLane)
 
 
 def layers_of(count: int) -> tuple[nn.Module, list[list[str]]]:
@@ -81,7 +81,7 @@ def test_a_pass_that_was_broken_off_leaves_nothing_wrong() -> None:
 
 def test_each_pass_copies_each_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
-    monkeypatch.setattr(Lane, "copy", lambda *sides: copied.append(len(sides)))
+    monkeypatch.setattr(CopyStream, "copy", lambda *sides: copied.append(len(sides)))
     module, names = layers_of(4)
     stream = LayerStream(module, names, CPU)
     for passes in (1, 2, 3):
@@ -93,7 +93,7 @@ def test_each_pass_copies_each_layer_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_guest_is_there_only_within_its_visit() -> None:
     module, _ = layers_of(1)
     host = module.get_parameter("0.weight")
-    with Guest(module, ["0.weight"], CPU):
+    with OnDevice(module, ["0.weight"], CPU):
         there = module.get_parameter("0.weight")
         assert there is not host
         assert torch.equal(there, host)
@@ -124,7 +124,7 @@ def test_latents_are_the_same_bit_for_bit(
 ) -> None:
     """Sessions with guidance, an image and an adapter."""
     plain: LoadedModel = latent_model(checkpoints[variant], quantization=quantization)
-    monkeypatch.setattr(layer_stream, "Lane", LateLane)
+    monkeypatch.setattr(layer_stream, "CopyStream", LateLane)
     offloaded = load_model(str(checkpoints[variant]), quantization=quantization, offload=True)
     assert plain.vae is not None
     assert offloaded.vae is not None

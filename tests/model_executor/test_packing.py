@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lora_files import write_lora
-from videos import NUM_BLOCKS, Case, ready_session, run_sessions
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.model_executor.worker.worker import Worker
-from helios_serve.sampling_params import VideoRequest
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.video_request import VideoRequest
+from tests.support.lora_files import write_lora
+from tests.support.videos import NUM_BLOCKS, Case, ready_session, run_sessions
 
 FORWARD_TOLERANCE = 5e-6
 SESSION_TOLERANCE = 1e-4

@@ -1,9 +1,9 @@
 """Several linear layers in one matmul are the same layers."""
 
 import torch
-from packed_forward import mixed_segments, tiny_transformer
 
 from helios_serve.model_executor.models.helios.lora import LoraLinear
+from tests.support.packed_forward import mixed_segments, tiny_transformer
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from models import load_model
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -17,6 +16,7 @@ from helios_serve.model_config import Geometry
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.side_thread import side_thread
+from tests.support.models import load_model
 
 
 @pytest.fixture(scope="module")

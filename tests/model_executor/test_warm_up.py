@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import load_model
 
 from helios_serve.errors import DeviceError
 from helios_serve.kernels.backend import KernelChoice
@@ -12,6 +11,7 @@ from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.worker import warm_up as module
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.warm_up import warm_up
+from tests.support.models import load_model
 
 FORWARDS = {"base": 2, "mid": 6, "distilled": 6}
 """Of each crowd: two steps a stage."""

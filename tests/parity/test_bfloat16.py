@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import load_model
 from torch import Tensor
-from videos import Case, diffusers_latents, our_latents
 
 from helios_serve.kernels import reference
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
 from helios_serve.model_executor.models.helios.transformer import log_parts
+from tests.support.models import load_model
+from tests.support.videos import Case, diffusers_latents, our_latents
 
 TOLERANCE_RMS = 0.06
 """Of latents with a deviation of about 1.5; diffusers' own bfloat16 is 0.015 to 0.034 off."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import TEXT_DIM, make_transformer
 from torch import Tensor
 
 from helios_serve.model_config import HISTORY_FRAMES, Geometry, HeliosConfig
@@ -13,11 +12,12 @@ from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.helios.embeddings import make_rope
-from helios_serve.model_executor.models.helios.inputs import Segment
+from helios_serve.model_executor.models.helios.inputs import PackSegment
 from helios_serve.model_executor.models.helios.samplers import patchify, unpatchify
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.weights import find_sources, stream_weights
 from helios_serve.model_executor.worker.history_pool import HistoryPool
+from tests.support.tiny_checkpoint import TEXT_DIM, make_transformer
 
 TOLERANCE = 1e-5
 PROMPT_TOKENS, PADDED_TOKENS = 11, 64
@@ -72,7 +72,7 @@ def our_flow(
     pool = HistoryPool(count + 1, torch.float32, torch.device("cpu"))
     blocks = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
     pool.write(frames, blocks.tolist())
-    segment = Segment(
+    segment = PackSegment(
         history=pool.gather(blocks, geometry),
         noise=patchify(inputs["noise"][0]),
         rope=make_rope(config.transformer, geometry, stage, config.stages, torch.device("cpu")),

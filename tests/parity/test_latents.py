@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from videos import Case, diffusers_latents, our_latents, run_sessions
 
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
-from helios_serve.sampling_params import PromptSwitch
+from helios_serve.options.sampling import PromptSwitch
+from tests.support.videos import Case, diffusers_latents, our_latents, run_sessions
 
 TOLERANCE = 5e-5
 TOLERANCE_OTHER_FACTOR = 1e-3

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from videos import Case, our_latents
 
 from helios_serve.kernels.rope import Rope
 from helios_serve.model_config import Geometry, TransformerConfig
@@ -17,6 +16,7 @@ from helios_serve.model_executor.models.helios import embeddings, schedule
 from helios_serve.model_executor.models.helios.inputs import HistoryPatches
 from helios_serve.model_executor.worker import history_pool, packed_batch
 from helios_serve.model_executor.worker.history_pool import TILE_PIXELS, HistoryPool
+from tests.support.videos import Case, our_latents
 
 TOLERANCE = 5e-5
 Mutation = Callable[[pytest.MonkeyPatch], None]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from helios_serve.errors import StorageError
-from helios_serve.sampling_params import Frames, PromptSwitch, VideoRequest
+from helios_serve.options.sampling import PromptSwitch
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
+from helios_serve.video_request import Frames, VideoRequest
 
 REQUEST = VideoRequest(request_id="a", prompt="a dog", tenant="acme", lora="style.safetensors")
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from helios_serve.sampling_params import VideoRequest
 from helios_serve.store.jobs import EndStatus
 from helios_serve.store.outbox import Outbox
 from helios_serve.store.video_store import VideoStore
+from helios_serve.video_request import VideoRequest
 
 WRITER = Path(__file__).with_name("writer.py")
 writer = SimpleNamespace(**runpy.run_path(str(WRITER)))

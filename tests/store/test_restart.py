@@ -53,7 +53,7 @@ def check_state(store: VideoStore, next_chunk: int) -> None:
         b"fragment %d" % chunk for chunk in chunks
     ]
     assert store.header("job") == (b"header" if chunks else None)
-    assert store.kept("job") == (writer.kept_at(next_chunk) if chunks else None)
+    assert store.resume_point("job") == (writer.kept_at(next_chunk) if chunks else None)
     expected = {"inputs/job/media.msgpack"} | {f"segments/job/{chunk:05d}.m4s" for chunk in chunks}
     if chunks:
         expected |= {"segments/job/init.mp4", f"snapshots/job/{next_chunk:05d}.msgpack"}
@@ -73,8 +73,8 @@ def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_ch
     assert run_until(tmp_path, f"{STORE}.{target}", call=2)
     with closing(VideoStore(tmp_path)) as store:
         check_state(store, next_chunk)
-        request, kept = writer.request().without_media(), writer.kept_at(next_chunk)
-        assert store.unfinished() == [Unfinished(request, kept, 0, next_chunk)]
+        request, resume_point = writer.request().without_media(), writer.kept_at(next_chunk)
+        assert store.unfinished() == [Unfinished(request, resume_point, 0, next_chunk)]
         writer.make_video(store)
         check_state(store, writer.CHUNKS)
 
@@ -133,7 +133,7 @@ def test_a_damaged_job_fails_alone(store: VideoStore) -> None:
     damaged = store.folder / "snapshots/chunk/00001.msgpack"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(StorageError, match=f"{damaged} is damaged"):
-        store.kept("chunk")
+        store.resume_point("chunk")
     assert [item.request.request_id for item in store.unfinished()] == ["fine"]
     assert {job.id: job.status for job in store.jobs()} == {
         "image": "failed",

@@ -13,10 +13,11 @@ import pytest
 
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.messages import Segment, TensorData
-from helios_serve.sampling_params import SamplingParams, VideoRequest
-from helios_serve.store.snapshots import Kept
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.usage import DayUsage
 from helios_serve.store.video_store import VideoStore
+from helios_serve.video_request import VideoRequest
 
 writer = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("writer.py"))))
 NOON = 1_800_000_000.0 // 86400 * 86400 + 43200
@@ -143,10 +144,10 @@ def test_an_extension_counts_what_is_new(store: VideoStore) -> None:
         commit(store, "a", chunk)
     store.finish("a", "completed")
     assert day(store) == (1, 40, 40, 1.0)
-    kept = Kept(writer.kept_at(2).snapshot, TensorData(b"x", (1,), "uint8"))
+    resume_point = ResumePoint(writer.kept_at(2).snapshot, TensorData(b"x", (1,), "uint8"))
     with pytest.raises(CapacityError, match="got 48 frames to make"):
-        accept(store, "b", 88, kept=kept, behind="a", frames_per_day=87)
-    accept(store, "b", 88, kept=kept, behind="a", frames_per_day=88)
+        accept(store, "b", 88, resume_point=resume_point, extends="a", frames_per_day=87)
+    accept(store, "b", 88, resume_point=resume_point, extends="a", frames_per_day=88)
     assert day(store) == (2, 88, 40, 1.0)
     commit(store, "b", 1, 0.0)
     assert day(store)[2] == 66

@@ -13,10 +13,10 @@ import pytest
 
 from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.messages import Segment, Snapshot, TensorData
-from helios_serve.sampling_params import Frames, VideoRequest
 from helios_serve.store.segments import SegmentStore
-from helios_serve.store.snapshots import Kept
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import Unfinished, VideoStore
+from helios_serve.video_request import Frames, VideoRequest
 
 TAIL = TensorData(b"latents", (1, 16, 9, 48, 80), "bfloat16")
 IMAGE = Frames(b"pixels", 1, 384, 640)
@@ -32,7 +32,7 @@ def request(job_id: str = "job", **options: Any) -> VideoRequest:
     return VideoRequest(request_id=job_id, prompt="a dog", **options)
 
 
-def kept(chunk: int, tail: TensorData | None = None) -> Kept:
+def resume_point(chunk: int, tail: TensorData | None = None) -> ResumePoint:
     """The state in which a job goes on at `chunk`."""
     snapshot = Snapshot(
         chunk=chunk,
@@ -44,12 +44,12 @@ def kept(chunk: int, tail: TensorData | None = None) -> Kept:
         height=384,
         width=640,
     )
-    return Kept(snapshot, tail)
+    return ResumePoint(snapshot, tail)
 
 
 def commit(store: VideoStore, chunk: int, job_id: str = "job") -> bool:
     segment = Segment(b"header", b"%d of %s" % (chunk, job_id.encode()))
-    return store.commit(job_id, chunk, segment, kept(chunk + 1))
+    return store.commit(job_id, chunk, segment, resume_point(chunk + 1))
 
 
 def files(store: VideoStore) -> set[str]:
@@ -60,11 +60,15 @@ def files(store: VideoStore) -> set[str]:
 
 def test_committed_chunks_are_read_back(store: VideoStore) -> None:
     store.accept(request(), num_chunks=2)
-    assert (store.segments("job"), store.header("job"), store.kept("job")) == ([], None, None)
+    assert (store.segments("job"), store.header("job"), store.resume_point("job")) == (
+        [],
+        None,
+        None,
+    )
     for chunk in range(2):
         assert commit(store, chunk)
         assert store.fragment("job", chunk) == b"%d of job" % chunk
-        assert store.kept("job") == kept(chunk + 1)
+        assert store.resume_point("job") == resume_point(chunk + 1)
     assert store.header("job") == b"header"
     assert store.segments("job") == [0, 1]
     assert [store.fragment("job", chunk) for chunk in (-1, 2)] == [None, None]
@@ -75,7 +79,7 @@ def test_a_chunk_that_is_committed_again_stays_as_it_was(store: VideoStore) -> N
     store.accept(request(), num_chunks=2)
     commit(store, 0)
     before = store.job("job"), files(store)
-    assert store.commit("job", 0, Segment(b"other", b"other"), kept(1, TAIL))
+    assert store.commit("job", 0, Segment(b"other", b"other"), resume_point(1, TAIL))
     assert (store.job("job"), files(store)) == before
     assert store.fragment("job", 0) == b"0 of job"
     with pytest.raises(AssertionError, match="chunk 2 in place of 1"):
@@ -138,20 +142,20 @@ def test_deleting_waits_for_a_commit(store: VideoStore, monkeypatch: pytest.Monk
 
 def test_an_extension_has_its_own_copy_of_what_it_starts_from(store: VideoStore) -> None:
     store.accept(request("first"), num_chunks=3)
-    store.accept(request("second"), num_chunks=5, kept=kept(3))
+    store.accept(request("second"), num_chunks=5, resume_point=resume_point(3))
     store.delete("first")
-    assert store.kept("second") == kept(3)
-    assert store.unfinished() == [Unfinished(request("second"), kept(3), 3, 3)]
+    assert store.resume_point("second") == resume_point(3)
+    assert store.unfinished() == [Unfinished(request("second"), resume_point(3), 3, 3)]
     assert store.segments("second") == []
     assert commit(store, 3, "second")
     assert store.segments("second") == [3]
 
 
 def test_an_extension_of_a_cut_video_begins_with_its_last_chunk(store: VideoStore) -> None:
-    store.accept(request("second"), num_chunks=5, kept=kept(3, TAIL))
-    assert store.unfinished() == [Unfinished(request("second"), kept(3, TAIL), 2, 2)]
+    store.accept(request("second"), num_chunks=5, resume_point=resume_point(3, TAIL))
+    assert store.unfinished() == [Unfinished(request("second"), resume_point(3, TAIL), 2, 2)]
     assert commit(store, 2, "second")
-    assert store.unfinished() == [Unfinished(request("second"), kept(3), 2, 3)]
+    assert store.unfinished() == [Unfinished(request("second"), resume_point(3), 2, 3)]
     assert commit(store, 3, "second")
     assert store.segments("second") == [2, 3]
 
@@ -163,7 +167,9 @@ def test_an_extension_has_the_chunks_that_it_goes_on_behind(
     store.accept(request("first"), num_chunks=3)
     for chunk in range(3):
         commit(store, chunk, "first")
-    store.accept(request("second"), num_chunks=4, kept=kept(3, tail), behind="first")
+    store.accept(
+        request("second"), num_chunks=4, resume_point=resume_point(3, tail), extends="first"
+    )
     before = list(range(3 if tail is None else 2))
     assert store.segments("second") == before
     expected = [store.fragment("first", chunk) for chunk in before]
@@ -194,7 +200,9 @@ def test_a_request_has_its_reference_until_a_snapshot_replaces_it(store: VideoSt
         Unfinished(request(image=IMAGE, lora="style.safetensors"), None, 0, 0)
     ]
     commit(store, 0)
-    assert store.unfinished() == [Unfinished(request(lora="style.safetensors"), kept(1), 0, 1)]
+    assert store.unfinished() == [
+        Unfinished(request(lora="style.safetensors"), resume_point(1), 0, 1)
+    ]
 
 
 @pytest.mark.parametrize("job_id", ["../../x", "a/b", "", "5" * 500, "视频 🐕", "A", "a\0b"])
@@ -214,21 +222,23 @@ def test_a_disk_that_fills_up_leaves_the_state_before(
 ) -> None:
     store.accept(request(), num_chunks=2)
     commit(store, 0)
-    before = store.jobs(), store.kept("job")
+    before = store.jobs(), store.resume_point("job")
     writes = 4  # file and folder, of segment and snapshot
     for call in range(writes):
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", failing_at(call))
             with pytest.raises(StorageError, match="No space left on device"):
                 commit(store, 1)
-        assert (store.jobs(), store.kept("job")) == before
+        assert (store.jobs(), store.resume_point("job")) == before
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", failing_at(call))
             with pytest.raises(StorageError, match="No space left on device"):
-                store.accept(request("new", image=IMAGE), num_chunks=9, kept=kept(7))
+                store.accept(
+                    request("new", image=IMAGE), num_chunks=9, resume_point=resume_point(7)
+                )
         assert store.jobs() == before[0]
         assert not any("new" in name or "part" in name for name in files(store))
-    store.accept(request("new", image=IMAGE), num_chunks=9, kept=kept(7))
+    store.accept(request("new", image=IMAGE), num_chunks=9, resume_point=resume_point(7))
     assert commit(store, 1)
     assert store.segments("job") == [0, 1]
 
@@ -256,5 +266,5 @@ def test_threads_commit_side_by_side(store: VideoStore) -> None:
     for name in names:
         expected = [b"%d of %s" % (chunk, name.encode()) for chunk in range(8)]
         assert [store.fragment(name, chunk) for chunk in store.segments(name)] == expected
-        assert store.kept(name) == kept(8)
+        assert store.resume_point(name) == resume_point(8)
     assert len(files(store)) == len(names) * 10

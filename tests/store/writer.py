@@ -10,9 +10,9 @@ from typing import Any
 from unittest import mock
 
 from helios_serve.messages import Segment, Snapshot
-from helios_serve.sampling_params import Frames, VideoRequest
-from helios_serve.store.snapshots import Kept
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
+from helios_serve.video_request import Frames, VideoRequest
 
 JOB = "job"
 CHUNKS = 2
@@ -24,7 +24,7 @@ def request(job_id: str = JOB) -> VideoRequest:
     return VideoRequest(request_id=job_id, prompt="a dog", image=Frames(b"pixels", 1, 384, 640))
 
 
-def kept_at(chunk: int) -> Kept:
+def kept_at(chunk: int) -> ResumePoint:
     """The state in which a job goes on at `chunk`."""
     snapshot = Snapshot(
         chunk=chunk,
@@ -36,7 +36,7 @@ def kept_at(chunk: int) -> Kept:
         height=384,
         width=640,
     )
-    return Kept(snapshot)
+    return ResumePoint(snapshot)
 
 
 def commit(store: VideoStore, chunk: int, job_id: str = JOB) -> None:

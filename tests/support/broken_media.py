@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from helios_serve.media.mp4 import encode_chunk, split_segment
-from helios_serve.sampling_params import Frames
+from helios_serve.video_request import Frames
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 import triton
-from kernel_cases import Make, large_cases
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+
+from tests.support.kernel_cases import Make, large_cases
 
 NVIDIA = Path(triton.__file__).parent / "backends/nvidia/bin"
 

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from dry_gpu import DryDriver
 from torch import Tensor
 from triton.runtime import driver
 
-from helios_serve.config import WorkerConfig
 from helios_serve.kernels import dispatch
 from helios_serve.kernels.backend import KernelChoice
 from helios_serve.messages import SchedulerOutput
 from helios_serve.model_config import CHUNK_LATENTS, Geometry, HeliosConfig
 from helios_serve.model_executor.worker import warm_up
 from helios_serve.model_executor.worker.worker import load_rank
-from helios_serve.sampling_params import SamplingParams
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.options.workers import WorkerConfig
+from tests.support.dry_gpu import DryDriver
 
 VIDEOS = (((192, 128), 55), ((640, 384), 7), ((128, 192), 300))
 """Sizes, and tokens of the prompts."""

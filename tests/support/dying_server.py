@@ -1,6 +1,6 @@
 """`helios-serve serve` that is killed by its own hand, at one of several points of its work.
 
-    python dying_server.py POINT COUNT FLAGS...
+    python -m tests.support.dying_server POINT COUNT FLAGS...
 
 SIGKILL comes when POINT is reached for the COUNT-th time.
 """
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from helios_serve.engine import async_engine
-from helios_serve.engine.core import EngineCore
-from helios_serve.engine.delivery import Delivery
-from helios_serve.entrypoints.cli import main
+from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.requests import async_engine
+from helios_serve.entrypoints.cli.main import main
 from helios_serve.store.jobs import JobStore
 from helios_serve.store.segments import SegmentStore
 from helios_serve.store.video_store import VideoStore
@@ -23,11 +23,11 @@ from helios_serve.store.video_store import VideoStore
 POINTS: dict[str, tuple[Any, str, bool]] = {
     "accepted": (VideoStore, "accept", True),
     "first step": (EngineCore, "_on_steps", True),
-    "chunk end": (Delivery, "receive", True),
+    "chunk end": (ChunkAssembler, "receive", True),
     "segment written": (SegmentStore, "put", True),
     "before commit": (JobStore, "advance", False),
     "after commit": (JobStore, "advance", True),
-    "during restart": (async_engine, "take_up", True),
+    "during restart": (async_engine, "resubmit", True),
 }
 """What is called there, and whether it is killed behind the call or before it."""
 

@@ -11,19 +11,22 @@ from typing import Any, TypeVar
 import av
 import msgspec
 import torch
-from models import load_model
 from torch import Tensor
 
-from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
-from helios_serve.engine.async_engine import AsyncEngine
-from helios_serve.engine.core import EngineCore
-from helios_serve.engine.feed import VideoChunk
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.messages import Segment
 from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.worker.worker import Worker
-from helios_serve.sampling_params import SamplingParams, VideoRequest
+from helios_serve.options.engine import EngineConfig
+from helios_serve.options.sampling import SamplingParams
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.workers import WorkerConfig
 from helios_serve.store.video_store import VideoStore
+from helios_serve.video_request import VideoRequest
+from tests.support.models import load_model
 
 PATIENCE = 60.0
 """Seconds after which something that should have come has not come."""

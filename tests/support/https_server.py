@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import trustme
 
-from helios_serve.entrypoints.openai.addresses import Address
-from helios_serve.entrypoints.openai.outbound import Outbound
-from helios_serve.entrypoints.openai.urls import AllowedDomains
+from helios_serve.service.outbound.addresses import Address
+from helios_serve.service.outbound.outbound import Outbound
+from helios_serve.service.outbound.urls import AllowedDomains
 
 HOST = "receiver.example"
 

@@ -7,8 +7,10 @@ import sys
 from functools import partial
 from unittest import mock
 
-from helios_serve.entrypoints import cli
-from helios_serve.entrypoints.openai import app, outbound, webhooks
+from helios_serve.entrypoints.cli.main import main
+from helios_serve.entrypoints.http import app
+from helios_serve.service.outbound import outbound
+from helios_serve.service.webhooks import webhooks
 
 DELAYS = 1000 * (0.5,)
 
@@ -20,4 +22,4 @@ if __name__ == "__main__":
         mock.patch.object(outbound, "Outbound", on_loopback),
         mock.patch.object(webhooks, "Webhooks", soon),
     ):
-        sys.exit(cli.main())
+        sys.exit(main())

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from kernel_cases import error
 from torch import Tensor
 
 from helios_serve.kernels.backend import KERNELS_VARIABLE
 from helios_serve.model_config import Geometry, TransformerConfig
 from helios_serve.model_executor.models.helios.embeddings import make_rope
-from helios_serve.model_executor.models.helios.inputs import Segment
+from helios_serve.model_executor.models.helios.inputs import PackSegment
 from helios_serve.model_executor.models.helios.lora import LoraAdapter, LowRank
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.worker.history_pool import HistoryPool
+from tests.support.kernel_cases import error
 
 HEADS, HEAD_DIM, TEXT_DIM, RANK = 2, 32, 24, 3
 
@@ -64,7 +64,7 @@ def tiny_adapter(model: HeliosTransformer) -> LoraAdapter:
 
 def segment(
     model: HeliosTransformer, geometry: Geometry, stage: int, timestep: float, **extra: LoraAdapter
-) -> Segment:
+) -> PackSegment:
     """One session with a random history and prompt; its text ends in padding but at stage 0."""
     generator = torch.Generator().manual_seed(stage)
     count = 20 * geometry.blocks_per_frame
@@ -72,7 +72,7 @@ def segment(
     pool.blocks[1:] = torch.randn(count, 16, 64, generator=generator).to(pool.blocks)
     window = torch.randperm(count, generator=generator) + 1
     text = torch.randn(5 + stage, TEXT_DIM, generator=generator).to(model.device)
-    return Segment(
+    return PackSegment(
         history=pool.gather(window.to(model.device), geometry),
         noise=torch.randn(geometry.noise_tokens(stage, 3), 64, generator=generator).to(
             model.device
@@ -84,7 +84,7 @@ def segment(
     )
 
 
-def mixed_segments(model: HeliosTransformer) -> list[Segment]:
+def mixed_segments(model: HeliosTransformer) -> list[PackSegment]:
     """Two sessions of different sizes and stages, one of them with an adapter."""
     return [
         segment(model, Geometry(64, 64), 0, 998.0, adapter=tiny_adapter(model)),

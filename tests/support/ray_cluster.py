@@ -4,7 +4,7 @@ import os
 import uuid
 from typing import Any
 
-from helios_serve.config import Resources
+from helios_serve.options.workers import Resources
 
 # Read when Ray is imported, hence before anything else imports it.
 os.environ["RAY_AUTH_MODE"] = "token"

@@ -6,7 +6,7 @@ Otherwise each snapshot replaces the one before it.
 import sys
 from unittest import mock
 
-from helios_serve.entrypoints.cli import main
+from helios_serve.entrypoints.cli.main import main
 from helios_serve.store.snapshots import SnapshotStore
 
 if __name__ == "__main__":

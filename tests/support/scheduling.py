@@ -6,7 +6,6 @@ Its workers keep books of what real ones would hold, and check each plan against
 from collections import deque
 from typing import Any, NamedTuple
 
-from helios_serve.config import SchedulingConfig
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.messages import (
@@ -22,10 +21,12 @@ from helios_serve.model_config import (
     CHUNK_LATENTS,
     HISTORY_FRAMES,
     HeliosConfig,
-    SchedulerConfig,
+    SamplerConfig,
     TransformerConfig,
 )
-from helios_serve.sampling_params import Frames, PromptSwitch, SamplingParams, VideoRequest
+from helios_serve.options.sampling import PromptSwitch, SamplingParams
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.video_request import Frames, VideoRequest
 
 RATE = 1e15
 QUEUE_DEPTH = 2
@@ -42,7 +43,7 @@ CONFIG = HeliosConfig(
         text_dim=4096,
         rope_dim=(44, 42, 42),
     ),
-    scheduler=SchedulerConfig(solver="dmd", time_shift_type="linear"),
+    scheduler=SamplerConfig(solver="dmd", time_shift_type="linear"),
 )
 
 
@@ -215,12 +216,12 @@ class World:
         ready: bool = True,
         tokens: int = 20,
         snapshot: Snapshot | None = None,
-        kin: tuple[str, ...] = (),
+        siblings: tuple[str, ...] = (),
         **fields: Any,
     ) -> Session:
         """A session, and unless it is to wait for them its inputs; prompts have `tokens`."""
         request = make_request(name, **fields)
-        session = Session(request, CONFIG, arrival=self.now, snapshot=snapshot, kin=kin)
+        session = Session(request, CONFIG, arrival=self.now, snapshot=snapshot, siblings=siblings)
         if ready:
             self._learn(session, tokens)
         self.scheduler.add_session(session)
@@ -245,9 +246,12 @@ class World:
 
     def fork(self, parent: Session, *names: str, **fields: Any) -> list[Session]:
         """Sessions that go on from another one's last chunk edge."""
-        snapshot, kin = parent.snapshot, (parent.session_id, *names)
+        snapshot, siblings = parent.snapshot, (parent.session_id, *names)
         size = parent.geometry.width, parent.geometry.height
-        return [self.add(name, snapshot=snapshot, kin=kin, size=size, **fields) for name in names]
+        return [
+            self.add(name, snapshot=snapshot, siblings=siblings, size=size, **fields)
+            for name in names
+        ]
 
     def _learn(self, session: Session, tokens: int) -> None:
         switches = [item.prompt for item in session.pending_switches]

@@ -1,24 +1,34 @@
-"""Runs a script of this folder in a process of its own, where triton can be imported anew."""
+"""Runs modules of `tests.support` as programs, in processes of their own."""
 
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-SUPPORT = Path(__file__).parent
-BESIDE = {"PYTHONPATH": str(SUPPORT)}
-"""With it scripts find their neighbours under PYTHONSAFEPATH too, which `make` sets."""
+ROOT = Path(__file__).parents[2]
+PATH_FOLDER = ROOT / "build" / "tests-path"
+"""Holds nothing but a link to the tests: with the repository's root on the path, its `kernels`
+would shadow Hugging Face's package of that name."""
 
 
-def output_of(script: str, *arguments: str, **environment: str) -> str:
-    """What the script prints.
+def with_tests() -> dict[str, str]:
+    """Environment variables under which a child process finds `tests.support`."""
+    PATH_FOLDER.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (PATH_FOLDER / "tests").symlink_to(ROOT / "tests")
+    return {"PYTHONPATH": str(PATH_FOLDER)}
+
+
+def output_of(module: str, *arguments: str, **environment: str) -> str:
+    """What a module of `tests.support` prints when it is run.
 
     Raises:
-        AssertionError: with what it said, when it fails.
+        AssertionError: with its standard error, when it fails.
     """
     done = subprocess.run(
-        [sys.executable, SUPPORT / script, *arguments],
-        env=os.environ | BESIDE | environment,
+        [sys.executable, "-m", f"tests.support.{module}", *arguments],
+        env=os.environ | with_tests() | environment,
         check=False,
         capture_output=True,
         text=True,

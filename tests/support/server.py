@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from scripts import BESIDE
+from tests.support.scripts import with_tests
 
 URL = re.compile(r"http://\S+(?=/v1/videos)")
-COMMAND = "helios_serve.entrypoints.cli"
-"""Lets a module of this folder take the command's place."""
+COMMAND = "helios_serve"
+"""The module to run; one of `tests.support` can take its place."""
 
 
 class Server:
@@ -73,14 +73,14 @@ def start_server(
     was before it listened."""
     command = [sys.executable, "-m", module, "serve", *flags]
     if dying is not None:
-        command[1:3] = [str(Path(__file__).with_name("dying_server.py")), *dying]
+        command[1:3] = ["-m", "tests.support.dying_server", *dying]
     with log.open("w") if log else nullcontext() as errors:
         process = subprocess.Popen(
             [*command, "--port", "0", "--data-dir", str(folder)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"PYTHONSAFEPATH": "1"} | ({} if module == COMMAND else BESIDE),
+            env=os.environ | {"PYTHONSAFEPATH": "1"} | with_tests(),
         )
     try:
         assert process.stdout is not None

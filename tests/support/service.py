@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from videos import Case
 
-from helios_serve.config import EngineConfig, SchedulingConfig, WorkerConfig
-from helios_serve.engine.core import EngineCore
-from helios_serve.engine.events import ChunkReady, RequestFailed, RequestFinished, StepTaken
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.events import ChunkReady, RequestFailed, RequestFinished, StepTaken
 from helios_serve.model_executor.executor.local import LocalExecutor
 from helios_serve.model_executor.executor.ray import RayExecutor
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.options.engine import EngineConfig
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.workers import WorkerConfig
+from tests.support.videos import Case
 
 CASES = {
     "t2v": Case("distilled", height=64, width=64, chunks=6, seed=1).with_defaults(),
@@ -130,16 +132,16 @@ class Service:
 
     @property
     def workers(self) -> set[str]:
-        return set(self.engine.crew.workers)
+        return set(self.engine.worker_pool.workers)
 
     @property
     def ready(self) -> list[str]:
-        return [name for name, watch in self.engine.crew.workers.items() if watch.is_ready]
+        return [name for name, watch in self.engine.worker_pool.workers.items() if watch.is_ready]
 
     @property
     def busy(self) -> list[str]:
         """Workers that have been given steps to take."""
-        return [name for name, watch in self.engine.crew.workers.items() if watch.plans]
+        return [name for name, watch in self.engine.worker_pool.workers.items() if watch.plans]
 
     def pid(self, worker_id: str) -> int | None:
         """The worker's process, if it has one by now."""

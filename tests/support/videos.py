@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from helios_serve.config import WorkerConfig
 from helios_serve.core.session import Session
-from helios_serve.engine.core import EngineCore
-from helios_serve.engine.events import (
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.events import (
     ChunkReady,
     PromptSwitched,
     RequestFailed,
@@ -29,13 +28,9 @@ from helios_serve.model_executor.worker.encoder import InputEncoder
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_tensor
 from helios_serve.model_executor.worker.worker import Worker
-from helios_serve.sampling_params import (
-    Frames,
-    PromptSwitch,
-    SamplingParams,
-    VideoRequest,
-    prompt_weights,
-)
+from helios_serve.options.sampling import PromptSwitch, SamplingParams
+from helios_serve.options.workers import WorkerConfig
+from helios_serve.video_request import Frames, VideoRequest, prompt_weights
 
 PROMPT = "a dog runs over the green hill"
 NEGATIVE = "static, blurred"

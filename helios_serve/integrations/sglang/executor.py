@@ -9,14 +9,14 @@ from sglang.multimodal_gen.runtime.pipelines_core.executors.pipeline_executor im
 )
 
 from helios_serve.integrations.host import EngineHost
-from helios_serve.integrations.sglang.videos import LiveVideo, Order, Progress, Videos
+from helios_serve.integrations.sglang.videos import LiveVideo, Progress, SglangRequest, SglangVideos
 
 
 def ignore(done: int, total: int) -> None:
     """Nobody wants to know how far it is."""
 
 
-class HeliosExecutor(PipelineExecutor):  # type: ignore[misc]
+class HeliosPipelineExecutor(PipelineExecutor):  # type: ignore[misc]
     """Has videos made in our engine; `make` may be called in any thread, and many times at once."""
 
     def __init__(self, server_args: Any) -> None:
@@ -29,7 +29,7 @@ class HeliosExecutor(PipelineExecutor):  # type: ignore[misc]
             model = str(Path(model).resolve())
         self.host = EngineHost(model, server_args.pipeline_config.settings())
         self.host.wait_ready()
-        self._underway: dict[str, Videos] = {}
+        self._underway: dict[str, SglangVideos] = {}
 
     def execute(self, stages: Any, batch: Any, server_args: Any) -> Any:
         return self.execute_group(stages, [batch], server_args)[0]
@@ -40,7 +40,7 @@ class HeliosExecutor(PipelineExecutor):  # type: ignore[misc]
         self.make([(batch, self.open(batch)) for batch in new])
         return batches
 
-    def open(self, batch: Any) -> Videos:
+    def open(self, batch: Any) -> SglangVideos:
         """What the request's videos will be among, or that of its session.
 
         From now on they can be cancelled by the id of the request or session.
@@ -48,13 +48,13 @@ class HeliosExecutor(PipelineExecutor):  # type: ignore[misc]
         session = batch.realtime_session_id
         if session and batch.block_idx > 0:
             return self._underway.get(session) or LiveVideo(self.host)
-        videos = LiveVideo(self.host) if session else Order(self.host)
+        videos = LiveVideo(self.host) if session else SglangRequest(self.host)
         if name := session or batch.request_id:  # requests of its Python API have none
             self.cancel(name)
             self._underway[name] = videos
         return videos
 
-    def make(self, opened: list[tuple[Any, Videos]], progress: Progress = ignore) -> None:
+    def make(self, opened: list[tuple[Any, SglangVideos]], progress: Progress = ignore) -> None:
         """Make what the requests are for, all of them together; `output` has the pixels then.
 
         Raises HeliosError, or ValueError for a request that is none.
@@ -75,7 +75,7 @@ class HeliosExecutor(PipelineExecutor):  # type: ignore[misc]
         if videos is not None:
             videos.cancel()
 
-    def _forget(self, name: str | None, videos: Videos) -> None:
+    def _forget(self, name: str | None, videos: SglangVideos) -> None:
         """They are over, or one of them is and the others are of no use."""
         videos.cancel()
         if name is not None and self._underway.get(name) is videos:

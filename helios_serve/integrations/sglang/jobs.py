@@ -19,8 +19,8 @@ from sglang.multimodal_gen.runtime.managers.progress_reporter import get_progres
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBatch, Req
 
 from helios_serve.errors import HeliosError
-from helios_serve.integrations.sglang.executor import HeliosExecutor
-from helios_serve.integrations.sglang.videos import Videos
+from helios_serve.integrations.sglang.executor import HeliosPipelineExecutor
+from helios_serve.integrations.sglang.videos import SglangVideos
 
 SCHEDULER = "sglang.multimodal_gen.runtime.managers.scheduler.Scheduler"
 
@@ -31,7 +31,7 @@ Item = tuple[bytes | None, Any]
 def event_loop(original: Callable[[Any], None], scheduler: Any) -> None:
     """The loop, from the beginning to the end; our engine ends with it."""
     executor = scheduler.worker.pipeline.executor
-    if not isinstance(executor, HeliosExecutor):
+    if not isinstance(executor, HeliosPipelineExecutor):
         return original(scheduler)
     scheduler.helios_jobs = Jobs(scheduler, executor)
     try:
@@ -55,7 +55,7 @@ HOOKS = {"event_loop": event_loop, "get_next_batch_to_run": next_batch}
 class Jobs:
     """The requests that are being made. All but `_run` is done in the thread of the loop."""
 
-    def __init__(self, scheduler: Any, executor: HeliosExecutor) -> None:
+    def __init__(self, scheduler: Any, executor: HeliosPipelineExecutor) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -86,7 +86,7 @@ class Jobs:
         self._report(item, 0, 0)
         Thread(target=self._run, args=(item, opened), name="helios job", daemon=True).start()
 
-    def _run(self, item: Item, opened: list[tuple[Any, Videos]]) -> None:
+    def _run(self, item: Item, opened: list[tuple[Any, SglangVideos]]) -> None:
         """In a thread of its own; an error is the request's answer."""
         begun = time.monotonic()
         try:

@@ -60,9 +60,9 @@ class HeliosPipeline(ComposedPipelineBase):  # type: ignore[misc]
     is_video_pipeline = True
 
     def build_executor(self, server_args: Any) -> Any:
-        from helios_serve.integrations.sglang.executor import HeliosExecutor
+        from helios_serve.integrations.sglang.executor import HeliosPipelineExecutor
 
-        return HeliosExecutor(server_args)
+        return HeliosPipelineExecutor(server_args)
 
     def load_modules(self, server_args: Any, loaded_modules: Any = None) -> dict[str, Any]:  # noqa: ARG002
         return {}

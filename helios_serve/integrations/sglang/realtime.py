@@ -12,7 +12,7 @@ from sglang.multimodal_gen.runtime.entrypoints.openai.utils import build_samplin
 
 from helios_serve.integrations.sglang.sampling import CHOSEN, LORA, OURS
 from helios_serve.model_config import CHUNK_FRAMES
-from helios_serve.sampling_params import MAX_FRAMES
+from helios_serve.options.sampling import MAX_FRAMES
 
 LATENT_FRAMES = 9
 """Of a chunk."""

@@ -10,11 +10,11 @@ from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
 from sglang.multimodal_gen.runtime.pipelines_core.request_utils import normalize_output_seeds
 from sglang.multimodal_gen.runtime.utils.vision import load_image
 
-from helios_serve.config import PUBLISHED_SIZE
 from helios_serve.engine.launch import read_model_config
 from helios_serve.errors import InvalidRequestError
 from helios_serve.integrations.requests import ForeignRequest
 from helios_serve.model_config import HeliosConfig
+from helios_serve.options.sampling import PUBLISHED_SIZE
 
 ALWAYS = ("width", "height", "num_frames", "fps")
 """Parameters that SGLang's API fills in."""

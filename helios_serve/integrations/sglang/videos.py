@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of chunks that are there, and of all."""
 
 
-class Videos:
+class SglangVideos:
     """Videos that may be cancelled at any time. `begin` and `finish` raise HeliosError, and
     ValueError for a request that is none."""
 
@@ -56,7 +56,7 @@ class Videos:
             self.videos.append(self.host.submit(request))
 
 
-class Order(Videos):
+class SglangRequest(SglangVideos):
     """The videos of one request, which are made together."""
 
     def begin(self, batch: Any) -> None:
@@ -73,7 +73,7 @@ class Order(Videos):
         return [np.concatenate(chunks) for chunks in found]
 
 
-class LiveVideo(Videos):
+class LiveVideo(SglangVideos):
     """The one video of a realtime session, of which each request is for the next chunk."""
 
     prompt: str

@@ -12,7 +12,7 @@ from vllm_omni.outputs import OmniRequestOutput
 
 from helios_serve.errors import HeliosError
 from helios_serve.integrations.vllm_omni.executor import HeliosExecutor
-from helios_serve.integrations.vllm_omni.session import Session, as_theirs
+from helios_serve.integrations.vllm_omni.session import OmniSession, as_theirs
 
 
 class HeliosEngine(DiffusionEngine):  # type: ignore[misc]
@@ -80,7 +80,7 @@ class HeliosEngine(DiffusionEngine):  # type: ignore[misc]
         for name in (request_id,) if isinstance(request_id, str) else tuple(request_id):
             self.executor.abort(name)
 
-    async def _next_chunk(self, session: Session) -> Any:
+    async def _next_chunk(self, session: OmniSession) -> Any:
         try:
             return await asyncio.wrap_future(session.next_chunk())
         except HeliosError as error:

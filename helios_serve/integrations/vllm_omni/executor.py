@@ -11,13 +11,13 @@ from vllm_omni.diffusion.request import OmniDiffusionRequest
 from vllm_omni.diffusion.sched.interface import DiffusionSchedulerOutput
 from vllm_omni.diffusion.worker.utils import BatchRunnerOutput, RunnerOutput
 
-from helios_serve.engine.feed import VideoChunk
+from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.errors import HeliosError
 from helios_serve.integrations.host import EngineHost
 from helios_serve.integrations.settings import EngineSettings
 from helios_serve.integrations.vllm_omni import show_our_logs
 from helios_serve.integrations.vllm_omni.requests import wants_whole
-from helios_serve.integrations.vllm_omni.session import Session, as_theirs
+from helios_serve.integrations.vllm_omni.session import OmniSession, as_theirs
 from helios_serve.logger import logger
 
 STEP_TIME = 0.05
@@ -33,7 +33,7 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
     """
 
     def _init_executor(self) -> None:
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, OmniSession] = {}
         self._chunks: dict[str, Future[VideoChunk | None]] = {}
         self._on_failure: list[Callable[[], None]] = []
         show_our_logs()
@@ -55,13 +55,13 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
     def is_dead(self) -> bool:
         return self.host.failure is not None
 
-    def open(self, request: OmniDiffusionRequest) -> Session:
+    def open(self, request: OmniDiffusionRequest) -> OmniSession:
         """A session that is known here, for interactions and aborts, but not handed on yet."""
         whole = wants_whole(request, is_streaming=self.od_config.streaming_output)
-        session = self.sessions[request.request_id] = Session(request, whole=whole)
+        session = self.sessions[request.request_id] = OmniSession(request, whole=whole)
         return session
 
-    def close(self, session: Session) -> None:
+    def close(self, session: OmniSession) -> None:
         """Forget a session; ends it if it is not over."""
         if self.sessions.pop(session.request.request_id, None) is not None:
             self._chunks.pop(session.request.request_id, None)

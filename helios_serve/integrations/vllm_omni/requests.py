@@ -10,7 +10,7 @@ from vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from helios_serve.errors import InvalidRequestError
 from helios_serve.integrations.requests import ForeignRequest
 from helios_serve.model_config import HeliosConfig
-from helios_serve.sampling_params import SamplingParams
+from helios_serve.options.sampling import SamplingParams
 
 RENAMED = {
     "is_amplify_first_chunk": "amplify_first_chunk",

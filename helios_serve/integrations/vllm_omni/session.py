@@ -20,7 +20,7 @@ from vllm_omni.diffusion.media import (
 from vllm_omni.diffusion.request import OmniDiffusionRequest
 from vllm_omni.errors import OmniClientError
 
-from helios_serve.engine.feed import VideoChunk
+from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.errors import (
     CapacityError,
     EngineDeadError,
@@ -33,7 +33,8 @@ from helios_serve.integrations.vllm_omni.requests import foreign_request
 from helios_serve.logger import logger
 from helios_serve.messages import TensorData
 from helios_serve.model_config import num_chunks
-from helios_serve.sampling_params import Frames, PromptSwitch
+from helios_serve.options.sampling import PromptSwitch
+from helios_serve.video_request import Frames
 
 PIXELS = VideoTensorSpec(
     layout=VideoTensorLayout.BTHWC,
@@ -62,7 +63,7 @@ class PromptEvent(NamedTuple):
     is_superseded: bool = False
 
 
-class Session:
+class OmniSession:
     """A request on its way through our engine; the errors that it raises are vLLM-Omni's.
 
     `whole` keeps all frames until the last chunk and gives them at once.

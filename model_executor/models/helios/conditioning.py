@@ -19,7 +19,7 @@ from helios_serve.model_config import (
     Geometry,
 )
 from helios_serve.model_executor.models.helios.samplers import patchify
-from helios_serve.sampling_params import SamplingParams
+from helios_serve.options.sampling import SamplingParams
 
 
 class Posterior(NamedTuple):

@@ -11,7 +11,7 @@ from helios_serve.model_config import (
     LATENT_CHANNELS,
     LATENT_STRIDE,
     HeliosConfig,
-    SchedulerConfig,
+    SamplerConfig,
     TransformerConfig,
     Variant,
 )
@@ -87,7 +87,7 @@ def read_config(folder: Path) -> HeliosConfig:
     config = HeliosConfig(
         variant=variant_of(index),
         transformer=convert(TRANSFORMER, files[TRANSFORMER], TransformerConfig),
-        scheduler=convert(SCHEDULER, scheduler, SchedulerConfig),
+        scheduler=convert(SCHEDULER, scheduler, SamplerConfig),
         cfg_zero_star=bool(index.get("is_cfg_zero_star", False)),
     )
     check_consistency(config, index)

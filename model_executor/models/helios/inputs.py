@@ -56,7 +56,7 @@ class HistoryPatches(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Segment:
+class PackSegment:
     """One session's share of a pack.
 
     `noise` is (tokens, 64) rows of the latents, `rope` has the entries of history and noise,
@@ -158,14 +158,14 @@ class PackedText:
 class Pack:
     """Segments as one sequence, and what blocks need to know; `noise_rope` is for noise alone."""
 
-    segments: Sequence[Segment]
+    segments: Sequence[PackSegment]
     layout: PackLayout
     rope: PackedRope
     noise_rope: PackedRope
     text: PackedText
 
 
-def make_pack(segments: Sequence[Segment], ranks: Ranks | None = None) -> tuple[Pack, Tensor]:
+def make_pack(segments: Sequence[PackSegment], ranks: Ranks | None = None) -> tuple[Pack, Tensor]:
     """Some segments as one pack, and the timestep of each row of its modulation table.
 
     With `ranks` it is this rank's share of them.
@@ -196,12 +196,12 @@ def make_pack(segments: Sequence[Segment], ranks: Ranks | None = None) -> tuple[
     return pack, upload(torch.tensor([0.0, *timesteps]), device)
 
 
-def kinds_of(segment: Segment) -> tuple[Tensor, ...]:
+def kinds_of(segment: PackSegment) -> tuple[Tensor, ...]:
     """A segment's rows, each kind of token by itself: long, mid, short, noise."""
     return (*segment.history, segment.noise)
 
 
-def share_segment(segment: Segment, ranks: Ranks) -> Segment:
+def share_segment(segment: PackSegment, ranks: Ranks) -> PackSegment:
     """What a rank takes of a segment: a part of each kind of its tokens."""
     kinds = kinds_of(segment)
     long, mid, short, noise = (rows[ranks.share(len(rows))] for rows in kinds)
@@ -209,10 +209,12 @@ def share_segment(segment: Segment, ranks: Ranks) -> Segment:
     return replace(segment, history=HistoryPatches(long, mid, short), noise=noise, rope=rope)
 
 
-def rows_by_rank(segments: Sequence[Segment], ranks: Ranks, *, noise_only: bool) -> list[list[int]]:
+def rows_by_rank(
+    segments: Sequence[PackSegment], ranks: Ranks, *, noise_only: bool
+) -> list[list[int]]:
     """How many rows of each segment each rank takes."""
 
-    def rows(segment: Segment, rank: int) -> int:
+    def rows(segment: PackSegment, rank: int) -> int:
         kinds = [segment.noise] if noise_only else kinds_of(segment)
         shares = [ranks.share(len(part), rank) for part in kinds]
         return sum(share.stop - share.start for share in shares)
@@ -220,7 +222,9 @@ def rows_by_rank(segments: Sequence[Segment], ranks: Ranks, *, noise_only: bool)
     return [[rows(segment, rank) for segment in segments] for rank in range(ranks.size)]
 
 
-def lay_out(segments: Sequence[Segment], device: torch.device) -> tuple[PackLayout, list[float]]:
+def lay_out(
+    segments: Sequence[PackSegment], device: torch.device
+) -> tuple[PackLayout, list[float]]:
     """The layout of a pack, and the distinct timesteps behind row 0 of its modulation table."""
     timesteps = sorted({segment.timestep for segment in segments})
     row_of = {timestep: row for row, timestep in enumerate(timesteps, start=1)}

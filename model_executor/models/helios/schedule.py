@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helios_serve.model_config import Geometry, HeliosConfig, SchedulerConfig
+from helios_serve.model_config import Geometry, HeliosConfig, SamplerConfig
 from helios_serve.model_executor.models.helios.unipc import UniPCStep, unipc_steps
 
 Floats = NDArray[np.float64]
@@ -83,13 +83,13 @@ def lagged_tokens(geometry: Geometry, stage: int, stages: int) -> int:
     return geometry.noise_tokens(max(stage - 1, 0), stages)
 
 
-def shift_mu(config: SchedulerConfig, tokens: int) -> float:
+def shift_mu(config: SamplerConfig, tokens: int) -> float:
     span = config.max_image_seq_len - config.base_image_seq_len
     slope = (config.max_shift - config.base_shift) / span
     return tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
 
 
-def stage_transition(config: SchedulerConfig, stage: int) -> Transition:
+def stage_transition(config: SamplerConfig, stage: int) -> Transition:
     """Coefficients that keep the flow continuous across the upsampling into `stage`."""
     sigma = flow_sigmas(config)[stage_index(config, stage)]
     signal_left = 1 - sigma
@@ -98,7 +98,7 @@ def stage_transition(config: SchedulerConfig, stage: int) -> Transition:
 
 
 def stage_schedule(
-    config: SchedulerConfig, stage: int, count: int, mu: float, zero_init_steps: int
+    config: SamplerConfig, stage: int, count: int, mu: float, zero_init_steps: int
 ) -> tuple[DenoiseStep, ...]:
     if config.stages == 1:
         timesteps, sigmas = single_stage_points(config, count, mu)
@@ -128,7 +128,7 @@ def stage_schedule(
     )
 
 
-def model_timesteps(config: SchedulerConfig, timesteps: Floats) -> list[float]:
+def model_timesteps(config: SamplerConfig, timesteps: Floats) -> list[float]:
     """Pyramids give the model whole timesteps, a single stage gives it fractional ones."""
     return [float(t if config.stages == 1 else int(t)) for t in timesteps]
 
@@ -147,7 +147,7 @@ def dmd_steps(timesteps: Floats, sigmas: Floats) -> tuple[DenoiseStep, ...]:
     )
 
 
-def single_stage_points(config: SchedulerConfig, count: int, mu: float) -> tuple[Floats, Floats]:
+def single_stage_points(config: SamplerConfig, count: int, mu: float) -> tuple[Floats, Floats]:
     """Timesteps (count) and sigmas (count + 1) of a checkpoint without a pyramid."""
     sigmas = np.append(np.linspace(FIRST_SIGMA, 0.0, count + 1)[:-1], 0.0)
     if config.use_dynamic_shifting:
@@ -156,7 +156,7 @@ def single_stage_points(config: SchedulerConfig, count: int, mu: float) -> tuple
 
 
 def pyramid_points(
-    config: SchedulerConfig, stage: int, count: int, mu: float
+    config: SamplerConfig, stage: int, count: int, mu: float
 ) -> tuple[Floats, Floats]:
     """Timesteps (count) and sigmas (count + 1) of one pyramid stage.
 
@@ -173,27 +173,27 @@ def pyramid_points(
     return timesteps, sigmas
 
 
-def shifted(config: SchedulerConfig, mu: float, sigmas: Floats) -> Floats:
+def shifted(config: SamplerConfig, mu: float, sigmas: Floats) -> Floats:
     """Dynamic shift: more steps at high noise for more tokens."""
     weight = math.exp(mu) if config.time_shift_type == "exponential" else mu
     with np.errstate(divide="ignore"):
         return weight / (weight + (1 / sigmas - 1))
 
 
-def flow_sigmas(config: SchedulerConfig) -> Floats:
+def flow_sigmas(config: SamplerConfig) -> Floats:
     """The training grid, from sigma 0.999 down."""
     steps, shift = config.num_train_timesteps, config.shift
     sigmas = 1.0 - np.linspace(1, 1 / steps, steps + 1)
     return np.flip(shift * sigmas / (1 + (shift - 1) * sigmas))[:-1].copy()
 
 
-def stage_index(config: SchedulerConfig, stage: int) -> int:
+def stage_index(config: SamplerConfig, stage: int) -> int:
     """Where a stage begins in the training grid."""
     steps = config.num_train_timesteps
     return min(max(int(config.stage_range[stage] * steps), 0), steps)
 
 
-def stage_timesteps(config: SchedulerConfig) -> list[tuple[float, float]]:
+def stage_timesteps(config: SamplerConfig) -> list[tuple[float, float]]:
     """(lowest, highest) timestep of every stage: stages share the range by their flow's length."""
     steps = config.num_train_timesteps
     sigmas = flow_sigmas(config)

@@ -21,7 +21,7 @@ from helios_serve.model_executor.models.helios.inputs import (
     Pack,
     PackedText,
     PackLayout,
-    Segment,
+    PackSegment,
     TextContext,
     make_pack,
 )
@@ -283,7 +283,7 @@ class HeliosTransformer(nn.Module):
             block.attn1.projections.join()
 
     @torch.inference_mode()
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
+    def forward(self, segments: Sequence[PackSegment]) -> Tensor:
         """Flow rows of every segment's noise tokens, end to end: (noise tokens, 64)."""
         pack, timesteps = make_pack(segments, self.ranks)
         embedded, modulation = self.condition_embedder.embed_times(timesteps)
@@ -298,7 +298,7 @@ class HeliosTransformer(nn.Module):
         exchange = pack.layout.noise_exchange
         return flow if exchange is None else exchange.collect(flow)
 
-    def embed_patches(self, segments: Sequence[Segment]) -> Tensor:
+    def embed_patches(self, segments: Sequence[PackSegment]) -> Tensor:
         """Multi-term memory patchification and noise patches: (tokens, dim)."""
         sources = (
             (self.patch_long, [segment.history.long for segment in segments]),

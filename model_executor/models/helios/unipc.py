@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from helios_serve.model_config import SchedulerConfig
+from helios_serve.model_config import SamplerConfig
 
 MIN_SIGMA = 1e-8
 
@@ -51,7 +51,7 @@ class Interval(NamedTuple):
     step: float
 
 
-def unipc_steps(sigmas: Sequence[float], config: SchedulerConfig) -> tuple[UniPCStep, ...]:
+def unipc_steps(sigmas: Sequence[float], config: SamplerConfig) -> tuple[UniPCStep, ...]:
     """Weights of every step; `sigmas` has one entry more than there are steps."""
     count = len(sigmas) - 1
     steps, order = [], 0
@@ -65,7 +65,7 @@ def unipc_steps(sigmas: Sequence[float], config: SchedulerConfig) -> tuple[UniPC
 
 
 def predictor_weights(
-    sigmas: Sequence[float], index: int, order: int, config: SchedulerConfig
+    sigmas: Sequence[float], index: int, order: int, config: SamplerConfig
 ) -> Predictor:
     """From sigma[index] to sigma[index + 1]."""
     move = interval(sigmas[index], sigmas[index + 1], config)
@@ -77,7 +77,7 @@ def predictor_weights(
 
 
 def corrector_weights(
-    sigmas: Sequence[float], index: int, order: int, config: SchedulerConfig
+    sigmas: Sequence[float], index: int, order: int, config: SamplerConfig
 ) -> Corrector:
     """The move to sigma[index] once more, now that x0 at its end is known."""
     move = interval(sigmas[index - 1], sigmas[index], config)
@@ -97,7 +97,7 @@ def corrector_weights(
     return Corrector(move.ratio, older, base - older - current, current)
 
 
-def interval(start: float, stop: float, config: SchedulerConfig) -> Interval:
+def interval(start: float, stop: float, config: SamplerConfig) -> Interval:
     h = log_snr(stop) - log_snr(start)
     phi = math.expm1(-h)
     return Interval(

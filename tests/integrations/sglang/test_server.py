@@ -10,14 +10,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from lora_files import write_lora
-from models import load_model
 from PIL import Image
-from sglang_server import SGLang, running_sglang
 
 from helios_serve.integrations.host import EngineHost
 from helios_serve.integrations.requests import ForeignRequest
 from helios_serve.integrations.settings import EngineSettings
+from tests.support.lora_files import write_lora
+from tests.support.models import load_model
+from tests.support.sglang_server import SGLang, running_sglang
 
 pytestmark = pytest.mark.sglang
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_server import START_SECONDS, environment, failing_sglang, running_sglang
+
+from tests.support.sglang_server import START_SECONDS, environment, failing_sglang, running_sglang
 
 pytestmark = pytest.mark.sglang
 

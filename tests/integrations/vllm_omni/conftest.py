@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import omni_server
 import pytest
-from omni_server import STREAMING, OmniServer, deploy_config
+
+from tests.support import omni_server
+from tests.support.omni_server import STREAMING, OmniServer, deploy_config
 
 
 @pytest.fixture(scope="session")

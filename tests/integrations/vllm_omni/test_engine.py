@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, cat
 
-from helios_serve.entrypoints.offline import Helios
 from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.offline import Helios
 
 PROGRAM = Path(__file__).parents[2] / "support" / "omni_program.py"
 TOLERANCE = 1e-3

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from omni_server import SMALL, OmniServer, count_frames
-from realtime import Chunk, data_of, realtime_client
+
+from tests.support.omni_server import SMALL, OmniServer, count_frames
+from tests.support.realtime import Chunk, data_of, realtime_client
 
 pytestmark = pytest.mark.vllm_omni
 

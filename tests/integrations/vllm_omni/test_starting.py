@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from omni_server import SMALL, STREAMING, OmniServer, count_frames, omni_server
-from realtime import Chunk, realtime_client
+
+from tests.support.omni_server import SMALL, STREAMING, OmniServer, count_frames, omni_server
+from tests.support.realtime import Chunk, realtime_client
 
 EXECUTOR = "helios_serve.integrations.vllm_omni.HeliosExecutor"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from lora_files import write_lora
-from models import load_model
-from omni_server import STEPS, OmniServer, count_frames, differ
 from PIL import Image
+
+from tests.support.lora_files import write_lora
+from tests.support.models import load_model
+from tests.support.omni_server import STEPS, OmniServer, count_frames, differ
 
 pytestmark = pytest.mark.vllm_omni
 

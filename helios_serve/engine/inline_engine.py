@@ -1,0 +1,127 @@
+"""One model in this process, for one caller at a time: no server, no other processes."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from helios_serve.core.history_manager import HistoryManager
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.events import ChunkReady, RequestFailed, StepTaken
+from helios_serve.errors import HeliosError
+from helios_serve.messages import StepCursor
+from helios_serve.model_config import Geometry, HeliosConfig
+from helios_serve.model_executor.components import build_transformer
+from helios_serve.model_executor.device import check_fp8, resolve_device, resolve_dtype
+from helios_serve.model_executor.executor.inline import InlineExecutor
+from helios_serve.model_executor.loader import (
+    LoadedModel,
+    LoadFormat,
+    check_compilation,
+    load_checkpoint,
+    open_checkpoint,
+)
+from helios_serve.model_executor.lora_files import load_adapter
+from helios_serve.model_executor.worker.worker import Worker
+from helios_serve.options.engine import EngineConfig
+from helios_serve.options.workers import DecodeDtype, Quantization
+from helios_serve.video_request import VideoRequest
+
+
+class StepDone(NamedTuple):
+    """One denoise step of the request: number `done` of `total`."""
+
+    cursor: StepCursor
+    done: int
+    total: int
+
+
+class InlineEngine:
+    """Loads a model and generates one request after another.
+
+    The checkpoint's configuration, device and dtype are checked at once; weights are loaded by
+    `load`, or by the first request.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        load_format: LoadFormat = "auto",
+        decode_dtype: DecodeDtype = "float32",
+        compile_sizes: Sequence[str] = (),
+        quantization: Quantization | None = None,
+        offload: bool = False,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.batch_invariant = batch_invariant
+        self.checkpoint = open_checkpoint(model, load_format)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.decode_dtype = decode_dtype
+        self.compile_sizes = compile_sizes
+        self.quantization = quantization
+        self.offload = offload
+        if quantization is not None:
+            check_fp8(self.device, self.dtype)
+        check_compilation(compile_sizes, self.config, offload=offload)
+        self._model: LoadedModel | None = None
+
+    @property
+    def config(self) -> HeliosConfig:
+        return self.checkpoint.config
+
+    def load(self) -> LoadedModel:
+        """The model, loaded if it was not yet."""
+        if self._model is None:
+            self._model = load_checkpoint(
+                self.checkpoint,
+                self.device,
+                self.dtype,
+                decode_dtype=self.decode_dtype,
+                compile_sizes=self.compile_sizes,
+                quantization=self.quantization,
+                offload=self.offload,
+            )
+        return self._model
+
+    def check(self, request: VideoRequest) -> None:
+        """Raise InvalidRequestError or CheckpointError for what cannot be made; loads nothing."""
+        request.check_inputs()
+        request.params.resolve(self.config)
+        if request.lora is not None:
+            skeleton = build_transformer(self.checkpoint.folder, self.config, self.dtype).module
+            load_adapter(request.lora, skeleton, request.lora_scale)
+
+    def generate(self, request: VideoRequest) -> Iterator[StepDone | ChunkReady]:
+        """Run a checked request to its end; raises HeliosError if it fails on the way.
+
+        The history pool is made for the request: exactly what one session of its size can hold.
+        """
+        model = self.load()
+        geometry = Geometry(request.params.height, request.params.width)
+        executor = InlineExecutor(
+            lambda _, emit: Worker(
+                model,
+                emit,
+                history_blocks=HistoryManager.peak_blocks(geometry) + 1,
+                batch_invariant=self.batch_invariant,
+            )
+        )
+        config = EngineConfig(step_deadline=math.inf, start_deadline=math.inf)
+        core = EngineCore(executor, self.config, config)
+        try:
+            total = core.add_request(request).params.total_steps
+            done = 0
+            while core.has_unfinished:
+                for event in core.step():
+                    if isinstance(event, StepTaken):
+                        done += 1
+                        yield StepDone(event.cursor, done, total)
+                    elif isinstance(event, ChunkReady):
+                        yield event
+                    elif isinstance(event, RequestFailed):
+                        raise HeliosError(event.message)
+        finally:
+            executor.shutdown()

@@ -1,0 +1,1 @@
+"""Metrics, gauges and traces of the engine."""

@@ -1,0 +1,72 @@
+"""Those who look on while an engine works."""
+
+from collections import defaultdict, deque
+from typing import NamedTuple, Protocol
+
+from helios_serve.core.scheduler import Scheduler, SchedulerStats
+from helios_serve.messages import ChunkDecoded, InputsEncoded, SchedulerOutput, StepsDone
+from helios_serve.metrics import Metrics
+
+
+class Observer(Protocol):
+    """Told in the engine's thread, so that it must be quick."""
+
+    def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
+        """A plan was given to a worker."""
+
+    def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:
+        """The worker's oldest plan is done."""
+
+    def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:
+        """A task that ran beside the denoising is done."""
+
+    def death(self, worker_id: str, reason: str) -> None:
+        """The worker is gone, with all its plans."""
+
+
+class StepCounts(NamedTuple):
+    """What is counted of a plan when it is done."""
+
+    stage: str
+    sessions: int
+    tokens: int
+
+
+class StepMetrics:
+    """Counts what the workers of one model do."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.metrics = metrics
+        self.model = model
+        self._plans: defaultdict[str, deque[StepCounts | None]] = defaultdict(deque)
+
+    def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
+        self._plans[worker_id].append(self._batch(plan, scheduler))
+
+    def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:  # noqa: ARG002
+        batch = self._plans[worker_id].popleft()
+        if batch is None:
+            return
+        self.metrics.step_seconds.labels(self.model, batch.stage).observe(event.seconds)
+        self.metrics.step_sessions.labels(self.model).observe(batch.sessions)
+        self.metrics.step_tokens.labels(self.model).observe(batch.tokens)
+
+    def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:  # noqa: ARG002
+        is_decoded = isinstance(event, ChunkDecoded)
+        timed = self.metrics.decode_seconds if is_decoded else self.metrics.encode_seconds
+        timed.labels(self.model).observe(event.seconds)
+
+    def death(self, worker_id: str, reason: str) -> None:  # noqa: ARG002
+        self._plans.pop(worker_id, None)
+        self.metrics.worker_deaths.labels(self.model).inc()
+
+    def _batch(self, plan: SchedulerOutput, scheduler: Scheduler) -> StepCounts | None:
+        """None for a plan without steps."""
+        stages, tokens = set(), 0
+        for step in plan.scheduled_steps:
+            stages.add(step.cursor.stage)
+            tokens += scheduler.sessions[step.session_id].tokens_at(step.cursor.stage)
+        if not stages:
+            return None
+        stage = str(stages.pop()) if len(stages) == 1 else "mixed"
+        return StepCounts(stage, len(plan.scheduled_steps), tokens)

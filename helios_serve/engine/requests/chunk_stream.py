@@ -1,0 +1,108 @@
+"""A video's chunks on their way to those who read them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from helios_serve.errors import RequestFailedError
+from helios_serve.messages import Segment, Snapshot, TensorData
+from helios_serve.video_request import Frames
+
+
+@dataclass(frozen=True)
+class VideoChunk:
+    """Up to 33 finished frames, as pixels or as a segment of an MP4.
+
+    `snapshot` and `latents` come where the video is not stored.
+    """
+
+    index: int
+    frames: Frames | None = None
+    segment: Segment | None = None
+    latents: TensorData | None = None
+    snapshot: Snapshot | None = None
+
+
+Fetch = Callable[[int], Awaitable[VideoChunk]]
+
+
+class ChunkStream:
+    """The chunks of one request, in order, as they come.
+
+    `next_chunk` is the next to come, `read_chunk` the next that nobody has read. With `fetch` they
+    are stored elsewhere and anybody may read them, from any chunk on, those from `first_chunk` at
+    once; without it each is kept here until it was read once. `on_read` is called when one was that
+    nobody had read before.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        first_chunk: int | None,
+        next_chunk: int,
+        fetch: Fetch | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.first_chunk = next_chunk if first_chunk is None else first_chunk
+        self.next_chunk = self.read_chunk = next_chunk
+        self.is_over = False
+        self.error: str | None = None
+        self._fetch = fetch
+        self.on_read: Callable[[], None] = lambda: None
+        self._held: dict[int, VideoChunk] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def has_unread(self) -> bool:
+        return self.read_chunk < self.next_chunk
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set when the next chunk comes, or the end."""
+        return self._changed
+
+    def publish(self, chunk: VideoChunk) -> None:
+        if self._fetch is None:
+            self._held[chunk.index] = chunk
+        self.next_chunk = chunk.index + 1
+        self._wake()
+
+    def end(self, error: str | None = None) -> None:
+        """No more will come; what is there can still be read."""
+        if not self.is_over:
+            self.is_over, self.error = True, error
+            self._wake()
+
+    async def over(self) -> None:
+        """Returns when no more will come, however it ended."""
+        while not self.is_over:
+            await self._changed.wait()
+
+    async def chunks(self, from_chunk: int | None = None) -> AsyncIterator[VideoChunk]:
+        """Each chunk from `from_chunk` on that is not gone yet, when it is there.
+
+        Raises RequestFailedError where the video ends early.
+        """
+        index = max(self.first_chunk, from_chunk or 0)
+        while True:
+            while (index := self._next_for(index)) < self.next_chunk:
+                chunk = self._held.pop(index) if self._fetch is None else await self._fetch(index)
+                index += 1
+                if index > self.read_chunk:
+                    self.read_chunk = index
+                    self.on_read()
+                yield chunk
+            if self.is_over:
+                break
+            await self._changed.wait()
+        if self.error is not None:
+            raise RequestFailedError(self.error)
+
+    def _next_for(self, index: int) -> int:
+        """Where a reader goes on behind `index`: what is kept here others may have read."""
+        return index if self._fetch is not None else max(index, self.read_chunk)
+
+    def _wake(self) -> None:
+        """Everybody who waits now is woken, and later ones wait for the next change."""
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,137 @@
+"""A request that the asynchronous engine has accepted and that is not over."""
+
+import asyncio
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import NamedTuple
+
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.observe.request_metrics import RequestMetrics
+from helios_serve.engine.requests.chunk_stream import ChunkStream
+from helios_serve.engine.requests.engine_thread import EngineThread
+from helios_serve.errors import (
+    EngineDeadError,
+    HeliosError,
+    InvalidRequestError,
+    RequestFailedError,
+)
+from helios_serve.model_config import num_chunks
+from helios_serve.options.sampling import PromptSwitch
+from helios_serve.video_request import VideoRequest
+
+NO_CHUNK_LEFT = "the video has no chunk left for another prompt"
+LEAD = "its reader is behind"
+
+
+class AwaitedSwitch(NamedTuple):
+    """Somebody waits to hear at which chunk the video turns to `prompt`."""
+
+    prompt: str
+    answer: "asyncio.Future[PromptSwitch]"
+
+
+class RequestHandle:
+    """Who makes the video, who reads it, what holds it up, and who waits for a prompt switch."""
+
+    def __init__(
+        self,
+        request: VideoRequest,
+        thread: EngineThread,
+        stream: ChunkStream,
+        counts: RequestMetrics,
+    ) -> None:
+        self.request_id = request.request_id
+        self.model = request.model
+        self.num_chunks = num_chunks(request.params.num_frames)
+        self.max_lead = request.max_lead_chunks
+        self.thread = thread
+        self.stream = stream
+        self.counts = counts
+        stream.on_read = self._on_read
+        self._begun = stream.next_chunk
+        self._holds: set[str] = set()
+        self._switches: list[AwaitedSwitch] = []
+
+    @property
+    def is_made(self) -> bool:
+        """Whether all chunks are there, so that nothing is left but to say so."""
+        return self.stream.next_chunk == self.num_chunks
+
+    def hold(self, reason: str) -> "Future[None]":
+        """Have no steps taken while there is a reason; raises EngineDeadError."""
+        self._holds.add(reason)
+        return self.thread.call(self._pause_or_resume)
+
+    def release(self, reason: str) -> "Future[None]":
+        """Go on if there is no other reason; raises EngineDeadError."""
+        self._holds.discard(reason)
+        return self.thread.call(self._pause_or_resume)
+
+    def on_step(self, chunk: int) -> None:
+        """In the engine's thread: hold the video if its reader is too far behind `chunk`.
+
+        That is where a step of it was taken. A worker may have another one by then, so no chunk
+        beyond `max_lead` is finished that takes more steps than two.
+        """
+        self.counts.step()
+        self._begun = max(self._begun, chunk)
+        if LEAD in self._holds or not self._is_ahead():
+            return
+        self._holds.add(LEAD)
+        if not self._is_ahead():  # it was read in between, by somebody who saw no reason to release
+            self._holds.discard(LEAD)
+        self._pause_or_resume(self.thread.core)
+
+    def await_switch(self, prompt: str) -> AwaitedSwitch:
+        """Its answer raises InvalidRequestError if no chunk is left for the prompt, and
+        RequestFailedError if the request ends before that is known."""
+        answer: asyncio.Future[PromptSwitch] = asyncio.get_running_loop().create_future()
+        self._switches.append(switch := AwaitedSwitch(prompt, answer))
+        return switch
+
+    def forget_switch(self, switch: AwaitedSwitch) -> None:
+        """Nobody waits for it any more."""
+        self._switches = [awaited for awaited in self._switches if awaited is not switch]
+
+    def answer_switch(self, prompt: str, switch: PromptSwitch | None) -> None:
+        """Tell the first one who waits for `prompt`; None is no chunk."""
+        for awaited in self._switches:
+            if awaited.prompt == prompt:
+                self.forget_switch(awaited)
+                settle(awaited.answer, switch or no_chunk_left())
+                return
+
+    def end(self, error: str | None) -> None:
+        self.stream.end(error)
+        for _, answer in self._switches:
+            settle(answer, no_chunk_left() if error is None else RequestFailedError(error))
+        self._switches.clear()
+
+    def _on_read(self) -> None:
+        """A chunk was read: go on if that was what the video waited for."""
+        if LEAD in self._holds and not self._is_ahead():
+            with suppress(EngineDeadError):
+                self.release(LEAD)
+
+    def _pause_or_resume(self, core: EngineCore) -> None:
+        """In the engine's thread; both may be done twice."""
+        if self._holds:
+            core.pause(self.request_id)
+        else:
+            core.resume(self.request_id)
+
+    def _is_ahead(self) -> bool:
+        return self.max_lead is not None and self._begun >= self.stream.read_chunk + self.max_lead
+
+
+def no_chunk_left() -> InvalidRequestError:
+    return InvalidRequestError(NO_CHUNK_LEFT, param="prompt")
+
+
+def settle(answer: "asyncio.Future[PromptSwitch]", outcome: PromptSwitch | HeliosError) -> None:
+    if answer.done():  # nobody waits for it any more
+        return
+    if isinstance(outcome, HeliosError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

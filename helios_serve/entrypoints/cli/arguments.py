@@ -1,0 +1,90 @@
+"""Values of command-line flags, with messages that say what is allowed."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from helios_serve.options.sampling import PromptSwitch
+from helios_serve.size import parse_size
+
+T = TypeVar("T")
+
+
+def add_data_dir(parser: Any, what: str) -> None:
+    """The folder of a server, which other commands find by the same name."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("helios-data"),
+        metavar="FOLDER",
+        help=f"{what} (helios-data)",
+    )
+
+
+def parser_of(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse`, with any ValueError told as "got X, expected `expected`"."""
+
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from error
+
+    return checked
+
+
+def _sizes(text: str) -> tuple[str, ...]:
+    return tuple("{}x{}".format(*parse_size(part)) for part in text.split(","))
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _bounds(text: str) -> tuple[float, float]:
+    low, high = (float(part) for part in text.split(","))
+    return low, high
+
+
+def _switch(text: str) -> PromptSwitch:
+    chunk, separator, prompt = text.partition(":")
+    if not separator or not prompt.strip():
+        raise ValueError("no prompt")
+    return PromptSwitch(int(chunk), prompt)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 3600:
+        raise ValueError("out of range")
+    return seconds
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _duration(text: str) -> float:
+    seconds = float(text[:-1]) * UNITS.get(text[-1:], 0)
+    if not 0 < seconds < math.inf:
+        raise ValueError("out of range")
+    return seconds
+
+
+def _bytes(text: str) -> int:
+    size = float(text[:-2]) * BYTES.get(text[-2:].upper(), 0)
+    if not 0 < size < math.inf:
+        raise ValueError("out of range")
+    return int(size)
+
+
+size = parser_of("WIDTHxHEIGHT in pixels, such as 640x384", parse_size)
+sizes = parser_of("WIDTHxHEIGHT in pixels, several joined by commas, such as 640x384", _sizes)
+steps = parser_of("whole numbers separated by commas, such as 2,2,2", _steps)
+bounds = parser_of("MIN,MAX, such as 0.111,0.135", _bounds)
+switch = parser_of("CHUNK:TEXT, such as 2:the sun sets", _switch)
+seconds = parser_of("a number of seconds above 0, up to 3600", _seconds)
+duration = parser_of("a number and one of s, m, h, d, w, such as 7d", _duration)
+byte_count = parser_of("a number and one of KB, MB, GB, TB, such as 500GB", _bytes)

@@ -1,0 +1,233 @@
+"""`helios-serve generate`: a prompt in, an MP4 out."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from helios_serve.entrypoints.cli import arguments as kinds
+from helios_serve.entrypoints.cli.flags import add_model_flags
+from helios_serve.errors import InvalidRequestError
+from helios_serve.media.latent_file import save_latents
+from helios_serve.media.mp4 import Mp4Writer
+from helios_serve.messages import TensorData
+from helios_serve.options.sampling import SamplingParams, default_size
+
+if TYPE_CHECKING:
+    from helios_serve.engine.inline_engine import StepDone
+
+EPILOG = """\
+examples:
+  helios-serve generate "a dog runs over a green hill"
+  helios-serve generate "the camera pulls back" --image photo.jpg --seconds 10 --output out.mp4
+  helios-serve generate "a calm sea" --prompt-at "2:a storm rises" --num-frames 198
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Register the command and its flags."""
+    parser = commands.add_parser(
+        "generate",
+        help="make one video and write it to a file",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("prompt", help="what the video shows")
+    add_output_flags(parser)
+    group = add_model_flags(parser)
+    group.add_argument("--lora", metavar="PATH", help="a LoRA adapter in diffusers format")
+    group.add_argument("--lora-scale", type=float, default=1.0, metavar="X")
+    add_reference_flags(parser)
+    add_sampling_flags(parser)
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", type=Path, default=Path("video.mp4"), metavar="FILE.mp4")
+    group.add_argument(
+        "--output-latents",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="also write the final latents, as diffusers returns them",
+    )
+    group.add_argument("--size", type=kinds.size, metavar="WIDTHxHEIGHT", help="640x384")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--num-frames", type=int, metavar="N", help="99")
+    length.add_argument("--seconds", type=kinds.seconds, metavar="S", help="length in seconds")
+    group.add_argument("--fps", type=int, default=24, metavar="N", help="24")
+
+
+def add_reference_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("reference")
+    group.add_argument("--image", metavar="FILE", help="start from an image (I2V)")
+    group.add_argument("--video", metavar="FILE_OR_FOLDER", help="go on from a video (V2V)")
+    group.add_argument(
+        "--image-noise-sigma",
+        type=kinds.bounds,
+        metavar="MIN,MAX",
+        help="noise mixed into the anchor frame",
+    )
+    group.add_argument(
+        "--video-noise-sigma",
+        type=kinds.bounds,
+        metavar="MIN,MAX",
+        help="noise mixed into the reference's history",
+    )
+    group.add_argument(
+        "--no-input-noise",
+        dest="add_input_noise",
+        action="store_false",
+        default=None,
+        help="use the reference as it is",
+    )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--seed", type=int, metavar="N", help="0")
+    group.add_argument("--negative-prompt", metavar="TEXT")
+    group.add_argument(
+        "--prompt-at",
+        dest="switches",
+        type=kinds.switch,
+        action="append",
+        metavar="CHUNK:TEXT",
+        help="turn to another prompt at a chunk (33 frames each, counted from 0); repeatable",
+    )
+    group.add_argument(
+        "--transition-chunks", type=int, metavar="N", help="chunks a switch takes (3)"
+    )
+    group.add_argument(
+        "--steps", type=kinds.steps, metavar="N,N,N", help="denoise steps a pyramid stage"
+    )
+    group.add_argument("--num-inference-steps", type=int, metavar="N", help="steps of Base")
+    group.add_argument("--guidance-scale", type=float, metavar="X")
+    group.add_argument("--max-sequence-length", type=int, metavar="N", help="prompt tokens (512)")
+    group.add_argument(
+        "--zero-steps", type=int, metavar="N", help="CFG-Zero* steps after the first"
+    )
+    for flag, name, value, text in (
+        ("--amplify-first-chunk", "amplify_first_chunk", True, "twice the steps for chunk 0"),
+        ("--skip-first-chunk", "skip_first_chunk", True, "take the anchor from chunk 1"),
+        ("--no-zero-init", "use_zero_init", False, "CFG-Zero* without zeroed first steps"),
+    ):
+        group.add_argument(
+            flag, dest=name, action="store_const", const=value, default=None, help=text
+        )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate, write chunk by chunk, and say where the video is."""
+    check_outputs(arguments)
+    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
+    from helios_serve.offline import Helios
+
+    model = Helios(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        load_format=arguments.load_format,
+        decode_dtype=arguments.decode_dtype,
+        compile_sizes=arguments.compile_sizes,
+        quantization=arguments.quantization,
+        offload=arguments.offload,
+        batch_invariant=arguments.batch_invariant,
+    )
+    progress = ProgressBar()
+    options = sampling_options(arguments)
+    chunks = model.stream(arguments.prompt, on_step=progress.on_step, **options)
+    model.load()
+    progress.on_load()
+    latents: list[TensorData] = []
+    with progress, Mp4Writer(arguments.output, fps=arguments.fps) as writer:
+        for chunk in chunks:
+            writer.append(chunk.as_frames())
+            progress.on_frames(len(chunk.frames))
+            if arguments.output_latents is not None:
+                latents += chunk.latents
+    if arguments.output_latents is not None:
+        shape = save_latents(arguments.output_latents, latents)
+        print(f"{arguments.output_latents}: latents {list(shape)}")
+    print(f"{arguments.output}: {progress.frames} frames, {progress.rate:.2f} frames/s")
+    return 0
+
+
+class ProgressBar:
+    """A bar over chunks and steps, with frames per second since the model was loaded."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._started = time.perf_counter()
+        self._last = self._started
+        self._bar: tqdm[Any] | None = None
+
+    @property
+    def rate(self) -> float:
+        """Frames per second, from the start of the work to the last finished chunk."""
+        return self.frames / max(self._last - self._started, 1e-9)
+
+    def on_load(self) -> None:
+        self._started = self._last = time.perf_counter()
+
+    def on_step(self, step: "StepDone") -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=step.total, unit="step", dynamic_ncols=True, file=sys.stderr)
+        chunk, stage, _ = step.cursor
+        self._bar.set_description(f"chunk {chunk} stage {stage}", refresh=False)
+        self._bar.update()
+
+    def on_frames(self, count: int) -> None:
+        self.frames += count
+        self._last = time.perf_counter()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self.rate:.2f} frames/s")
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Helios.stream`: what was given, and nothing else."""
+    width, height = arguments.size or default_size(arguments.model)
+    options = {
+        name: value
+        for name in SamplingParams.__struct_fields__
+        if (value := getattr(arguments, name, None)) is not None
+    }
+    if arguments.seconds is not None:
+        options["num_frames"] = max(1, round(arguments.seconds * arguments.fps))
+    return options | {
+        "width": width,
+        "height": height,
+        "image": arguments.image,
+        "video": arguments.video,
+        "lora": arguments.lora,
+        "lora_scale": arguments.lora_scale,
+        "keep_input_latents": arguments.output_latents is not None,
+    }
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse output files that cannot be written, before any work."""
+    if arguments.output == arguments.output_latents:
+        raise InvalidRequestError(
+            f"got {arguments.output} for both --output and --output-latents, expected two files",
+            param="output",
+        )
+    for name in ("output", "output_latents"):
+        path: Path | None = getattr(arguments, name)
+        if path is None:
+            continue
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            flag = name.replace("_", "-")
+            expected = "a file that can be written, in a folder that exists"
+            raise InvalidRequestError(f"got --{flag} {path}, expected {expected}", param=flag)

@@ -1,0 +1,124 @@
+"""Flags that say which other hosts the server may speak to."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helios_serve.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from helios_serve.service.outbound.outbound import Outbound
+    from helios_serve.service.webhooks.webhooks import Webhooks
+    from helios_serve.store.video_store import VideoStore
+
+SECRET_VARIABLE = "HELIOS_WEBHOOK_SECRET"
+MAX_SECRET_FILE = 1 << 16
+EXPECTED_SECRET = "whsec_ and 24 to 64 bytes in base64"
+
+
+def add_outside_flags(parser: Any) -> None:
+    group = parser.add_argument_group("other hosts")
+    group.add_argument(
+        "--allowed-media-domains",
+        action="append",
+        default=[],
+        metavar="HOST,...",
+        help="hosts of which references may be fetched, *.DOMAIN for all below one (none)",
+    )
+    group.add_argument(
+        "--webhook-url", metavar="URL", help="an https URL that is told when a video has ended"
+    )
+    group.add_argument(
+        "--webhook-secret-file",
+        type=Path,
+        metavar="FILE",
+        help=f"what webhooks are signed with: {EXPECTED_SECRET}; or {SECRET_VARIABLE}",
+    )
+    group.add_argument(
+        "--allowed-webhook-domains",
+        action="append",
+        default=[],
+        metavar="HOST,...",
+        help="hosts that webhooks may go to (that of --webhook-url)",
+    )
+
+
+def make_media(arguments: argparse.Namespace) -> "Outbound":
+    """Raises InvalidRequestError."""
+    from helios_serve.service.media.references import media_outbound
+
+    try:
+        return media_outbound(split(arguments.allowed_media_domains))
+    except ValueError as error:
+        raise InvalidRequestError(str(error), param="allowed-media-domains") from error
+
+
+def make_webhooks(arguments: argparse.Namespace, store: "VideoStore") -> "Webhooks | None":
+    """None if nobody is to be told, in which case events are not kept either.
+
+    Raises InvalidRequestError.
+    """
+    from helios_serve.service.outbound.outbound import Outbound, OutboundError
+    from helios_serve.service.outbound.urls import AllowedDomains, parse_url
+    from helios_serve.service.webhooks.endpoint import Endpoint
+    from helios_serve.service.webhooks.webhooks import Webhooks
+    from helios_serve.store.outbox import Outbox
+
+    if arguments.webhook_url is None:
+        refuse_the_rest(arguments)
+        Outbox.drop(store.database)
+        return None
+    try:
+        host = parse_url(arguments.webhook_url, ("https",)).host
+        allowed = split(arguments.allowed_webhook_domains) or (host,)
+        domains = AllowedDomains(allowed, "--allowed-webhook-domains")
+        outbound = Outbound(domains, ("https",))
+        url = outbound.parse(arguments.webhook_url)
+    except (ValueError, OutboundError) as error:
+        raise InvalidRequestError(f"--webhook-url: {error}", param="webhook-url") from error
+    endpoint = Endpoint(url, read_secrets(arguments.webhook_secret_file))
+    return Webhooks(Outbox(store.database), endpoint, outbound)
+
+
+def split(values: list[str]) -> tuple[str, ...]:
+    """A flag may be given several times, and each time with several hosts."""
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def refuse_the_rest(arguments: argparse.Namespace) -> None:
+    """A secret without a URL is a mistake that nobody would notice."""
+    if arguments.webhook_secret_file is not None or arguments.allowed_webhook_domains:
+        raise InvalidRequestError(
+            "got --webhook-secret-file or --allowed-webhook-domains, expected --webhook-url too",
+            param="webhook-url",
+        )
+
+
+def read_secrets(path: Path | None) -> tuple[bytes, ...]:
+    """From the file, or else from the environment, in which children would find it too."""
+    from helios_serve.service.webhooks.endpoint import parse_secrets
+
+    from_environment = os.environ.pop(SECRET_VARIABLE, None)
+    where = SECRET_VARIABLE if path is None else str(path)
+    if path is None and from_environment is None:
+        raise InvalidRequestError(
+            f"got --webhook-url without a secret, expected --webhook-secret-file FILE or "
+            f"{SECRET_VARIABLE}",
+            param="webhook-secret-file",
+        )
+    try:
+        if path is None:
+            text = from_environment or ""
+        else:
+            with path.open() as file:
+                text = file.read(MAX_SECRET_FILE)
+        return parse_secrets(text)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"{where}: {error.strerror}, expected a file", param="webhook-secret-file"
+        ) from error
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{where}: {error}, expected {EXPECTED_SECRET}", param="webhook-secret-file"
+        ) from None

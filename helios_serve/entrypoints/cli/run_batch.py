@@ -1,0 +1,238 @@
+"""`helios-serve run-batch`: a file of requests in, a folder of videos out."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+import msgspec
+from tqdm import tqdm
+
+from helios_serve.entrypoints.cli.flags import add_model_flags, add_worker_flags, worker_groups
+from helios_serve.errors import HeliosError, InvalidRequestError
+from helios_serve.media.mp4 import defragment
+from helios_serve.model_config import num_chunks
+from helios_serve.service.batches.batch_file import custom_id, parse_line, read_request
+from helios_serve.store.files import make_folder, write_file
+from helios_serve.video_request import VideoRequest
+
+if TYPE_CHECKING:
+    from helios_serve.engine.requests.async_engine import AsyncEngine
+    from helios_serve.store.video_store import VideoStore
+
+EPILOG = """\
+A line of the input is {"custom_id": "sea", "body": {"prompt": "a calm sea", "seconds": 5}}, as in
+OpenAI's batches. The output folder gets a file for each, and results.jsonl. A batch that was
+interrupted, or killed, goes on where it was when the same command is given again.
+
+examples:
+  helios-serve run-batch requests.jsonl --output videos
+  helios-serve run-batch requests.jsonl --output videos --workers 2 --trace trace.json
+  helios-serve run-batch requests.jsonl --output videos --ray-address auto \\
+    --workers 1:encode+decode@gpus=0.5 --workers 4:denoise@gpus=1
+"""
+RESULTS = "results.jsonl"
+STATE = ".helios"
+MAX_AT_ONCE = 256
+"""Requests that the engine has at a time: enough to fill many workers, few enough to hold."""
+MAX_NAME = 200
+"""Bytes of a video's file name; file systems take 255, and scratch files have longer ones."""
+
+
+class BatchResult(msgspec.Struct, frozen=True):
+    """What came of a line; `file` lies in the output folder."""
+
+    custom_id: str
+    status: Literal["completed", "failed"]
+    file: str | None = None
+    frames: int = 0
+    error: str | None = None
+
+
+def add_command(commands: Any) -> None:
+    """Register the command and its flags."""
+    parser = commands.add_parser(
+        "run-batch",
+        help="make the videos of a batch file, many at a time",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("input", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where unfinished work is kept, and `helios-serve workers` asks (OUTPUT/{STATE})",
+    )
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
+    )
+    add_model_flags(parser)
+    add_worker_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make all videos; 1 if some of them failed."""
+    lines = read_lines(arguments.input)
+    make_folder(arguments.output)
+    with opened_engine(arguments) as (engine, store):
+        batch = BatchRun(arguments, engine, store)
+        results = asyncio.run(batch.run(lines))
+    path = arguments.output / RESULTS
+    write_file(path, b"".join(msgspec.json.encode(result) + b"\n" for result in results))
+    failed = [result for result in results if result.status == "failed"]
+    for result in failed:
+        print(f"{result.custom_id}: {result.error}", file=sys.stderr)
+    print(f"{path}: {len(results) - len(failed)} videos, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def read_lines(path: Path) -> list[bytes]:
+    try:
+        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+    except OSError as error:
+        raise InvalidRequestError(
+            f"got {path}, expected a batch file that can be read: {error.strerror}", param="input"
+        ) from error
+    if not lines:
+        raise InvalidRequestError(f"got {path}, which is empty", param="input")
+    return lines
+
+
+@contextmanager
+def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine", "VideoStore"]]:
+    """The engine that the flags ask for, not running yet, and its store."""
+    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
+    from helios_serve.engine.launch import ExecutorKind, launch
+    from helios_serve.engine.observe.trace import Trace
+    from helios_serve.engine.requests.async_engine import AsyncEngine
+    from helios_serve.store.video_store import VideoStore
+
+    with ExitStack() as opened:
+        store = VideoStore(data_dir(arguments))
+        opened.callback(store.close)
+        trace = None
+        if arguments.trace is not None:
+            trace = opened.enter_context(Trace(arguments.trace))
+        default: ExecutorKind = "ray" if arguments.ray_address else "local"
+        core = launch(
+            arguments.model,
+            worker_groups(arguments, arguments.model),
+            arguments.executor or default,
+            ray_address=arguments.ray_address,
+            trace=trace,
+        )
+        yield AsyncEngine({arguments.model: core}, store), store
+
+
+def data_dir(arguments: argparse.Namespace) -> Path:
+    folder: Path = arguments.data_dir or arguments.output / STATE
+    return folder
+
+
+class BatchRun:
+    """The requests of one file on their way through the engine."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, engine: "AsyncEngine", store: "VideoStore"
+    ) -> None:
+        self.model: str = arguments.model
+        self.folder: Path = arguments.input.parent
+        self.output: Path = arguments.output
+        self.data_dir = data_dir(arguments)
+        self.engine = engine
+        self.store = store
+        self.bar: Any = None
+
+    async def run(self, lines: list[bytes]) -> list[BatchResult]:
+        """What came of each line, in their order."""
+        from helios_serve.service.control import ControlServer
+
+        turns = asyncio.Semaphore(MAX_AT_ONCE)
+        names: set[str] = set()
+        self.bar = tqdm(unit="chunk", desc="making")
+
+        async def one(number: int, text: bytes) -> BatchResult:
+            async with turns:
+                return await self._make(number, text, names)
+
+        with self.bar:
+            async with self.engine, ControlServer(self.engine, self.data_dir):
+                return await asyncio.gather(*map(one, range(1, len(lines) + 1), lines))
+
+    async def _make(self, number: int, text: bytes, names: set[str]) -> BatchResult:
+        name, given = f"line {number}", custom_id(text)
+        try:
+            if given in names:
+                raise InvalidRequestError(
+                    f"got custom_id {given!r} twice, expected each once", param="custom_id"
+                )
+            if given is not None:
+                file_name(given)
+                names.add(name := given)
+            line = parse_line(text)
+            request = await asyncio.to_thread(read_request, line, self.folder, self.model)
+            return await self._make_video(request)
+        except (HeliosError, OSError) as error:
+            return BatchResult(name, "failed", error=str(error))
+
+    async def _make_video(self, request: VideoRequest) -> BatchResult:
+        name, wanted = request.request_id, request.params.num_frames
+        self.bar.total = (self.bar.total or 0) + num_chunks(wanted)
+        job = await asyncio.to_thread(self.store.job, name)
+        if job is not None and job.status in ("failed", "cancelled"):  # another try
+            await asyncio.to_thread(self.store.delete, name)
+            job = None
+        if job is None:
+            await self.engine.submit(request)
+        elif await asyncio.to_thread(self.store.request, name) != request:
+            raise InvalidRequestError(
+                f"got {name!r}, which is another request in {self.data_dir}: "
+                "expected the same one, or another --data-dir",
+                param="custom_id",
+            )
+        file = file_name(name)
+        part = self.output / f".{file}.part"
+        try:
+            await self._write(name, part)
+            await to_its_end(asyncio.to_thread(defragment, part))
+            part.replace(self.output / file)
+        finally:
+            part.unlink(missing_ok=True)
+        return BatchResult(name, "completed", file, frames=wanted)
+
+    async def _write(self, name: str, path: Path) -> None:
+        """The video as a fragmented MP4, as it is made."""
+        with path.open("wb") as part:
+            async for chunk in self.engine.watch(name):
+                assert chunk.segment is not None, "stored videos come in segments"
+                if chunk.index == 0:
+                    part.write(chunk.segment.header)
+                part.write(chunk.segment.fragment)
+                self.bar.update()
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Whoever is cancelled meanwhile waits for it: it may still write what is then removed."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait((task,))
+
+
+def file_name(name: str) -> str:
+    """Where a video goes; raises InvalidRequestError for an id that gives no file name."""
+    quoted = quote(name, safe="")
+    if not 1 <= len(quoted) <= MAX_NAME:
+        raise InvalidRequestError(
+            f"got a custom_id of {len(quoted)} bytes as a file name, expected 1 to {MAX_NAME}",
+            param="custom_id",
+        )
+    return f"{quoted}.mp4"

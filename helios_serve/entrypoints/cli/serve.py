@@ -1,0 +1,249 @@
+"""`helios-serve serve`: the video API over HTTP."""
+
+import argparse
+import signal
+import socket
+from contextlib import ExitStack, closing
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from helios_serve.entrypoints.cli.arguments import add_data_dir, byte_count, duration, seconds
+from helios_serve.entrypoints.cli.flags import (
+    add_device_flags,
+    add_worker_flags,
+    worker_groups,
+)
+from helios_serve.entrypoints.cli.outbound_flags import (
+    add_outside_flags,
+    make_media,
+    make_webhooks,
+)
+from helios_serve.errors import HeliosError, InvalidRequestError
+from helios_serve.logger import logger, show_all_logs
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.server import ServerConfig
+from helios_serve.options.workers import DEFAULT_MODEL
+from helios_serve.store.keys import KeyStore
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+EPILOG = """\
+examples:
+  helios-serve serve
+  helios-serve serve BestWishYsh/Helios-Distilled --port 8000 --workers 2
+  helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
+"""
+CLOSE_SECONDS = 5
+"""For answers that are under way when everything else has come to rest."""
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection is kept for longer than clients keep theirs (5 s and less are common): a
+request that is sent while the server closes its end is lost."""
+CLIENT_SECONDS = 60
+"""A WebSocket client that takes nothing for so long is taken to be gone."""
+UNSENT_BYTES = 128 << 10
+"""Of a connection, in the kernel; what is on its way does not count."""
+MAX_MESSAGE_BYTES = 8 << 20
+"""Of a message of a WebSocket client; a longer one ends the connection."""
+
+
+def add_command(commands: Any) -> None:
+    """Register the command and its flags."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve the video API over HTTP",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="local folders, hub ids, or the built-in nano, nano-mid, nano-base; each has workers "
+        f"of its own, and the first is the default ({DEFAULT_MODEL})",
+    )
+    add_server_flags(parser)
+    add_outside_flags(parser)
+    add_device_flags(parser)
+    add_worker_flags(parser)
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Where it listens, what it keeps, and whom it serves."""
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="127.0.0.1, this machine only")
+    server.add_argument("--port", type=int, default=8000, help="8000")
+    add_data_dir(server, "jobs and videos, which outlive the server")
+    server.add_argument(
+        "--retention",
+        type=duration,
+        metavar="TIME",
+        help="delete videos and files that are older, such as 12h or 7d (kept for ever)",
+    )
+    server.add_argument(
+        "--max-disk",
+        type=byte_count,
+        metavar="SIZE",
+        help="refuse videos while the others take more, such as 500GB (what the disk has)",
+    )
+    server.add_argument(
+        "--tenants",
+        type=Path,
+        metavar="FILE.toml",
+        help="shares and limits of tenants; read again at SIGHUP",
+    )
+    server.add_argument(
+        "--without-keys",
+        action="store_true",
+        help="listen beyond this machine although no API key was made (see `helios-serve keys`): "
+        "whoever reaches the port may use it",
+    )
+    server.add_argument(
+        "--session-grace",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long a realtime session is kept whose client has gone (30)",
+    )
+    server.add_argument(
+        "--drain-timeout",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long chunks under way may take to be finished when SIGTERM comes (30)",
+    )
+    server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
+    server.add_argument(
+        "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    import uvicorn
+
+    from helios_serve.entrypoints.http.server import HttpServer
+
+    show_all_logs()
+    listener = listen(arguments.host, arguments.port)
+    with ExitStack() as opened:
+        opened.callback(listener.close)
+        keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
+        check_exposure(listener, keys, is_wanted=arguments.without_keys)
+        app = make_server(arguments, opened, keys)
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,  # video does not get smaller
+            ws_ping_timeout=CLIENT_SECONDS,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+            server_header=False,
+        )
+        host, port = listener.getsockname()[:2]
+        # uvicorn shuts down at the signal and then repeats it, which would end us half-way.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
+        lifecycle = app.state.lifecycle
+        HttpServer(config, lifecycle, arguments.drain_timeout).run(sockets=[listener])
+    if lifecycle.failure is not None:
+        raise HeliosError(lifecycle.failure)
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The port is taken before anything is loaded, so that one in use is told at once."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"got --host {host} --port {port}, expected an address that is free: {error.strerror}",
+            param="port",
+        ) from error
+    listener.setblocking(False)
+    # Connections have it from their listener. Without it megabytes of video lie unsent in the
+    # kernel, and a session seems to have a reader who in truth is far behind.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    return listener
+
+
+def check_exposure(listener: socket.socket, keys: KeyStore, *, is_wanted: bool) -> None:
+    """Raise InvalidRequestError if others than this machine's users could use the server."""
+    host = listener.getsockname()[0]
+    if not keys.ring().is_open or ip_address(host.partition("%")[0]).is_loopback:
+        return
+    if is_wanted:
+        logger.warning("no API key was made: whoever reaches %s may use this server", host)
+    else:
+        raise InvalidRequestError(
+            f"got --host {host} without any API key, expected 127.0.0.1; make a key with "
+            "`helios-serve keys create`, or add --without-keys",
+            param="host",
+        )
+
+
+def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore) -> "Starlette":
+    """The application that the flags ask for; what it needs is closed with `opened`."""
+    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
+    from helios_serve.engine.launch import ExecutorKind, launch
+    from helios_serve.engine.observe.trace import Trace
+    from helios_serve.engine.requests.async_engine import AsyncEngine
+    from helios_serve.entrypoints.http.app import make_app
+    from helios_serve.metrics import Metrics
+    from helios_serve.service.tenants import TenantsFile
+    from helios_serve.store.video_store import VideoStore
+
+    tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
+    scheduling = SchedulingConfig()
+    if tenants is not None:
+        scheduling = SchedulingConfig(
+            tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
+        )
+    if arguments.max_queued is not None:
+        scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
+    store = VideoStore(arguments.data_dir)
+    opened.callback(store.close)
+    media = make_media(arguments)
+    webhooks = make_webhooks(arguments, store)
+    trace = None
+    if arguments.trace is not None:
+        trace = opened.enter_context(Trace(arguments.trace))
+    metrics = Metrics()
+    default: ExecutorKind = "ray" if arguments.ray_address else "local"
+    cores = {}
+    for model in arguments.models or [DEFAULT_MODEL]:
+        cores[model] = launch(
+            model,
+            worker_groups(arguments, model),
+            arguments.executor or default,
+            ray_address=arguments.ray_address,
+            scheduling=scheduling,
+            trace=trace,
+            metrics=metrics,
+        )
+    config = ServerConfig(
+        retention=arguments.retention,
+        max_disk=arguments.max_disk,
+        session_grace=arguments.session_grace,
+    )
+    engine = AsyncEngine(cores, store, metrics)
+    return make_app(
+        engine,
+        store,
+        arguments.data_dir,
+        keys,
+        config,
+        tenants=tenants,
+        media=media,
+        webhooks=webhooks,
+    )

@@ -1,0 +1,74 @@
+"""`helios-serve workers`: look after the workers of an engine that runs."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from helios_serve.entrypoints.cli.arguments import add_data_dir
+from helios_serve.entrypoints.cli.flags import workers as worker_group
+
+
+def add_command(commands: Any) -> None:
+    """Register the command and its actions."""
+    parser = commands.add_parser("workers", help="list, add or drain the workers of an engine")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="show all workers")
+    adding = actions.add_parser("add", help="start more workers")
+    adding.add_argument(
+        "group",
+        nargs="?",
+        type=worker_group,
+        metavar="N[:ROLES][@KEY=VALUE,...]",
+        help="as --workers of the engine; one more like its first if left out",
+    )
+    draining = actions.add_parser(
+        "drain", help="let a worker end when its sessions have moved to others"
+    )
+    draining.add_argument("worker", help="its id, as in the list")
+    for action in (listing, adding, draining):
+        action.set_defaults(run=run)
+        add_data_dir(action, "the engine's")
+        action.add_argument("--model", help="where the engine has several")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask the engine, and print what it says."""
+    from helios_serve.service.control import ControlCommand, ask
+
+    command = ControlCommand(
+        action=arguments.action,
+        model=arguments.model,
+        worker_id=getattr(arguments, "worker", None),
+        group=getattr(arguments, "group", None),
+    )
+    answer = ask(arguments.data_dir, command)
+    for worker_id in answer.added:
+        print(f"{worker_id} is starting")
+    if arguments.action == "drain":
+        print(f"{arguments.worker} is draining")
+    if arguments.action == "list":
+        rows = [
+            (
+                model,
+                worker.worker_id,
+                worker.state,
+                "+".join(worker.roles),
+                str(worker.sessions),
+                f"{worker.used_blocks}/{worker.total_blocks}",
+                worker.where,
+            )
+            for model, workers in answer.workers.items()
+            for worker in workers
+        ]
+        print_table([HEADINGS, *rows])
+    return 0
+
+
+HEADINGS = ("MODEL", "WORKER", "STATE", "ROLES", "SESSIONS", "BLOCKS", "WHERE")
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,149 @@
+"""The application: routes, errors, and a request id on every answer."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.entrypoints.http.authentication import Authentication
+from helios_serve.entrypoints.http.batches.batches import BatchApi
+from helios_serve.entrypoints.http.batches.files import FileApi
+from helios_serve.entrypoints.http.bodies import BodyLimit
+from helios_serve.entrypoints.http.info.server_info import ServerInfo
+from helios_serve.entrypoints.http.info.usage import UsageApi
+from helios_serve.entrypoints.http.live.events import EventsApi
+from helios_serve.entrypoints.http.live.hls import HlsApi
+from helios_serve.entrypoints.http.live.realtime import RealtimeApi
+from helios_serve.entrypoints.http.openapi import OpenApi
+from helios_serve.entrypoints.http.playground.page import Playground
+from helios_serve.entrypoints.http.responses import handle_error
+from helios_serve.entrypoints.http.videos.content import ContentApi
+from helios_serve.entrypoints.http.videos.videos import VideoApi
+from helios_serve.errors import HeliosError
+from helios_serve.options.server import ServerConfig
+from helios_serve.service.batches.batch_runner import BatchRunner
+from helios_serve.service.control import ControlServer
+from helios_serve.service.errors import ApiError
+from helios_serve.service.housekeeping import Housekeeper
+from helios_serve.service.key_cache import KeyCache
+from helios_serve.service.lifecycle import Lifecycle
+from helios_serve.service.media.references import References
+from helios_serve.service.outbound.outbound import Outbound
+from helios_serve.service.realtime.sessions import RealtimeConfig, RealtimeSessions
+from helios_serve.service.tenants import TenantsFile
+from helios_serve.service.videos.finished_files import FinishedFiles
+from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.service.videos.videos import Videos
+from helios_serve.service.webhooks.webhooks import Webhooks
+from helios_serve.store.disk import Disk
+from helios_serve.store.keys import KeyStore
+from helios_serve.store.service_tables import ServiceTables
+from helios_serve.store.video_store import VideoStore
+
+
+class RequestId:
+    """Every answer says which it is, so that a user and the log can speak of the same one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = f"req_{secrets.token_hex(16)}"
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        await self.app(scope, receive, named)
+
+
+HANDLED = (ApiError, HeliosError, HTTPException, ClientDisconnect, Exception)
+
+
+@asynccontextmanager
+async def all_of(*parts: AbstractAsyncContextManager[object] | None) -> AsyncIterator[None]:
+    """Contexts inside each other, the first one outside; None is none."""
+    async with AsyncExitStack() as opened:
+        for part in parts:
+            if part is not None:
+                await opened.enter_async_context(part)
+        yield
+
+
+def make_app(
+    engine: AsyncEngine,
+    store: VideoStore,
+    folder: Path,
+    keys: KeyStore,
+    config: ServerConfig | None = None,
+    *,
+    tenants: TenantsFile | None = None,
+    media: Outbound | None = None,
+    webhooks: Webhooks | None = None,
+) -> Starlette:
+    """The server of one engine, whose context it is; `folder` is the store's.
+
+    With `media` references may be fetched from other hosts. `state.lifecycle` is to be closed when
+    the server is asked to end, so that streams do.
+    """
+    config = config or ServerConfig()
+    lifecycle = Lifecycle(engine)
+    sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
+    key_cache = KeyCache(keys)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
+        control = ControlServer(engine, folder)
+        reloading = None if tenants is None else tenants.reloading(engine)
+        edge = (control, reloading, sessions, runner, keeper)
+        async with all_of(references, webhooks, engine, lifecycle, *edge):
+            yield
+        await key_cache.write_uses()
+        tables.close()
+
+    tables = ServiceTables(folder)
+    disk = Disk(folder, config.max_disk)
+    finished = FinishedFiles(folder / "finished", store)
+    videos = Videos(engine, store, finished, disk, lifecycle, config.retention)
+    keeper = Housekeeper(videos, tables, disk, config.retention)
+    files = FileApi(tables.files)
+    references = References(folder / "incoming", outbound=media, find_file=files.path_of)
+    builder = RequestBuilder(engine, references)
+    runner = BatchRunner(videos, builder, tables)
+    parts = (
+        VideoApi(videos, builder),
+        ContentApi(videos),
+        HlsApi(videos),
+        EventsApi(videos, lifecycle.closing),
+        RealtimeApi(videos, builder, sessions),
+        files,
+        BatchApi(runner, files),
+        UsageApi(engine, store),
+        ServerInfo(engine, lifecycle),
+        OpenApi(),
+        Playground(),
+    )
+    app = Starlette(
+        routes=[route for part in parts for route in part.routes],
+        middleware=[
+            Middleware(RequestId),
+            Middleware(Authentication, keys=key_cache),
+            Middleware(BodyLimit),
+        ],
+        exception_handlers=dict.fromkeys(HANDLED, handle_error),
+        lifespan=lifespan,
+    )
+    app.state.lifecycle = lifecycle
+    return app

@@ -1,0 +1,1 @@
+"""Routes of batches and of the files they read and write."""

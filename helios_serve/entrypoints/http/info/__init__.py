@@ -1,0 +1,1 @@
+"""Routes that describe the server and a tenant's usage."""

@@ -1,0 +1,113 @@
+"""The chunks of one session on their way to its client."""
+
+import asyncio
+from contextlib import aclosing
+
+from helios_serve.engine.requests.chunk_stream import VideoChunk
+from helios_serve.engine.requests.stored_stream import CANCELLED
+from helios_serve.entrypoints.http.live.realtime_socket import ClientSocket, GoneError
+from helios_serve.errors import StorageError
+from helios_serve.model_config import frames_of_chunk
+from helios_serve.service.errors import ApiError, not_found
+from helios_serve.service.realtime.messages import ChunkMetadata, SessionDone
+from helios_serve.service.realtime.sessions import (
+    RealtimeSession,
+    RealtimeSessions,
+)
+from helios_serve.service.videos.videos import Videos
+from helios_serve.store.jobs import StoredJob
+
+
+class SessionStream:
+    """Sends one chunk after another as they are made, until the video is over or was stopped.
+
+    A chunk is taken from the store when the client has room for it: the video waits for its client
+    when that is too far behind.
+    """
+
+    def __init__(
+        self,
+        session: RealtimeSession,
+        videos: Videos,
+        client: ClientSocket,
+        sessions: RealtimeSessions,
+        *,
+        with_header: bool,
+    ) -> None:
+        self.session = session
+        self.videos = videos
+        self.client = client
+        self.sessions = sessions
+        self.num_sent = 0
+        self.is_stopped = False
+        self._with_header = with_header
+        self._last: int | None = None
+
+    async def run(self, first: int) -> None:
+        """Send the chunks from `first` on, and `session.done`; raises GoneError."""
+        video_id = self.session.video_id
+        failure: Exception | None = None
+        try:
+            await self._send_chunks(first)
+            if self.is_stopped:
+                await self.sessions.abort(video_id)
+        except GoneError:
+            raise
+        except Exception as error:
+            failure = error
+        if failure is not None and str(failure) != CANCELLED:
+            await self.client.tell_error(failure, request_id=video_id)
+        ended_early = self.is_stopped or failure is not None
+        await self.client.tell(SessionDone(video_id, self.num_sent, ended_early))
+
+    async def stop(self) -> None:
+        """Send no more than the chunk that is under way, and end the video with it."""
+        self.is_stopped = True
+        job = await self._job()
+        progress = await self.videos.engine.progress(job.id)
+        self._last = job.next_chunk
+        if progress is not None and progress.phase in ("encoding", "queued"):
+            await self.sessions.abort(job.id)  # none is under way
+
+    async def is_over(self) -> bool:
+        """Whether it is known that nothing more will come of the video."""
+        try:
+            return (await self._job()).is_finished
+        except StorageError:
+            return False
+        except ApiError:  # deleted
+            return True
+
+    async def _send_chunks(self, first: int) -> None:
+        async with aclosing(self.videos.engine.watch(self.session.video_id, first)) as chunks:
+            async for chunk in chunks:
+                await self._send(chunk)
+                if self._last is not None and chunk.index >= self._last:
+                    return
+
+    async def _send(self, chunk: VideoChunk) -> None:
+        assert chunk.segment is not None, "stored videos come in segments"
+        job = await self._job()
+        params = job.request.params
+        data = chunk.segment.fragment
+        if self._with_header and not self.num_sent:
+            data = chunk.segment.header + data
+        events = self.session.events_at(chunk.index, params)
+        metadata = ChunkMetadata(
+            request_id=job.id,
+            num_frames=frames_of_chunk(params.num_frames, chunk.index).length,
+            byte_length=len(data),
+            generation_chunk_index=chunk.index,
+            transport_chunk_index=self.num_sent,
+            started_event_ids=events.started,
+            active_event_ids=events.active,
+            completed_event_ids=events.completed,
+        )
+        await self.client.tell_chunk(metadata, data)
+        self.num_sent += 1
+
+    async def _job(self) -> StoredJob:
+        job = await asyncio.to_thread(self.videos.store.job, self.session.video_id)
+        if job is None:  # deleted meanwhile
+            raise not_found(self.session.video_id)
+        return job

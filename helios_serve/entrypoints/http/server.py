@@ -1,0 +1,54 @@
+"""uvicorn, which lets the application come to rest before it closes."""
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from helios_serve.logger import logger
+from helios_serve.service.lifecycle import Lifecycle
+
+
+class HttpServer(uvicorn.Server):
+    """SIGTERM lets `lifecycle` drain for up to `drain_timeout` seconds; a second one, or Ctrl-C,
+    closes at once. A failure at the start ends it."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_timeout: float) -> None:
+        super().__init__(config)
+        self.lifecycle = lifecycle
+        self.drain_timeout = drain_timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM and self._loop is not None and not self.lifecycle.is_draining:
+            self.lifecycle.is_draining = True
+            self._loop.call_soon_threadsafe(self._begin_to_drain)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.lifecycle.failure is not None:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifecycle.close()
+        await super().shutdown(sockets)
+
+    def _begin_to_drain(self) -> None:
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        logger.info("shutting down: what is under way comes to its next chunk edge")
+        if not await self.lifecycle.drain(self.drain_timeout):
+            logger.warning(
+                "some chunks took longer than %g s: they begin again", self.drain_timeout
+            )
+        self.should_exit = True

@@ -1,0 +1,1 @@
+"""Routes of videos and their content."""

@@ -1,0 +1,56 @@
+"""The routes that give a video's frames: whole files, pictures, and a stream that grows."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.queries import first_chunk_query
+from helios_serve.errors import InvalidRequestError, RequestFailedError
+from helios_serve.service.videos.finished_files import MEDIA_TYPES
+from helios_serve.service.videos.videos import Videos
+
+
+class ContentApi:
+    """Handlers over the sender's videos."""
+
+    def __init__(self, videos: Videos) -> None:
+        self.videos = videos
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/videos/{video_id}/content", self.content),
+            Route("/v1/videos/{video_id}/stream", self.stream),
+        ]
+
+    async def content(self, request: Request) -> Response:
+        """The finished video, with ranges; or a picture of it."""
+        variant = request.query_params.get("variant", "video")
+        if variant not in MEDIA_TYPES:
+            known = ", ".join(MEDIA_TYPES)
+            raise InvalidRequestError(
+                f"got variant {variant!r}, expected one of: {known}", param="variant"
+            )
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        path = await self.videos.finished(job, variant)
+        return FileResponse(path, media_type=MEDIA_TYPES[variant])
+
+    async def stream(self, request: Request) -> Response:
+        """A fragmented MP4 that grows while the video is made."""
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        first = first_chunk_query(request, job)
+        return StreamingResponse(self._stream(job.id, first), media_type="video/mp4")
+
+    async def _stream(self, video_id: str, first: int) -> AsyncIterator[bytes]:
+        """What was made of a video that ends early is still a video."""
+        is_first = True
+        with suppress(RequestFailedError):
+            async for chunk in self.videos.engine.watch(video_id, first):
+                assert chunk.segment is not None, "stored videos come in segments"
+                yield chunk.segment.header if is_first else b""
+                yield chunk.segment.fragment
+                is_first = False

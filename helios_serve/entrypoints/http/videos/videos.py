@@ -1,0 +1,238 @@
+"""The routes of videos."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.bodies import read_body, take_uploads
+from helios_serve.entrypoints.http.queries import page_query
+from helios_serve.entrypoints.http.responses import POLL_HEADERS, json_response, page_response
+from helios_serve.errors import InvalidRequestError, RequestFailedError
+from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.service.errors import ApiError, not_found
+from helios_serve.service.media.references import ReferenceInput
+from helios_serve.service.media.uploads import Upload
+from helios_serve.service.protocol import (
+    ExtendVideo,
+    Json,
+    PromptSwitchedAt,
+    RemixVideo,
+    SwitchPrompt,
+    Video,
+    VideoDeleted,
+    VideoList,
+)
+from helios_serve.service.validation import convert
+from helios_serve.service.videos.finished_files import MEDIA_TYPES
+from helios_serve.service.videos.idempotency import IdempotencyKeys
+from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.service.videos.requests import continuation, extension, remix
+from helios_serve.service.videos.videos import Videos
+from helios_serve.store.jobs import StoredJob
+from helios_serve.video_request import Relation, VideoRequest
+
+Make = Callable[[Request, Json], Awaitable[VideoRequest]]
+
+
+class VideoApi:
+    """Handlers over the sender's videos."""
+
+    def __init__(self, videos: Videos, builder: RequestBuilder) -> None:
+        self.videos = videos
+        self.builder = builder
+        self.engine = videos.engine
+        self.store = videos.store
+        self.idempotency = IdempotencyKeys(videos.store)
+
+    @property
+    def routes(self) -> list[Route]:
+        one = "/v1/videos/{video_id}"
+        table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+            ("POST", "/v1/videos", self.create),
+            ("GET", "/v1/videos", self.list_page),
+            ("POST", "/v1/videos/sync", self.create_and_wait),
+            ("POST", "/v1/videos/edits", self.edit),
+            ("POST", "/v1/videos/extensions", self.extend),
+            ("POST", "/v1/videos/characters", self.refuse_characters),
+            ("GET", "/v1/videos/characters/{name}", self.refuse_characters),
+            ("GET", one, self.retrieve),
+            ("DELETE", one, self.delete),
+            ("POST", f"{one}/cancel", self.cancel),
+            ("POST", f"{one}/remix", self.remix),
+            ("POST", f"{one}/prompt", self.switch_prompt),
+        ]
+        return [Route(path, handler, methods=[method]) for method, path, handler in table]
+
+    async def create(self, request: Request) -> Response:
+        """Accept a video, and answer at once."""
+        return json_response(await self._order(request, self._new), POLL_HEADERS)
+
+    async def create_and_wait(self, request: Request) -> Response:
+        """Make a video while the client waits; one that nobody waits for any more is ended."""
+        name = (await self._order(request, self._new)).id
+        done = asyncio.ensure_future(self._wait(name))
+        gone = asyncio.ensure_future(disconnected(request))
+        try:
+            await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
+                await self.engine.abort(name)
+                return Response(status_code=499)
+            await done
+        except RequestFailedError:
+            self.videos.lifecycle.check_open()  # if that is why, the video goes on another time
+            raise
+        finally:
+            for task in (done, gone):
+                task.cancel()
+        path = await self.videos.finished(await self.videos.find(name, tenant_of(request)), "video")
+        return FileResponse(path, media_type=MEDIA_TYPES["video"], headers={"x-video-id": name})
+
+    async def list_page(self, request: Request) -> Response:
+        """Newest first, or `order=asc`; `after` is the last id of the page before."""
+        query = page_query(request)
+        if query.after is not None:
+            await self.videos.find(query.after, tenant_of(request))
+        jobs = await asyncio.to_thread(
+            self.store.page,
+            tenant_of(request),
+            query.after,
+            query.limit + 1,
+            newest_first=query.newest_first,
+        )
+        videos = await self.videos.describe_all(jobs[: query.limit])
+        return page_response(VideoList, videos, has_more=len(jobs) > query.limit)
+
+    async def retrieve(self, request: Request) -> Response:
+        video = await self.videos.describe(
+            await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        )
+        headers = {} if video.status in ("completed", "failed") else POLL_HEADERS
+        return json_response(video, headers)
+
+    async def delete(self, request: Request) -> Response:
+        """End it if it is being made, and forget it with all its files."""
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        await self.videos.delete(job)
+        return json_response(VideoDeleted(id=job.id))
+
+    async def cancel(self, request: Request) -> Response:
+        """End it and keep what was made; one that is over stays as it is."""
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        await self.engine.abort(job.id)
+        return json_response(await self.videos.describe_id(job.id))
+
+    async def remix(self, request: Request) -> Response:
+        """The same video under another prompt."""
+        return json_response(await self._order(request, self._remix), POLL_HEADERS)
+
+    async def extend(self, request: Request) -> Response:
+        """More of a finished video: what comes is both, without a seam."""
+        return json_response(await self._order(request, self._longer), POLL_HEADERS)
+
+    async def edit(self, request: Request) -> Response:
+        """A video that goes on from an uploaded one, or from a finished one of ours."""
+        return json_response(await self._order(request, self._edit), POLL_HEADERS)
+
+    async def switch_prompt(self, request: Request) -> Response:
+        """Turn a video in the making to another prompt; says from which chunk on."""
+        body = convert(await read_body(request), SwitchPrompt)
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        switch = await self.engine.switch_prompt(job.id, body.prompt, body.transition_chunks)
+        first = switch.chunk * CHUNK_FRAMES
+        return json_response(PromptSwitchedAt(switch.prompt, switch.chunk, first))
+
+    async def refuse_characters(self, request: Request) -> Response:  # noqa: ARG002
+        raise ApiError(501, "characters are not supported", code="not_supported")
+
+    async def _order(self, request: Request, make: Make) -> Video:
+        """Have made what a request asks for, or find it if it was asked for before."""
+        fields = await read_body(request)
+        order = await self.idempotency.find(
+            request.headers.get("idempotency-key"), tenant_of(request), request.url.path, fields
+        )
+        if order is not None and order.job is not None:
+            return await self.videos.describe(order.job)
+        asked = await make(request, fields)
+        if order is None:
+            return await self.videos.accept(asked)
+        try:
+            return await self.videos.accept(order.claim(asked))
+        except InvalidRequestError as error:
+            if error.param != "request_id":
+                raise
+            return await self.videos.describe_id(order.video_id)  # its twin was faster
+
+    async def _new(self, request: Request, fields: Json) -> VideoRequest:
+        uploads = take_uploads(fields)
+        unknown = uploads.keys() - {"input_reference"}
+        if unknown:
+            raise InvalidRequestError(
+                f"got a file {min(unknown)!r}, expected input_reference", param=min(unknown)
+            )
+        return await self.builder.make(fields | uploads, tenant_of(request))
+
+    async def _remix(self, request: Request, fields: Json) -> VideoRequest:
+        body = convert(fields, RemixVideo)
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        source = await asyncio.to_thread(self.store.request, job.id)
+        if source is None:
+            raise not_found(job.id)
+        return remix(source, body.prompt)
+
+    async def _longer(self, request: Request, fields: Json) -> VideoRequest:
+        """What has no state to go on from is gone on with from its last frames."""
+        video = fields.get("video")
+        if is_media(video):
+            del fields["video"]
+            return await self._from_frames(fields, request, video, "continuation")
+        body = convert(fields, ExtendVideo)
+        job = await self.videos.find(body.video.get("id", ""), tenant_of(request))
+        if job.status in ("queued", "in_progress", "completed"):
+            return extension(job.request, body)
+        return await self._from_job(continuation(job.request, body), request, job, "continuation")
+
+    async def _edit(self, request: Request, fields: Json) -> VideoRequest:
+        source = fields.pop("video", None)
+        if is_media(source):
+            return await self._from_frames(fields, request, source, "edit")
+        if not isinstance(source, dict):
+            raise InvalidRequestError(
+                "got no video, expected a file, video[id] or video[video_url]", param="video"
+            )
+        job = await self.videos.find(str(source["id"]), tenant_of(request))
+        return await self._from_job(fields, request, job, "edit")
+
+    async def _from_job(
+        self, fields: Json, request: Request, job: StoredJob, relation: Relation
+    ) -> VideoRequest:
+        path = await self.videos.finished(job, "video")
+        asked = await self._from_frames(fields, request, path, relation)
+        return msgspec.structs.replace(asked, parent=job.id)
+
+    async def _from_frames(
+        self, fields: Json, request: Request, video: Any, relation: Relation
+    ) -> VideoRequest:
+        given = ReferenceInput(video, "video", "video")
+        asked = await self.builder.make(fields, tenant_of(request), given)
+        return msgspec.structs.replace(asked, relation=relation)
+
+    async def _wait(self, video_id: str) -> None:
+        async for _ in self.engine.watch(video_id):
+            pass
+
+
+def is_media(video: Any) -> bool:
+    """Whether it is a file, or says where one is; else it may name a video of ours."""
+    return isinstance(video, Upload) or (isinstance(video, dict) and "id" not in video)
+
+
+async def disconnected(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,1 +1,0 @@
-"""The video API in OpenAI's words, over HTTP."""

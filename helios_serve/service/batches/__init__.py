@@ -1,0 +1,1 @@
+"""Batches: input files, and the runner that makes their videos."""

@@ -1,0 +1,245 @@
+"""Batches in the making: their videos are asked for, waited for and written down."""
+
+import asyncio
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
+from helios_serve.logger import logger
+from helios_serve.service.batches.input_file import BatchLine, LineSpan, check_input, read_line
+from helios_serve.service.errors import ApiError, as_api_error
+from helios_serve.service.protocol import (
+    BatchLineError,
+    BatchLineResponse,
+    BatchOutputLine,
+    ErrorBody,
+    Video,
+)
+from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.service.videos.videos import Videos
+from helios_serve.store.batches import BatchStatus, BatchStore, LineError, StoredBatch
+from helios_serve.store.service_tables import ServiceTables
+from helios_serve.store.user_files import UserFileStore
+from helios_serve.video_request import VideoRequest
+
+MAX_IN_FLIGHT = 64
+"""Videos of a tenant's batches that are asked for at a time; the others wait here, not in the
+queue. A tenant that has to wait for another day's frames keeps nobody else waiting."""
+RETRY_SECONDS = 5.0
+
+
+class BatchRunner:
+    """An asynchronous context that works on all open batches, also those of an earlier process.
+
+    A line's video has an id that follows from the batch's, and what came of a line is entered in
+    the store: so no line is made twice, wherever the process was killed.
+    """
+
+    def __init__(self, videos: Videos, builder: RequestBuilder, tables: ServiceTables) -> None:
+        self.videos = videos
+        self.builder = builder
+        self.batches: BatchStore = tables.batches
+        self.files: UserFileStore = tables.files
+        self._rooms: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_IN_FLIGHT)
+        )
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> "BatchRunner":
+        for batch in await asyncio.to_thread(self.batches.open):
+            self.start(batch.id)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """What is under way goes on in the next process."""
+        await end_tasks(self._tasks.values())
+
+    def start(self, batch_id: str) -> None:
+        """Work on a batch that was stored, until it is over."""
+        task = asyncio.create_task(self._run(batch_id), name=f"batch {batch_id}")
+        self._tasks[batch_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(batch_id, None))
+
+    async def cancel(self, batch: StoredBatch) -> StoredBatch:
+        """End a batch; what was made of it is kept. One that is over stays as it is."""
+        task = self._tasks.pop(batch.id, None)
+        if task is None:
+            return batch
+        await end_tasks([task])
+        current = await self._stored(batch.id)
+        if current.status not in ("validating", "in_progress"):
+            self.start(batch.id)
+            return current
+        cancelling = await self._save(current.at("cancelling", time.time()))
+        self.start(batch.id)
+        return cancelling
+
+    async def _run(self, batch_id: str) -> None:
+        """From where the batch is to its end; what fails for want of disk or workers is tried
+        again, until it is cancelled or has expired."""
+        while True:
+            try:
+                await self._go_on(await self._stored(batch_id))
+                return
+            except* HeliosError as group:
+                logger.error("batch %s has to wait: %s", batch_id, group.exceptions[0])
+            except* Exception as group:
+                logger.error("batch %s has to wait", batch_id, exc_info=group)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _go_on(self, batch: StoredBatch) -> None:
+        if batch.status in ("validating", "in_progress"):
+            batch = await self._make_in_time(batch)
+        if batch.status in ("cancelling", "finalizing"):
+            await self._finalize(batch)
+
+    async def _make_in_time(self, batch: StoredBatch) -> StoredBatch:
+        try:
+            async with asyncio.timeout(max(0.0, batch.expires_at - time.time())):
+                return await self._make(batch)
+        except TimeoutError:
+            current = await self._stored(batch.id)
+            return await self._save(current.at("cancelling", time.time()))
+
+    async def _make(self, batch: StoredBatch) -> StoredBatch:
+        """Check the lines and make their videos; returns the batch to be finalized, or failed."""
+        path = self.files.path(batch.input_file_id)
+        try:
+            places, errors = await asyncio.to_thread(check_input, path)
+        except FileNotFoundError:
+            message = f"the file {batch.input_file_id!r} was deleted"
+            places, errors = [], [LineError("file_not_found", message)]
+        if errors:
+            return await self._save(batch.at("failed", time.time(), errors=tuple(errors)))
+        if batch.status == "validating":
+            batch = await self._save(batch.at("in_progress", time.time(), total=len(places)))
+        done = await asyncio.to_thread(self.batches.entered, batch.id)
+        async with asyncio.TaskGroup() as group:
+            for place in places:
+                if place.number not in done:
+                    await self._rooms[batch.tenant].acquire()
+                    group.create_task(self._make_line(batch, path, place))
+        return await self._save(batch.at("finalizing", time.time()))
+
+    async def _make_line(self, batch: StoredBatch, path: Path, place: LineSpan) -> None:
+        """Comes with its place in the tenant's room, and gives it back."""
+        try:
+            line = await asyncio.to_thread(read_line, path, place)
+            name = line_id(batch.id, place.number)
+            try:
+                video = await self._make_video(batch, name, line)
+                output = video_result(name, line, video)
+            except (InvalidRequestError, ApiError) as error:
+                output = refusal(name, line, as_api_error(error))
+            await asyncio.to_thread(
+                self.batches.enter,
+                batch.id,
+                place.number,
+                msgspec.json.encode(output),
+                is_good=output.error is None,
+            )
+        finally:
+            self._rooms[batch.tenant].release()
+
+    async def _make_video(self, batch: StoredBatch, name: str, line: BatchLine) -> Video:
+        """Ask for the video unless an earlier process has, and wait until it is over."""
+        if await asyncio.to_thread(self.videos.store.job, name) is None:
+            tier = self.videos.engine.tenant(batch.tenant).tier_like("flex")
+            asked = await self.builder.make({"service_tier": tier} | line.body, batch.tenant)
+            await self._submit(msgspec.structs.replace(asked, request_id=name))
+        while True:
+            await self.videos.engine.wait(name)
+            video = await self.videos.describe_id(name)
+            if video.status in ("completed", "failed"):
+                return video
+            await asyncio.sleep(RETRY_SECONDS)  # its model or its disk is away for now
+
+    async def _submit(self, asked: VideoRequest) -> None:
+        """Batches are in no hurry: they wait for room."""
+        while True:
+            try:
+                await self.videos.engine.submit(asked)
+                return
+            except CapacityError as error:
+                await asyncio.sleep(min(error.retry_after, RETRY_SECONDS))
+
+    async def _finalize(self, batch: StoredBatch) -> None:
+        """Write what came of the lines; of a batch that was cut short, end what is under way."""
+        was_cut = batch.status == "cancelling"
+        if was_cut:
+            await self._end_videos(batch)
+        files = {}
+        for kind, are_good in (("output", True), ("error", False)):
+            files[f"{kind}_file_id"] = await asyncio.to_thread(self._write, batch, kind, are_good)
+        end: BatchStatus = "completed"
+        if was_cut:
+            end = "expired" if time.time() >= batch.expires_at else "cancelled"
+        await self._save(batch.at(end, time.time(), **files))
+
+    async def _end_videos(self, batch: StoredBatch) -> None:
+        path, done = self.files.path(batch.input_file_id), self.batches.entered(batch.id)
+        with suppress(FileNotFoundError):
+            for place in (await asyncio.to_thread(check_input, path)).places:
+                if place.number not in done:
+                    await self.videos.engine.abort(line_id(batch.id, place.number))
+
+    def _write(self, batch: StoredBatch, kind: str, are_good: bool) -> str | None:
+        """Returns the id of the file, None for one that would be empty."""
+        file_id = f"file-{digest(batch.id, kind)}"
+        lines = 0
+        with self.files.scratch(file_id).open("wb") as file:
+            for data in self.batches.results(batch.id, are_good=are_good):
+                file.write(data + b"\n")
+                lines += 1
+        if not lines:
+            self.files.scratch(file_id).unlink()
+            return None
+        self.files.add(file_id, batch.tenant, f"{batch.id}_{kind}.jsonl", "batch_output")
+        return file_id
+
+    async def _stored(self, batch_id: str) -> StoredBatch:
+        batch = await asyncio.to_thread(self.batches.get, batch_id)
+        assert batch is not None, f"{batch_id} was deleted, which nobody can do"
+        return batch
+
+    async def _save(self, batch: StoredBatch) -> StoredBatch:
+        await asyncio.to_thread(self.batches.save, batch)
+        return batch
+
+
+async def end_tasks(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:32]
+
+
+def line_id(batch_id: str, line: int) -> str:
+    """The video of a line, in this process and in any later one."""
+    return f"video_{digest(batch_id, str(line))}"
+
+
+def video_result(name: str, line: BatchLine, video: Video) -> BatchOutputLine:
+    """A video that is over; one that is not complete has its error beside it."""
+    error = None
+    if video.status != "completed":
+        assert video.error is not None, f"{video.id} is {video.status} without an error"
+        error = BatchLineError(video.error.code, video.error.message)
+    return BatchOutputLine(name, line.custom_id, BatchLineResponse(200, name, video), error)
+
+
+def refusal(name: str, line: BatchLine, error: ApiError) -> BatchOutputLine:
+    """What the API would have answered to a request that it does not take."""
+    response = BatchLineResponse(error.status, name, ErrorBody(error.detail))
+    told = BatchLineError(error.detail.code, error.detail.message)
+    return BatchOutputLine(name, line.custom_id, response, told)

@@ -1,0 +1,148 @@
+"""A running engine's workers, listed and changed from another process of the same user.
+
+Over a Unix socket in the data folder, which only its owner can open: one JSON request a
+connection, one JSON answer.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from helios_serve.engine.loop.worker_pool import WorkerReport
+from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.errors import HeliosError, InvalidRequestError
+from helios_serve.options.workers import WorkerConfig, WorkerGroup
+
+SOCKET_NAME = "control.sock"
+ANSWER_SECONDS = 30.0
+MAX_LINE = 1 << 20
+MAX_NAME = 100
+
+
+class ControlCommand(msgspec.Struct, frozen=True):
+    """What to do; `group` says which workers to add, None more of the first kind."""
+
+    action: Literal["list", "add", "drain"]
+    model: str | None = None
+    worker_id: str | None = None
+    group: WorkerGroup | None = None
+
+
+class ControlReply(msgspec.Struct, frozen=True):
+    """The workers by model, and the ids of those that were added, or the error."""
+
+    workers: dict[str, list[WorkerReport]] = {}
+    added: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class ControlServer:
+    """An asynchronous context in which the engine answers commands at `folder`."""
+
+    def __init__(self, engine: AsyncEngine, folder: Path) -> None:
+        self.engine = engine
+        self.path = folder / SOCKET_NAME
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "ControlServer":
+        self.path.unlink(missing_ok=True)  # of a process that was killed: the folder is locked
+        before = os.umask(0o177)
+        try:
+            with reachable(self.path) as name:
+                self._server = await asyncio.start_unix_server(self._serve, name, limit=MAX_LINE)
+        finally:
+            os.umask(before)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nobody is waited for: some may have connected and say nothing."""
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            with suppress(ConnectionError):  # who asked may not wait for the answer
+                writer.write(msgspec.json.encode(await self._answer(reader)) + b"\n")
+                await writer.drain()
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> ControlReply:
+        try:
+            return await self._obey(
+                msgspec.json.decode(await reader.readline(), type=ControlCommand)
+            )
+        except (HeliosError, msgspec.DecodeError, ValueError) as error:
+            return ControlReply(error=str(error))
+
+    async def _obey(self, command: ControlCommand) -> ControlReply:
+        match command.action:
+            case "list":
+                return ControlReply(workers=await self.engine.workers())
+            case "add":
+                return ControlReply(added=await self._add(command))
+            case "drain":
+                await self.engine.drain_worker(command.worker_id or "", command.model)
+                return ControlReply()
+
+    async def _add(self, command: ControlCommand) -> tuple[str, ...]:
+        count, config = 1, None
+        if command.group is not None:
+            like = self.engine.worker_config(command.model)
+            asked: WorkerConfig = command.group.config
+            count = command.group.count
+            config = msgspec.structs.replace(like, roles=asked.roles, resources=asked.resources)
+        return tuple([await self.engine.add_worker(command.model, config) for _ in range(count)])
+
+
+def ask(folder: Path, command: ControlCommand) -> ControlReply:
+    """Send a command to the engine that runs with `folder`.
+
+    Raises InvalidRequestError if none runs there, or for what it refuses.
+    """
+    path = folder / SOCKET_NAME
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        try:
+            with reachable(path) as name:
+                connection.connect(name)
+            connection.sendall(msgspec.json.encode(command) + b"\n")
+            with connection.makefile("rb") as answers:
+                answer = msgspec.json.decode(answers.readline(), type=ControlReply)
+        except (OSError, msgspec.DecodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InvalidRequestError(
+                f"no engine answers at {path}: {why}", param="data-dir"
+            ) from error
+    if answer.error is not None:
+        raise InvalidRequestError(answer.error, param="worker")
+    return answer
+
+
+@contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """A name of the socket that the system takes: a longer one than about a hundred bytes it does
+    not, but it does by way of the open folder."""
+    if len(os.fsencode(path)) <= MAX_NAME:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -1,0 +1,87 @@
+"""Errors in the API's words, for every protocol that answers with them."""
+
+from helios_serve.errors import (
+    CapacityError,
+    CheckpointError,
+    EngineDeadError,
+    HeliosError,
+    InvalidRequestError,
+    NotAllowedError,
+    RequestFailedError,
+    StorageError,
+)
+from helios_serve.logger import logger
+from helios_serve.service.protocol import ErrorDetail
+
+UNAVAILABLE = ("queue_full", "shutting_down")
+SIZE_PARAMS = ("size", "width", "height")
+
+
+class ApiError(Exception):
+    """An answer other than the one that was asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = ErrorDetail(message, type_of(status), param, code)
+        self.retry_after = retry_after
+
+
+def type_of(status: int) -> str:
+    """The field's words for kinds of errors."""
+    match status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case 404:
+            return "not_found_error"
+        case 429:
+            return "rate_limit_error"
+        case _ if status < 500:
+            return "invalid_request_error"
+        case _:
+            return "server_error"
+
+
+def not_found(video_id: str) -> ApiError:
+    return ApiError(404, f"got video {video_id!r}, which does not exist", code="not_found")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Our own errors in the API's words; anything else is ours to mend and says little."""
+    message = str(error)
+    match error:
+        case ApiError():
+            return error
+        case NotAllowedError(code=code, param=param):
+            return ApiError(403, message, code=code, param=param)
+        case InvalidRequestError(param="model"):
+            return ApiError(404, message, code="model_not_found", param="model")
+        case InvalidRequestError(param=param):
+            code = "invalid_size" if param in SIZE_PARAMS else "invalid_value"
+            return ApiError(400, message, code=code, param=param)
+        case CapacityError(code=code, retry_after=seconds):
+            status = 503 if code in UNAVAILABLE else 429
+            return ApiError(status, message, code=code, retry_after=seconds)
+        case CheckpointError():
+            return ApiError(400, message, code="invalid_value")
+        case StorageError():
+            return ApiError(507, message, code="storage")
+        case EngineDeadError():
+            return ApiError(503, message, code="engine_dead")
+        case RequestFailedError():
+            return ApiError(500, message, code="generation_failed")
+        case HeliosError():
+            return ApiError(500, message, code="internal_error")
+        case _:
+            logger.error("a request failed", exc_info=error)
+            return ApiError(500, "internal error", code="internal_error")

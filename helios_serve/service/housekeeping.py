@@ -1,0 +1,61 @@
+"""What has to be done from time to time: old videos go, and what had to stop goes on."""
+
+import asyncio
+import time
+
+from helios_serve.errors import HeliosError
+from helios_serve.logger import logger
+from helios_serve.service.videos.videos import Videos
+from helios_serve.store.disk import Disk
+from helios_serve.store.service_tables import ServiceTables
+
+PERIOD = 10.0
+"""Seconds from one round to the next."""
+
+
+class Housekeeper:
+    """An asynchronous context in which the rounds are made. `retention` is how many seconds a
+    finished video, or a file, is kept; None is for ever."""
+
+    def __init__(
+        self, videos: Videos, tables: ServiceTables, disk: Disk, retention: float | None
+    ) -> None:
+        self.videos = videos
+        self.tables = tables
+        self.disk = disk
+        self.retention = retention
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Housekeeper":
+        await asyncio.to_thread(self.disk.measure)
+        self._task = asyncio.create_task(self._run(), name="housekeeping")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def round(self) -> None:
+        """Delete what has expired, see how much room there is, and use it."""
+        if self.retention is not None:
+            await self._delete_older(time.time() - self.retention)
+        await asyncio.to_thread(self.disk.measure)
+        self.disk.check_room()
+        await self.videos.engine.resume_stored()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD)
+            try:
+                await self.round()
+            except HeliosError as error:
+                logger.warning("housekeeping: %s", error)
+            except Exception as error:  # the next round may do better
+                logger.error("housekeeping failed", exc_info=error)
+
+    async def _delete_older(self, limit: float) -> None:
+        for job in await asyncio.to_thread(self.videos.store.ended_before, limit):
+            await self.videos.delete(job)
+        for file in await asyncio.to_thread(self.tables.files.older_than, limit):
+            await asyncio.to_thread(self.tables.files.delete, file.id)

@@ -1,0 +1,1 @@
+"""Reference images and videos that clients send or point to."""

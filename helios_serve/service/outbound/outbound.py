@@ -1,0 +1,194 @@
+"""Requests that the server makes in somebody else's name, to where it may."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import h11
+
+from helios_serve.service.outbound.addresses import (
+    Address,
+    Resolve,
+    is_public,
+    system_addresses,
+)
+from helios_serve.service.outbound.urls import AllowedDomains, Url, parse_url
+
+PIECE = 1 << 16
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class OutboundError(Exception):
+    """What came in between; the message names no more of a URL than its host."""
+
+
+class OutboundResponse:
+    """Status and headers of an answer, and its body in pieces."""
+
+    def __init__(
+        self,
+        host: str,
+        response: h11.Response,
+        connection: h11.Connection,
+        reader: asyncio.StreamReader,
+    ) -> None:
+        self.status = response.status_code
+        self.headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers
+        }
+        self._host = host
+        self._connection = connection
+        self._reader = reader
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Nothing is decompressed; raises OutboundError."""
+        while True:
+            with connection_errors(self._host):
+                event = await next_event(self._connection, self._reader)
+            if not isinstance(event, h11.Data):
+                return
+            yield bytes(event.data)
+
+
+class Outbound:
+    """Sends requests to allowed hosts at public addresses.
+
+    A name is looked up once. All addresses that it has must be public, and one of those is
+    connected to, so that a second answer of the resolver does not matter. Redirects are not
+    followed, and proxies not asked. `resolve`, `is_allowed` and `tls` are for tests, which have no
+    other network than loopback.
+    """
+
+    def __init__(
+        self,
+        domains: AllowedDomains,
+        schemes: Sequence[str],
+        *,
+        resolve: Resolve = system_addresses,
+        is_allowed: Callable[[Address], bool] = is_public,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.domains = domains
+        self.schemes = schemes
+        self.resolve = resolve
+        self.is_allowed = is_allowed
+        self._tls = tls
+
+    def parse(self, text: str) -> Url:
+        """Raises OutboundError for what is no URL, or one of a host that is not allowed."""
+        try:
+            url = parse_url(text, self.schemes)
+            self.domains.check(url.host)
+        except ValueError as error:
+            raise OutboundError(str(error)) from error
+        return url
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        url: Url,
+        headers: Sequence[tuple[str, str]],
+        body: bytes = b"",
+        *,
+        seconds: float,
+    ) -> AsyncIterator[OutboundResponse]:
+        """Send a request, and have `seconds` for all that is done with its answer in the block.
+
+        Raises OutboundError.
+        """
+        writer: asyncio.StreamWriter | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                with connection_errors(url.host):
+                    reader, writer = await self._connect(url)
+                    connection = h11.Connection(h11.CLIENT)
+                    writer.write(framed(connection, method, url, headers, body))
+                    await writer.drain()
+                    response = await response_of(connection, reader)
+                yield OutboundResponse(url.host, response, connection, reader)
+        except TimeoutError as error:
+            message = f"got no whole answer of {url.host} within {seconds:g} seconds"
+            raise OutboundError(message) from error
+        finally:
+            if writer is not None:
+                writer.transport.abort()
+
+    async def _connect(self, url: Url) -> Streams:
+        """To the first address that takes it."""
+        failure = OSError(0, "it has no address")
+        tls = self._context() if url.scheme == "https" else None
+        for address in await self._addresses(url):
+            try:
+                return await asyncio.open_connection(
+                    str(address), url.port, ssl=tls, server_hostname=url.host if tls else None
+                )
+            except OSError as error:
+                failure = error
+        raise failure
+
+    async def _addresses(self, url: Url) -> Sequence[Address]:
+        try:
+            found = await self.resolve(url.host, url.port)
+        except (OSError, UnicodeError) as error:
+            raise OutboundError(f"got host {url.host}, which has no address") from error
+        if not all(self.is_allowed(address) for address in found):
+            raise OutboundError(f"got host {url.host}, which has an address that is not public")
+        return list(dict.fromkeys(found))
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+
+@contextmanager
+def connection_errors(host: str) -> Iterator[None]:
+    """Errors of a connection in words that may be shown."""
+    try:
+        yield
+    except (h11.ProtocolError, EOFError) as error:
+        raise OutboundError(f"got an answer of {host} that is no whole HTTP") from error
+    except ssl.SSLCertVerificationError as error:
+        raise OutboundError(
+            f"got a certificate of {host} that does not hold: {error.verify_message}"
+        ) from error
+    except OSError as error:
+        raise OutboundError(f"got no connection to {host}: {error.strerror or error}") from error
+
+
+def framed(
+    connection: h11.Connection,
+    method: str,
+    url: Url,
+    headers: Sequence[tuple[str, str]],
+    body: bytes,
+) -> bytes:
+    """A whole request."""
+    own = [
+        ("host", url.host_header),
+        ("user-agent", "helios-serve"),
+        ("accept-encoding", "identity"),
+        ("connection", "close"),
+    ]
+    if body:
+        own.append(("content-length", str(len(body))))
+    head = connection.send(h11.Request(method=method, target=url.target, headers=[*own, *headers]))
+    content = connection.send(h11.Data(body)) if body else b""
+    end = connection.send(h11.EndOfMessage())
+    return (head or b"") + (content or b"") + (end or b"")
+
+
+async def response_of(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Response:
+    while not isinstance(event := await next_event(connection, reader), h11.Response):
+        if not isinstance(event, h11.InformationalResponse):
+            raise EOFError
+    return event
+
+
+async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
+    """What comes next of an answer; h11 limits the length of its headers."""
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await reader.read(PIECE))
+    return event

@@ -1,0 +1,1 @@
+"""Realtime sessions: their messages, their requests and who reads them."""

@@ -1,0 +1,1 @@
+"""Videos: requests, objects, finished files and idempotency keys."""

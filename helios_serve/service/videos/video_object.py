@@ -1,0 +1,64 @@
+"""A video as the API describes it."""
+
+from helios_serve.engine.requests.progress import Progress
+from helios_serve.service.protocol import Video, VideoError, WireStatus
+from helios_serve.store.jobs import StoredJob
+
+
+def video_object(
+    job: StoredJob, progress: Progress | None, retention: float | None = None
+) -> Video:
+    """A job in the API's words; `progress` is there as long as the engine has it. Videos are kept
+    for `retention` seconds."""
+    params, chunks = job.request.params, len(job.chunks)
+    width, height = job.request.shown_size or (params.width, params.height)
+    status = wire_status(job)
+    if status == "queued" and progress is not None and progress.phase != "queued":
+        status = "in_progress"  # the table says so only behind the first chunk
+    is_complete = job.status == "completed"
+    return Video(
+        id=job.id,
+        model=job.request.model or "",
+        status=status,
+        progress=percent_done(job, progress),
+        created_at=int(job.created_at),
+        completed_at=int(job.completed_at) if job.completed_at and is_complete else None,
+        expires_at=int(job.completed_at + retention) if job.completed_at and retention else None,
+        error=video_error(job),
+        prompt=job.request.prompt,
+        remixed_from_video_id=job.request.parent if job.request.relation == "remix" else None,
+        seconds=f"{params.num_frames / params.fps:g}",
+        size=f"{width}x{height}",
+        num_frames=params.num_frames,
+        fps=params.fps,
+        seed=params.seed,
+        phase=status if progress is None else progress.phase,
+        chunks_done=chunks,
+        num_chunks=job.num_chunks,
+        parent_video_id=job.request.parent,
+        relation=job.request.relation,
+        queue_position=None if progress is None else progress.queue_position,
+        eta_seconds=None if progress is None else progress.eta_seconds,
+    )
+
+
+def percent_done(job: StoredJob, progress: Progress | None) -> int:
+    """Denoise steps done over all, or chunks where nobody counts steps; 100 at the end only."""
+    if job.status == "completed":
+        return 100
+    if progress is None:
+        return min(99, 100 * len(job.chunks) // job.num_chunks)
+    return min(99, 100 * progress.steps_done // progress.total_steps)
+
+
+def wire_status(job: StoredJob) -> WireStatus:
+    """A cancelled job is a failed one: pollers stop at no other word."""
+    return "failed" if job.status == "cancelled" else job.status
+
+
+def video_error(job: StoredJob) -> VideoError | None:
+    if job.status == "cancelled":
+        return VideoError("cancelled", "the video was cancelled; what was made of it is kept")
+    if job.status == "failed":
+        return VideoError("generation_failed", job.error or "the video could not be made")
+    return None

@@ -1,0 +1,72 @@
+"""Sizes of videos, in pixels: read, checked and rounded to what a checkpoint can make."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from helios_serve.errors import InvalidRequestError
+from helios_serve.model_config import HeliosConfig
+
+MAX_SIDE = 4096
+MIN_SHOWN_SIDE = 16
+SizeName = Annotated[str, msgspec.Meta(pattern="^[1-9][0-9]*x[1-9][0-9]*$")]
+"""WIDTHxHEIGHT in pixels."""
+
+
+class Size(NamedTuple):
+    """Pixels of a video, in the order in which users write them."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def parse_size(text: str) -> Size:
+    """Read WIDTHxHEIGHT; whether a checkpoint can make that size is not checked."""
+    try:
+        width, height = text.lower().split("x")
+        return Size(int(width), int(height))
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"got size {text!r}, expected WIDTHxHEIGHT in pixels, such as 640x384", param="size"
+        ) from error
+
+
+def nearest_size(
+    width: int, height: int, config: HeliosConfig, rounded: Callable[[float], int] = round
+) -> Size:
+    """The size next to width x height that a checkpoint can make."""
+    step = config.size_multiple
+    sides = (min(max(step, rounded(side / step) * step), MAX_SIDE) for side in (width, height))
+    return Size(*sides)
+
+
+def check_size(width: int, height: int, config: HeliosConfig) -> None:
+    """Both sides must divide by the checkpoint's size multiple."""
+    step = config.size_multiple
+    fits = all(side % step == 0 and step <= side <= MAX_SIDE for side in (width, height))
+    if fits:
+        return
+    lower, upper = (
+        nearest_size(width, height, config, rounded) for rounded in (math.floor, math.ceil)
+    )
+    nearest = " or ".join(map(str, dict.fromkeys((lower, upper))))
+    raise InvalidRequestError(
+        f"got size {width}x{height}, expected WIDTHxHEIGHT with both sides multiples of {step} "
+        f"up to {MAX_SIDE} for a {config.variant} checkpoint, such as {nearest}",
+        param="size",
+    )
+
+
+def check_shown_size(width: int, height: int) -> None:
+    """Pixels of a video come in pairs: colours have half the resolution."""
+    if any(side % 2 or not MIN_SHOWN_SIDE <= side <= MAX_SIDE for side in (width, height)):
+        raise InvalidRequestError(
+            f"got size {width}x{height}, expected WIDTHxHEIGHT with even sides from "
+            f"{MIN_SHOWN_SIDE} to {MAX_SIDE}",
+            param="size",
+        )

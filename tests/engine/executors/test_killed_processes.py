@@ -1,0 +1,199 @@
+"""Workers and whole processes that are killed: nothing that was accepted is lost, and no chunk is
+made in two ways."""
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helios_serve.engine.launch import ExecutorKind, launch
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.options.sampling import PromptSwitch
+from helios_serve.options.workers import Resources, WorkerConfig, WorkerGroup
+from helios_serve.store.jobs import JobStore
+from helios_serve.store.segments import SegmentStore
+from tests.support.engines import (
+    fragments,
+    opened,
+    read,
+    request,
+    store_of,
+)
+from tests.support.ray_cluster import RayCluster
+
+MAKES = (
+    request("plain", 66, seed=1),
+    request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
+    request("wide", 66, seed=3, width=128),
+)
+KILLS = (1, 3)
+"""Commits at which all workers are killed."""
+
+
+def processes(kind: ExecutorKind, address: str | None) -> EngineCore:
+    """An engine with two workers that are processes."""
+    config = WorkerConfig(
+        device="cpu", history_blocks=500, batch_invariant=True, resources=Resources(num_cpus=2)
+    )
+    return launch("nano", (WorkerGroup(config, 2),), kind, ray_address=address)
+
+
+async def all_made(engine: AsyncEngine) -> dict[str, list[bytes]]:
+    """Every video, of which each chunk was told once."""
+    videos = {}
+    for each in MAKES:
+        await engine.submit(each)
+    for each in MAKES:
+        chunks = await read(engine, each.request_id)
+        assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+        videos[each.request_id] = fragments(chunks)
+    return videos
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def address(kind: ExecutorKind, request: pytest.FixtureRequest) -> str | None:
+    if kind == "local":
+        return None
+    cluster: RayCluster = request.getfixturevalue("ray_cluster")
+    return cluster.address
+
+
+@pytest.fixture(scope="module")
+def expected(kind: ExecutorKind, address: str | None, tmp_path_factory: Any) -> Any:
+    """What the same workers make when nobody kills them."""
+
+    async def main() -> dict[str, list[bytes]]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        async with opened(folder, processes(kind, address)) as engine:
+            return await all_made(engine)
+
+    return asyncio.run(asyncio.wait_for(main(), 300))
+
+
+def killing(
+    function: Callable[..., Any], own: EngineCore, killed: list[int], *, after: bool
+) -> Callable[..., Any]:
+    """`function`, at some calls of which every worker process of the engine ends at once."""
+    calls = itertools.count(1)
+
+    def kill() -> None:
+        reports = own.worker_reports()
+        killed.append(sum(report.sessions + report.tasks for report in reports))
+        for report in reports:
+            if report.state == "ready":
+                os.kill(int(report.where.split()[-1]), signal.SIGKILL)
+
+    def call(*args: Any, **options: Any) -> Any:
+        is_time = next(calls) in KILLS
+        if is_time and not after:
+            kill()
+        result = function(*args, **options)
+        if is_time and after:
+            kill()
+        return result
+
+    return call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "after"),
+    [
+        pytest.param(SegmentStore, "put", False, id="before-the-segment"),
+        pytest.param(SegmentStore, "put", True, id="behind-the-segment"),
+        pytest.param(JobStore, "advance", False, id="before-the-transaction"),
+        pytest.param(JobStore, "advance", True, id="behind-the-transaction"),
+    ],
+)
+def test_workers_may_die_at_any_point_of_a_commit(
+    owner: type,
+    name: str,
+    after: bool,
+    kind: ExecutorKind,
+    address: str | None,
+    expected: dict[str, list[bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+
+    async def main() -> dict[str, list[bytes]]:
+        own = processes(kind, address)
+        patched = killing(getattr(owner, name), own, killed, after=after)
+        monkeypatch.setattr(owner, name, patched)
+        async with opened(tmp_path, own) as engine:
+            made = await all_made(engine)
+            assert {job.status for job in store_of(engine).jobs()} == {"completed"}
+            return made
+
+    assert asyncio.run(asyncio.wait_for(main(), 300)) == expected
+    assert len(killed) == len(KILLS)
+    assert all(killed), "there was nothing under way"
+
+
+LINES = [
+    {
+        "custom_id": f"video {index}",
+        "body": {
+            "prompt": "a dog",
+            "size": "64x64",
+            "seed": index,
+            "num_frames": frames,
+            "steps": [1, 1, 1],
+        },
+    }
+    for index, frames in enumerate((99, 132, 70, 66))
+]
+
+
+def batch(folder: Path, output: str) -> list[str]:
+    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    command = [sys.executable, "-m", "helios_serve", "run-batch"]
+    flags = ["--output", str(folder / output), "--batch-invariant", "--history-blocks", "500"]
+    return [*command, str(folder / "lines.jsonl"), *flags, "--device", "cpu", "--workers", "2"]
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    """Five times, at seeded moments: while it starts, and behind so many files in its store."""
+    subprocess.run(batch(tmp_path, "undisturbed"), check=True, capture_output=True)
+    rng = random.Random(0)
+    store, statuses = tmp_path / "output/.helios", []
+    for life in range(5):
+        had = len(list(store.glob("segments/*/*")))
+        more = had + rng.randint(1, 2) if life else 0
+        running = subprocess.Popen(batch(tmp_path, "output"), stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(store.glob("segments/*/*"))) < more and running.poll() is None:
+                assert time.monotonic() < deadline, "nothing is made"
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.3))
+        finally:
+            running.kill()
+            statuses.append(running.wait())
+    assert statuses == [-signal.SIGKILL] * 5
+    assert had > 0
+    again = subprocess.run(batch(tmp_path, "output"), check=True, capture_output=True, text=True)
+    assert again.stdout.endswith("4 videos, 0 failed\n")
+    assert outputs(tmp_path / "output") == outputs(tmp_path / "undisturbed")

@@ -1,0 +1,35 @@
+"""Workers as child processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from helios_serve.errors import HeliosError
+from helios_serve.model_executor.executor.local import LocalExecutor
+from tests.support.service import Service, worker_config
+
+
+@pytest.fixture
+def executor() -> Iterator[LocalExecutor]:
+    started = LocalExecutor()
+    yield started
+    started.shutdown()
+
+
+def test_worker_processes_give_the_latents_of_this_one(
+    executor: LocalExecutor, folder: Path, expected: dict[str, Tensor]
+) -> None:
+    service = Service(executor, folder, [worker_config(folder)] * 2)
+    service.add("t2v", "i2v", "v2v")
+    service.run()
+    service.check(expected)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
+    executor: LocalExecutor, folder: Path
+) -> None:
+    service = Service(executor, folder, [worker_config(Path("nano-max"))])
+    with pytest.raises(HeliosError, match="no worker can be started to encode: got model 'nano-m"):
+        service.wait(lambda: False)

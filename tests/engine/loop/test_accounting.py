@@ -1,0 +1,177 @@
+"""Whose steps took how long, and which frames count."""
+
+import asyncio
+from collections import Counter, defaultdict
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from helios_serve.core.cost import stage_step_cost
+from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.events import ChunkReady
+from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.errors import CapacityError, InvalidRequestError, NotAllowedError
+from helios_serve.messages import ChunkDecoded, ChunkResult, StepCursor, StepsDone
+from helios_serve.model_config import Geometry
+from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from helios_serve.store.usage import DayUsage
+from helios_serve.store.video_store import VideoStore
+from tests.support.engines import core, make, read, request, run, until
+
+WIDTHS = {"narrow": 64, "wide": 128}
+
+
+def usage(store: VideoStore, tenant: str) -> DayUsage:
+    """Of all days, as one: a test may run over midnight."""
+    days = store.usage(tenant, date.min, date.max)
+    sums = [
+        sum(values)
+        for values in zip(*(msgspec.structs.astuple(day)[1:] for day in days), strict=True)
+    ]
+    return DayUsage(date.min, *sums)
+
+
+def in_seconds(
+    own: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> list[frozenset[tuple[str, StepCursor]]]:
+    """Let every plan with steps take a second; returns whose steps they were, as they come."""
+    poll, plans = own.executor.poll, []
+
+    def listen(timeout: float) -> list[Any]:
+        seen: Counter[str] = Counter()
+        told = []
+        for received in poll(timeout):
+            if isinstance(received.event, StepsDone):
+                worker = received.worker_id
+                plan = own.worker_pool.workers[worker].plans[seen[worker]]
+                seen[worker] += 1
+                if plan.scheduled_steps:
+                    plans.append(
+                        frozenset((step.session_id, step.cursor) for step in plan.scheduled_steps)
+                    )
+                received = received._replace(
+                    event=msgspec.structs.replace(received.event, seconds=1.0)
+                )
+            told.append(received)
+        return told
+
+    monkeypatch.setattr(own.executor, "poll", listen)
+    return plans
+
+
+def test_a_steps_time_is_shared_by_cost(store: VideoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = core()
+    plans = in_seconds(own, monkeypatch)
+    config = own.model_config
+
+    async def main() -> None:
+        async with AsyncEngine({"nano": own}, store) as engine:
+            wanted = [request(name, 66, width=width, tenant=name) for name, width in WIDTHS.items()]
+            await asyncio.gather(*(make(engine, each) for each in wanted))
+
+    run(main())
+    expected: defaultdict[str, float] = defaultdict(float)
+    for plan in plans:
+        costs = {
+            name: stage_step_cost(config, Geometry(64, WIDTHS[name]), cursor.stage, 1)
+            for name, cursor in plan
+        }
+        for name, cost in costs.items():
+            expected[name] += cost / sum(costs.values())
+    got = {name: usage(store, name).device_seconds for name in WIDTHS}
+    assert got == pytest.approx(expected)
+    assert sum(got.values()) == pytest.approx(len(plans))
+    assert any(len(plan) == 2 for plan in plans), "nothing was shared"
+
+
+def test_a_step_that_is_taken_again_counts_once() -> None:
+    assembler = ChunkAssembler(request("a", 66), 0)
+    for chunk in range(2):
+        for _ in range(2):
+            assembler.spend(StepCursor(chunk, 0, 0), 1.0)
+            assembler.spend(StepCursor(chunk, 2, 1), 0.5)
+    for chunk in range(2):
+        assembler.receive(ChunkResult("a", chunk, None, None))  # type: ignore[arg-type]
+    ready: list[ChunkReady] = []
+    for chunk in (1, 0):
+        ready += assembler.receive_decoded(ChunkDecoded("a", chunk))
+    assert [(item.chunk, item.device_seconds) for item in ready] == [(0, 1.5), (1, 1.5)]
+
+
+def test_a_restart_counts_every_frame_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of a video, whose next chunk may have been begun."""
+    wanted = request("a", 198, max_lead_chunks=1, tenant="acme")
+    steps = 198 // 33 * 3
+
+    async def start(folder: Path) -> None:
+        own = core()
+        in_seconds(own, monkeypatch)
+        with closing(VideoStore(folder)) as store:
+            async with AsyncEngine({"nano": own}, store) as engine:
+                await engine.submit(wanted)
+                await until(lambda: len(store.segments("a")) >= 1)
+            stored = len(store.segments("a"))
+            assert stored < 6
+            counted = usage(store, "acme")
+            assert (counted.requests, counted.granted, counted.frames) == (1, 198, 33 * stored)
+            assert counted.device_seconds == 3 * stored
+
+    async def go_on(folder: Path) -> None:
+        own = core()
+        in_seconds(own, monkeypatch)
+        with closing(VideoStore(folder)) as store:
+            async with AsyncEngine({"nano": own}, store) as engine:
+                await read(engine, "a")
+            assert usage(store, "acme") == DayUsage(date.min, 1, 198, 198, steps)
+
+    run(start(tmp_path))
+    run(go_on(tmp_path))
+
+
+def test_what_a_tenant_may_not_have_is_refused_and_not_counted(store: VideoStore) -> None:
+    limits = TenantConfig(tiers=("default",), sizes=("64x64",), frames_per_day=100, max_sessions=1)
+    own = core(scheduling=SchedulingConfig(tenants={"acme": limits}))
+
+    async def main() -> None:
+        async with AsyncEngine({"nano": own}, store) as engine:
+            with pytest.raises(NotAllowedError, match="got service_tier flex"):
+                await engine.submit(request("a", tenant="acme", tier="flex"))
+            with pytest.raises(InvalidRequestError, match="got size 128x64"):
+                await engine.submit(request("a", tenant="acme", width=128))
+            outcomes = await asyncio.gather(
+                *(engine.submit(request(name, 50, tenant="acme")) for name in "abc"),
+                return_exceptions=True,
+            )
+            assert Counter(map(type, outcomes)) == {CapacityError: 2, type(None): 1}
+            assert usage(store, "acme").granted == 50
+            (accepted,) = (job.id for job in store.jobs())
+            await read(engine, accepted)
+            with pytest.raises(CapacityError, match="has asked for 50 of the 100"):
+                await engine.extend(accepted, request("d", 101, tenant="acme"))
+            await engine.set_tenants({"acme": TenantConfig(frames_per_day=101)}, TenantConfig())
+            await engine.extend(accepted, request("d", 101, tenant="acme", tier="flex"))
+            await read(engine, "d")
+            counted = usage(store, "acme")
+            assert (counted.requests, counted.granted, counted.frames) == (2, 101, 101)
+
+    run(main())
+
+
+def test_frames_of_an_aborted_video_are_given_back(store: VideoStore) -> None:
+    own = core()
+
+    async def main() -> None:
+        async with AsyncEngine({"nano": own}, store) as engine:
+            await engine.submit(request("a", 33 * 40, max_lead_chunks=1, tenant="acme"))
+            await until(lambda: len(store.segments("a")) >= 1)
+            await engine.abort("a")
+            counted = usage(store, "acme")
+            assert counted.granted == counted.frames == 33 * len(store.segments("a"))
+            assert 0 < counted.frames < 33 * 40
+
+    run(main())

@@ -1,0 +1,137 @@
+"""Videos that go on from others: forks and extensions."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+
+import pytest
+import torch
+
+from helios_serve.engine.requests.chunk_stream import VideoChunk
+from helios_serve.errors import (
+    InvalidRequestError,
+)
+from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.store.video_store import VideoStore
+from tests.support.engines import (
+    core,
+    engine_of,
+    fragments,
+    indices,
+    make,
+    read,
+    request,
+    run,
+    undisturbed,
+    until,
+)
+
+LONG = 33 * 400
+"""More frames than are made in a test: such a request ends because somebody ends it."""
+
+
+def test_children_share_the_beginning_and_go_their_own_ways() -> None:
+    own = core()
+    parent = request("parent", 33 * 4, max_lead_chunks=1, output="segment")
+
+    async def main() -> Mapping[str, list[VideoChunk]]:
+        async with engine_of(own) as engine:
+            with pytest.raises(InvalidRequestError, match="got request id 'nobody', expected one"):
+                await engine.fork("nobody", [])
+            await engine.submit(parent)
+            async with aclosing(engine.watch("parent")) as chunks:
+                head = [await anext(chunks)]
+                children = [
+                    request(name, 33 * 4, prompt=prompt, output="segment")
+                    for name, prompt in (("same", "a dog"), ("again", "a dog"), ("cat", "a cat"))
+                ]
+                await engine.fork("parent", children)
+                made = await asyncio.gather(*(read(engine, child.request_id) for child in children))
+                head += [chunk async for chunk in chunks]
+            return {"parent": head, "same": made[0], "again": made[1], "cat": made[2]}
+
+    videos = run(main())
+    assert fragments(videos.pop("parent")) == undisturbed(parent)
+    first = {indices(chunks)[0] for chunks in videos.values()}
+    (edge,) = first
+    assert edge >= 1
+    tails = [tuple(fragments(chunks)) for chunks in videos.values()]
+    assert [indices(chunks) for chunks in videos.values()] == [list(range(edge, 4))] * 3
+    assert len({*tails, tuple(undisturbed(parent)[edge:])}) == 4
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore) -> None:
+    own, mid = core(), core("nano-mid")
+
+    async def main() -> None:
+        async with engine_of(own, store if is_stored else None, **{"nano-mid": mid}) as engine:
+            await engine.submit(request("parent", LONG, model="nano-mid"))
+            async with aclosing(engine.watch("parent")) as chunks:
+                await anext(chunks)
+            children = [request("fits", LONG), request("does not", LONG, width=128)]
+            with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
+                await engine.fork("parent", children)
+            assert [job.id for job in store.jobs()] == ["parent"] * is_stored
+            await until(lambda: "fits" not in mid.scheduler.sessions)
+            await engine.fork("parent", [request("fits", LONG)])
+            assert not own.scheduler.sessions  # the child has the parent's model
+            await engine.abort("parent")
+            await engine.abort("fits")
+
+    run(main())
+
+
+def test_an_extension_is_a_longer_video(store: VideoStore) -> None:
+    """It begins with the first one, whose last chunk comes again, whole, where it was cut."""
+    longer = undisturbed(request("x", 132))
+
+    async def main() -> dict[str, list[VideoChunk]]:
+        async with engine_of(core(), store) as engine:
+            videos = {}
+            for name, frames in (("cut", 80), ("whole", 66)):
+                await make(engine, request(name, frames))
+                await engine.extend(name, request(f"{name} on", 132))
+                videos[name] = await read(engine, f"{name} on")
+            await engine.extend("whole on", request("further", 140))
+            videos["further"] = await read(engine, "further", 0)
+            with pytest.raises(
+                InvalidRequestError, match="'nobody' to extend, expected a finished"
+            ):
+                await engine.extend("nobody", request("x", 165))
+            with pytest.raises(InvalidRequestError, match="got num_frames 66, expected more than"):
+                await engine.extend("cut", request("x", 66))
+            assert store.job("x") is None
+            return videos
+
+    videos = run(main())
+    assert indices(videos["cut"]) == indices(videos["whole"]) == [0, 1, 2, 3]
+    assert fragments(videos["cut"]) == fragments(videos["whole"]) == longer
+    assert fragments(videos["further"]) == undisturbed(request("x", 140))
+
+
+def test_an_extension_has_the_model_of_its_parent(store: VideoStore) -> None:
+    expected = undisturbed(request("x", 99, model="nano-mid"))
+
+    async def main() -> list[VideoChunk]:
+        async with engine_of(core(), store, **{"nano-mid": core("nano-mid")}) as engine:
+            await make(engine, request("first", 66, model="nano-mid"))
+            await engine.extend("first", request("second", 99))
+            return await read(engine, "second")
+
+    assert fragments(run(main())) == expected
+
+
+def test_latents_go_on_from_a_snapshot_without_a_store() -> None:
+    async def main() -> tuple[list[VideoChunk], ...]:
+        async with engine_of(core()) as engine:
+            whole = await make(engine, request("whole", 132))
+            await engine.submit(request("on", 132), continue_from=whole[1].snapshot)
+            return whole, await read(engine, "on")
+
+    whole, rest = run(main())
+    assert indices(rest) == [2, 3]
+    for before, again in zip(whole[2:], rest, strict=True):
+        assert before.latents is not None
+        assert again.latents is not None
+        assert torch.equal(as_tensor(before.latents), as_tensor(again.latents))

@@ -1,0 +1,58 @@
+"""`helios-serve keys`, and what a server without any key does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from helios_serve.entrypoints.cli.main import main
+
+SECRET = re.compile(r"sk-helios-[A-Za-z0-9_-]{43}")
+
+
+def test_keys_are_made_listed_and_revoked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ["--data-dir", str(tmp_path / "data")]
+    assert main(["keys", "create", "--tenant", "acme", "--name", "my laptop", *folder]) == 0
+    told = capsys.readouterr()
+    assert SECRET.fullmatch(told.out.strip())
+    assert told.out.strip() not in told.err
+    key_id = told.err.split()[0]
+    assert main(["keys", "list", *folder]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(rf"{key_id}  acme    my laptop  \d{{4}}-\d\d-\d\dT\d\d:\d\dZ  -", listed)
+    assert listed.rstrip().endswith("valid")
+    assert not SECRET.search(listed)
+    assert main(["keys", "revoke", key_id, *folder]) == 0
+    assert capsys.readouterr().out == f"{key_id} of tenant acme is revoked\n"
+    assert main(["keys", "list", *folder]) == 0
+    assert re.search(r"revoked \d{4}-", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["create", "--tenant", "a b"], "got tenant 'a b', expected 1 to 64 letters"),
+        (["list"], "expected a folder with keys.sqlite3: no key was made there"),
+        (["revoke", "key_1"], "expected a folder with keys.sqlite3: no key was made there"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["keys", *arguments, "--data-dir", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("helios-serve: error: got ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_without_keys_others_cannot_reach_the_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "got --host 0.0.0.0 without any API key, expected 127.0.0.1" in error
+    assert "--without-keys" in error
+    assert error.count("\n") == 1

@@ -1,0 +1,400 @@
+"""`helios-serve run-batch` on the built-in model, as a user runs it."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import pytest
+from PIL import Image
+
+from helios_serve.entrypoints.cli import run_batch
+from helios_serve.entrypoints.cli.main import main
+from helios_serve.model_executor.models.vae import Vae
+from helios_serve.store.video_store import VideoStore
+from tests.support.engines import colours, quick_model
+from tests.support.lora_files import write_lora
+
+SMALL = {"prompt": "a dog", "size": "64x64", "steps": [1, 1, 1]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """nano is made anew, outside the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are the latents' colours: decoding would take most of a test."""
+    monkeypatch.setattr(Vae, "decode", lambda _, latents: colours(latents))
+
+
+def line(custom_id: str, **body: Any) -> str:
+    """A small video that can be made, unless `body` says otherwise."""
+    wanted = SMALL | {"num_frames": 33} | body
+    fields = {key: value for key, value in wanted.items() if value is not None}
+    return json.dumps({"custom_id": custom_id, "body": fields})
+
+
+class Run(NamedTuple):
+    """What came of a batch."""
+
+    status: int
+    results: list[dict[str, Any]]
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> dict[str, str]:
+        return {
+            each["custom_id"]: each["error"] for each in self.results if each["status"] == "failed"
+        }
+
+
+class Batches:
+    """A folder with a batch file and its output."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.file = folder / "lines.jsonl"
+        self.output = folder / "videos"
+        self._capsys = capsys
+
+    def run(self, lines: list[str], *flags: object) -> Run:
+        """With threads for workers. A lone surrogate is a byte that is not UTF-8."""
+        self.file.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+        shared = ["--output", str(self.output), "--device", "cpu", "--history-blocks", "500"]
+        shared += ["--batch-invariant", "--executor", "inline"]
+        self._capsys.readouterr()
+        status = main(["run-batch", str(self.file), *shared, *map(str, flags)])
+        printed = self._capsys.readouterr()
+        written = (self.output / "results.jsonl").read_text()
+        return Run(status, [json.loads(each) for each in written.splitlines()], *printed)
+
+    def video(self, file: str) -> bytes:
+        return (self.output / file).read_bytes()
+
+
+@pytest.fixture
+def batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Batches:
+    return Batches(tmp_path, capsys)
+
+
+def frame_numbers(path: Path) -> list[float]:
+    """When each frame is shown, in frames from the video's beginning."""
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+        assert rate is not None
+        return [
+            float(frame.pts * frame.time_base * rate)
+            for frame in container.decode(video=0)
+            if frame.pts is not None and frame.time_base is not None
+        ]
+
+
+def test_the_command_makes_what_it_can_and_says_what_it_cannot(tmp_path: Path) -> None:
+    """With real pictures; slower tests have workers that are processes."""
+    (tmp_path / "lines.jsonl").write_text(f"{line('sea', num_frames=5, fps=30)}\nnonsense\n")
+    command = [
+        sys.executable,
+        "-m",
+        "helios_serve",
+        "run-batch",
+        "lines.jsonl",
+    ]
+    flags = ["--output", "videos", "--device", "cpu", "--executor", "inline"]
+    done = subprocess.run(
+        [*command, *flags], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == "videos/results.jsonl: 1 videos, 1 failed\n"
+    assert "\nline 2: got a line that is no request: JSON is malformed: " in done.stderr
+    assert "Traceback" not in done.stderr
+    sea, nonsense = map(json.loads, (tmp_path / "videos/results.jsonl").read_text().splitlines())
+    assert sea == {
+        "custom_id": "sea",
+        "status": "completed",
+        "file": "sea.mp4",
+        "frames": 5,
+        "error": None,
+    }
+    assert (nonsense["custom_id"], nonsense["status"]) == ("line 2", "failed")
+    assert frame_numbers(tmp_path / "videos/sea.mp4") == list(range(5))
+    left = {path.name for path in (tmp_path / "videos").iterdir()}
+    assert left == {"sea.mp4", "results.jsonl", ".helios"}
+    assert not (tmp_path / "videos/.helios/control.sock").exists()
+
+
+class Bad(NamedTuple):
+    """A line that fails, with a message; without a name it is known by its number."""
+
+    text: str
+    message: str
+    name: str | None = None
+
+
+def bad(name: str, message: str, **body: Any) -> Bad:
+    return Bad(line(name, **body), message, name)
+
+
+GET = json.dumps(json.loads(line("get")) | {"method": "GET"})
+BAD = [
+    bad("size", "got size '64', expected WIDTHxHEIGHT in pixels, such as 640x384", size="64"),
+    bad("side", "got size 60x64, expected .* such as 64x64", size="60x64"),
+    bad("both", "got both seconds 1 and num_frames 33, expected one", seconds=1),
+    bad("minus", "got seconds -1, expected more than 0, up to", seconds=-1, num_frames=None),
+    bad("huge", r"got seconds 1e\+308, expected more than 0", seconds=1e308, num_frames=None),
+    bad("none", "got num_frames 0, expected 1 to", num_frames=0),
+    bad("fps", "got fps 0, expected 1 to 120", fps=0),
+    bad("steps", r"got 2 step counts \(2,2\), expected 3", steps=[2, 2]),
+    bad("late", r"got prompt switches at chunks \[9\]", switches=[{"chunk": 9, "prompt": "x"}]),
+    bad("model", "got model 'huge', expected one of: nano", model="huge"),
+    bad("image", "/nothing.png: got no such file, expected one that", image="nothing.png"),
+    bad("video", "got .*, expected a video file that FFmpeg reads", video="lines.jsonl"),
+    bad("zero", "got no such file", image="a\0b"),
+    bad("two", "got both an image and a video", image="red.png", video="frames"),
+    bad("lora", "got LoRA '/.*/nothing', expected", lora="nothing"),
+    bad("prompt", r"Object missing required field `prompt` - at `\$.body`", prompt=None),
+    bad("typo", r"Object contains unknown field `promt` - at `\$.body`", promt="a dog"),
+    bad("type", r"Expected `int`, got `str` - at `\$.body.seed`", seed="one"),
+    bad("tier", "Invalid enum value 'gold'", service_tier="gold"),
+    Bad(GET, "got GET /v1/videos, expected POST /v1/videos", "get"),
+    Bad(line("first", seed=1), "got custom_id 'first' twice, expected each once"),
+    Bad(line(""), "got a custom_id of 0 bytes as a file name, expected 1 to 200"),
+    Bad(line("x" * 201), "got a custom_id of 201 bytes as a file name"),
+    Bad(line("/" * 70), "got a custom_id of 210 bytes as a file name"),
+    Bad("nonsense", "got a line that is no request: JSON is malformed"),
+    Bad("\udcff", "got a line that is no request: "),
+    Bad("[]", "got a line that is no request: Expected `object`, got `array`"),
+]
+
+
+@pytest.mark.usefixtures("quick")
+def test_bad_lines_fail_alone_each_with_its_reason(batches: Batches) -> None:
+    frames = batches.folder / "frames"
+    frames.mkdir()
+    for path in (batches.folder / "red.png", *(frames / f"{index:02}.png" for index in range(33))):
+        Image.new("RGB", (64, 64)).save(path)
+    done = batches.run([line("first"), *(each.text for each in BAD), line("last")])
+    assert done.status == 1
+    names = [each.name or f"line {number}" for number, each in enumerate(BAD, 2)]
+    assert [each["custom_id"] for each in done.results] == ["first", *names, "last"]
+    assert list(done.errors) == names
+    for each, (name, error) in zip(BAD, done.errors.items(), strict=True):
+        assert re.search(each.message, error), f"{name}: {error}"
+        assert f"\n{name}: {error}\n" in f"\n{done.err}"
+    assert done.out == f"{batches.output}/results.jsonl: 2 videos, {len(BAD)} failed\n"
+    assert sorted(path.name for path in batches.output.glob("*.mp4")) == ["first.mp4", "last.mp4"]
+    assert frame_numbers(batches.output / "last.mp4") == list(range(33))
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_made_is_not_made_again(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(batches.folder / "red.png")
+    lines = [
+        line("plain", num_frames=70),
+        line("image", image="red.png"),
+        line("a b/ä", switches=[{"chunk": 1, "prompt": "a cat"}], seconds=2, num_frames=None),
+    ]
+    first = batches.run(lines)
+    assert first.status == 0
+    files = [each["file"] for each in first.results]
+    assert files == ["plain.mp4", "image.mp4", "a%20b%2F%C3%A4.mp4"]
+    assert [each["frames"] for each in first.results] == [70, 33, 48]
+    made = {file: batches.video(file) for file in files}
+    for file, frames in zip(files, (70, 33, 48), strict=True):
+        assert frame_numbers(batches.output / file) == list(range(frames))
+    (batches.output / "plain.mp4").unlink()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("something is made again")
+
+    monkeypatch.setattr(Vae, "decode", fail)
+    again = batches.run(lines)
+    assert (again.status, again.results) == (0, first.results)
+    assert {file: batches.video(file) for file in files} == made
+
+
+@pytest.mark.usefixtures("quick")
+def test_lines_that_failed_are_tried_again(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they were refused or failed on the way, and wherever the command is given."""
+    lines = [line("good"), line("image", image="red.png"), line("style", lora="style.safetensors")]
+    first = batches.run(lines)
+    assert first.status == 1
+    assert first.errors.keys() == {"image", "style"}
+    before = batches.video("good.mp4")
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(batches.folder / "red.png")
+    transformer = quick_model().transformer
+    assert transformer is not None
+    write_lora(batches.folder / "style.safetensors", transformer)
+    monkeypatch.chdir(batches.folder)
+    batches.file, batches.output = Path("lines.jsonl"), Path("videos")
+    second = batches.run(lines)
+    assert (second.status, second.errors) == (0, {})
+    assert batches.video("good.mp4") == before != batches.video("style.mp4")
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_request_under_the_same_id_is_refused(batches: Batches) -> None:
+    picture = batches.folder / "picture.png"
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(picture)
+    lines = [line("same"), line("prompt"), line("image", image="picture.png")]
+    assert batches.run(lines).status == 0
+    Image.new("RGB", (64, 64), (30, 200, 30)).save(picture)
+    done = batches.run([lines[0], line("prompt", prompt="a cat"), lines[2]])
+    assert done.status == 1
+    folder = batches.output / ".helios"
+    assert done.errors == {
+        name: f"got '{name}', which is another request in {folder}: "
+        "expected the same one, or another --data-dir"
+        for name in ("prompt", "image")
+    }
+    other = batches.folder / "other"
+    done = batches.run([line("prompt", prompt="a cat"), lines[2]], "--data-dir", other)
+    assert done.status == 0
+    assert (other / "jobs.sqlite3").exists()
+    done = batches.run([lines[0]], "--model", "nano-mid")
+    assert done.errors.keys() == {"same"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_workers_may_have_different_roles(batches: Batches) -> None:
+    lines = [line("a", num_frames=70), line("b", seed=1, prompt="a cat"), line("c", fps=30)]
+    assert batches.run(lines).status == 0
+    names = [f"{name}.mp4" for name in "abc"]
+    expected = [batches.video(name) for name in names]
+    roles = ["--workers", "1:encode+decode", "--workers", "1:denoise", "--data-dir"]
+    assert batches.run(lines, *roles, batches.folder / "split").status == 0
+    assert [batches.video(name) for name in names] == expected
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
+    roles = ["--workers", "1:encode+decode", "--workers", "2:denoise"]
+    trace = batches.folder / "trace.json"
+    lines = [line(f"video {seed}", seed=seed, num_frames=66) for seed in range(4)]
+    assert batches.run(lines, *roles, "--trace", trace).status == 0
+    events = json.loads(trace.read_text())
+    lanes = {
+        event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"
+    }
+    assert set(lanes.values()) >= {"inline-0 encode", "inline-0 decode"}
+    assert set(lanes.values()) <= {"inline-0 encode", "inline-0 decode", "inline-1", "inline-2"}
+    slices = [event for event in events if event["ph"] == "X"]
+    assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in slices)
+    steps = [step for event in slices for step in event["args"].get("steps", ())]
+    taken = sorted((step["session"], step["chunk"], step["stage"]) for step in steps)
+    assert taken == [
+        (f"video {seed}", chunk, stage)
+        for seed in range(4)
+        for chunk in range(2)
+        for stage in range(3)
+    ]
+    assert all(step["tokens"] > 0 for step in steps)
+    decoded = [event["args"] for event in slices if event["name"].startswith("chunk ")]
+    assert len(decoded) == 8
+    busy = [event for event in slices if lanes[event["tid"]] in ("inline-1", "inline-2")]
+    for event in busy:
+        assert event["args"]["tokens"] == sum(step["tokens"] for step in event["args"]["steps"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nothing.jsonl"], "got nothing.jsonl, expected a batch file that can be read: No such"),
+        (["empty.jsonl"], "got empty.jsonl, which is empty"),
+        (["lines.jsonl", "--output", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
+        (["lines.jsonl", "--data-dir", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
+        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server; each needs"),
+        (["lines.jsonl", "--trace", "no/trace.json"], "cannot write no/trace.json: No such file"),
+        (
+            ["lines.jsonl", "--model", "no/model"],
+            "no/model is no local folder and could not be had",
+        ),
+        (
+            ["lines.jsonl", "--workers", "1:denoise"],
+            "got workers of which none is to encode or d",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "lines.jsonl").write_text(line("a"))
+    store = VideoStore(tmp_path / "taken")
+    assert main(["run-batch", "--output", "videos", *flags]) == 2
+    store.close()
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"helios-serve: error: {message}")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interrupt_while_a_video_is_finished_leaves_no_scratch_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was begun in a thread goes on there, and would write the file anew."""
+
+    def interrupted(path: Path) -> None:
+        video, deadline = path.read_bytes(), time.monotonic() + 1
+        time.sleep(0.1)  # so that the loop waits, and the signal wakes it
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        path.write_bytes(video)
+
+    monkeypatch.setattr(run_batch, "defragment", interrupted)
+    batches = Batches(tmp_path, capsys)
+    batches.file.write_text(line("a"))
+    flags = ["--output", str(batches.output), "--device", "cpu", "--history-blocks", "500"]
+    assert main(["run-batch", str(batches.file), "--executor", "inline", *flags]) == 130
+    assert [path.name for path in batches.output.iterdir()] == [run_batch.STATE]
+
+
+@pytest.mark.slow
+def test_an_interrupted_batch_says_so_and_goes_on(tmp_path: Path) -> None:
+    lines = [line("long", num_frames=33 * 12), line("short")]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    command = [
+        sys.executable,
+        "-m",
+        "helios_serve",
+        "run-batch",
+        "lines.jsonl",
+    ]
+    command += ["--output", "videos", "--device", "cpu", "--history-blocks", "500"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("videos/.helios/segments/*/*.m4s")):
+            assert running.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "no chunk came"
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        _, printed = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 130
+    assert printed.endswith("helios-serve: interrupted\n")
+    assert "Traceback" not in printed
+    assert not list(tmp_path.glob("videos/.*.part"))
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert frame_numbers(tmp_path / "videos/long.mp4") == list(range(33 * 12))

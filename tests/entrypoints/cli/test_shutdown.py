@@ -1,0 +1,94 @@
+"""How a server ends, and what it says when it cannot begin."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.support.api import error_of, frames_of
+from tests.support.server import running_server
+
+FLAGS = ("nano", "--device", "cpu", "--batch-invariant")
+SLOW = {"prompt": "waves", "num_frames": 99, "size": "64x64", "seed": 1, "steps": [60, 60, 60]}
+"""A chunk of it takes seconds."""
+
+
+@pytest.mark.slow
+def test_a_server_comes_to_rest_at_a_chunk_edge(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with (
+        running_server(folder, *FLAGS) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        video = http.post("/v1/videos", json=SLOW).json()["id"]
+        path = f"/v1/videos/{video}"
+        reading = pool.submit(http.get, f"{path}/stream")
+        while http.get(path).json()["progress"] < 40:  # in the second chunk
+            time.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while (health := http.get("/health")).status_code == 200:
+            assert time.monotonic() < deadline
+        assert health.json()["status"] == "draining"
+        refused = http.post("/v1/videos", json=SLOW)
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "shutting_down")
+        assert refused.headers["retry-after"]
+        assert server.process.wait(40) == 0
+        assert len(frames_of(reading.result().content)) == 66
+    with (
+        running_server(folder, *FLAGS) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        assert len(frames_of(http.get(f"{path}/stream").content)) == 99
+        whole = frames_of(http.get(f"{path}/content").content)
+        again = http.post("/v1/videos/sync", json=SLOW)
+        assert (whole == frames_of(again.content)).all()
+        third = http.post("/v1/videos", json=SLOW).json()["id"]
+        while http.get(f"/v1/videos/{third}").json()["progress"] < 10:
+            time.sleep(0.02)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(10) == 130
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--port", "{port}"), "expected an address that is free: Address already in use"),
+        (("no-such-folder/model",), "no-such-folder/model"),
+        pytest.param(("--device", "cuda:99"), "cuda:99", marks=pytest.mark.slow),
+        (("--retention", "7"), "got '7', expected a number and one of s, m, h, d, w"),
+        (("--tenants", "none.toml"), "none.toml"),
+    ],
+)
+def test_what_keeps_a_server_from_starting_is_one_line(
+    flags: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [
+            sys.executable,
+            "-m",
+            "helios_serve",
+            "serve",
+            "--port",
+            "0",
+        ]
+        done = subprocess.run(
+            [*command, *(flag.format(port=port) for flag in flags)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    *before, last = done.stderr.splitlines()
+    assert message in last
+    assert "error:" in last
+    assert not any("Traceback" in line for line in before)

@@ -1,0 +1,238 @@
+"""A server as users start it, and those who do not mean well."""
+
+import base64
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2 as httpx
+import psutil
+import pytest
+
+from tests.support.broken_media import corpus, long_movie, movie, picture
+from tests.support.server import Server
+
+FIELDS = {"prompt": "a dog runs", "num_frames": 33, "size": "64x64", "seed": 3}
+MARKER = "xyzzy-secret"
+
+
+def refused(answer: httpx.Response, param: str | None, status: int = 400) -> str:
+    """The message of a refusal in the API's envelope, which names the field."""
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), answer.text
+    assert answer.headers["x-request-id"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    message: str = error["message"]
+    return message
+
+
+def upload(http: httpx.Client, data: bytes, kind: str = "", field: str = "") -> httpx.Response:
+    file = ("mine", data, kind) if kind else ("mine", data)
+    path = "/v1/videos/edits" if field == "video" else "/v1/videos"
+    fields = {name: str(value) for name, value in FIELDS.items()}
+    return http.post(path, data=fields, files={field or "input_reference": file})
+
+
+def decoders(server: Server) -> list[psutil.Process]:
+    children = psutil.Process(server.process.pid).children()
+    return [child for child in children if "decoder_process" in " ".join(child.cmdline())]
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def test_broken_media_is_refused_by_the_field_it_came_in(
+    http: httpx.Client, server: Server
+) -> None:
+    began = time.monotonic()
+    for name, data in corpus().items():
+        assert "mine: got " in refused(upload(http, data), "input_reference"), name
+        assert "mine: got " in refused(upload(http, data, field="video"), "video"), name
+        kind = name.split()[0]
+        reference = {f"{'video' if kind in ('mp4', 'mkv') else 'image'}_url": data_url(data)}
+        answer = http.post("/v1/videos", json=FIELDS | {"input_reference": reference})
+        assert "_url: got " in refused(answer, "input_reference"), name
+    assert time.monotonic() - began < 60
+    assert http.get("/health").json()["status"] == "ok"
+    assert not list((server.folder / "incoming").iterdir())
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "webm", "avi"])
+def test_containers_that_browsers_and_cameras_make_are_read(
+    http: httpx.Client, container: str
+) -> None:
+    codec = {"webm": "libvpx", "avi": "mpeg4"}.get(container, "libx264")
+    made = upload(http, movie(container, codec))
+    assert made.status_code == 200, made.text
+    http.delete(f"/v1/videos/{made.json()['id']}")
+
+
+def reference_of(server: Server, http: httpx.Client, made: httpx.Response) -> bytes:
+    """What the server has stored of a reference; its video is not waited for."""
+    assert made.status_code == 200, made.text
+    video = made.json()["id"]
+    stored = (server.folder / "inputs" / video / "media.msgpack").read_bytes()
+    http.delete(f"/v1/videos/{video}")
+    return stored
+
+
+def test_an_image_may_come_in_many_ways_and_is_the_same(http: httpx.Client, server: Server) -> None:
+    data = picture()
+    url = data_url(data)
+    text = {name: str(value) for name, value in FIELDS.items()}
+    forms: list[dict[str, Any]] = [
+        {"data": text, "files": {"input_reference": ("mine.png", data, "image/png")}},
+        {"data": text, "files": {"input_reference": ("mine", data)}},
+        {"json": FIELDS | {"input_reference": {"image_url": url}}},
+        {"json": FIELDS | {"input_reference": {"image_url": "data:," + quote(data)}}},
+        {"data": text | {"input_reference[image_url]": url}},
+        {"data": text | {"input_reference": f'{{"image_url": "{url}"}}'}},
+    ]
+    kept = http.post("/v1/files", data={"purpose": "vision"}, files={"file": data}).json()["id"]
+    forms.append({"json": FIELDS | {"input_reference": {"file_id": kept}}})
+    made = [http.post("/v1/videos", **form) for form in forms]
+    assert len({reference_of(server, http, answer) for answer in made}) == 1
+
+
+def test_a_video_may_come_in_many_ways_and_is_the_same(http: httpx.Client, server: Server) -> None:
+    url = {"video_url": data_url(movie(), "video/mp4")}
+    made = [
+        http.post("/v1/videos", json=FIELDS | {"input_reference": url}),
+        http.post("/v1/videos/edits", json=FIELDS | {"video": url}),
+        upload(http, movie()),
+        upload(http, movie(), "video/mp4", field="video"),
+    ]
+    assert len({reference_of(server, http, answer) for answer in made}) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({"image_url": "https://example.com/a.png"}, "expected one of --allowed-media-domains"),
+        ({"image_url": "http://localhost/a.png"}, "localhost, which has an address that is not pu"),
+        ({"image_url": "http://a.invalid/a.png"}, "a.invalid, which has no address"),
+        ({"image_url": "file:///etc/passwd"}, "of scheme 'file', expected https or http"),
+        ({"image_url": "/etc/passwd"}, "got a URL of scheme ''"),
+        ({"video_url": "concat:/etc/passwd"}, "got a URL of scheme 'concat'"),
+        ({"image_url": "data:image/png;base64,%%%"}, "that no two hexadecimal digits follow"),
+        ({"image_url": "data:image/png;base64,abc"}, "base64 is broken"),
+        ({"image_url": "data:image/png;base64"}, "expected data:TYPE;base64,DATA"),
+        ({"image_url": "data:,\xff"}, "other characters than ASCII"),
+        ({"image_url": ""}, "got a URL with other characters"),
+        ({"image_url": 3}, "got image_url that is a int, expected text"),
+        ({"image_url": data_url(movie(), "video/mp4")}, "image_url: got a file of another kind"),
+        ({"video_url": data_url(picture())}, "video_url: got "),
+        ({"image_url": "data:,", "video_url": "data:,"}, "got an object with image_url, video_url"),
+        ({"file_id": "file_1"}, "got file 'file_1', which does not exist"),
+        ({"path": "/etc/passwd"}, "got an object with path"),
+        ({}, "got an object with nothing"),
+        ("/etc/passwd", "got a str"),
+        (["/etc/passwd"], "got a list"),
+    ],
+)
+def test_other_references_are_refused(http: httpx.Client, reference: Any, message: str) -> None:
+    answer = http.post("/v1/videos", json=FIELDS | {"input_reference": reference})
+    assert message in refused(answer, "input_reference")
+    field = "video" if reference else "input_reference"  # an edit without a video is another error
+    if isinstance(reference, dict) and "image_url" not in reference and reference:
+        answer = http.post("/v1/videos/edits", json=FIELDS | {field: reference})
+        assert message in refused(answer, field)
+
+
+def test_bodies_are_bounded(http: httpx.Client) -> None:
+    json = {"content-type": "application/json"}
+    deep = b'{"prompt": ' + 100_000 * b"[" + 100_000 * b"]" + b"}"
+    assert "nested" in refused(http.post("/v1/videos", content=deep, headers=json), None)
+    long = {"prompt": "a" * 40_000}
+    assert "got text of 40000" in refused(http.post("/v1/videos", json=FIELDS | long), "prompt")
+    brackets = {"prompt": "a", "video" + 5000 * "[a]": "b"}
+    assert "got field 'video[a][a]" in refused(http.post("/v1/videos", data=brackets), None)
+    text = {"prompt": "a", "switches": 50_000 * "["}
+    assert http.post("/v1/videos", data=text).status_code == 400
+
+    def pieces() -> Iterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(65):
+            yield bytes(1 << 20)
+
+    answer = http.post("/v1/videos", content=pieces(), headers=json)
+    assert "67108864 at most" in refused(answer, None, 413)
+
+
+@pytest.mark.slow
+def test_a_killed_decoder_costs_one_request_at_most(http: httpx.Client, server: Server) -> None:
+    assert upload(http, picture()).status_code == 200
+    for process in decoders(server):
+        process.kill()
+    assert upload(http, picture()).status_code == 200  # by a new one
+    with ThreadPoolExecutor() as threads:
+        for kills, status in ((1, 200), (2, 400)):
+            answer = threads.submit(upload, http, long_movie(60))
+            killed: set[int] = set()
+            while len(killed) < kills:
+                for process in decoders(server):
+                    if process.pid not in killed and is_at_work(process):
+                        os.kill(process.pid, signal.SIGKILL)
+                        killed.add(process.pid)
+                time.sleep(0.01)
+            assert upload(http, picture()).status_code == 200
+            assert answer.result().status_code == status
+    assert "ends the process which decodes it (SIGKILL)" in answer.result().text
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    """The codec has threads of its own as long as there is a video."""
+    try:
+        return process.num_threads() > 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_logs_tell_nothing_of_what_users_send(
+    http: httpx.Client, server: Server, log: Path
+) -> None:
+    """Prompts, keys, names, URLs: through success, refusals, and failures of ours."""
+    secret: dict[str, Any] = FIELDS | {"prompt": MARKER}
+    headers = {"authorization": f"Bearer {MARKER}", "cookie": MARKER}
+    video = http.post("/v1/videos", json=secret, headers=headers).json()["id"]
+    assert http.get(f"/v1/videos/{video}/stream", headers=headers).status_code == 200
+    refusals: list[dict[str, Any]] = [
+        {"json": secret | {"size": MARKER}},
+        {"json": secret | {MARKER: MARKER}},
+        {"json": secret | {"input_reference": {"image_url": f"https://localhost/a?b={MARKER}"}}},
+        {"json": secret | {"input_reference": {"image_url": f"data:,{MARKER}"}}},
+        {"content": f'{{"prompt": "{MARKER}"'.encode()},
+        {"data": {"prompt": MARKER}, "files": {"input_reference": (MARKER, MARKER.encode())}},
+        {"json": secret | {"prompt": f"{MARKER}\x00" * 4000}},
+    ]
+    for refusal in refusals:
+        answer = http.post("/v1/videos", headers=headers, **refusal)
+        assert answer.status_code == 400, answer.text
+    assert http.get(f"/v1/videos/{MARKER}?after={MARKER}").status_code == 404
+    fragment = next((server.folder / "segments" / video).glob("*.m4s"))
+    fragment.write_bytes(MARKER.encode() * 100)
+    assert http.get(f"/v1/videos/{video}/content").status_code == 500
+    wait_for_text(log, "a request failed")
+    said = log.read_text()
+    assert "finished_files.py" in said
+    assert server.process.stdout is not None
+    os.set_blocking(server.process.stdout.fileno(), False)
+    with suppress(BlockingIOError):
+        said += os.read(server.process.stdout.fileno(), 1 << 20).decode()
+    assert MARKER not in said
+
+
+def wait_for_text(path: Path, text: str, seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    pause = threading.Event()
+    while text not in path.read_text():
+        assert time.monotonic() < until, path.read_text()
+        pause.wait(0.05)

@@ -1,0 +1,66 @@
+"""What Prometheus scrapes agrees with what was done."""
+
+import re
+from pathlib import Path
+
+import httpx2 as httpx
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from helios_serve.metrics import Metrics
+from tests.support.api import SHORT, openai
+
+ROOT = Path(__file__).parents[3]
+MODELS = {"helios:event_loop_tasks": None}
+"""Of the metrics that are not a model's."""
+Samples = dict[tuple[str, str], float]
+
+
+def scrape(http: httpx.Client) -> Samples:
+    """Values by name, and by the labels beside the model."""
+    answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    samples = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "model"}
+            assert sample.labels.get("model") == MODELS.get(sample.name, "nano")
+            samples[sample.name, ",".join(labels.values())] = sample.value
+    return samples
+
+
+def test_counts_are_those_of_what_was_made(http: httpx.Client, client: openai.OpenAI) -> None:
+    """40 frames are two chunks, of three stages with two steps each."""
+    before = scrape(http)
+    client.videos.create_and_poll(prompt="a dog runs", poll_interval_ms=100, **SHORT)
+    video = http.post("/v1/videos", json={"prompt": "x", "num_frames": 3300, "size": "64x64"})
+    http.post(f"/v1/videos/{video.json()['id']}/cancel")
+    after = scrape(http)
+
+    def grown(name: str, labels: str = "") -> float:
+        key = (f"helios:{name}", labels)
+        return after[key] - before.get(key, 0.0)
+
+    assert grown("requests_total", "completed") == grown("requests_total", "cancelled") == 1
+    assert grown("e2e_request_latency_seconds_count") == 1
+    assert grown("time_to_first_chunk_seconds_count") >= 1
+    assert grown("inter_chunk_latency_seconds_count") == grown("chunk_rtf_count") >= 1
+    assert grown("frames_generated_total") == 40
+    for stage in "012":
+        assert grown("denoise_step_seconds_count", stage) >= 4
+    steps = sum(grown("denoise_step_seconds_count", stage) for stage in "012")
+    assert grown("step_batch_sessions_sum") >= steps == grown("step_batch_tokens_count")
+    assert grown("vae_decode_seconds_count") >= 2
+    assert grown("request_queue_time_seconds_sum") < grown("e2e_request_latency_seconds_sum") + 1
+    assert after["helios:worker_up", "local-0"] == 1
+    assert after["helios:history_blocks_total", ""] > after["helios:history_blocks_used", ""] >= 0
+    assert after["helios:num_sessions", "waiting"] == 0
+    assert after["helios:event_loop_tasks", ""] >= 1
+
+
+def test_every_metric_is_documented() -> None:
+    text = (ROOT / "docs/metrics.md").read_text()
+    documented = set(re.findall(r"`helios:(\w+)", text))
+    names = {family.name.removeprefix("helios:") for family in Metrics().registry.collect()}
+    assert documented == names
+    assert not any(family.name.startswith("helios") for family in REGISTRY.collect())

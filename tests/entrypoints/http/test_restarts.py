@@ -1,0 +1,109 @@
+"""A server that is killed over and over loses no video that it has accepted."""
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+
+from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.store.video_store import VideoStore
+from tests.support.api import frames_of
+from tests.support.dying_server import POINTS
+from tests.support.server import Server, running_server, start_server
+
+FLAGS = ("nano", "--device", "cpu", "--batch-invariant")
+NUM_JOBS, NUM_RANDOM = 30, 10
+
+
+def body(index: int) -> dict[str, Any]:
+    frames = (33, 40, 66, 99)[index % 4]
+    return {"prompt": f"video {index}", "num_frames": frames, "size": "64x64", "seed": index}
+
+
+class Jobs:
+    """What a client has asked for, and asks for again until it hears that it is accepted."""
+
+    def __init__(self) -> None:
+        self.ids: dict[int, str] = {}
+
+    def order(self, server: Server, limit: int) -> None:
+        """All that was not accepted of the first `limit`, until the server dies."""
+        with httpx.Client(base_url=server.url, timeout=30) as http:
+            for index in range(limit):
+                if index in self.ids:
+                    continue
+                try:
+                    key = {"idempotency-key": f"job {index}"}
+                    answer = http.post("/v1/videos", json=body(index), headers=key)
+                except httpx.TransportError:
+                    return
+                assert answer.status_code == 200, answer.text
+                self.ids[index] = answer.json()["id"]
+
+
+def undisturbed(folder: Path) -> dict[int, Any]:
+    """The frames of every job, and the latents of its last chunk."""
+    with (
+        running_server(folder, *FLAGS) as server,
+        httpx.Client(base_url=server.url, timeout=120) as http,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        answers = list(
+            pool.map(lambda index: http.post("/v1/videos/sync", json=body(index)), range(NUM_JOBS))
+        )
+    ids = {index: answer.headers["x-video-id"] for index, answer in enumerate(answers)}
+    latents = last_latents(folder, ids)
+    return {
+        index: (frames_of(answer.content), latents[index]) for index, answer in enumerate(answers)
+    }
+
+
+def last_latents(folder: Path, ids: dict[int, str]) -> dict[int, Any]:
+    store = VideoStore(folder)
+    try:
+        kept = {index: store.kept(name) for index, name in ids.items()}
+    finally:
+        store.close()
+    return {
+        index: as_tensor(item.tail).numpy() for index, item in kept.items() if item and item.tail
+    }
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
+    """Once at each named point, and ten times at random, over thirty jobs."""
+    expected = undisturbed(tmp_path / "undisturbed")
+    folder, jobs, rng = tmp_path / "data", Jobs(), random.Random(0)
+    lives = [(point, rng.randint(1, 3)) for point in POINTS] + [("", 0)] * NUM_RANDOM
+    for life, (point, count) in enumerate(lives):
+        limit = min(NUM_JOBS, 3 + NUM_JOBS * life // len(lives))
+        flags = (point, str(count)) if point else None
+        with start_server(folder, *FLAGS, dying=flags) as server:
+            if server.url:  # some die before they listen
+                jobs.order(server, limit)
+            if point:
+                assert server.process.wait(60) == -9, point
+            else:
+                time.sleep(rng.uniform(0, 4))
+                server.kill()
+    with (
+        running_server(folder, *FLAGS) as server,
+        httpx.Client(base_url=server.url, timeout=120) as http,
+    ):
+        jobs.order(server, NUM_JOBS)
+        assert len(set(jobs.ids.values())) == NUM_JOBS
+        for index, name in jobs.ids.items():
+            assert http.get(f"/v1/videos/{name}/stream").status_code == 200
+            assert http.get(f"/v1/videos/{name}").json()["status"] == "completed"
+            got = frames_of(http.get(f"/v1/videos/{name}/content").content)
+            frames, _ = expected[index]
+            assert got.shape == frames.shape
+            assert np.abs(got.astype(int) - frames).max() <= 2
+    latents = last_latents(folder, jobs.ids)
+    for index, (_, right) in expected.items():
+        assert np.abs(latents[index] - right).max() <= 1e-4

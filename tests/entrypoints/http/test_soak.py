@@ -1,0 +1,150 @@
+"""Two hundred clients for minutes: nothing is lost, and nothing is left behind."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.crowd import Crowd
+from tests.support.server import Server, running_server
+
+CLIENTS = 200
+WARM_UP = 150.0
+SECONDS = 180.0
+GRACE = "2"
+MAX_SLOPE = 1.0
+"""MB a minute."""
+REST_SECONDS = 120.0
+"""In which the server should come to rest when everybody has gone."""
+SAID_AT_START = ("has random weights", "of weights on cpu", "reference kernels")
+"""A line each; nothing else should be said."""
+FLAGS = (
+    *("nano", "--device", "cpu", "--max-queued", "16", "--session-grace", GRACE),
+    *("--history-blocks", str(8 * 29 + 1)),
+)
+"""Room for 8 sessions of 64x64, each of 29 blocks, and one block that is nobody's."""
+
+
+class Idle(NamedTuple):
+    """What a server holds that has nothing to do."""
+
+    files: int
+    threads: int
+    children: int
+    tasks: float
+    blocks: float
+    sessions: float
+    waiting: float
+
+
+@pytest.mark.slow
+def test_a_crowd_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    """A first crowd starts all threads that a server has at rest, and fills its allocator."""
+    log = tmp_path / "log"
+    with running_server(tmp_path / "data", *FLAGS, log=log) as server:
+        asyncio.run(Crowd(server.url, CLIENTS, seed=1000).run(WARM_UP))
+        idle = at_rest(server)
+        crowd = Crowd(server.url, CLIENTS, seed=0)
+        sizes = asyncio.run(watched(crowd, server))
+        after = at_rest(server)
+        slope = slope_of(sizes)
+        print(f"{dict(crowd.done)}, refused {dict(crowd.refused)}, {slope:.2f} MB a minute")
+        print(f"MB by the second: {[round(size) for size in sizes]}")
+        print(f"before {idle}, after {after}")
+        check_nothing_lost(server, crowd)
+        for said, expected in zip(log.read_text().splitlines(), SAID_AT_START, strict=True):
+            assert expected in said
+        assert after == idle
+        assert slope < MAX_SLOPE, sizes
+        assert len(crowd.done) == 12
+        assert crowd.refused["queue_full"]
+
+
+async def watched(crowd: Crowd, server: Server) -> list[float]:
+    """The server's memory in MB, each second while the crowd is there."""
+    sizes: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            sizes.append(status_of(server, "VmRSS") / 1024)
+            await asyncio.sleep(1)
+
+    watching = asyncio.create_task(watch())
+    await crowd.run(SECONDS)
+    watching.cancel()
+    return sizes[: int(SECONDS)]
+
+
+def slope_of(sizes: list[float]) -> float:
+    """MB a minute over the last two thirds, by least squares."""
+    tail = sizes[len(sizes) // 3 :]
+    return 60 * float(np.polyfit(range(len(tail)), tail, 1)[0])
+
+
+def at_rest(server: Server) -> Idle:
+    """What it holds when no work is left and the last connections are closed."""
+    deadline = time.monotonic() + REST_SECONDS
+    before = None
+    while time.monotonic() < deadline:
+        now = held(server)
+        if now == before and not now.sessions + now.waiting + now.blocks:
+            return now
+        before = now
+        time.sleep(float(GRACE) + 1)
+    raise AssertionError(f"it does not come to rest: {before}")
+
+
+def held(server: Server) -> Idle:
+    gauges: dict[str, float] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text):
+        for sample in family.samples:
+            gauges[sample.name] = gauges.get(sample.name, 0.0) + sample.value
+    return Idle(
+        files=len(os.listdir(f"/proc/{server.process.pid}/fd")),
+        threads=status_of(server, "Threads"),
+        children=len(server.children),
+        tasks=gauges["helios:event_loop_tasks"],
+        blocks=gauges["helios:history_blocks_used"],
+        sessions=gauges["helios:num_sessions"],
+        waiting=gauges["helios:num_tasks_waiting"],
+    )
+
+
+def status_of(server: Server, name: str) -> int:
+    """A line of /proc/PID/status; sizes are in KiB."""
+    for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise AssertionError(name)
+
+
+def check_nothing_lost(server: Server, crowd: Crowd) -> None:
+    """Every video is over, in the way that it should be."""
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        videos = {video["id"]: video for video in listed(http)}
+    assert not crowd.deleted & videos.keys()
+    assert crowd.wanted | crowd.given_up <= videos.keys()
+    for video in videos.values():
+        if video["id"] in crowd.wanted or video["status"] == "completed":
+            assert video["status"] == "completed", video
+            assert video["chunks_done"] == video["num_chunks"], video
+        else:
+            assert (video["status"], video["error"]["code"]) == ("failed", "cancelled"), video
+
+
+def listed(http: httpx.Client) -> Iterator[dict[str, Any]]:
+    """All videos, page by page."""
+    after: dict[str, str] = {}
+    while True:
+        page = http.get("/v1/videos", params={"limit": "100", **after}).json()
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        after = {"after": page["last_id"]}

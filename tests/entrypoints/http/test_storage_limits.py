@@ -1,0 +1,69 @@
+"""A server whose disk is full, or may not take more, or is to forget old videos."""
+
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.support.api import error_of, frames_of
+from tests.support.server import running_server
+
+FLAGS = ("nano", "--device", "cpu", "--batch-invariant")
+BODY = {"prompt": "waves", "num_frames": 33, "size": "64x64", "seed": 1}
+
+
+def until(come: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not come():
+        assert time.monotonic() < deadline, "it does not come to this"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_videos_and_nothing_else(tmp_path: Path) -> None:
+    """The process may write no byte more; when it may again, what had to stop goes on."""
+    with (
+        running_server(tmp_path / "data", *FLAGS) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        long = BODY | {"num_frames": 33 * 30}
+        video = http.post("/v1/videos", json=long).json()["id"]
+        until(lambda: http.get(f"/v1/videos/{video}").json()["chunks_done"] >= 1)
+        _, most = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, most))
+        refused = http.post("/v1/videos", json=BODY)
+        assert (refused.status_code, error_of(refused)["code"]) == (507, "storage")
+        refused = http.post("/v1/files", data={"purpose": "batch"}, files={"file": b"x"})
+        assert (refused.status_code, error_of(refused)["code"]) == (507, "storage")
+        until(lambda: http.get(f"/v1/videos/{video}").json()["phase"] == "in_progress")
+        stopped = http.get(f"/v1/videos/{video}").json()
+        assert stopped["status"] == "in_progress"
+        assert stopped["chunks_done"] < 30
+        assert http.get("/health").status_code == 200
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        assert http.post("/v1/videos/sync", json=BODY).status_code == 200
+        until(lambda: http.get(f"/v1/videos/{video}").json()["status"] == "completed")
+        assert len(frames_of(http.get(f"/v1/videos/{video}/content").content)) == 33 * 30
+
+
+@pytest.mark.slow
+def test_videos_are_refused_beyond_a_limit_and_forgotten_when_old(tmp_path: Path) -> None:
+    flags = (*FLAGS, "--max-disk", "1MB", "--retention", "20s")
+    with (
+        running_server(tmp_path / "data", *flags) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        answer = http.post("/v1/videos/sync", json=BODY)
+        video = http.get(f"/v1/videos/{answer.headers['x-video-id']}").json()
+        assert video["expires_at"] == pytest.approx(video["completed_at"] + 20, abs=1)
+
+        def is_full() -> bool:
+            refused = http.post("/v1/videos/sync", json=BODY | {"num_frames": 330})
+            return refused.status_code == 507 and "--max-disk" in error_of(refused)["message"]
+
+        until(is_full)
+        until(lambda: http.get(f"/v1/videos/{video['id']}").status_code == 404)
+        assert not list((tmp_path / "data/segments").glob(f"{video['id']}*"))

@@ -1,0 +1,1 @@
+"""What tests share: engines, servers, clients, checkpoints and broken inputs."""
