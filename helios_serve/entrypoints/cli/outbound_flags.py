@@ -17,7 +17,7 @@ MAX_SECRET_FILE = 1 << 16
 EXPECTED_SECRET = "whsec_ and 24 to 64 bytes in base64"
 
 
-def add_outside_flags(parser: Any) -> None:
+def add_outbound_flags(parser: Any) -> None:
     group = parser.add_argument_group("other hosts")
     group.add_argument(
         "--allowed-media-domains",

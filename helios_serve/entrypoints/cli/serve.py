@@ -17,7 +17,7 @@ from helios_serve.entrypoints.cli.flags import (
     worker_groups,
 )
 from helios_serve.entrypoints.cli.outbound_flags import (
-    add_outside_flags,
+    add_outbound_flags,
     make_media,
     make_webhooks,
 )
@@ -67,7 +67,7 @@ def add_command(commands: Any) -> None:
         f"of its own, and the first is the default ({DEFAULT_MODEL})",
     )
     add_server_flags(parser)
-    add_outside_flags(parser)
+    add_outbound_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
 
