@@ -16,7 +16,7 @@ GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psuti
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install serve format lint typecheck test test-slow node browser test-integrations test-vllm-omni test-sglang \
+.PHONY: install serve docs format lint typecheck test test-slow node browser test-integrations test-vllm-omni test-sglang \
   tree bench bench-kernels bench-gpu wheels wheel clean
 
 install: $(READY)  ## a virtual environment with this package, editable, and the development tools, pinned
@@ -32,6 +32,9 @@ $(READY): pyproject.toml constraints.txt
 
 serve: $(READY)  ## the video API, with the built-in model, at http://127.0.0.1:8000
 	$(BIN)/helios-serve serve
+
+docs: $(READY)  ## docs/options.md, made from the options
+	$(BIN)/python -m helios_serve.entrypoints.cli.options_document > docs/options.md
 
 format: $(READY)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

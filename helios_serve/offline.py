@@ -1,24 +1,23 @@
 """Helios from Python: `Helios(model).generate(prompt)`."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from helios_serve.engine.inline_engine import InlineEngine, StepDone
-from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer, as_array
 from helios_serve.media.references import load_image, load_video
 from helios_serve.messages import TensorData
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
+from helios_serve.options.fields import Options, options_of, read_options, unknown_option
 from helios_serve.options.sampling import SamplingParams, default_size
-from helios_serve.options.workers import DEFAULT_MODEL, DecodeDtype, Quantization
+from helios_serve.options.workers import DEFAULT_MODEL, WorkerOptions
 from helios_serve.video_request import Frames, VideoRequest, check_references
 
 PathLike = str | os.PathLike[str]
@@ -65,35 +64,14 @@ class Helios:
 
     `model` is nano, nano-mid, nano-base, a local folder in Hugging Face layout, or a hub id. Its
     configuration is read at once; its weights are loaded by `load()`, or with the first video
-    after all that was asked for it has been checked. With `batch_invariant` results repeat bitwise.
-    Raises CheckpointError or DeviceError.
+    after all that was asked for it has been checked. `options` are the fields of WorkerOptions:
+    device, dtype, quantization and so on (docs/options.md). Raises CheckpointError, DeviceError or
+    InvalidRequestError.
     """
 
-    def __init__(
-        self,
-        model: str = DEFAULT_MODEL,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        load_format: Literal["auto", "dummy"] = "auto",
-        decode_dtype: DecodeDtype = "float32",
-        compile_sizes: Sequence[str] = (),
-        quantization: Quantization | None = None,
-        offload: bool = False,
-        batch_invariant: bool = False,
-    ) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
         self.name = model
-        self._engine = InlineEngine(
-            model,
-            device=device,
-            dtype=dtype,
-            load_format=load_format,
-            decode_dtype=decode_dtype,
-            compile_sizes=compile_sizes,
-            quantization=quantization,
-            offload=offload,
-            batch_invariant=batch_invariant,
-        )
+        self._engine = InlineEngine(model, from_keywords(WorkerOptions, options))
 
     def load(self) -> None:
         """Load the weights, if they are not loaded yet."""
@@ -158,15 +136,8 @@ class Helios:
 
     def _sampling_params(self, options: dict[str, Any]) -> SamplingParams:
         """Sampling parameters from keyword arguments, with this model's default size."""
-        unknown = sorted(options.keys() - set(SamplingParams.__struct_fields__))
-        if unknown:
-            expected = ", ".join(SamplingParams.__struct_fields__)
-            raise TypeError(f"got unknown option {unknown[0]!r}, expected one of {expected}")
-        width, height = default_size(self.name)
-        try:
-            return msgspec.convert({"width": width, "height": height} | options, SamplingParams)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(str(error), param="params") from error
+        size = default_size(self.name)
+        return from_keywords(SamplingParams, size._asdict() | options)
 
     def _run(
         self, request: VideoRequest, on_step: Callable[[StepDone], None] | None
@@ -183,3 +154,11 @@ class Helios:
                 frames=as_array(event.frames),
                 latents=(*inputs, event.latents),
             )
+
+
+def from_keywords(kind: type[Options], keywords: dict[str, Any]) -> Options:
+    """Options from keyword arguments; raises TypeError for an unknown one, as a call does."""
+    for name in keywords:
+        if name not in options_of(kind):
+            raise TypeError(unknown_option(name, kind))
+    return read_options(kind, keywords)

@@ -8,7 +8,8 @@ import msgspec
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES
-from helios_serve.options.sampling import MAX_FRAMES, PromptSwitch, SamplingParams, check_range
+from helios_serve.options.fields import check_range
+from helios_serve.options.sampling import MAX_FRAMES, PromptSwitch, SamplingParams
 from helios_serve.options.scheduling import DEFAULT_TENANT, ServiceTier
 from helios_serve.size import Size, check_shown_size
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,10 +28,8 @@ from helios_serve.model_executor.weights import (
     kept_bytes,
     stream_weights,
 )
-from helios_serve.options.workers import ROLES, DecodeDtype, Quantization, Role
+from helios_serve.options.workers import DEFAULT_OPTIONS, ROLES, LoadFormat, Role, WorkerOptions
 from helios_serve.size import check_size, parse_size
-
-LoadFormat = Literal["auto", "dummy"]
 
 PARTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
     "encode": ("text_encoder", "vae"),
@@ -80,30 +78,26 @@ def load_checkpoint(
     device: torch.device,
     dtype: torch.dtype,
     roles: Collection[Role] = ROLES,
-    *,
-    decode_dtype: DecodeDtype = "float32",
-    compile_sizes: Sequence[str] = (),
-    quantization: Quantization | None = None,
-    offload: bool = False,
+    options: WorkerOptions = DEFAULT_OPTIONS,
 ) -> LoadedModel:
     """Load the weights that `roles` need; every file is checked before the first is read.
 
-    With `offload` the device holds few of them at a time. Raises CheckpointError, DeviceError
-    where the device cannot do what is asked for, and InvalidRequestError for a size, WIDTHxHEIGHT,
-    that the model cannot make.
+    With `options.offload` the device holds few of them at a time. Raises CheckpointError,
+    DeviceError if the device does not support an option, and InvalidRequestError for a size in
+    `options.compile_sizes` that the model cannot make.
     """
-    compiled = check_compilation(compile_sizes, checkpoint.config, offload=offload)
-    if quantization is not None and "denoise" in roles:
+    compiled = check_compilation(options.compile_sizes, checkpoint.config, offload=options.offload)
+    if options.quantization is not None and "denoise" in roles:
         check_fp8(device, dtype)
     if checkpoint.note is not None:
         logger.warning(checkpoint.note)
     folder, config = checkpoint.folder, checkpoint.config
     needed = {name for role in roles for name in PARTS_OF_ROLE[role]}
-    built = build_parts(folder, config, dtype, quantization, DTYPES[decode_dtype])
+    built = build_parts(folder, config, dtype, options.quantization, DTYPES[options.decode_dtype])
     parts = {name: part for name, part in built.items() if name in needed}
     tokenizer = load_tokenizer(folder) if "text_encoder" in parts else None
     homes = {
-        name: WeightPlacement(name, kept_bytes(*part), device, offload)
+        name: WeightPlacement(name, kept_bytes(*part), device, options.offload)
         for name, part in parts.items()
     }
     shown = ", ".join(f"{name} {home.device_bytes / 1e9:.1f} GB" for name, home in homes.items())
@@ -122,9 +116,9 @@ def load_checkpoint(
     if transformer is not None:
         logger.info("%s: %s", device, resolve_kernels(device))
         # On a CPU one large matmul is no faster than three. Layers that come and go stay apart.
-        if device.type != "cpu" and not offload:
+        if device.type != "cpu" and not options.offload:
             transformer.join_projections()
-    if "vae" in modules and decode_dtype == "bfloat16" and not offload:
+    if "vae" in modules and options.decode_dtype == "bfloat16" and not options.offload:
         put_channels_last(modules["vae"].get_submodule("decoder"))
     if text_encoder is not None:
         tie_embeddings(text_encoder)

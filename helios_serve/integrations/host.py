@@ -37,7 +37,7 @@ class EngineHost:
             model,
             settings.worker_groups(model),
             settings.executor_kind,
-            ray_address=settings.ray_address,
+            ray_address=settings.host.ray_address,
             scheduling=settings.scheduling,
         )
         self.config: HeliosConfig = core.model_config

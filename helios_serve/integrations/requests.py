@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from helios_serve.errors import InvalidRequestError
 from helios_serve.media.pixels import frames_from
 from helios_serve.model_config import HeliosConfig
+from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import SamplingParams, default_size
 from helios_serve.video_request import Frames, VideoRequest, check_references
 
@@ -57,18 +57,8 @@ class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
 def sampling_params(options: Mapping[str, Any], model: str, config: HeliosConfig) -> SamplingParams:
     """Checked sampling parameters of plain values; raises InvalidRequestError."""
     given = {SYNONYMS.get(name, name): value for name, value in options.items()}
-    unknown = sorted(given.keys() - set(SamplingParams.__struct_fields__))
-    if unknown:
-        expected = ", ".join(SamplingParams.__struct_fields__)
-        raise InvalidRequestError(
-            f"got {unknown[0]!r}, expected one of {expected}", param=unknown[0]
-        )
-    width, height = default_size(model)
-    chosen = {"width": width, "height": height}
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    try:
-        params = msgspec.convert(chosen, SamplingParams)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(str(error), param="params") from error
+    size = default_size(model)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    params = read_options(SamplingParams, size._asdict() | chosen)
     params.resolve(config)
     return params

@@ -1,11 +1,13 @@
 """Sampling options: how a video is sampled, and what a checkpoint allows."""
 
-import math
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import HeliosConfig, num_chunks
+from helios_serve.options.fields import check_ranges
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.size import Size, check_size
 
@@ -18,9 +20,10 @@ PUBLISHED_SIZE = Size(640, 384)
 
 
 class PromptSwitch(msgspec.Struct, frozen=True):
-    """From `chunk` on (counted from 0) the video turns to `prompt`.
+    """From `chunk` on (counted from 0) the video changes to `prompt`.
 
-    It takes `transition_chunks` to get there; None is what the request says.
+    `transition_chunks` is the number of chunks over which the prompts are blended; None takes the
+    request's own.
     """
 
     chunk: int
@@ -28,43 +31,139 @@ class PromptSwitch(msgspec.Struct, frozen=True):
     transition_chunks: int | None = None
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How a video is sampled. None means the published default of the checkpoint's variant.
+StepCount = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+NumFrames = Annotated[
+    int, Meta(ge=1, le=MAX_FRAMES, description="Frames of the video.", extra={"metavar": "N"})
+]
+Seed = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=2**63 - 1,
+        description="Seed of the noise: the same seed gives the same video.",
+        extra={"metavar": "N"},
+    ),
+]
 
-    `steps` counts denoise steps a pyramid stage (Mid, Distilled), `num_inference_steps` those of
-    Base. The sigmas are (min, max) of the noise that is mixed into reference images and videos.
-    `zero_steps` and `use_zero_init` belong to CFG-Zero* (Mid).
+
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options that have the same name, type and default wherever a video is asked for.
+
+    HTTP bodies, batch lines and `SamplingParams` inherit them; flags, adapters and
+    docs/options.md are made from them.
     """
 
-    width: int = 640
-    height: int = 384
-    num_frames: int = 99
-    fps: int = 24
-    seed: int = 0
-    steps: tuple[int, ...] | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    negative_prompt: str = ""
-    switches: tuple[PromptSwitch, ...] = ()
-    transition_chunks: int = 3
-    amplify_first_chunk: bool = False
-    skip_first_chunk: bool = False
-    use_zero_init: bool = True
-    zero_steps: int = 1
-    image_noise_sigma: tuple[float, float] = (0.111, 0.135)
-    video_noise_sigma: tuple[float, float] = (0.111, 0.135)
-    add_input_noise: bool = True
-    max_sequence_length: int = 512
+    fps: Annotated[
+        int, Meta(ge=1, le=120, description="Frames per second.", extra={"metavar": "N"})
+    ] = 24
+    steps: Annotated[
+        tuple[StepCount, ...] | None,
+        Meta(
+            description="Denoise steps of each pyramid stage (Mid and Distilled).",
+            extra={"metavar": "N,N,N", "default": "20,20,20 of Mid, 2,2,2 of Distilled"},
+        ),
+    ] = None
+    num_inference_steps: Annotated[
+        StepCount | None,
+        Meta(description="Denoise steps (Base).", extra={"metavar": "N", "default": "50"}),
+    ] = None
+    guidance_scale: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(
+            description="Classifier-free guidance; 1 and less is none. Distilled takes none.",
+            extra={"metavar": "X", "default": "5 of Base and Mid, 1 of Distilled"},
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str,
+        Meta(description="What guidance leads away from.", extra={"metavar": "TEXT"}),
+    ] = ""
+    switches: Annotated[
+        tuple[PromptSwitch, ...],
+        Meta(
+            description="Prompts that replace the first one at later chunks (33 frames each, "
+            "counted from 0).",
+            extra={"flag": "--prompt-at", "metavar": "CHUNK:TEXT"},
+        ),
+    ] = ()
+    transition_chunks: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="Chunks over which a prompt switch is blended.",
+            extra={"metavar": "N"},
+        ),
+    ] = 3
+    amplify_first_chunk: Annotated[
+        bool, Meta(description="Take twice the steps for the first chunk (Distilled).")
+    ] = False
+    skip_first_chunk: Annotated[
+        bool, Meta(description="Take the anchor frame from the second chunk.")
+    ] = False
+    use_zero_init: Annotated[
+        bool,
+        Meta(
+            description="Zero the prediction of the first steps (CFG-Zero*, Mid).",
+            extra={"flag": "--no-zero-init"},
+        ),
+    ] = True
+    zero_steps: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_STEPS,
+            description="Steps after the first that CFG-Zero* zeroes (Mid).",
+            extra={"metavar": "N"},
+        ),
+    ] = 1
+    image_noise_sigma: Annotated[
+        tuple[float, float],
+        Meta(
+            description="Bounds of the noise mixed into a reference image.",
+            extra={"metavar": "MIN,MAX"},
+        ),
+    ] = (0.111, 0.135)
+    video_noise_sigma: Annotated[
+        tuple[float, float],
+        Meta(
+            description="Bounds of the noise mixed into a reference video.",
+            extra={"metavar": "MIN,MAX"},
+        ),
+    ] = (0.111, 0.135)
+    add_input_noise: Annotated[
+        bool,
+        Meta(
+            description="Mix noise into reference images and videos.",
+            extra={"flag": "--no-input-noise"},
+        ),
+    ] = True
+    max_sequence_length: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=512,
+            description="Tokens of a prompt that are read.",
+            extra={"metavar": "N"},
+        ),
+    ] = 512
+
+
+class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
+    """How a video is sampled, at which size and length.
+
+    None means the published default of the checkpoint's variant.
+    """
+
+    width: Annotated[int, Meta(description="Width in pixels.")] = 640
+    height: Annotated[int, Meta(description="Height in pixels.")] = 384
+    num_frames: NumFrames = 99
+    seed: Seed = 0
 
     def resolve(self, config: HeliosConfig) -> "ResolvedParams":
         """Check against `config` and fill in its defaults; raises InvalidRequestError."""
         check_size(self.width, self.height, config)
-        check_range("num_frames", self.num_frames, 1, MAX_FRAMES)
-        check_range("fps", self.fps, 1, 120)
-        check_range("seed", self.seed, 0, 2**63 - 1)
-        check_range("max_sequence_length", self.max_sequence_length, 1, 512)
-        check_range("transition_chunks", self.transition_chunks, 0, 100)
-        check_range("zero_steps", self.zero_steps, 0, MAX_STEPS)
+        check_ranges(self)
         check_sigma("image_noise_sigma", self.image_noise_sigma)
         check_sigma("video_noise_sigma", self.video_noise_sigma)
         check_switches(self.switches, num_chunks(self.num_frames))
@@ -110,7 +209,7 @@ class ResolvedParams(msgspec.Struct, frozen=True):
 
 
 def default_size(model: str) -> Size:
-    """(width, height) where none is given: what the published checkpoints are made for, or nano."""
+    """The size of a video that names none: the published checkpoints' own, or nano's."""
     return NANO_SIZE if model.split("-")[0] == DEFAULT_MODEL else PUBLISHED_SIZE
 
 
@@ -132,18 +231,12 @@ def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ..
             f"expected {config.stages} for a {config.variant} checkpoint",
             param="steps",
         )
-    for count in steps:
-        check_range("steps", count, 1, MAX_STEPS)
     return steps
 
 
 def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
     if scale is None:
         return DEFAULT_GUIDANCE[config.variant]
-    if not math.isfinite(scale) or not 0 <= scale <= 100:
-        raise InvalidRequestError(
-            f"got guidance_scale {scale}, expected 0 to 100", param="guidance_scale"
-        )
     if config.variant == "distilled" and scale > 1:
         raise InvalidRequestError(
             f"got guidance_scale {scale} with a distilled checkpoint, expected at most 1: "
@@ -151,11 +244,6 @@ def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
             param="guidance_scale",
         )
     return scale
-
-
-def check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise InvalidRequestError(f"got {name} {value}, expected {low} to {high}", param=name)
 
 
 def check_sigma(name: str, sigma: tuple[float, float]) -> None:

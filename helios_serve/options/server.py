@@ -1,16 +1,18 @@
-"""Server options: what the server keeps, and for how long."""
+"""Server options: what the server keeps, for how long, and what it offers."""
 
 import msgspec
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server does beside making videos.
+    """What the server keeps and offers.
 
-    `retention` is how many seconds finished videos and files are kept, `max_disk` how many bytes
-    they may take before new ones are refused; None is for ever, and what the disk has. A realtime
-    session is kept for `session_grace` seconds when its client has gone.
+    Finished videos and files are kept for `retention` seconds (None: forever) and may take
+    `max_disk` bytes before new ones are refused (None: no limit). A realtime session waits
+    `session_grace` seconds for its client to reconnect. `loras` maps the names of LoRA adapters
+    that requests may use to their files.
     """
 
     retention: float | None = None
     max_disk: int | None = None
     session_grace: float = 30.0
+    loras: dict[str, str] = {}

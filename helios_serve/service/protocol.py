@@ -4,14 +4,15 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
-from helios_serve.options.sampling import PromptSwitch
-from helios_serve.options.scheduling import ServiceTier
+from helios_serve.options.sampling import NumFrames, SamplingOptions, Seed, StepCount
 from helios_serve.store.batches import BatchStatus, LineError
 from helios_serve.video_request import Relation
 
-BatchKey = Annotated[str, msgspec.Meta(max_length=64)]
-BatchValue = Annotated[str, msgspec.Meta(max_length=512)]
+BatchKey = Annotated[str, Meta(max_length=64)]
+BatchValue = Annotated[str, Meta(max_length=512)]
+RequestedTier = Literal["auto", "priority", "default", "flex"]
 WireStatus = Literal["queued", "in_progress", "completed", "failed"]
 
 
@@ -35,34 +36,47 @@ class VideoError(msgspec.Struct, frozen=True):
     message: str
 
 
-class CreateVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A video to make; what is left out has the default of the model.
+class CreateVideo(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A video to make; an option that is left out has the model's default."""
 
-    `size` is WIDTHxHEIGHT, which the model must be able to make, unless `size_policy` is fit: then
-    the nearest size that it makes is scaled and cut to what was asked. `seconds` or `num_frames` is
-    its length. `model` comes from the list of models. `pyramid_num_inference_steps_list` is another
-    name of `steps`.
-    """
-
-    prompt: str
-    model: str | None = None
-    size: str | None = None
-    size_policy: Literal["exact", "fit"] = "exact"
-    width: int | None = None
-    height: int | None = None
-    seconds: float | None = None
-    num_frames: int | None = None
-    fps: int = 24
-    seed: int | None = None
-    steps: tuple[int, ...] | None = None
-    pyramid_num_inference_steps_list: tuple[int, ...] | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    negative_prompt: str = ""
-    switches: tuple[PromptSwitch, ...] = ()
-    transition_chunks: int = 3
-    service_tier: ServiceTier | Literal["auto"] = "auto"
-    user: str | None = None
+    prompt: Annotated[str, Meta(description="What the video shows.")]
+    model: Annotated[
+        str | None, Meta(description="A name from the list of models; the first one by default.")
+    ] = None
+    size: Annotated[
+        str | None, Meta(description="WIDTHxHEIGHT in pixels; or `width` and `height`.")
+    ] = None
+    size_policy: Annotated[
+        Literal["exact", "fit"],
+        Meta(
+            description="exact: refuse a size that the model cannot make; fit: make the nearest "
+            "one and scale and cut it."
+        ),
+    ] = "exact"
+    width: Annotated[int | None, Meta(description="Width in pixels.")] = None
+    height: Annotated[int | None, Meta(description="Height in pixels.")] = None
+    seconds: Annotated[float | None, Meta(description="Length in seconds; or `num_frames`.")] = None
+    num_frames: Annotated[
+        NumFrames | None, Meta(description="Length in frames.", extra={"default": "99"})
+    ] = None
+    seed: Annotated[Seed | None, Meta(extra={"default": "random"})] = None
+    pyramid_num_inference_steps_list: Annotated[
+        tuple[StepCount, ...] | None, Meta(description="Another name of `steps`, as in diffusers.")
+    ] = None
+    lora: Annotated[
+        str | None, Meta(description="A LoRA adapter that the server offers, by name.")
+    ] = None
+    lora_scale: Annotated[float, Meta(description="Strength of the LoRA adapter.")] = 1.0
+    service_tier: Annotated[
+        RequestedTier,
+        Meta(
+            description="priority is real-time, flex takes what the other tiers leave; auto is "
+            "default, or the first tier that the tenant may use."
+        ),
+    ] = "auto"
+    user: Annotated[
+        str | None, Meta(description="The sender's own name for an end user; it changes nothing.")
+    ] = None
 
 
 class RemixVideo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -143,16 +143,7 @@ def load_rank(
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(config.model, config.load_format)
     dtype = resolve_dtype(config.dtype, device)
-    model = load_checkpoint(
-        checkpoint,
-        device,
-        dtype,
-        config.roles,
-        decode_dtype=config.decode_dtype,
-        compile_sizes=config.compile_sizes,
-        quantization=config.quantization,
-        offload=config.offload,
-    )
+    model = load_checkpoint(checkpoint, device, dtype, config.roles, config)
     if model.transformer is not None:
         warm_up(model.transformer, model.config)
     history_blocks = config.history_blocks

@@ -19,7 +19,7 @@ def add_data_dir(parser: Any, what: str) -> None:
         type=Path,
         default=Path("helios-data"),
         metavar="FOLDER",
-        help=f"{what} (helios-data)",
+        help=f"{what} (default: helios-data)",
     )
 
 
@@ -55,6 +55,13 @@ def _switch(text: str) -> PromptSwitch:
     return PromptSwitch(int(chunk), prompt)
 
 
+def _lora_module(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and Path(path).exists()):
+        raise ValueError("no such adapter")
+    return name, str(Path(path).resolve())
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds <= 3600:
@@ -85,6 +92,7 @@ sizes = parser_of("WIDTHxHEIGHT in pixels, several joined by commas, such as 640
 steps = parser_of("whole numbers separated by commas, such as 2,2,2", _steps)
 bounds = parser_of("MIN,MAX, such as 0.111,0.135", _bounds)
 switch = parser_of("CHUNK:TEXT, such as 2:the sun sets", _switch)
+lora_module = parser_of("NAME=PATH of a file or folder that exists", _lora_module)
 seconds = parser_of("a number of seconds above 0, up to 3600", _seconds)
 duration = parser_of("a number and one of s, m, h, d, w, such as 7d", _duration)
 byte_count = parser_of("a number and one of KB, MB, GB, TB, such as 500GB", _bytes)

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from helios_serve.entrypoints.cli import arguments as kinds
-from helios_serve.entrypoints.cli.flags import add_model_flags
+from helios_serve.entrypoints.cli.flags import add_model_flags, add_options, given_options
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer
 from helios_serve.messages import TensorData
-from helios_serve.options.sampling import SamplingParams, default_size
+from helios_serve.options.sampling import (
+    NANO_SIZE,
+    PUBLISHED_SIZE,
+    SamplingParams,
+    default_size,
+)
+from helios_serve.options.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from helios_serve.engine.inline_engine import StepDone
@@ -26,6 +32,8 @@ examples:
   helios-serve generate "the camera pulls back" --image photo.jpg --seconds 10 --output out.mp4
   helios-serve generate "a calm sea" --prompt-at "2:a storm rises" --num-frames 198
 """
+
+OF_REFERENCES = ("image_noise_sigma", "video_noise_sigma", "add_input_noise")
 
 
 def add_command(commands: Any) -> None:
@@ -48,77 +56,44 @@ def add_command(commands: Any) -> None:
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--output", type=Path, default=Path("video.mp4"), metavar="FILE.mp4")
+    group.add_argument(
+        "--output",
+        type=Path,
+        default=Path("video.mp4"),
+        metavar="FILE.mp4",
+        help="where the video is written (default: video.mp4)",
+    )
     group.add_argument(
         "--output-latents",
         type=Path,
         metavar="FILE.safetensors",
-        help="also write the final latents, as diffusers returns them",
+        help="also write the final latents, as diffusers returns them (default: none)",
     )
-    group.add_argument("--size", type=kinds.size, metavar="WIDTHxHEIGHT", help="640x384")
+    group.add_argument(
+        "--size",
+        type=kinds.size,
+        metavar="WIDTHxHEIGHT",
+        help=f"size in pixels (default: {PUBLISHED_SIZE}, {NANO_SIZE} of nano)",
+    )
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--num-frames", type=int, metavar="N", help="99")
-    length.add_argument("--seconds", type=kinds.seconds, metavar="S", help="length in seconds")
-    group.add_argument("--fps", type=int, default=24, metavar="N", help="24")
+    add_options(length, SamplingParams, only=("num_frames",))
+    length.add_argument(
+        "--seconds", type=kinds.seconds, metavar="S", help="length in seconds (default: none)"
+    )
+    add_options(group, SamplingParams, only=("fps",))
 
 
 def add_reference_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reference")
     group.add_argument("--image", metavar="FILE", help="start from an image (I2V)")
-    group.add_argument("--video", metavar="FILE_OR_FOLDER", help="go on from a video (V2V)")
-    group.add_argument(
-        "--image-noise-sigma",
-        type=kinds.bounds,
-        metavar="MIN,MAX",
-        help="noise mixed into the anchor frame",
-    )
-    group.add_argument(
-        "--video-noise-sigma",
-        type=kinds.bounds,
-        metavar="MIN,MAX",
-        help="noise mixed into the reference's history",
-    )
-    group.add_argument(
-        "--no-input-noise",
-        dest="add_input_noise",
-        action="store_false",
-        default=None,
-        help="use the reference as it is",
-    )
+    group.add_argument("--video", metavar="FILE_OR_FOLDER", help="continue a video (V2V)")
+    add_options(group, SamplingParams, only=OF_REFERENCES)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--seed", type=int, metavar="N", help="0")
-    group.add_argument("--negative-prompt", metavar="TEXT")
-    group.add_argument(
-        "--prompt-at",
-        dest="switches",
-        type=kinds.switch,
-        action="append",
-        metavar="CHUNK:TEXT",
-        help="turn to another prompt at a chunk (33 frames each, counted from 0); repeatable",
-    )
-    group.add_argument(
-        "--transition-chunks", type=int, metavar="N", help="chunks a switch takes (3)"
-    )
-    group.add_argument(
-        "--steps", type=kinds.steps, metavar="N,N,N", help="denoise steps a pyramid stage"
-    )
-    group.add_argument("--num-inference-steps", type=int, metavar="N", help="steps of Base")
-    group.add_argument("--guidance-scale", type=float, metavar="X")
-    group.add_argument("--max-sequence-length", type=int, metavar="N", help="prompt tokens (512)")
-    group.add_argument(
-        "--zero-steps", type=int, metavar="N", help="CFG-Zero* steps after the first"
-    )
-    for flag, name, value, text in (
-        ("--amplify-first-chunk", "amplify_first_chunk", True, "twice the steps for chunk 0"),
-        ("--skip-first-chunk", "skip_first_chunk", True, "take the anchor from chunk 1"),
-        ("--no-zero-init", "use_zero_init", False, "CFG-Zero* without zeroed first steps"),
-    ):
-        group.add_argument(
-            flag, dest=name, action="store_const", const=value, default=None, help=text
-        )
+    others = ("width", "height", "num_frames", "fps", *OF_REFERENCES)
+    add_options(group, SamplingParams, but=others)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -127,24 +102,14 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help and bad flags should answer at once.
     from helios_serve.offline import Helios
 
-    model = Helios(
-        arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        load_format=arguments.load_format,
-        decode_dtype=arguments.decode_dtype,
-        compile_sizes=arguments.compile_sizes,
-        quantization=arguments.quantization,
-        offload=arguments.offload,
-        batch_invariant=arguments.batch_invariant,
-    )
+    model = Helios(arguments.model, **given_options(arguments, WorkerOptions))
     progress = ProgressBar()
     options = sampling_options(arguments)
     chunks = model.stream(arguments.prompt, on_step=progress.on_step, **options)
     model.load()
     progress.on_load()
     latents: list[TensorData] = []
-    with progress, Mp4Writer(arguments.output, fps=arguments.fps) as writer:
+    with progress, Mp4Writer(arguments.output, fps=fps_of(arguments)) as writer:
         for chunk in chunks:
             writer.append(chunk.as_frames())
             progress.on_frames(len(chunk.frames))
@@ -198,13 +163,9 @@ class ProgressBar:
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `Helios.stream`: what was given, and nothing else."""
     width, height = arguments.size or default_size(arguments.model)
-    options = {
-        name: value
-        for name in SamplingParams.__struct_fields__
-        if (value := getattr(arguments, name, None)) is not None
-    }
+    options = given_options(arguments, SamplingParams)
     if arguments.seconds is not None:
-        options["num_frames"] = max(1, round(arguments.seconds * arguments.fps))
+        options["num_frames"] = max(1, round(arguments.seconds * fps_of(arguments)))
     return options | {
         "width": width,
         "height": height,
@@ -214,6 +175,11 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "lora_scale": arguments.lora_scale,
         "keep_input_latents": arguments.output_latents is not None,
     }
+
+
+def fps_of(arguments: argparse.Namespace) -> int:
+    fps: int = arguments.fps or SamplingParams().fps
+    return fps
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Flags that say which other hosts the server may speak to."""
+"""Flags for the hosts that the server may send requests to."""
 
 import argparse
 import os
@@ -24,23 +24,26 @@ def add_outbound_flags(parser: Any) -> None:
         action="append",
         default=[],
         metavar="HOST,...",
-        help="hosts of which references may be fetched, *.DOMAIN for all below one (none)",
+        help="hosts from which references may be fetched, *.DOMAIN for all of its subdomains "
+        "(default: none)",
     )
     group.add_argument(
-        "--webhook-url", metavar="URL", help="an https URL that is told when a video has ended"
+        "--webhook-url",
+        metavar="URL",
+        help="an https URL that receives an event when a video has finished (default: none)",
     )
     group.add_argument(
         "--webhook-secret-file",
         type=Path,
         metavar="FILE",
-        help=f"what webhooks are signed with: {EXPECTED_SECRET}; or {SECRET_VARIABLE}",
+        help=f"the secret that signs webhooks: {EXPECTED_SECRET} (default: {SECRET_VARIABLE})",
     )
     group.add_argument(
         "--allowed-webhook-domains",
         action="append",
         default=[],
         metavar="HOST,...",
-        help="hosts that webhooks may go to (that of --webhook-url)",
+        help="hosts to which webhooks may be sent (default: that of --webhook-url)",
     )
 
 
@@ -55,7 +58,7 @@ def make_media(arguments: argparse.Namespace) -> "Outbound":
 
 
 def make_webhooks(arguments: argparse.Namespace, store: "VideoStore") -> "Webhooks | None":
-    """None if nobody is to be told, in which case events are not kept either.
+    """Webhooks as the flags say, or None without --webhook-url; then no event is kept either.
 
     Raises InvalidRequestError.
     """
@@ -82,12 +85,12 @@ def make_webhooks(arguments: argparse.Namespace, store: "VideoStore") -> "Webhoo
 
 
 def split(values: list[str]) -> tuple[str, ...]:
-    """A flag may be given several times, and each time with several hosts."""
+    """Hosts of a flag that may be repeated, and that may name several hosts each time."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 
 def refuse_the_rest(arguments: argparse.Namespace) -> None:
-    """A secret without a URL is a mistake that nobody would notice."""
+    """Refuse a secret without a URL: no webhook would be sent."""
     if arguments.webhook_secret_file is not None or arguments.allowed_webhook_domains:
         raise InvalidRequestError(
             "got --webhook-secret-file or --allowed-webhook-domains, expected --webhook-url too",
@@ -96,7 +99,7 @@ def refuse_the_rest(arguments: argparse.Namespace) -> None:
 
 
 def read_secrets(path: Path | None) -> tuple[bytes, ...]:
-    """From the file, or else from the environment, in which children would find it too."""
+    """Read secrets from the file, or from the environment, which is then cleared of them."""
     from helios_serve.service.webhooks.endpoint import parse_secrets
 
     from_environment = os.environ.pop(SECRET_VARIABLE, None)

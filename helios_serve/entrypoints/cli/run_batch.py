@@ -12,11 +12,18 @@ from urllib.parse import quote
 import msgspec
 from tqdm import tqdm
 
-from helios_serve.entrypoints.cli.flags import add_model_flags, add_worker_flags, worker_groups
+from helios_serve.entrypoints.cli.flags import (
+    add_model_flags,
+    add_worker_flags,
+    scheduling_config,
+    worker_groups,
+)
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.media.mp4 import defragment
 from helios_serve.model_config import num_chunks
-from helios_serve.service.batches.batch_file import custom_id, parse_line, read_request
+from helios_serve.service.batches.batch_line import BatchLine, line_name, parse_line
+from helios_serve.service.batches.local_batch import local_request
+from helios_serve.store.batches import LineError
 from helios_serve.store.files import make_folder, write_file
 from helios_serve.video_request import VideoRequest
 
@@ -62,16 +69,22 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("input", type=Path, metavar="FILE.jsonl")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("input", type=Path, metavar="FILE.jsonl", help="one request a line")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="where the videos are written"
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
         metavar="FOLDER",
-        help=f"where unfinished work is kept, and `helios-serve workers` asks (OUTPUT/{STATE})",
+        help="where unfinished work is kept, and what `helios-serve workers` takes "
+        f"(default: OUTPUT/{STATE})",
     )
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
+        "--trace",
+        type=Path,
+        metavar="FILE.json",
+        help="write what each worker did when, for Perfetto (default: none)",
     )
     add_model_flags(parser)
     add_worker_flags(parser)
@@ -109,9 +122,10 @@ def read_lines(path: Path) -> list[bytes]:
 def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine", "VideoStore"]]:
     """The engine that the flags ask for, not running yet, and its store."""
     # Imported here: torch takes seconds, and --help and bad flags should answer at once.
-    from helios_serve.engine.launch import ExecutorKind, launch
+    from helios_serve.engine.launch import launch
     from helios_serve.engine.observe.trace import Trace
     from helios_serve.engine.requests.async_engine import AsyncEngine
+    from helios_serve.options.workers import ExecutorKind
     from helios_serve.store.video_store import VideoStore
 
     with ExitStack() as opened:
@@ -126,6 +140,7 @@ def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine"
             worker_groups(arguments, arguments.model),
             arguments.executor or default,
             ray_address=arguments.ray_address,
+            scheduling=scheduling_config(arguments),
             trace=trace,
         )
         yield AsyncEngine({arguments.model: core}, store), store
@@ -167,7 +182,7 @@ class BatchRun:
                 return await asyncio.gather(*map(one, range(1, len(lines) + 1), lines))
 
     async def _make(self, number: int, text: bytes, names: set[str]) -> BatchResult:
-        name, given = f"line {number}", custom_id(text)
+        name, given = f"line {number}", line_name(text)
         try:
             if given in names:
                 raise InvalidRequestError(
@@ -176,11 +191,22 @@ class BatchRun:
             if given is not None:
                 file_name(given)
                 names.add(name := given)
-            line = parse_line(text)
-            request = await asyncio.to_thread(read_request, line, self.folder, self.model)
-            return await self._make_video(request)
+            line = parse_line(text, number)
+            if isinstance(line, LineError):
+                raise InvalidRequestError(line.message, param="body")
+            return await self._make_video(await self._request(line))
         except (HeliosError, OSError) as error:
             return BatchResult(name, "failed", error=str(error))
+
+    async def _request(self, line: BatchLine) -> VideoRequest:
+        """What the line asks for; without a seed, the one that an earlier run has drawn."""
+        config = self.engine.model_config(self.model)
+        request = await asyncio.to_thread(local_request, line, self.folder, self.model, config)
+        earlier = await asyncio.to_thread(self.store.request, line.custom_id)
+        if earlier is None or line.body.get("seed") is not None:
+            return request
+        params = msgspec.structs.replace(request.params, seed=earlier.params.seed)
+        return msgspec.structs.replace(request, params=params)
 
     async def _make_video(self, request: VideoRequest) -> BatchResult:
         name, wanted = request.request_id, request.params.num_frames

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.entrypoints.cli.arguments import add_data_dir, byte_count, duration, seconds
+from helios_serve.entrypoints.cli.arguments import (
+    add_data_dir,
+    byte_count,
+    duration,
+    lora_module,
+    seconds,
+)
 from helios_serve.entrypoints.cli.flags import (
     add_device_flags,
     add_worker_flags,
+    scheduling_config,
     worker_groups,
 )
 from helios_serve.entrypoints.cli.outbound_flags import (
@@ -23,7 +30,6 @@ from helios_serve.entrypoints.cli.outbound_flags import (
 )
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger, show_all_logs
-from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.keys import KeyStore
@@ -63,8 +69,8 @@ def add_command(commands: Any) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="local folders, hub ids, or the built-in nano, nano-mid, nano-base; each has workers "
-        f"of its own, and the first is the default ({DEFAULT_MODEL})",
+        help="local folders, hub ids, or the built-in nano, nano-mid, nano-base; each has its own "
+        f"workers, and requests that name no model use the first (default: {DEFAULT_MODEL})",
     )
     add_server_flags(parser)
     add_outbound_flags(parser)
@@ -75,50 +81,65 @@ def add_command(commands: Any) -> None:
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """Where it listens, what it keeps, and whom it serves."""
     server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="127.0.0.1, this machine only")
-    server.add_argument("--port", type=int, default=8000, help="8000")
-    add_data_dir(server, "jobs and videos, which outlive the server")
+    server.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )
+    server.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    add_data_dir(server, "where jobs and videos are stored")
     server.add_argument(
         "--retention",
         type=duration,
         metavar="TIME",
-        help="delete videos and files that are older, such as 12h or 7d (kept for ever)",
+        help="delete videos and files that are older, such as 12h or 7d (default: keep forever)",
     )
     server.add_argument(
         "--max-disk",
         type=byte_count,
         metavar="SIZE",
-        help="refuse videos while the others take more, such as 500GB (what the disk has)",
+        help="refuse new videos while stored ones take more, such as 500GB (default: no limit)",
     )
     server.add_argument(
         "--tenants",
         type=Path,
         metavar="FILE.toml",
-        help="shares and limits of tenants; read again at SIGHUP",
+        help="shares and limits of tenants; read again on SIGHUP (default: none)",
     )
     server.add_argument(
         "--without-keys",
         action="store_true",
-        help="listen beyond this machine although no API key was made (see `helios-serve keys`): "
-        "whoever reaches the port may use it",
+        help="allow a public --host without API keys (see `helios-serve keys`): anyone who reaches "
+        "the port can use the server",
+    )
+    server.add_argument(
+        "--lora-modules",
+        type=lora_module,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="LoRA adapters that requests may name as `lora` (default: none)",
     )
     server.add_argument(
         "--session-grace",
         type=seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long a realtime session is kept whose client has gone (30)",
+        help="how long a realtime session waits for its client to reconnect (default: 30)",
     )
     server.add_argument(
         "--drain-timeout",
         type=seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long chunks under way may take to be finished when SIGTERM comes (30)",
+        help="how long running chunks may take to finish after SIGTERM (default: 30)",
     )
-    server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
     server.add_argument(
-        "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
+        "--trace",
+        type=Path,
+        metavar="FILE.json",
+        help="write what each worker did when, for Perfetto (default: none)",
     )
 
 
@@ -195,22 +216,21 @@ def check_exposure(listener: socket.socket, keys: KeyStore, *, is_wanted: bool) 
 def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore) -> "Starlette":
     """The application that the flags ask for; what it needs is closed with `opened`."""
     # Imported here: torch takes seconds, and --help and bad flags should answer at once.
-    from helios_serve.engine.launch import ExecutorKind, launch
+    from helios_serve.engine.launch import launch
     from helios_serve.engine.observe.trace import Trace
     from helios_serve.engine.requests.async_engine import AsyncEngine
     from helios_serve.entrypoints.http.app import make_app
     from helios_serve.metrics import Metrics
+    from helios_serve.options.workers import ExecutorKind
     from helios_serve.service.tenants import TenantsFile
     from helios_serve.store.video_store import VideoStore
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
-    scheduling = SchedulingConfig()
+    scheduling = scheduling_config(arguments)
     if tenants is not None:
-        scheduling = SchedulingConfig(
-            tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
+        scheduling = msgspec.structs.replace(
+            scheduling, tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
         )
-    if arguments.max_queued is not None:
-        scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
     media = make_media(arguments)
@@ -235,6 +255,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         retention=arguments.retention,
         max_disk=arguments.max_disk,
         session_grace=arguments.session_grace,
+        loras=dict(arguments.lora_modules),
     )
     engine = AsyncEngine(cores, store, metrics)
     return make_app(

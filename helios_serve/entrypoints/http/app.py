@@ -23,6 +23,7 @@ from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
 from helios_serve.entrypoints.http.live.realtime import RealtimeApi
 from helios_serve.entrypoints.http.openapi import OpenApi
+from helios_serve.entrypoints.http.operations import HasOperations, routes_of
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
@@ -74,7 +75,7 @@ HANDLED = (ApiError, HeliosError, HTTPException, ClientDisconnect, Exception)
 
 @asynccontextmanager
 async def all_of(*parts: AbstractAsyncContextManager[object] | None) -> AsyncIterator[None]:
-    """Contexts inside each other, the first one outside; None is none."""
+    """Contexts inside each other, the first one outside; None is skipped."""
     async with AsyncExitStack() as opened:
         for part in parts:
             if part is not None:
@@ -120,23 +121,23 @@ def make_app(
     keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files)
     references = References(folder / "incoming", outbound=media, find_file=files.path_of)
-    builder = RequestBuilder(engine, references)
+    builder = RequestBuilder(engine, references, config.loras)
     runner = BatchRunner(videos, builder, tables)
-    parts = (
+    parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder),
         ContentApi(videos),
         HlsApi(videos),
         EventsApi(videos, lifecycle.closing),
-        RealtimeApi(videos, builder, sessions),
         files,
         BatchApi(runner, files),
         UsageApi(engine, store),
         ServerInfo(engine, lifecycle),
-        OpenApi(),
-        Playground(),
     )
+    operations = [operation for part in parts for operation in part.operations]
+    operations += OpenApi(operations).operations
+    realtime = RealtimeApi(videos, builder, sessions)
     app = Starlette(
-        routes=[route for part in parts for route in part.routes],
+        routes=[*routes_of(operations), *realtime.routes, *Playground().routes],
         middleware=[
             Middleware(RequestId),
             Middleware(Authentication, keys=key_cache),

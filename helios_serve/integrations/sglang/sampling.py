@@ -1,6 +1,6 @@
 """SGLang's sampling parameters for Helios, and our request from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,25 +14,14 @@ from helios_serve.engine.launch import read_model_config
 from helios_serve.errors import InvalidRequestError
 from helios_serve.integrations.requests import ForeignRequest
 from helios_serve.model_config import HeliosConfig
-from helios_serve.options.sampling import PUBLISHED_SIZE
+from helios_serve.options.sampling import PUBLISHED_SIZE, SamplingOptions
 
 ALWAYS = ("width", "height", "num_frames", "fps")
 """Parameters that SGLang's API fills in."""
 CHOSEN = ("num_inference_steps", "guidance_scale", "negative_prompt", "max_sequence_length")
 """Parameters of SGLang's that are left to the checkpoint where a request does not have them."""
-OURS = (
-    "steps",
-    "switches",
-    "transition_chunks",
-    "amplify_first_chunk",
-    "skip_first_chunk",
-    "use_zero_init",
-    "zero_steps",
-    "image_noise_sigma",
-    "video_noise_sigma",
-    "add_input_noise",
-)
-"""Parameters that are known by the same names to us only."""
+OURS = tuple(name for name in SamplingOptions.__struct_fields__ if name not in (*ALWAYS, *CHOSEN))
+"""Sampling options that only this package has, by our names; None leaves one to the checkpoint."""
 LORA = ("lora", "lora_scale")
 FOREIGN = (
     "true_cfg_scale",
@@ -51,23 +40,13 @@ FOREIGN = (
 
 
 @dataclass
-class HeliosSamplingParams(SamplingParams):  # type: ignore[misc]
-    """A video of Helios; None is what its checkpoint was published with."""
+class HeliosRequest(SamplingParams):  # type: ignore[misc]
+    """A video of Helios in SGLang's terms, without the options that only we have."""
 
-    _default_width: ClassVar[int | None] = PUBLISHED_SIZE[0]
-    _default_height: ClassVar[int | None] = PUBLISHED_SIZE[1]
+    _default_width: ClassVar[int | None] = PUBLISHED_SIZE.width
+    _default_height: ClassVar[int | None] = PUBLISHED_SIZE.height
 
     num_frames: int = 99
-    steps: list[int] | None = None
-    switches: list[Any] | None = None
-    transition_chunks: int | None = None
-    amplify_first_chunk: bool | None = None
-    skip_first_chunk: bool | None = None
-    use_zero_init: bool | None = None
-    zero_steps: int | None = None
-    image_noise_sigma: list[float] | None = None
-    video_noise_sigma: list[float] | None = None
-    add_input_noise: bool | None = None
     lora: str | None = None
     lora_scale: float = 1.0
 
@@ -76,14 +55,16 @@ class HeliosSamplingParams(SamplingParams):  # type: ignore[misc]
         return frozenset(OURS + LORA)
 
     def prepare_video_request_for_queue(self, req: Any) -> None:
-        """Have what is wrong with a request told before it is queued: over HTTP, as 400."""
+        """Refuse an invalid request before it is queued: over HTTP, with 400."""
         from sglang.multimodal_gen.runtime.server_args import get_global_server_args
 
         try:
             server = get_global_server_args()
         except ValueError:  # its Python API: what is wrong is told by the scheduler
             return
-        config = served_config(server.model_path, server.pipeline_config.settings().load_format)
+        config = served_config(
+            server.model_path, server.pipeline_config.settings().worker.load_format
+        )
         for seed in seeds(req):
             self.foreign_request(seed).to_video_request(server.model_path, config)
 
@@ -108,6 +89,15 @@ class HeliosSamplingParams(SamplingParams):  # type: ignore[misc]
             lora_scale=self.lora_scale,
             max_lead_chunks=max_lead_chunks,
         )
+
+
+HeliosSamplingParams = make_dataclass(
+    "HeliosSamplingParams",
+    [(name, Any, field(default=None)) for name in OURS],
+    bases=(HeliosRequest,),
+    namespace={"__module__": __name__},
+)
+"""What SGLang fills from a request: `HeliosRequest` with a field for each of `OURS`."""
 
 
 @cache

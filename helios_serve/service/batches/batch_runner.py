@@ -12,7 +12,7 @@ import msgspec
 
 from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
 from helios_serve.logger import logger
-from helios_serve.service.batches.input_file import BatchLine, LineSpan, check_input, read_line
+from helios_serve.service.batches.batch_line import BatchLine, LineSpan, check_file, read_line
 from helios_serve.service.errors import ApiError, as_api_error
 from helios_serve.service.protocol import (
     BatchLineError,
@@ -111,27 +111,27 @@ class BatchRunner:
         """Check the lines and make their videos; returns the batch to be finalized, or failed."""
         path = self.files.path(batch.input_file_id)
         try:
-            places, errors = await asyncio.to_thread(check_input, path)
+            spans, errors = await asyncio.to_thread(check_file, path)
         except FileNotFoundError:
             message = f"the file {batch.input_file_id!r} was deleted"
-            places, errors = [], [LineError("file_not_found", message)]
+            spans, errors = [], [LineError("file_not_found", message)]
         if errors:
             return await self._save(batch.at("failed", time.time(), errors=tuple(errors)))
         if batch.status == "validating":
-            batch = await self._save(batch.at("in_progress", time.time(), total=len(places)))
+            batch = await self._save(batch.at("in_progress", time.time(), total=len(spans)))
         done = await asyncio.to_thread(self.batches.entered, batch.id)
         async with asyncio.TaskGroup() as group:
-            for place in places:
-                if place.number not in done:
+            for span in spans:
+                if span.number not in done:
                     await self._rooms[batch.tenant].acquire()
-                    group.create_task(self._make_line(batch, path, place))
+                    group.create_task(self._make_line(batch, path, span))
         return await self._save(batch.at("finalizing", time.time()))
 
-    async def _make_line(self, batch: StoredBatch, path: Path, place: LineSpan) -> None:
-        """Comes with its place in the tenant's room, and gives it back."""
+    async def _make_line(self, batch: StoredBatch, path: Path, span: LineSpan) -> None:
+        """Make the video of one line; releases the slot that the caller acquired for it."""
         try:
-            line = await asyncio.to_thread(read_line, path, place)
-            name = line_id(batch.id, place.number)
+            line = await asyncio.to_thread(read_line, path, span)
+            name = line_id(batch.id, span.number)
             try:
                 video = await self._make_video(batch, name, line)
                 output = video_result(name, line, video)
@@ -140,7 +140,7 @@ class BatchRunner:
             await asyncio.to_thread(
                 self.batches.enter,
                 batch.id,
-                place.number,
+                span.number,
                 msgspec.json.encode(output),
                 is_good=output.error is None,
             )
@@ -185,9 +185,9 @@ class BatchRunner:
     async def _end_videos(self, batch: StoredBatch) -> None:
         path, done = self.files.path(batch.input_file_id), self.batches.entered(batch.id)
         with suppress(FileNotFoundError):
-            for place in (await asyncio.to_thread(check_input, path)).places:
-                if place.number not in done:
-                    await self.videos.engine.abort(line_id(batch.id, place.number))
+            for span in (await asyncio.to_thread(check_file, path)).spans:
+                if span.number not in done:
+                    await self.videos.engine.abort(line_id(batch.id, span.number))
 
     def _write(self, batch: StoredBatch, kind: str, are_good: bool) -> str | None:
         """Returns the id of the file, None for one that would be empty."""

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from helios_serve.options.fields import field_at_fault
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import Json
-from helios_serve.service.validation import field_at_fault
 
 MAX_START_BYTES = 4 << 20
 """Of `session.start`, which may hold an image as a data: URL."""

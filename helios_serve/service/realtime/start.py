@@ -9,6 +9,7 @@ from helios_serve.service.media.references import ReferenceInput
 from helios_serve.service.protocol import Json
 from helios_serve.service.validation import convert
 from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.size import Size
 from helios_serve.video_request import VideoRequest
 
 MAX_LEAD = 32
@@ -52,6 +53,8 @@ async def session_request(
     extra = options.extra_params or HeliosParams()
     if extra.pyramid_num_inference_steps_list is not None:
         fields["steps"] = list(extra.pyramid_num_inference_steps_list)
+    if extra.is_amplify_first_chunk:
+        fields["amplify_first_chunk"] = True
     drop_unused(fields, builder)
     given = None
     if options.image_reference is not None:
@@ -60,15 +63,7 @@ async def session_request(
     asked = await builder.make(fields, tenant, given)
     stages = builder.engine.cores[asked.model or ""].model_config.stages
     check_stages(extra, stages)
-    params = msgspec.structs.replace(
-        asked.params,
-        amplify_first_chunk=extra.is_amplify_first_chunk,
-    )
-    asked = msgspec.structs.replace(
-        asked, params=params, max_lead_chunks=options.max_lead_chunks or lead
-    )
-    builder.engine.check(asked)
-    return asked
+    return msgspec.structs.replace(asked, max_lead_chunks=options.max_lead_chunks or lead)
 
 
 def flattened(fields: Json) -> Json:
@@ -124,22 +119,13 @@ def check_stages(extra: HeliosParams, stages: int) -> None:
 
 
 def config_of(request: VideoRequest) -> dict[str, Any]:
-    """What was accepted, in the words in which it is asked for."""
+    """What was accepted, by the names under which it is requested."""
     params = request.params
-    width, height = request.shown_size or (params.width, params.height)
-    return {
+    size = request.shown_size or Size(params.width, params.height)
+    config: dict[str, Any] = msgspec.to_builtins(params) | size._asdict()
+    return config | {
         "model": request.model,
         "prompt": request.prompt,
-        "negative_prompt": params.negative_prompt,
-        "width": width,
-        "height": height,
-        "num_frames": params.num_frames,
-        "fps": params.fps,
-        "seed": params.seed,
-        "steps": params.steps,
-        "num_inference_steps": params.num_inference_steps,
-        "guidance_scale": params.guidance_scale,
-        "transition_chunks": params.transition_chunks,
         "service_tier": request.tier,
         "max_lead_chunks": request.max_lead_chunks,
     }

@@ -1,8 +1,11 @@
 """From what a client sends to the video that it asks for."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.service.errors import ApiError
 from helios_serve.service.media.references import ReferenceInput, References
 from helios_serve.service.protocol import CreateVideo, Json
 from helios_serve.service.validation import convert
@@ -13,9 +16,12 @@ from helios_serve.video_request import VideoRequest
 class RequestBuilder:
     """Makes requests for the engine, and refuses what it could not make."""
 
-    def __init__(self, engine: AsyncEngine, references: References) -> None:
+    def __init__(
+        self, engine: AsyncEngine, references: References, loras: Mapping[str, str] | None = None
+    ) -> None:
         self.engine = engine
         self.references = references
+        self.loras = loras or {}
 
     async def make(
         self, fields: Json, tenant: str, given: ReferenceInput | None = None
@@ -36,6 +42,8 @@ class RequestBuilder:
         if body.service_tier == "auto" and model in self.engine.cores:
             tier = self.engine.tenant(tenant, model).tier_like("default")
             asked = msgspec.structs.replace(asked, tier=tier)
+        if body.lora is not None:
+            asked = msgspec.structs.replace(asked, lora=self._lora_path(body.lora))
         self.engine.check(asked)
         if given is None:
             return asked
@@ -45,3 +53,14 @@ class RequestBuilder:
         if kind == "image":
             return msgspec.structs.replace(asked, image=frames)
         return msgspec.structs.replace(asked, video=frames)
+
+    def _lora_path(self, name: str) -> str:
+        """The file of an adapter that the server offers; raises ApiError 404 for any other."""
+        if name not in self.loras:
+            offered = (
+                f"one of: {', '.join(self.loras)}" if self.loras else "none: the server has none"
+            )
+            raise ApiError(
+                404, f"got lora {name!r}, expected {offered}", code="lora_not_found", param="lora"
+            )
+        return self.loras[name]

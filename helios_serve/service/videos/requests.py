@@ -6,7 +6,13 @@ import msgspec
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
-from helios_serve.options.sampling import MAX_FRAMES, PromptSwitch, SamplingParams, default_size
+from helios_serve.options.sampling import (
+    MAX_FRAMES,
+    PromptSwitch,
+    SamplingOptions,
+    SamplingParams,
+    default_size,
+)
 from helios_serve.service.protocol import CreateVideo, ExtendVideo, Json
 from helios_serve.size import Size, check_shown_size, nearest_size, parse_size
 from helios_serve.video_request import VideoRequest
@@ -62,24 +68,21 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
         raise InvalidRequestError(
             "got both steps and pyramid_num_inference_steps_list, expected one", param="steps"
         )
+    options = {name: getattr(body, name) for name in SamplingOptions.__struct_fields__}
+    options["steps"] = body.steps or body.pyramid_num_inference_steps_list
     params = SamplingParams(
+        **options,
         width=size.width,
         height=size.height,
         num_frames=asked_frames(body),
-        fps=body.fps,
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
-        steps=body.steps or body.pyramid_num_inference_steps_list,
-        num_inference_steps=body.num_inference_steps,
-        guidance_scale=body.guidance_scale,
-        negative_prompt=body.negative_prompt,
-        switches=body.switches,
-        transition_chunks=body.transition_chunks,
     )
     return VideoRequest(
         request_id=new_id(),
         prompt=body.prompt,
         model=model,
         params=params,
+        lora_scale=body.lora_scale,
         tenant=tenant,
         tier="default" if body.service_tier == "auto" else body.service_tier,
         output="segment",
@@ -133,17 +136,19 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
 
 
 def continuation(request: VideoRequest, body: ExtendVideo) -> Json:
-    """The fields of a video that goes on from the frames of one that came to no good end."""
+    """The fields of a video that continues the frames of one without a snapshot.
+
+    It has the sampling options of that one, but for its prompt switches.
+    """
     params = request.params
-    width, height = request.shown_size or (params.width, params.height)
-    return {
+    shared = (*SamplingOptions.__struct_fields__, "seed")
+    options = {name: getattr(params, name) for name in shared if name != "switches"}
+    return options | {
         "prompt": request.prompt if body.prompt is None else body.prompt,
         "model": request.model,
-        "size": f"{width}x{height}",
+        "size": str(request.shown_size or Size(params.width, params.height)),
         "size_policy": "exact" if request.shown_size is None else "fit",
         "seconds": body.seconds,
-        "fps": params.fps,
-        "seed": params.seed,
-        "negative_prompt": params.negative_prompt,
+        "lora_scale": request.lora_scale,
         "service_tier": request.tier,
     }

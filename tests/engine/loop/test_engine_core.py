@@ -21,6 +21,7 @@ from helios_serve.model_executor.models.helios.inputs import PackSegment
 from helios_serve.model_executor.worker.tensors import as_tensor
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.workers import WorkerOptions
 from tests.support.videos import Case, SteppedExecutor, Viewer, finish, run_sessions
 
 CASE = Case("distilled", height=64, width=64, chunks=2, steps=(1, 1, 1)).with_defaults()
@@ -87,7 +88,7 @@ def test_what_can_never_run_is_refused(engine: EngineCore) -> None:
 def test_a_bad_adapter_is_refused_before_weights_are_loaded(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    engine = InlineEngine(str(checkpoints["distilled"]), device="cpu")
+    engine = InlineEngine(str(checkpoints["distilled"]), WorkerOptions(device="cpu"))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="is damaged"):
         engine.check(CASE.request(lora=str(tmp_path / "bad.safetensors")))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -231,11 +232,22 @@ def test_a_prompt_is_switched_while_the_video_is_made(http: httpx.Client) -> Non
     http.delete(f"/v1/videos/{video}")
 
 
+def test_an_adapter_is_named_by_the_request(http: httpx.Client, style: Path) -> None:
+    body = {"prompt": "a dog", "num_frames": 5, "size": "64x64", "seed": 3}
+    plain, weak, strong = (
+        frames_of(http.post("/v1/videos/sync", json=body | lora).content)
+        for lora in ({}, {"lora": "style", "lora_scale": 0}, {"lora": "style"})
+    )
+    assert np.array_equal(plain, weak)
+    assert not np.array_equal(plain, strong)
+    assert style.name not in http.get("/v1/videos").text
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "param", "message"),
     [
         ({}, 400, "invalid_value", "prompt", "missing required field `prompt`"),
-        ({"prompt": 3}, 400, "invalid_value", "prompt", "Expected `str`, got `int`"),
+        ({"prompt": 3}, 400, "invalid_value", "prompt", "expected `str`, got `int`"),
         ({"prompt": "x", "nonsense": 1}, 400, "invalid_value", "nonsense", "unknown field"),
         (
             {"prompt": "x", "size": "720x1280"},
@@ -249,6 +261,21 @@ def test_a_prompt_is_switched_while_the_video_is_made(http: httpx.Client) -> Non
         ({"prompt": "x", "seconds": 0}, 400, "invalid_value", "seconds", "at least one frame"),
         ({"prompt": "x", "seconds": 2, "num_frames": 9}, 400, "invalid_value", "seconds", "both"),
         ({"prompt": "x", "guidance_scale": 9}, 400, "invalid_value", "guidance_scale", "at most 1"),
+        (
+            {"prompt": "x", "fps": 500},
+            400,
+            "invalid_value",
+            "fps",
+            "got fps 500, expected 1 to 120",
+        ),
+        (
+            {"prompt": "x", "zero_steps": -1},
+            400,
+            "invalid_value",
+            "zero_steps",
+            "expected 0 to 1000",
+        ),
+        ({"prompt": "x", "lora": "/etc"}, 404, "lora_not_found", "lora", "expected one of: style"),
         ({"prompt": "x", "steps": [1]}, 400, "invalid_value", "steps", "got 1 step counts"),
         ({"prompt": "\ud800"}, 400, "invalid_json", None, "no JSON"),
     ],

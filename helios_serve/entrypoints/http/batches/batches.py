@@ -6,11 +6,11 @@ import time
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.batches.files import FileApi
 from helios_serve.entrypoints.http.bodies import read_body
+from helios_serve.entrypoints.http.operations import LIMIT, TEXT, Operation, RequestBody
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.responses import json_response, page_response
 from helios_serve.errors import InvalidRequestError
@@ -26,6 +26,7 @@ from helios_serve.service.protocol import (
 from helios_serve.service.validation import convert
 from helios_serve.store.batches import BatchStatus, StoredBatch
 
+BATCH = "/v1/batches/{batch_id}"
 WINDOW = 24 * 3600.0
 """Seconds that a batch may take."""
 
@@ -39,14 +40,30 @@ class BatchApi:
         self.files = files
 
     @property
-    def routes(self) -> list[Route]:
-        one = "/v1/batches/{batch_id}"
-        return [
-            Route("/v1/batches", self.create, methods=["POST"]),
-            Route("/v1/batches", self.list_page, methods=["GET"]),
-            Route(one, self.retrieve, methods=["GET"]),
-            Route(f"{one}/cancel", self.cancel, methods=["POST"]),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/v1/batches",
+                self.create,
+                "Make a video for every line of a file",
+                Batch,
+                RequestBody(CreateBatch),
+                statuses=(400, 404, 413, 415, 507),
+            ),
+            Operation(
+                "GET",
+                "/v1/batches",
+                self.list_page,
+                "List your batches, newest first",
+                BatchList,
+                query={"after": TEXT, "limit": LIMIT},
+            ),
+            Operation("GET", BATCH, self.retrieve, "Retrieve a batch and its progress", Batch),
+            Operation(
+                "POST", f"{BATCH}/cancel", self.cancel, "Stop a batch and keep its results", Batch
+            ),
+        )
 
     async def create(self, request: Request) -> Response:
         """Make a video for every line of an uploaded file."""

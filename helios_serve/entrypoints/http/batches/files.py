@@ -6,10 +6,10 @@ from pathlib import Path
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.bodies import read_body
+from helios_serve.entrypoints.http.operations import LIMIT, PAGE, TEXT, Operation, RequestBody
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.responses import json_response, page_response
 from helios_serve.errors import InvalidRequestError
@@ -19,6 +19,8 @@ from helios_serve.service.protocol import FileDeleted, FileList, FileObject
 from helios_serve.store.files import storage_errors
 from helios_serve.store.user_files import UserFile, UserFileStore
 
+FILE = "/v1/files/{file_id}"
+CONTENT_TYPE = "application/octet-stream"
 PURPOSES = ("batch", "user_data", "vision")
 """What an upload may be for: the lines of a batch, or a reference of a video."""
 MAX_NAME = 255
@@ -33,15 +35,29 @@ class FileApi:
         self.files = files
 
     @property
-    def routes(self) -> list[Route]:
-        one = "/v1/files/{file_id}"
-        return [
-            Route("/v1/files", self.create, methods=["POST"]),
-            Route("/v1/files", self.list_page, methods=["GET"]),
-            Route(one, self.retrieve, methods=["GET"]),
-            Route(one, self.delete, methods=["DELETE"]),
-            Route(f"{one}/content", self.content, methods=["GET"]),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/v1/files",
+                self.create,
+                "Upload a file: the lines of a batch, or a reference",
+                FileObject,
+                RequestBody(None, ("file",), ("purpose",), ("file", "purpose")),
+                statuses=(400, 413, 415, 507),
+            ),
+            Operation(
+                "GET",
+                "/v1/files",
+                self.list_page,
+                "List your files, page by page",
+                FileList,
+                query=PAGE | {"limit": LIMIT | {"maximum": MAX_PAGE}, "purpose": TEXT},
+            ),
+            Operation("GET", FILE, self.retrieve, "Retrieve a file's name and size", FileObject),
+            Operation("DELETE", FILE, self.delete, "Delete a file", FileDeleted),
+            Operation("GET", f"{FILE}/content", self.content, "Download a file", CONTENT_TYPE),
+        )
 
     async def create(self, request: Request) -> Response:
         """Keep an uploaded file."""
@@ -92,7 +108,7 @@ class FileApi:
         """The bytes that were uploaded."""
         file = await self.find(request.path_params["file_id"], request)
         return FileResponse(
-            self.files.path(file.id), media_type="application/octet-stream", filename=file.filename
+            self.files.path(file.id), media_type=CONTENT_TYPE, filename=file.filename
         )
 
     async def find(self, file_id: str, connection: HTTPConnection) -> UserFile:

@@ -6,11 +6,11 @@ import time
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from helios_serve import __version__
 from helios_serve.engine.observe.gauges import update
 from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response
 from helios_serve.service.errors import ApiError
 from helios_serve.service.lifecycle import Lifecycle
@@ -26,15 +26,57 @@ class ServerInfo:
         self.started = int(time.time())
 
     @property
-    def routes(self) -> list[Route]:
-        return [
-            Route("/v1/models", self.models),
-            Route("/v1/models/{model:path}", self.model),
-            Route("/health", self.health),
-            Route("/liveness", self.liveness),
-            Route("/version", self.version),
-            Route("/metrics", self.metrics),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/v1/models",
+                self.models,
+                "List the models that are served",
+                ModelList,
+                statuses=(),
+            ),
+            Operation(
+                "GET",
+                "/v1/models/{model:path}",
+                self.model,
+                "Retrieve one model",
+                Model,
+                statuses=(404,),
+            ),
+            Operation(
+                "GET",
+                "/health",
+                self.health,
+                "Whether every model can make videos",
+                JSON_TYPE,
+                statuses=(503,),
+            ),
+            Operation(
+                "GET",
+                "/liveness",
+                self.liveness,
+                "Whether the server answers",
+                JSON_TYPE,
+                statuses=(),
+            ),
+            Operation(
+                "GET",
+                "/version",
+                self.version,
+                "The version of the server",
+                JSON_TYPE,
+                statuses=(),
+            ),
+            Operation(
+                "GET",
+                "/metrics",
+                self.metrics,
+                "Metrics for Prometheus",
+                "text/plain",
+                statuses=(),
+            ),
+        )
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
         return json_response(ModelList(data=[self._model(name) for name in self.engine.cores]))

@@ -7,18 +7,19 @@ from datetime import UTC, date, datetime, timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.operations import Operation
 from helios_serve.entrypoints.http.responses import json_response
 from helios_serve.errors import InvalidRequestError
-from helios_serve.service.protocol import FramesQuota, Usage, UsageCounts, UsageDay
+from helios_serve.service.protocol import FramesQuota, Json, Usage, UsageCounts, UsageDay
 from helios_serve.store.usage import DayUsage, seconds_to_midnight
 from helios_serve.store.video_store import VideoStore
 
 DEFAULT_DAYS, MAX_DAYS = 30, 366
 EPOCH = date(1970, 1, 1)
+DATE: Json = {"type": "string", "format": "date"}
 
 
 class UsageApi:
@@ -29,8 +30,18 @@ class UsageApi:
         self.store = store
 
     @property
-    def routes(self) -> list[Route]:
-        return [Route("/v1/usage", self.usage)]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                "/v1/usage",
+                self.usage,
+                "What you have requested and received, by day",
+                Usage,
+                query={"start_date": DATE, "end_date": DATE},
+                statuses=(400,),
+            ),
+        )
 
     async def usage(self, request: Request) -> Response:
         """From `start_date` to `end_date`, both included: today and 29 days before, if left out."""

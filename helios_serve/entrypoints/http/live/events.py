@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from helios_serve.engine.requests.progress import Progress
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.live.event_position import EventPosition, position_of
+from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operation
 from helios_serve.model_config import frames_of_chunk
 from helios_serve.service.protocol import Video
 from helios_serve.service.videos.video_object import video_object
@@ -23,6 +23,7 @@ LOOK_SECONDS = 1.0
 """How often progress is looked at; chunks and the end are told at once."""
 KEEP_ALIVE_SECONDS = 15.0
 """Longest silence: proxies cut connections on which nothing comes."""
+EVENT_STREAM = "text/event-stream"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -83,8 +84,17 @@ class EventsApi:
         self.closing = closing
 
     @property
-    def routes(self) -> list[Route]:
-        return [Route("/v1/videos/{video_id}/events", self.events)]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                f"{VIDEO}/events",
+                self.events,
+                "Follow a video as server-sent events; 204 after the last one",
+                EVENT_STREAM,
+                query=FROM_CHUNK,
+            ),
+        )
 
     async def events(self, request: Request) -> Response:
         """Everything from the beginning on, or behind `Last-Event-ID`; 204 if nothing is left."""
@@ -93,7 +103,7 @@ class EventsApi:
         if position.is_end and job.is_finished:
             return Response(status_code=204)  # an EventSource comes again at any other answer
         return StreamingResponse(
-            self._stream(job.id, position), media_type="text/event-stream", headers=HEADERS
+            self._stream(job.id, position), media_type=EVENT_STREAM, headers=HEADERS
         )
 
     async def _stream(self, video_id: str, position: EventPosition) -> AsyncIterator[str]:

@@ -6,9 +6,9 @@ import re
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.operations import VIDEO, Operation
 from helios_serve.model_config import CHUNK_FRAMES, frames_of_chunk
 from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.videos.video_object import wire_status
@@ -34,13 +34,33 @@ class HlsApi:
         self.videos = videos
 
     @property
-    def routes(self) -> list[Route]:
-        folder = "/v1/videos/{video_id}/hls"
-        return [
-            Route(f"{folder}/index.m3u8", self.playlist),
-            Route(f"{folder}/init.mp4", self.header),
-            Route(f"{folder}/{{chunk}}.m4s", self.segment),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                f"{VIDEO}/hls/index.m3u8",
+                self.playlist,
+                "An HLS playlist that grows while the video is made",
+                PLAYLIST_TYPE,
+                statuses=(404, 409, 503),
+            ),
+            Operation(
+                "GET",
+                f"{VIDEO}/hls/init.mp4",
+                self.header,
+                "The header of its segments",
+                INIT_TYPE,
+                statuses=(404,),
+            ),
+            Operation(
+                "GET",
+                f"{VIDEO}/hls/{{chunk}}.m4s",
+                self.segment,
+                "One chunk as a segment",
+                SEGMENT_TYPE,
+                statuses=(404,),
+            ),
+        )
 
     async def playlist(self, request: Request) -> Response:
         """All chunks so far. No player takes an empty playlist, so the first chunk is waited for;

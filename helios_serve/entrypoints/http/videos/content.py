@@ -5,13 +5,16 @@ from contextlib import suppress
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operation
 from helios_serve.entrypoints.http.queries import first_chunk_query
 from helios_serve.errors import InvalidRequestError, RequestFailedError
+from helios_serve.service.protocol import Json
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
 from helios_serve.service.videos.videos import Videos
+
+VARIANT: Json = {"enum": list(MEDIA_TYPES), "default": "video"}
 
 
 class ContentApi:
@@ -21,11 +24,26 @@ class ContentApi:
         self.videos = videos
 
     @property
-    def routes(self) -> list[Route]:
-        return [
-            Route("/v1/videos/{video_id}/content", self.content),
-            Route("/v1/videos/{video_id}/stream", self.stream),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                f"{VIDEO}/content",
+                self.content,
+                "Download the finished file, or a picture of it; supports ranges",
+                MEDIA_TYPES["video"],
+                query={"variant": VARIANT},
+                statuses=(400, 404, 409, 416),
+            ),
+            Operation(
+                "GET",
+                f"{VIDEO}/stream",
+                self.stream,
+                "Stream a fragmented MP4 that grows while the video is made",
+                MEDIA_TYPES["video"],
+                query=FROM_CHUNK,
+            ),
+        )
 
     async def content(self, request: Request) -> Response:
         """The finished video, with ranges; or a picture of it."""

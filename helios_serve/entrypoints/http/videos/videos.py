@@ -7,10 +7,17 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.bodies import read_body, take_uploads
+from helios_serve.entrypoints.http.operations import (
+    CREATION_ERRORS,
+    JSON_TYPE,
+    PAGE,
+    VIDEO,
+    Operation,
+    RequestBody,
+)
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.responses import POLL_HEADERS, json_response, page_response
 from helios_serve.errors import InvalidRequestError, RequestFailedError
@@ -19,6 +26,7 @@ from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.media.references import ReferenceInput
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import (
+    CreateVideo,
     ExtendVideo,
     Json,
     PromptSwitchedAt,
@@ -51,23 +59,93 @@ class VideoApi:
         self.idempotency = IdempotencyKeys(videos.store)
 
     @property
-    def routes(self) -> list[Route]:
-        one = "/v1/videos/{video_id}"
-        table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
-            ("POST", "/v1/videos", self.create),
-            ("GET", "/v1/videos", self.list_page),
-            ("POST", "/v1/videos/sync", self.create_and_wait),
-            ("POST", "/v1/videos/edits", self.edit),
-            ("POST", "/v1/videos/extensions", self.extend),
-            ("POST", "/v1/videos/characters", self.refuse_characters),
-            ("GET", "/v1/videos/characters/{name}", self.refuse_characters),
-            ("GET", one, self.retrieve),
-            ("DELETE", one, self.delete),
-            ("POST", f"{one}/cancel", self.cancel),
-            ("POST", f"{one}/remix", self.remix),
-            ("POST", f"{one}/prompt", self.switch_prompt),
-        ]
-        return [Route(path, handler, methods=[method]) for method, path, handler in table]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/v1/videos",
+                self.create,
+                "Create a video; answers at once",
+                Video,
+                RequestBody(CreateVideo, ("input_reference",)),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "GET",
+                "/v1/videos",
+                self.list_page,
+                "List your videos, page by page",
+                VideoList,
+                query=PAGE,
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/sync",
+                self.create_and_wait,
+                "Create a video and wait for it",
+                MEDIA_TYPES["video"],
+                RequestBody(CreateVideo, ("input_reference",)),
+                statuses=(*CREATION_ERRORS, 500),
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/edits",
+                self.edit,
+                "Make a video from the frames of another one, uploaded or named by video[id]",
+                Video,
+                RequestBody(CreateVideo, ("video",)),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/extensions",
+                self.extend,
+                "Make a longer video that begins with a finished one",
+                Video,
+                RequestBody(ExtendVideo),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/characters",
+                self.refuse_characters,
+                "Not supported",
+                JSON_TYPE,
+                RequestBody(None),
+                statuses=(501,),
+            ),
+            Operation(
+                "GET",
+                "/v1/videos/characters/{name}",
+                self.refuse_characters,
+                "Not supported",
+                JSON_TYPE,
+                statuses=(501,),
+            ),
+            Operation("GET", VIDEO, self.retrieve, "Retrieve a video and its progress", Video),
+            Operation("DELETE", VIDEO, self.delete, "Stop a video and delete it", VideoDeleted),
+            Operation(
+                "POST", f"{VIDEO}/cancel", self.cancel, "Stop a video and keep its chunks", Video
+            ),
+            Operation(
+                "POST",
+                f"{VIDEO}/remix",
+                self.remix,
+                "Make the same video with another prompt",
+                Video,
+                RequestBody(RemixVideo),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                f"{VIDEO}/prompt",
+                self.switch_prompt,
+                "Change the prompt of a running video",
+                PromptSwitchedAt,
+                RequestBody(SwitchPrompt),
+                statuses=(400, 404, 409, 415, 503),
+            ),
+        )
 
     async def create(self, request: Request) -> Response:
         """Accept a video, and answer at once."""

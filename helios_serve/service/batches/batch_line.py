@@ -1,0 +1,107 @@
+"""The lines of batch files: one request each, in OpenAI's format."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from helios_serve.store.batches import LineError
+
+URL = "/v1/videos"
+MAX_LINES = 50_000
+MAX_ERRORS = 100
+"""Errors of one file that are reported."""
+
+
+class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a new video; `body` has the fields of POST /v1/videos."""
+
+    custom_id: str
+    body: dict[str, Any]
+    method: str = "POST"
+    url: str = URL
+
+
+class LineName(msgspec.Struct, frozen=True):
+    """The name of a line whose other fields may be wrong."""
+
+    custom_id: str
+
+
+class LineSpan(NamedTuple):
+    """Where a line is in its file: its number, from 1, its first byte and its length in bytes."""
+
+    number: int
+    start: int
+    length: int
+
+
+class CheckedFile(NamedTuple):
+    """The lines of a file, and what is wrong with them."""
+
+    spans: list[LineSpan]
+    errors: list[LineError]
+
+
+def parse_line(text: bytes, number: int) -> BatchLine | LineError:
+    """A line of a batch file, or what is wrong with it."""
+    try:
+        line = msgspec.json.decode(text, type=BatchLine)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return LineError("invalid_json_line", f"invalid request: {error}", number)
+    if (line.method, line.url) != ("POST", URL):
+        message = f"got {line.method} {line.url}, expected POST {URL}"
+        return LineError("invalid_url", message, number, "url")
+    return line
+
+
+def line_name(text: bytes) -> str | None:
+    """The custom_id of a line, even if the rest of it is invalid."""
+    try:
+        return msgspec.json.decode(text, type=LineName).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def check_file(path: Path) -> CheckedFile:
+    """Check every line without keeping it; empty lines are skipped."""
+    spans: list[LineSpan] = []
+    errors: list[LineError] = []
+    seen: dict[str, int] = {}
+    with path.open("rb") as file:
+        start = 0
+        for number, text in enumerate(file, 1):
+            if text.strip():
+                spans.append(LineSpan(number, start, len(text)))
+                errors += line_errors(number, text, seen)
+            start += len(text)
+            if len(spans) > MAX_LINES:
+                message = f"got more than {MAX_LINES} requests, expected {MAX_LINES} at most"
+                errors.append(LineError("too_many_lines", message))
+            if len(errors) >= MAX_ERRORS or len(spans) > MAX_LINES:
+                break
+    if not spans:
+        message = "got a file without a request, expected at least one"
+        errors.append(LineError("empty_file", message))
+    return CheckedFile(spans, errors)
+
+
+def line_errors(number: int, text: bytes, seen: dict[str, int]) -> list[LineError]:
+    """What is wrong with a line; `seen` maps earlier custom ids to their lines, and is updated."""
+    line = parse_line(text, number)
+    if isinstance(line, LineError):
+        return [line]
+    if line.custom_id in seen:
+        message = (
+            f"got custom_id {line.custom_id!r} again, first used in line {seen[line.custom_id]}"
+        )
+        return [LineError("duplicate_custom_id", message, number, "custom_id")]
+    seen[line.custom_id] = number
+    return []
+
+
+def read_line(path: Path, span: LineSpan) -> BatchLine:
+    """A line that `check_file` found to be valid."""
+    with path.open("rb") as file:
+        file.seek(span.start)
+        return msgspec.json.decode(file.read(span.length), type=BatchLine)
