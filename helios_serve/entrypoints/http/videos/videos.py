@@ -264,7 +264,7 @@ class VideoApi:
         return remix(source, body.prompt)
 
     async def _longer(self, request: Request, fields: Json) -> VideoRequest:
-        """What has no state to go on from is gone on with from its last frames."""
+        """Extend a video; without a snapshot, continue from its last frames (V2V)."""
         video = fields.get("video")
         if is_media(video):
             del fields["video"]
@@ -273,7 +273,9 @@ class VideoApi:
         job = await self.videos.find(body.video.get("id", ""), tenant_of(request))
         if job.status in ("queued", "in_progress", "completed"):
             return extension(job.request, body)
-        return await self._from_job(continuation(job.request, body), request, job, "continuation")
+        fields = continuation(job.request, body)
+        asked = await self._from_job(fields, request, job, "continuation")
+        return msgspec.structs.replace(asked, lora=job.request.lora)
 
     async def _edit(self, request: Request, fields: Json) -> VideoRequest:
         source = fields.pop("video", None)
