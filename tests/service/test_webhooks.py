@@ -230,7 +230,7 @@ def test_private_receivers_get_nothing(store: VideoStore, caplog: pytest.LogCapt
 
 def flags(*given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    outbound_flags.add_outbound_flags(parser)
+    outbound_flags.add_outside_flags(parser)
     return parser.parse_args(given)
 
 

@@ -1,6 +1,6 @@
 """Loading a checkpoint in one call."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +12,8 @@ from helios_serve.model_executor.loader import (
     open_checkpoint,
 )
 
+Part = TypeVar("Part")
+
 
 def load_model(
     model: str, *, dtype: str = "float32", load_format: LoadFormat = "auto", **options: Any
@@ -19,3 +21,9 @@ def load_model(
     """The checkpoint on the CPU; `options` are those of `load_checkpoint`."""
     checkpoint = open_checkpoint(model, load_format)
     return load_checkpoint(checkpoint, torch.device("cpu"), DTYPES[dtype], **options)
+
+
+def loaded(part: Part | None) -> Part:
+    """A part of a model, which must be loaded."""
+    assert part is not None
+    return part
