@@ -67,15 +67,15 @@ def size_of(*tensors: Tensor) -> int:
 
 def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
     """Norms, residuals and RoPE over the tokens of one session, in bf16."""
-    bf16 = {"dtype": torch.bfloat16, "device": device}
+    normal = partial(torch.randn, dtype=torch.bfloat16, device=device)
     rows = PackRows([Run(0, sizes.history, 0), Run(sizes.history, sizes.tokens, 1)], device)
-    x, update = (torch.randn(sizes.tokens, sizes.dim, **bf16) for _ in range(2))
-    noise = torch.randn(sizes.noise, sizes.dim, **bf16)
+    x, update = (normal(sizes.tokens, sizes.dim) for _ in range(2))
+    noise = normal(sizes.noise, sizes.dim)
     table = torch.randn(6, 2, sizes.dim, device=device)
     norm, text_norm = NormTable(table[0], table[1]), NormTable(table[2, :1], table[3, :1])
-    qkv = torch.randn(sizes.tokens, 3 * sizes.dim, **bf16)
-    query, key, _ = qkv.split(sizes.dim, dim=1)
-    weights = torch.randn(2, sizes.dim, **bf16).unbind()
+    qkv = normal(sizes.tokens, 3 * sizes.dim)
+    query, key, _ = torch.split(qkv, sizes.dim, dim=1)
+    weights = normal(2, sizes.dim).unbind()
     pairs = sizes.head_dim // 2
     angles = torch.randn(64, pairs, device=device)
     places = torch.randint(64, (sizes.tokens, 3), dtype=torch.int32, device=device)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from helios_serve.engine.launch import launch
+from helios_serve.engine.launch import ExecutorKind, launch
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.messages import StepsDone
@@ -58,7 +58,7 @@ class Meter:
         return 1e3 * (wall - forward) / steps, 1e3 * forward / steps, steps
 
 
-def start(kind: str, arguments: argparse.Namespace) -> EngineCore:
+def start(kind: ExecutorKind, arguments: argparse.Namespace) -> EngineCore:
     groups = tuple(
         WorkerGroup(
             WorkerConfig(

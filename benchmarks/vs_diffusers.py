@@ -39,8 +39,7 @@ from diffusers import (
     HeliosTransformer3DModel,
 )
 from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler

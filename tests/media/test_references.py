@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from helios_serve.media.references import load_image, load_video, load_video_end
 from helios_serve.video_request import Frames
 
 
-def write_image(path: Path, width: int, height: int, **options: object) -> Path:
+def write_image(path: Path, width: int, height: int, **options: Any) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
     return path

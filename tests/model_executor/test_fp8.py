@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helios_serve.errors import DeviceError
 from helios_serve.kernels import reference
-from helios_serve.kernels.fp8 import FP8
+from helios_serve.kernels.fp8 import FP8, Quantized
 from helios_serve.kernels.reference import quantize_rows
 from helios_serve.model_executor import loader
 from helios_serve.model_executor.components import build_parts
@@ -101,9 +101,12 @@ def test_joined_layers_are_the_same_and_quantise_their_rows_once(
     projections = Projections(*layers)
     projections.join()
     counted: list[int] = []
-    monkeypatch.setattr(
-        reference, "quantize_rows", lambda x: counted.append(len(x)) or quantize_rows(x)
-    )
+
+    def counting(x: Tensor) -> Quantized:
+        counted.append(len(x))
+        return quantize_rows(x)
+
+    monkeypatch.setattr(reference, "quantize_rows", counting)
     for skip in (0, 1):
         for got, alone in zip(projections(x, (), skip=skip), expected[skip:], strict=True):
             assert (got - alone).abs().max() < 1e-6
@@ -172,8 +175,8 @@ def test_random_weights_are_quantised_ones_of_the_same_model() -> None:
     assert model is not None
     assert plain is not None
     name = "blocks.1.ffn.net.2"
-    kept = model.get_submodule(name).weight.float() * model.get_buffer(f"{name}.weight_scale")
-    assert sibling(kept, plain.get_submodule(name).weight) < 0.04
+    kept = model.get_parameter(f"{name}.weight").float() * model.get_buffer(f"{name}.weight_scale")
+    assert sibling(kept, plain.get_parameter(f"{name}.weight")) < 0.04
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,10 @@ def test_14b_takes_little_of_a_small_device(
     placements = {name: place_part(name, size) for name, size in sizes.items()}
     held = {name: item.device_bytes(sizes[name]) / 1e9 for name, item in placements.items()}
     copied = placements["transformer"]
-    near = lambda value: pytest.approx(value, abs=0.005)  # noqa: E731
+
+    def near(value: float) -> object:
+        return pytest.approx(value, abs=0.005)
+
     assert held == {
         "transformer": near(transformer),
         "text_encoder": near(0.77),

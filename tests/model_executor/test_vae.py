@@ -16,12 +16,12 @@ from helios_serve.model_config import Geometry
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.side_thread import side_thread
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 
 
 @pytest.fixture(scope="module")
 def vae(checkpoints: dict[str, Path]) -> Vae:
-    return load_model(str(checkpoints["base"])).vae
+    return loaded(load_model(str(checkpoints["base"])).vae)
 
 
 def random_frames(count: int, height: int, width: int) -> Tensor:

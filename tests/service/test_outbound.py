@@ -252,7 +252,7 @@ def raw_server(talk: Callable[[socket.socket], None]) -> Iterator[Outbound]:
             resolve=resolve,
             is_allowed=lambda address: address.is_loopback,
         )
-        outbound.parse = lambda _: Url("http", HOST, listener.getsockname()[1], "/")  # type: ignore[method-assign]
+        outbound.parse = lambda _: Url("http", HOST, listener.getsockname()[1], "/")  # type: ignore[assignment, method-assign]
         yield outbound
         thread.join()
 

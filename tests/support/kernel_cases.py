@@ -195,12 +195,12 @@ def small_cases() -> dict[str, Call]:
             cases[f"qk, {where}"] = qk_case(layout, heads, scaled=False)
             cases[f"scaled qk, {where}"] = qk_case(layout, heads, scaled=True)
     for size in ("5 x 24", "40 x 128"):
-        layout, (heads, head_dim) = LAYOUTS["several"], HEADS[size]
-        cases[f"norm by one row, {size}"] = norm_case(layout, heads * head_dim, 1)
-        cases[f"qk, {size}"] = qk_case(layout, HEADS[size], scaled=False)
+        layout, heads = LAYOUTS["several"], HEADS[size]
+        cases[f"norm by one row, {size}"] = norm_case(layout, heads[0] * heads[1], 1)
+        cases[f"qk, {size}"] = qk_case(layout, heads, scaled=False)
         for rotated, scaled in ((False, False), (True, False), (True, True)):
             cases[f"norm, rotated {rotated}, scaled {scaled}, {size}"] = norm_rope_case(
-                layout, HEADS[size], rotated=rotated, scaled=scaled
+                layout, heads, rotated=rotated, scaled=scaled
             )
     lengths = {"one": ((70,), (33,)), "several": ((1, 140, 7), (65, 1, 130))}
     for name, (queries, keys) in lengths.items():

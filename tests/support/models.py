@@ -1,6 +1,6 @@
 """Loading a checkpoint in one call."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +12,8 @@ from helios_serve.model_executor.loader import (
 )
 from helios_serve.options.workers import ROLES, LoadFormat, WorkerOptions
 
+Part = TypeVar("Part")
+
 
 def load_model(
     model: str, *, dtype: str = "float32", load_format: LoadFormat = "auto", **options: Any
@@ -22,3 +24,9 @@ def load_model(
     return load_checkpoint(
         checkpoint, torch.device("cpu"), DTYPES[dtype], roles, WorkerOptions(**options)
     )
+
+
+def loaded(part: Part | None) -> Part:
+    """A part of a model, which must be loaded."""
+    assert part is not None
+    return part

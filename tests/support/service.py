@@ -72,7 +72,7 @@ class Service:
             for item in self.engine.scheduler.sessions.values()
         ]
         workers = [
-            f"{report}, {len(self.engine.crew.workers[report.worker_id].plans)} plans"
+            f"{report}, {len(self.engine.worker_pool.workers[report.worker_id].plans)} plans"
             for report in self.engine.worker_reports()
         ]
         counts = f"{self.engine.stats()}, {self.num_chunks} chunks, {self.steps} steps"

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Callable,
     Iterator,
     Mapping,
@@ -107,7 +106,7 @@ class AsyncEngine(ModelPool):
 
     async def generate(
         self, request: VideoRequest, *, continue_from: Snapshot | None = None
-    ) -> AsyncIterator[VideoChunk]:
+    ) -> AsyncGenerator[VideoChunk, None]:
         """Make a video and read it; ends it when the reader goes away before it is complete.
 
         Raises what `submit` and `watch` do.

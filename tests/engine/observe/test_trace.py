@@ -163,9 +163,9 @@ def test_engines_share_a_file_but_no_lanes(path: Path) -> None:
     }
     assert sorted(parts.values()) == ["first", "second"]
     for process, model in parts.items():
-        own = [event for event in events if event["pid"] == process]
-        assert set(lanes(own).values()) == {"inline-0", "inline-0 encode", "inline-0 decode"}
-        steps = [step for event in own for step in event.get("args", {}).get("steps", ())]
+        of_process = [event for event in events if event["pid"] == process]
+        assert set(lanes(of_process).values()) == {"inline-0", "inline-0 encode", "inline-0 decode"}
+        steps = [step for event in of_process for step in event.get("args", {}).get("steps", ())]
         assert {step["session"] for step in steps} == {f"of {model}"}
         assert len(steps) == 6
 

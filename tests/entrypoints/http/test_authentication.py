@@ -104,11 +104,14 @@ def test_a_server_that_cannot_answer_a_handshake_closes_it(keys: KeyStore) -> No
     async def send(message: Any) -> None:
         sent.append(message)
 
+    async def receive() -> Any:
+        raise AssertionError("nothing is to be received")
+
     async def never(*_: Any) -> None:
         raise AssertionError("nobody is to be asked")
 
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "subprotocols": []}
-    asyncio.run(Authentication(never, KeyCache(keys))(scope, never, send))
+    asyncio.run(Authentication(never, KeyCache(keys))(scope, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 

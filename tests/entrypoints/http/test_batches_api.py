@@ -46,6 +46,13 @@ def ended(client: openai.OpenAI, batch_id: str) -> Any:
     return batch
 
 
+def completed(client: openai.OpenAI, batch_id: str) -> int:
+    """How many lines are done."""
+    counts = client.batches.retrieve(batch_id).request_counts
+    assert counts is not None
+    return counts.completed
+
+
 def lines_of(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     assert file_id is not None
     return [json.loads(text) for text in client.files.content(file_id).read().splitlines()]
@@ -114,7 +121,7 @@ def test_a_cancelled_batch_keeps_what_was_made(client: openai.OpenAI) -> None:
     lines = [line("short")] + [line(f"long {index}", num_frames=33 * 300) for index in range(3)]
     batch = start(client, *lines)
     deadline = time.monotonic() + 60
-    while client.batches.retrieve(batch.id).request_counts.completed == 0:
+    while completed(client, batch.id) == 0:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
@@ -157,7 +164,7 @@ def test_a_batch_outlives_the_server(tmp_path: Path) -> None:
     with running_server(folder, "nano", "--device", "cpu") as server, client_of(server) as client:
         batch = start(client, *(line(name, seed=index) for index, name in enumerate(names)))
         deadline = time.monotonic() + 60
-        while client.batches.retrieve(batch.id).request_counts.completed < 3:
+        while completed(client, batch.id) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         server.kill()

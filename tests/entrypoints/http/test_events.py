@@ -136,7 +136,7 @@ def test_a_switch_that_is_replaced_before_its_chunk_is_made_is_told_and_so_is_th
         assert job is not None
         store.update_request(job.request.with_switch(PromptSwitch(chunk, prompt)))
 
-    def told(position: EventPosition) -> list[str | int]:
+    def told(position: EventPosition) -> list[str | int | None]:
         job = store.job("a")
         assert job is not None
         events = events_in("".join(events_after(job, position)).splitlines())

@@ -78,7 +78,7 @@ def test_containers_that_browsers_and_cameras_make_are_read(
 def reference_of(server: Server, http: httpx.Client, made: httpx.Response) -> bytes:
     """What the server has stored of a reference; its video is not waited for."""
     assert made.status_code == 200, made.text
-    video = made.json()["id"]
+    video: str = made.json()["id"]
     stored = (server.folder / "inputs" / video / "media.msgpack").read_bytes()
     http.delete(f"/v1/videos/{video}")
     return stored
@@ -191,7 +191,7 @@ def test_a_killed_decoder_costs_one_request_at_most(http: httpx.Client, server: 
 def is_at_work(process: psutil.Process) -> bool:
     """The codec has threads of its own as long as there is a video."""
     try:
-        return process.num_threads() > 2 and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.num_threads() > 2 and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

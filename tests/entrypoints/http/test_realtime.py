@@ -201,7 +201,7 @@ def test_a_session_that_is_stopped_has_all_that_was_made(
 ) -> None:
     with realtime_client(server.url) as client:
         video = client.start(**LONG)
-        chunks = [client.hear()]
+        chunks = [client.hear_chunk()]
         client.say("session.stop")
         rest, messages = client.rest()
     assert [chunk.metadata["generation_chunk_index"] for chunk in rest] == [
@@ -244,7 +244,7 @@ def test_a_session_waits_for_its_client_and_goes_on_where_it_was(
 ) -> None:
     with realtime_client(server.url) as client:
         video = client.start(num_frames=70, max_lead_chunks=1)
-        chunks = [client.hear()]
+        chunks = [client.hear_chunk()]
     assert wait_until(http, video, "paused")["chunks_done"] <= 2
     with realtime_client(server.url) as client:
         client.say("session.resume", session_id=video, from_chunk=9)
@@ -304,7 +304,7 @@ def test_a_session_ends_when_its_client_stays_away(tmp_path: Path) -> None:
     ):
         with realtime_client(server.url) as client:
             video = client.start(**LONG, max_lead_chunks=32)
-            chunks = [client.hear()]
+            chunks = [client.hear_chunk()]
         gone = time.monotonic()
         assert wait_until(http, video, "paused")["chunks_done"] < 32
         ended = wait_until(http, video, "failed")
@@ -330,7 +330,7 @@ def test_a_session_can_be_resumed_when_the_server_was_killed(tmp_path: Path) -> 
     ):
         lost = other.start(**LONG)
         video = client.start(num_frames=132, seed=5)
-        chunks = [client.hear()]
+        chunks = [client.hear_chunk()]
         server.kill()
     with (
         running_server(folder, *flags) as server,

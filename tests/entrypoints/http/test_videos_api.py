@@ -160,14 +160,16 @@ def test_what_has_no_state_is_gone_on_with_from_its_frames(
 
 def test_a_size_that_no_model_makes_is_scaled_and_cut(client: openai.OpenAI) -> None:
     fit = SHORT["extra_body"] | {"size_policy": "fit"}
+    even: Any = "90x150"
     video = client.videos.create_and_poll(
-        prompt="a dog runs", poll_interval_ms=100, size="90x150", extra_body=fit
+        prompt="a dog runs", poll_interval_ms=100, size=even, extra_body=fit
     )
     assert (video.status, video.size) == ("completed", "90x150")
     frames = frames_of(client.videos.download_content(video.id).read())
     assert frames.shape == (40, 150, 90, 3)
+    odd: Any = "91x150"
     with pytest.raises(openai.BadRequestError, match="expected WIDTHxHEIGHT with even sides"):
-        client.videos.create(prompt="x", size="91x150", extra_body=fit)
+        client.videos.create(prompt="x", size=odd, extra_body=fit)
 
 
 def test_an_order_that_is_repeated_is_made_once(http: httpx.Client) -> None:

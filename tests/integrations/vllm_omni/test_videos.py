@@ -11,7 +11,7 @@ import requests
 from PIL import Image
 
 from tests.support.lora_files import write_lora
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 from tests.support.omni_server import STEPS, OmniServer, count_frames, differ
 
 pytestmark = pytest.mark.vllm_omni
@@ -64,7 +64,7 @@ def test_a_video_is_gone_on_from(server: OmniServer, sea: bytes) -> None:
 def test_lora_comes_by_its_own_field(
     server: OmniServer, sea: bytes, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    transformer = load_model(str(checkpoints["distilled"])).transformer
+    transformer = loaded(load_model(str(checkpoints["distilled"])).transformer)
     path = write_lora(tmp_path / "lora.safetensors", transformer)
     lora = f'{{"name": "x", "path": "{path}", "scale": 0.0}}'
     without = server.sync(num_frames=99, lora=lora)
