@@ -15,13 +15,19 @@ from pathlib import Path
 
 import torch
 
-from helios_serve.engine.launch import ExecutorKind, launch
+from helios_serve.engine.launch import launch
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.messages import StepsDone
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.options.sampling import SamplingParams, default_size
-from helios_serve.options.workers import DEFAULT_MODEL, Resources, WorkerConfig, WorkerGroup
+from helios_serve.options.workers import (
+    DEFAULT_MODEL,
+    ExecutorKind,
+    Resources,
+    WorkerConfig,
+    WorkerGroup,
+)
 from helios_serve.video_request import VideoRequest
 
 SESSIONS = (1, 4, 16)
