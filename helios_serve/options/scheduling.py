@@ -1,4 +1,4 @@
-"""Scheduling options: limits and shares of tenants, and policies of the scheduler."""
+"""Scheduling options: the limits and shares of tenants, and the scheduler's policies."""
 
 from typing import Annotated, Literal
 
@@ -8,15 +8,22 @@ from helios_serve.size import SizeName
 
 DEFAULT_TENANT = "default"
 ServiceTier = Literal["priority", "default", "flex"]
-"""priority is real-time, flex takes what the others leave."""
+"""A request's tier: priority has real-time deadlines, default shares the remaining time fairly by
+tenant, and flex does so with a smaller weight."""
 Limit = Annotated[int, msgspec.Meta(ge=0)]
 Weight = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
 
 
 class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tenant's share and limits; None is no limit of its own.
+    """A tenant's share and limits. None means no limit for this tenant.
 
-    `frames_per_day` counts what is asked for in a day of UTC, less what is not made of it.
+    - `weight`: the tenant's share of the workers' time, relative to other tenants.
+    - `tiers`: the tiers that its requests may use.
+    - `max_sessions`: unfinished videos, including those that wait for a worker.
+    - `max_queued`: videos that wait for a worker.
+    - `frames_per_day`: frames requested in a UTC day, less those of failed or cancelled videos that
+      were not generated.
+    - `sizes`: the video sizes that it may request.
     """
 
     weight: Weight = 1.0
@@ -27,19 +34,21 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sizes: Annotated[tuple[SizeName, ...], msgspec.Meta(min_length=1)] | None = None
 
     def tier_like(self, usual: ServiceTier) -> ServiceTier:
-        """The tier of a request that names none: the usual one, or the first that is allowed."""
+        """Return the default tier of a request: `usual` if allowed, else the first allowed tier."""
         return usual if self.tiers is None or usual in self.tiers else self.tiers[0]
 
 
 class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and policies of the scheduler.
 
-    A batch holds at most `max_num_seqs` sessions and `max_num_batched_tokens` tokens; the default
-    lets the small pyramid stages share a step and full-resolution steps at 384x640 go alone.
-    `realtime_share` of a worker's rate may be promised to priority sessions; `batch_share` of
-    what it does goes to the other tiers while they have work. `start_buffer` is the lead, in
-    seconds, that a real-time player builds up before it starts. `tenant_defaults` are for tenants
-    that are not among `tenants`.
+    - `max_num_batched_tokens`, `max_num_seqs`: the most tokens and sessions in one batch. By
+      default small pyramid stages share a step, and a full-resolution step at 640x384 runs alone.
+    - `max_queued`: the most sessions that wait for a worker.
+    - `realtime_share`: the share of a worker's rate that may be promised to priority sessions.
+    - `batch_share`: the share of a worker's time that the other tiers get while they have work.
+    - `flex_weight`: the weight of the flex tier relative to its tenant's other requests.
+    - `start_buffer`: seconds of video that a real-time player buffers before playback starts.
+    - `tenants`: tenants by name; `tenant_defaults` applies to all others.
     """
 
     max_num_batched_tokens: int = 12288
@@ -53,9 +62,10 @@ class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
     tenant_defaults: TenantConfig = TenantConfig()
 
     def tenant(self, name: str) -> TenantConfig:
+        """Return the configuration of a tenant, or the defaults if it has none."""
         return self.tenants.get(name, self.tenant_defaults)
 
     def weight(self, tenant: str, tier: ServiceTier) -> float:
-        """A flow's share of service: its tenant's, of which flex counts a part."""
+        """Return the fair-queueing weight of a tenant's requests in `tier`."""
         weight = self.tenant(tenant).weight
         return weight * self.flex_weight if tier == "flex" else weight
