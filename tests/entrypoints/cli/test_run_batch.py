@@ -317,7 +317,7 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         (["empty.jsonl"], "got empty.jsonl, which is empty"),
         (["lines.jsonl", "--output", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
         (["lines.jsonl", "--data-dir", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
-        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server; each needs"),
+        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server: each server"),
         (["lines.jsonl", "--trace", "no/trace.json"], "cannot write no/trace.json: No such file"),
         (
             ["lines.jsonl", "--model", "no/model"],
