@@ -159,7 +159,7 @@ BAD = [
     bad("steps", r"got 2 step counts \(2,2\), expected 3", steps=[2, 2]),
     bad("late", r"got prompt switches at chunks \[9\]", switches=[{"chunk": 9, "prompt": "x"}]),
     bad("model", "got model 'huge', expected one of: nano", model="huge"),
-    bad("image", "/nothing.png: got no such file, expected one that", image="nothing.png"),
+    bad("image", "/nothing.png: got no such file, expected an existing", image="nothing.png"),
     bad("video", "got .*, expected a video file that FFmpeg reads", video="lines.jsonl"),
     bad("zero", "got no such file", image="a\0b"),
     bad("two", "got both an image and a video", image="red.png", video="frames"),
