@@ -1,4 +1,4 @@
-"""Pictures that a program holds, in the forms in which libraries pass them on, as frames."""
+"""Converts images and videos from Python callers (paths, PIL, numpy, torch) to `Frames`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +19,12 @@ EXPECTED = (
 
 
 def frames_from(media: Any, kind: MediaKind, *, width: int, height: int) -> Frames:
-    """An image as one frame, or the ends of a video, scaled and cut to width x height.
+    """Return an image as one frame, or the ends of a video, scaled and cropped to width x height.
 
-    `media` is a path, a PIL image, an array or tensor with channels last, or a list of them; one
-    of another kind, and a video that is too short, raise InvalidRequestError.
+    `media` is a path, a PIL image, an array or tensor (..., height, width, 3) of uint8 or of floats
+    from 0 to 1, or a list of those. As in `load_video_ends`, the first frame of a video and its
+    last `TAIL_FRAMES` are kept. Raises InvalidRequestError for other media and for videos of fewer
+    than 33 frames.
     """
     if isinstance(media, list | tuple) and len(media) == 1 and kind == "image":
         media = media[0]
@@ -52,7 +54,7 @@ def _pictures(media: Any, kind: MediaKind) -> Iterator[Image.Image]:
 
 
 def _as_bytes(media: Any, kind: MediaKind) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(frames, height, width, 3)."""
+    """Return an array or tensor as uint8 (frames, height, width, 3)."""
     array = np.asarray(media.detach().cpu() if hasattr(media, "detach") else media)
     numbers = array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)
     if not numbers or array.ndim < 3 or array.shape[-1] != 3 or not array.size:

@@ -1,4 +1,4 @@
-"""Scheduling options: limits and shares of tenants, and policies of the scheduler."""
+"""Scheduling options: the limits and shares of tenants, and the scheduler's policies."""
 
 from typing import Annotated, Literal
 
@@ -9,15 +9,22 @@ from helios_serve.size import SizeName
 
 DEFAULT_TENANT = "default"
 ServiceTier = Literal["priority", "default", "flex"]
-"""priority is real-time, flex takes what the others leave."""
+"""A request's tier: priority has real-time deadlines, default shares the remaining time fairly by
+tenant, and flex does so with a smaller weight."""
 Limit = Annotated[int, Meta(ge=0)]
 Weight = Annotated[float, Meta(ge=1e-3, le=1e6)]
 
 
 class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tenant's share and limits; None is no limit of its own.
+    """A tenant's share and limits. None means no limit for this tenant.
 
-    `frames_per_day` counts what is asked for in a day of UTC, less what is not made of it.
+    - `weight`: the tenant's share of the workers' time, relative to other tenants.
+    - `tiers`: the tiers that its requests may use.
+    - `max_sessions`: unfinished videos, including those that wait for a worker.
+    - `max_queued`: videos that wait for a worker.
+    - `frames_per_day`: frames requested in a UTC day, less those of failed or cancelled videos that
+      were not generated.
+    - `sizes`: the video sizes that it may request.
     """
 
     weight: Weight = 1.0
@@ -28,7 +35,7 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sizes: Annotated[tuple[SizeName, ...], Meta(min_length=1)] | None = None
 
     def tier_like(self, usual: ServiceTier) -> ServiceTier:
-        """The tier of a request that names none: the usual one, or the first that is allowed."""
+        """Return the default tier of a request: `usual` if allowed, else the first allowed tier."""
         return usual if self.tiers is None or usual in self.tiers else self.tiers[0]
 
 
@@ -81,9 +88,10 @@ class SchedulingConfig(BatchLimits, frozen=True, kw_only=True):
     tenant_defaults: TenantConfig = TenantConfig()
 
     def tenant(self, name: str) -> TenantConfig:
+        """Return the configuration of a tenant, or the defaults if it has none."""
         return self.tenants.get(name, self.tenant_defaults)
 
     def weight(self, tenant: str, tier: ServiceTier) -> float:
-        """A flow's share of service: its tenant's, of which flex counts a part."""
+        """Return the fair-queueing weight of a tenant's requests in `tier`."""
         weight = self.tenant(tenant).weight
         return weight * self.flex_weight if tier == "flex" else weight

@@ -1,15 +1,17 @@
-"""Server options: what the server keeps, for how long, and what it offers."""
+"""Server options: retention, disk limit, realtime sessions and LoRA adapters."""
 
 import msgspec
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server keeps and offers.
+    """Options of the HTTP server.
 
-    Finished videos and files are kept for `retention` seconds (None: forever) and may take
-    `max_disk` bytes before new ones are refused (None: no limit). A realtime session waits
-    `session_grace` seconds for its client to reconnect. `loras` maps the names of LoRA adapters
-    that requests may use to their files.
+    - `retention`: seconds for which finished videos and uploaded files are kept; None keeps them
+      forever.
+    - `max_disk`: bytes that the data folder may take before new videos are refused; None means no
+      limit.
+    - `session_grace`: seconds for which a realtime session waits for its client to reconnect.
+    - `loras`: files of the LoRA adapters that requests may use, by name.
     """
 
     retention: float | None = None

@@ -1,4 +1,4 @@
-"""Worker options: which model a worker runs, how, on what, and for which work."""
+"""Worker options: the model that a worker runs, its device, precision and roles."""
 
 import math
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from helios_serve.size import SizeName
 
 DEFAULT_MODEL = "nano"
 Role = Literal["encode", "denoise", "decode"]
-"""What a worker does: read prompts and references, take denoise steps, turn latents to frames."""
+"""What a worker does: encode prompts and references, run denoise steps, or decode latents."""
 ROLES: tuple[Role, ...] = ("encode", "denoise", "decode")
 Quantization = Literal["fp8"]
-"""How the transformer's large linear layers are kept: fp8 is float8_e4m3fn with a scale a row."""
+"""Quantization of the transformer's large linear layers. fp8: float8_e4m3fn, a scale per row."""
 DecodeDtype = Literal["float32", "bfloat16"]
 """What the VAE decodes in; it encodes in float32 always."""
 ExecutorKind = Literal["inline", "local", "ray"]
@@ -25,10 +25,11 @@ LoadFormat = Literal["auto", "dummy"]
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker takes of a cluster.
+    """Resources that a worker reserves on a Ray cluster.
 
-    None for `num_gpus` is one if there are any, or none on the CPU. It may be a fraction, so that
-    several workers share a GPU; `labels` are those of the nodes that it may run on.
+    `num_gpus` may be a fraction, so that workers share a GPU. None means one per rank of the
+    worker, or none if it runs on the CPU or the cluster has no GPUs. `labels` restricts the worker
+    to nodes with these labels.
     """
 
     num_cpus: float = 1.0
@@ -110,8 +111,14 @@ DEFAULT_OPTIONS = WorkerOptions()
 class WorkerConfig(WorkerOptions, frozen=True, kw_only=True):
     """What one worker runs: its model, its share of the work and what it takes of a cluster.
 
-    See docs/memory.md for `decode_dtype`, `quantization`, `offload` and `context_parallel`, and
-    docs/kernels.md for `compile_sizes`.
+    - `model`: a local folder, a Hugging Face hub id, or a built-in model such as `nano`.
+    - `device`: a torch device name, or `auto` for the first accelerator, else the CPU.
+    - `dtype`: `auto`, `bfloat16` or `float32`; `auto` is bfloat16 on accelerators.
+    - `load_format`: `dummy` fills the model with random weights.
+    - `decode_dtype`, `quantization`, `offload`, `context_parallel`: see docs/memory.md.
+    - `compile_sizes`: sizes for which the VAE's decoder is compiled; see docs/kernels.md.
+    - `history_blocks`: blocks in the history pool; None sizes it by the free memory.
+    - `batch_invariant`: run each pack segment alone, so that results do not depend on the batch.
     """
 
     model: str = DEFAULT_MODEL
@@ -120,22 +127,22 @@ class WorkerConfig(WorkerOptions, frozen=True, kw_only=True):
 
     @property
     def ranks(self) -> int:
-        """Processes, each with a device, that this worker is made of: only steps are shared."""
+        """The number of processes of the worker, one per device. Only denoising is parallel."""
         return self.context_parallel if "denoise" in self.roles else 1
 
 
 class WorkerGroup(msgspec.Struct, frozen=True):
-    """`count` workers of one kind."""
+    """`count` workers with the same configuration."""
 
     config: WorkerConfig
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "WorkerGroup":
-        """From N[:ROLES][@KEY=VALUE,...], as users write it; raises ValueError.
+        """Parse N[:ROLES][@KEY=VALUE,...]; raises ValueError for any other text.
 
-        Roles are joined by +, all if there are none. The keys cpus and gpus are amounts, any other
-        is a label of the nodes to run on.
+        ROLES are joined by `+` and default to all roles. The keys `cpus` and `gpus` are amounts;
+        any other key is a label of the nodes to run on.
         """
         head, has_needs, needs = text.partition("@")
         number, has_names, names = head.partition(":")
@@ -170,7 +177,7 @@ def worker_config(model: str, options: WorkerOptions, like: WorkerConfig) -> Wor
 
 
 def check_roles(groups: Iterable[WorkerGroup]) -> None:
-    """Raise InvalidRequestError if nobody would do some of the work."""
+    """Raise InvalidRequestError unless every role is taken by at least one worker."""
     covered = {role for group in groups for role in group.config.roles}
     if idle := [role for role in ROLES if role not in covered]:
         raise InvalidRequestError(

@@ -1,4 +1,4 @@
-"""One folder a job, under a name that its id cannot use to get elsewhere."""
+"""Folders with one subfolder per job, whose name is safe whatever the job's id contains."""
 
 import re
 from abc import ABC, abstractmethod
@@ -13,9 +13,10 @@ PLAIN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 
 def folder_name(job_id: str) -> str:
-    """The id itself if it is plain, else its hash: ids come from users and may be anything.
+    """Return the id itself if it is safe as a name, else its hash.
 
-    Capitals are not plain, because some file systems take A and a for the same.
+    Ids come from users and may be any text, such as `../x`. Capital letters count as unsafe
+    because some file systems ignore case.
     """
     if PLAIN_ID.fullmatch(job_id):
         return job_id
@@ -23,7 +24,7 @@ def folder_name(job_id: str) -> str:
 
 
 class JobFolders(ABC):
-    """Files of one kind of all jobs, below `root`."""
+    """Base class of stores that keep one kind of file in a subfolder of `root` per job."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,11 +34,11 @@ class JobFolders(ABC):
         return self.root / folder_name(job_id)
 
     def delete(self, job_id: str) -> None:
-        """Delete all of a job's files."""
+        """Delete all files of a job."""
         remove(self.folder(job_id))
 
     def sweep(self, jobs: Iterable[StoredJob]) -> None:
-        """Delete all that a crash has left: files that are not `committed` for any of `jobs`."""
+        """Delete the files that a crash left behind: those that no job lists in `committed`."""
         by_folder = {folder_name(job.id): job for job in jobs}
         for folder in list_folder(self.root):
             job = by_folder.get(folder.name)
@@ -51,7 +52,7 @@ class JobFolders(ABC):
 
     @abstractmethod
     def committed(self, job: StoredJob) -> Collection[str]:
-        """Names of the files that a job has according to its row."""
+        """Return the names of the files that a job has according to its row."""
 
 
 def list_folder(folder: Path) -> list[Path]:

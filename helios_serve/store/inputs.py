@@ -1,4 +1,4 @@
-"""Reference images and videos, which are too large for the table of jobs."""
+"""Reference images and videos of jobs, in files because they are too large for the table."""
 
 from pathlib import Path
 
@@ -13,23 +13,23 @@ MEDIA = "media.msgpack"
 
 
 class Media(msgspec.Struct, frozen=True):
-    """What `VideoRequest.without_media` leaves out."""
+    """The reference of a request: what `VideoRequest.without_media` removes."""
 
     image: Frames | None
     video: Frames | None
 
 
 class InputStore(JobFolders):
-    """One file a job that starts from an image or a video."""
+    """Stores one file for each job with a reference (I2V, V2V)."""
 
     def put(self, request: VideoRequest) -> None:
-        """Keep the request's reference, if it has one; durable when it returns."""
+        """Store the request's reference, if it has one. Durable when it returns."""
         if request.has_reference:
             media = Media(request.image, request.video)
             write_struct(self._path(request.request_id), media)
 
     def restore(self, request: VideoRequest) -> VideoRequest:
-        """The request with its reference; raises StorageError if that is missing or damaged."""
+        """Return the request with its reference. Raises DamagedFileError if the file is damaged."""
         media = read_struct(self._path(request.request_id), Media)
         return msgspec.structs.replace(request, image=media.image, video=media.video)
 

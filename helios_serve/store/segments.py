@@ -1,4 +1,4 @@
-"""Chunks of videos as segments of an MP4, ready to be served."""
+"""MP4 segments of committed chunks, ready to be served."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,33 +12,33 @@ HEADER = "init.mp4"
 
 
 class SegmentStore(JobFolders):
-    """The header of each video, kept once, and a fragment a chunk."""
+    """Stores one header per video and one fragment per chunk."""
 
     def put(self, job_id: str, chunk: int, segment: Segment) -> None:
-        """Durable when it returns."""
+        """Store a chunk's segment. Durable when it returns."""
         header = self._header_path(job_id)
         if not header.exists():
             write_file(header, segment.header)
         write_file(self.path(job_id, chunk), segment.fragment)
 
     def share(self, job_id: str, parent_id: str, chunks: Iterable[int]) -> None:
-        """Let a job have another one's header and chunks as its own; durable when it returns.
+        """Give a job its parent's header and `chunks`. Durable when it returns.
 
-        Files never change, so both have the same ones; each may be deleted without the other.
+        The files are hard links: they never change, and each job can be deleted by itself.
         """
         names = [HEADER, *map(fragment_name, chunks)]
         link_files(self.folder(parent_id), self.folder(job_id), names)
 
     def header(self, job_id: str) -> bytes:
-        """Raises StorageError if there is none."""
+        """Return a video's header. Raises DamagedFileError if it does not exist."""
         return read_file(self._header_path(job_id))
 
     def fragment(self, job_id: str, chunk: int) -> bytes:
-        """Raises StorageError if there is none."""
+        """Return a chunk's fragment. Raises DamagedFileError if it does not exist."""
         return read_file(self.path(job_id, chunk))
 
     def path(self, job_id: str, chunk: int) -> Path:
-        """Where the fragment of a chunk is kept."""
+        """Return the file of a chunk's fragment."""
         return self.folder(job_id) / fragment_name(chunk)
 
     def committed(self, job: StoredJob) -> set[str]:

@@ -119,7 +119,7 @@ class BatchRunner:
             return await self._save(batch.at("failed", time.time(), errors=tuple(errors)))
         if batch.status == "validating":
             batch = await self._save(batch.at("in_progress", time.time(), total=len(spans)))
-        done = await asyncio.to_thread(self.batches.entered, batch.id)
+        done = await asyncio.to_thread(self.batches.recorded_lines, batch.id)
         async with asyncio.TaskGroup() as group:
             for span in spans:
                 if span.number not in done:
@@ -138,7 +138,7 @@ class BatchRunner:
             except (InvalidRequestError, ApiError) as error:
                 output = refusal(name, line, as_api_error(error))
             await asyncio.to_thread(
-                self.batches.enter,
+                self.batches.record_line,
                 batch.id,
                 span.number,
                 msgspec.json.encode(output),
@@ -183,7 +183,7 @@ class BatchRunner:
         await self._save(batch.at(end, time.time(), **files))
 
     async def _end_videos(self, batch: StoredBatch) -> None:
-        path, done = self.files.path(batch.input_file_id), self.batches.entered(batch.id)
+        path, done = self.files.path(batch.input_file_id), self.batches.recorded_lines(batch.id)
         with suppress(FileNotFoundError):
             for span in (await asyncio.to_thread(check_file, path)).spans:
                 if span.number not in done:

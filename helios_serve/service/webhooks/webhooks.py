@@ -68,7 +68,7 @@ class Webhooks:
         """Send events until none is due or all senders are busy."""
         while (room := MAX_AT_ONCE - len(self._sending)) > 0:
             sending = tuple(self._sending)
-            due = await asyncio.to_thread(self.outbox.due, self.clock(), room, but=sending)
+            due = await asyncio.to_thread(self.outbox.due, self.clock(), room, exclude=sending)
             for event in due:
                 self._sending[event.id] = asyncio.create_task(self._send(event))
             if not due:

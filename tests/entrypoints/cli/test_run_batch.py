@@ -164,7 +164,7 @@ BAD = [
     bad("steps", r"got 2 step counts \(2,2\), expected 3", steps=[2, 2]),
     bad("late", r"got prompt switches at chunks \[9\]", switches=[{"chunk": 9, "prompt": "x"}]),
     bad("model", "got model 'huge', expected one of: nano", model="huge"),
-    bad("image", "/nothing.png: got no such file, expected one that", image="nothing.png"),
+    bad("image", "/nothing.png: got no such file, expected an existing", image="nothing.png"),
     bad("video", "got .*, expected a video file that FFmpeg reads", video="lines.jsonl"),
     bad("zero", "got no such file", image="a\0b"),
     bad("two", "got both an image and a video", image="red.png", video="frames"),
@@ -340,7 +340,7 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         (["empty.jsonl"], "got empty.jsonl, which is empty"),
         (["lines.jsonl", "--output", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
         (["lines.jsonl", "--data-dir", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
-        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server; each needs"),
+        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server: each server"),
         (["lines.jsonl", "--trace", "no/trace.json"], "cannot write no/trace.json: No such file"),
         (
             ["lines.jsonl", "--model", "no/model"],

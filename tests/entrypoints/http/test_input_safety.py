@@ -128,7 +128,10 @@ def test_a_video_may_come_in_many_ways_and_is_the_same(http: httpx.Client, serve
         ({"image_url": "data:,\xff"}, "other characters than ASCII"),
         ({"image_url": ""}, "got a URL with other characters"),
         ({"image_url": 3}, "got image_url that is a int, expected text"),
-        ({"image_url": data_url(movie(), "video/mp4")}, "image_url: got a file of another kind"),
+        (
+            {"image_url": data_url(movie(), "video/mp4")},
+            "image_url: got an unsupported file format",
+        ),
         ({"video_url": data_url(picture())}, "video_url: got "),
         ({"image_url": "data:,", "video_url": "data:,"}, "got an object with image_url, video_url"),
         ({"file_id": "file_1"}, "got file 'file_1', which does not exist"),
@@ -185,7 +188,7 @@ def test_a_killed_decoder_costs_one_request_at_most(http: httpx.Client, server: 
                 time.sleep(0.01)
             assert upload(http, picture()).status_code == 200
             assert answer.result().status_code == status
-    assert "ends the process which decodes it (SIGKILL)" in answer.result().text
+    assert "crashes the decoder process (SIGKILL)" in answer.result().text
 
 
 def is_at_work(process: psutil.Process) -> bool:

@@ -61,7 +61,7 @@ def test_pictures_and_videos_are_fetched(tmp_path: Path, server: HttpsServer) ->
         ("/nothing?key=secret", "got status 404 of receiver.example, expected 200"),
         ("/moved?key=secret", "got status 404"),
         ("/moved", "got status 302"),
-        ("/page", "image_url: got a file of another kind"),
+        ("/page", "image_url: got an unsupported file format"),
         ("/packed", "got an answer of receiver.example that is compressed"),
         ("/long", "of more than 2000 bytes"),
         ("/says-long", "of more than 2000 bytes"),
