@@ -4,7 +4,7 @@ import msgspec
 
 from helios_serve.messages import Snapshot, TensorData
 from helios_serve.store.files import read_struct, remove, write_struct
-from helios_serve.store.folders import JobFolders, list_folder
+from helios_serve.store.job_files import JobFolders, list_folder
 from helios_serve.store.jobs import StoredJob
 
 

@@ -16,10 +16,8 @@ from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.store.database import Database
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
-from helios_serve.store.folders import list_folder
-from helios_serve.store.inputs import InputStore
+from helios_serve.store.job_files import InputStore, SegmentStore, list_folder
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
-from helios_serve.store.segments import SegmentStore
 from helios_serve.store.snapshots import ResumePoint, SnapshotStore
 from helios_serve.store.usage import DayUsage
 from helios_serve.video_request import VideoRequest
