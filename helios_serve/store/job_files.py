@@ -133,10 +133,12 @@ class InputStore(JobFolders):
             media = Media(request.image, request.video)
             write_struct(self._path(request.request_id), media)
 
-    def restore(self, request: VideoRequest) -> VideoRequest:
-        """Return the request with its reference. Raises DamagedFileError if the file is damaged."""
-        media = read_struct(self._path(request.request_id), Media)
-        return msgspec.structs.replace(request, image=media.image, video=media.video)
+    def whole_request(self, job: StoredJob) -> VideoRequest:
+        """Return a job's request with its reference. Raises DamagedFileError for a damaged file."""
+        if not job.has_media:
+            return job.request
+        media = read_struct(self._path(job.id), Media)
+        return msgspec.structs.replace(job.request, image=media.image, video=media.video)
 
     def committed(self, job: StoredJob) -> set[str]:
         return {MEDIA} if job.has_media else set()

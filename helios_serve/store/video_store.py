@@ -1,7 +1,7 @@
 """The store of jobs and their chunks, consistent after a crash at any instant."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
@@ -16,7 +16,7 @@ from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.store.database import Database
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
-from helios_serve.store.job_files import InputStore, SegmentStore, list_folder
+from helios_serve.store.job_files import InputStore, JobFolders, SegmentStore, list_folder
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
 from helios_serve.store.snapshots import ResumePoint, SnapshotStore
 from helios_serve.store.usage import DayUsage
@@ -60,7 +60,7 @@ class VideoStore:
             self._snapshots = SnapshotStore(folder / "snapshots")
             self._inputs = InputStore(folder / "inputs")
             self._files = (self._segments, self._snapshots, self._inputs)
-            self._check_database()
+            check_database(self.folder, self._files)
             self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
             sync_folder(folder)
             jobs = self.jobs()
@@ -149,7 +149,7 @@ class VideoStore:
         """Return the request of a job with its reference, so that it can be generated again."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
-            return None if job is None else self._whole_request(job)
+            return None if job is None else self._inputs.whole_request(job)
 
     def jobs(self) -> list[StoredJob]:
         """Return all jobs, in the order in which they were accepted."""
@@ -216,18 +216,6 @@ class VideoStore:
         with self._locks_guard:
             return self._locks.setdefault(job_id, Lock())
 
-    def _check_database(self) -> None:
-        """Raise StorageError if the database was lost: the sweep would delete every video."""
-        path = self.folder / DATABASE
-        if path.exists() and path.stat().st_size:
-            return
-        for files in self._files:
-            if list_folder(files.root):
-                raise StorageError(
-                    f"{path} is missing or empty, but there are files in {files.root}: restore "
-                    "the database or move the files away"
-                )
-
     def _add(
         self,
         request: VideoRequest,
@@ -246,7 +234,10 @@ class VideoStore:
         before = CHUNK_FRAMES * coming
         parent = None if extends is None else self._jobs.get(extends)
         if parent is not None and parent.first_chunk < coming:
-            before, first = parent.request.params.num_frames, parent.first_chunk
+            before, first = (
+                min(parent.request.params.num_frames, CHUNK_FRAMES * chunk),
+                parent.first_chunk,
+            )
             self._segments.share(request.request_id, parent.id, range(first, coming))
         self._jobs.add(
             request,
@@ -274,11 +265,21 @@ class VideoStore:
         if job.kept_chunk is not None:
             resume_point = self._snapshots.get(job.id, job.kept_chunk)
             return Unfinished(job.request, resume_point, job.first_chunk, job.next_chunk)
-        return Unfinished(self._whole_request(job), None, job.first_chunk, job.next_chunk)
-
-    def _whole_request(self, job: StoredJob) -> VideoRequest:
-        return self._inputs.restore(job.request) if job.has_media else job.request
+        return Unfinished(self._inputs.whole_request(job), None, job.first_chunk, job.next_chunk)
 
     def _delete_files(self, job_id: str) -> None:
         for files in self._files:
             files.delete(job_id)
+
+
+def check_database(folder: Path, stores: Iterable[JobFolders]) -> None:
+    """Raise StorageError if the database was lost: the sweep would delete every video."""
+    path = folder / DATABASE
+    if path.exists() and path.stat().st_size:
+        return
+    for files in stores:
+        if list_folder(files.root):
+            raise StorageError(
+                f"{path} is missing or empty, but there are files in {files.root}: restore "
+                "the database or move the files away"
+            )
