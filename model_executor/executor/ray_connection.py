@@ -1,4 +1,4 @@
-"""This process's connection to a Ray cluster."""
+"""This process's connection to a Ray cluster, shared by its executors."""
 
 import os
 import sys
@@ -9,14 +9,14 @@ from typing import Any
 import ray
 
 ALONE: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.2"}
-"""A cluster of our own is for this machine only. Ray takes 127.0.0.1 for its outer address."""
+"""Keeps a cluster that we start local. Ray would replace 127.0.0.1 by the outer address."""
 
 
 class RayConnection:
-    """Made for the first executor and closed behind the last: a process has but one.
+    """The process's only Ray connection, opened for the first user and closed after the last.
 
-    Whatever calls Ray behind that starts a new cluster. A connection that the process had before
-    is used, and stays.
+    A connection that the process has opened itself is used instead, and is not closed. Any call to
+    Ray after the connection was closed would implicitly start a new cluster.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class RayConnection:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self, user: object, address: str | None) -> None:
-        """Connect to the cluster at `address`, or to a new one on this machine."""
+        """Connect to the cluster at `address`, or start one on this machine if it is None."""
         with self._lock:
             if not ray.is_initialized():
                 self._connect(address)
@@ -40,7 +40,7 @@ class RayConnection:
                 self._scratch = None
 
     def _connect(self, address: str | None) -> None:
-        # Without a working directory of its own Ray puts ours first on sys.path.
+        # By default workers import from this process's working directory first.
         self._scratch = tempfile.TemporaryDirectory(prefix="helios-ray-")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from helios_serve.errors import DeviceError
 from helios_serve.messages import RunnerOutput, SchedulerOutput, WorkerDied
 from helios_serve.model_config import HeliosConfig
-from helios_serve.model_executor.exit_status import how_it_ended
+from helios_serve.model_executor.exit_status import describe_exit
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.options.workers import WorkerConfig
 
@@ -174,7 +174,7 @@ class Followers:
             if self._is_closing or self._has_ended.is_set():
                 return
             self._has_ended.set()
-        self._tell(WorkerDied(f"rank {rank} of {self.size}: {how_it_ended(status)}"))
+        self._tell(WorkerDied(f"rank {rank} of {self.size}: {describe_exit(status)}"))
         self._folder.cleanup()
         time.sleep(TELL_SECONDS)
         os._exit(1)

@@ -26,7 +26,7 @@ from helios_serve.messages import (
     Snapshot,
 )
 from helios_serve.model_config import HISTORY_FRAMES, Geometry, HeliosConfig
-from helios_serve.model_executor.device import current
+from helios_serve.model_executor.device import current_device
 from helios_serve.model_executor.lora_files import AdapterKey, adapter_key, load_adapter
 from helios_serve.model_executor.models.helios.conditioning import (
     ChunkNoise,
@@ -87,7 +87,7 @@ class ModelRunner:
         Whatever goes wrong with one session ends that session alone: it is reported as failed,
         and its later steps are passed over.
         """
-        with current(self.device):
+        with current_device(self.device):
             return self._execute(output)
 
     def _execute(self, output: SchedulerOutput) -> RunnerOutput:

@@ -127,7 +127,7 @@ def test_a_rank_that_is_killed_takes_its_worker_down_and_all_is_recovered(
     print(f"{victim}: noticed after {noticed:.2f} s, resumed after {resumed:.2f} s")
     whose = "" if victim == "leader" else "rank 1 of 2: "
     reasons = [message for message in caplog.messages if "died" in message]
-    assert reasons == [f"worker {worker_id} died: {whose}its process was ended by SIGKILL"]
+    assert reasons == [f"worker {worker_id} died: {whose}process killed by SIGKILL"]
     wait_gone(leader)
     wait_gone(follower)
     service.run()

@@ -131,7 +131,7 @@ def test_resources_that_no_node_has_are_told(
     (worker_id,) = service.workers
     assert beside.where(worker_id) == "no node yet"
     message = (
-        "no worker can be started to encode: no node has room for it: got 2 CPUs, 0.5 GPUs, "
+        "no worker can be started to encode: no node has the resources: got 2 CPUs, 0.5 GPUs, "
         "labels {'zone': 'c'}; expected at most what one node has free, of {"
     )
     with pytest.raises(HeliosError, match=re.escape(message)):

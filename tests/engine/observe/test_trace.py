@@ -124,12 +124,12 @@ def test_what_runs_beside_the_steps_has_lanes_of_its_own(path: Path, clock: Cloc
 def test_a_death_ends_what_the_worker_had(path: Path, clock: Clock, scheduler: Scheduler) -> None:
     with Trace(path, clock) as trace:
         trace.plan("one", plan(("a", 0)), scheduler)
-        trace.death("one", "its process was ended by SIGKILL")
+        trace.death("one", "process killed by SIGKILL")
         trace.plan("one", plan(("b", 1)), scheduler)
         trace.steps("one", done(0.25), scheduler.stats())
     events = json.loads(path.read_text())
     (death,) = [event for event in events if event["ph"] == "i"]
-    assert (death["tid"], death["args"]) == (1, {"reason": "its process was ended by SIGKILL"})
+    assert (death["tid"], death["args"]) == (1, {"reason": "process killed by SIGKILL"})
     assert [name for name, *_ in slices(events)] == ["1 session at stage 1"]
 
 
