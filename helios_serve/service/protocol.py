@@ -1,4 +1,4 @@
-"""What the API takes and gives."""
+"""JSON types of the API: request bodies and responses."""
 
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -17,7 +17,9 @@ WireStatus = Literal["queued", "in_progress", "completed", "failed"]
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """`code` is for programs, `message` for people, `param` the field at fault."""
+    """An error: a machine-readable `code`, a `message` for people, and `param`, the
+    invalid field.
+    """
 
     message: str
     type: str
@@ -26,67 +28,73 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every error response."""
+
     error: ErrorDetail
 
 
 class VideoError(msgspec.Struct, frozen=True):
-    """Why a video is not complete."""
+    """Why a video failed or was cancelled."""
 
     code: str
     message: str
 
 
 class CreateVideo(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A video to make; an option that is left out has the model's default."""
+    """A request for a new video. Options that are left out use the model's defaults."""
 
-    prompt: Annotated[str, Meta(description="What the video shows.")]
+    prompt: Annotated[str, Meta(description="Text prompt that describes the video.")]
     model: Annotated[
-        str | None, Meta(description="A name from the list of models; the first one by default.")
+        str | None, Meta(description="Name of a served model; the first model by default.")
     ] = None
     size: Annotated[
-        str | None, Meta(description="WIDTHxHEIGHT in pixels; or `width` and `height`.")
+        str | None, Meta(description="WIDTHxHEIGHT in pixels, instead of `width` and `height`.")
     ] = None
     size_policy: Annotated[
         Literal["exact", "fit"],
         Meta(
-            description="exact: refuse a size that the model cannot make; fit: make the nearest "
-            "one and scale and cut it."
+            description="exact: reject a size that the model does not support; fit: generate at "
+            "the nearest supported size, then scale and crop to the requested one."
         ),
     ] = "exact"
     width: Annotated[int | None, Meta(description="Width in pixels.")] = None
     height: Annotated[int | None, Meta(description="Height in pixels.")] = None
-    seconds: Annotated[float | None, Meta(description="Length in seconds; or `num_frames`.")] = None
+    seconds: Annotated[
+        float | None, Meta(description="Length in seconds, instead of `num_frames`.")
+    ] = None
     num_frames: Annotated[
         NumFrames | None, Meta(description="Length in frames.", extra={"default": "99"})
     ] = None
     seed: Annotated[Seed | None, Meta(extra={"default": "random"})] = None
     pyramid_num_inference_steps_list: Annotated[
-        tuple[StepCount, ...] | None, Meta(description="Another name of `steps`, as in diffusers.")
+        tuple[StepCount, ...] | None, Meta(description="Alias of `steps`, as in diffusers.")
     ] = None
     lora: Annotated[
-        str | None, Meta(description="A LoRA adapter that the server offers, by name.")
+        str | None, Meta(description="Name of a LoRA adapter that the server offers.")
     ] = None
-    lora_scale: Annotated[float, Meta(description="Strength of the LoRA adapter.")] = 1.0
+    lora_scale: Annotated[float, Meta(description="Scale of the LoRA adapter.")] = 1.0
     service_tier: Annotated[
         RequestedTier,
         Meta(
-            description="priority is real-time, flex takes what the other tiers leave; auto is "
-            "default, or the first tier that the tenant may use."
+            description="priority: real time; flex: runs on capacity that the other tiers leave "
+            "idle; auto: default, or the tenant's first allowed tier."
         ),
     ] = "auto"
     user: Annotated[
-        str | None, Meta(description="The sender's own name for an end user; it changes nothing.")
+        str | None, Meta(description="Your identifier of an end user; the server ignores it.")
     ] = None
 
 
 class RemixVideo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The same seed, size and reference with another prompt."""
+    """A request for a video with another one's seed, size, length and reference, and a
+    new prompt.
+    """
 
     prompt: str
 
 
 class ExtendVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`seconds` more of a finished video, under `prompt`; its first prompt if that is left out."""
+    """A request to extend a video by `seconds`. Without `prompt`, it keeps its first prompt."""
 
     video: dict[str, str]
     seconds: float = 4.0
@@ -94,18 +102,22 @@ class ExtendVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class SwitchPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Another prompt for a video in the making."""
+    """A request to change the prompt of a running video.
+
+    `transition_chunks` is the number of chunks over which the prompts are blended (None: the
+    video's own setting).
+    """
 
     prompt: str
     transition_chunks: int | None = None
 
 
 class Video(msgspec.Struct, kw_only=True):
-    """A video and how far it is; times are Unix seconds, `progress` goes from 0 to 100.
+    """A video and its progress. Times are Unix seconds; `progress` is 0 to 100.
 
-    Everything from `num_frames` on goes beyond OpenAI's. `relation` says how the video comes from
-    its parent; a continuation holds what is new only, since the state at the end of what it goes on
-    from is not known.
+    The fields from `num_frames` on are not part of OpenAI's API. `relation` says how the video was
+    derived from its parent. A continuation contains only the new frames, because its parent has no
+    snapshot to resume from.
     """
 
     id: str
@@ -148,7 +160,7 @@ class VideoDeleted(msgspec.Struct, kw_only=True):
 
 
 class FileObject(msgspec.Struct, kw_only=True):
-    """A file of the sender's; `bytes` is its size."""
+    """An uploaded file or a batch output. `bytes` is its size."""
 
     id: str
     object: Literal["file"] = "file"
@@ -175,7 +187,7 @@ class FileDeleted(msgspec.Struct, kw_only=True):
 
 
 class CreateBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A video for every line of a file."""
+    """A request to generate one video for each line of a file."""
 
     input_file_id: str
     endpoint: Literal["/v1/videos"]
@@ -195,7 +207,7 @@ class BatchErrors(msgspec.Struct, kw_only=True):
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """A batch and how far it is; times are Unix seconds."""
+    """A batch and its progress. Times are Unix seconds."""
 
     id: str
     object: Literal["batch"] = "batch"
@@ -228,7 +240,7 @@ class BatchList(msgspec.Struct, kw_only=True):
 
 
 class BatchLineResponse(msgspec.Struct, frozen=True):
-    """What the API answered, or would have answered, to a line's request."""
+    """The response to a line's request, as POST /v1/videos would have returned it."""
 
     status_code: int
     request_id: str
@@ -241,7 +253,7 @@ class BatchLineError(msgspec.Struct, frozen=True):
 
 
 class BatchOutputLine(msgspec.Struct, frozen=True):
-    """What came of one line; `error` says why there is no complete video."""
+    """The result of one line. `error` is set if the video is not complete."""
 
     id: str
     custom_id: str
@@ -250,7 +262,7 @@ class BatchOutputLine(msgspec.Struct, frozen=True):
 
 
 class PromptSwitchedAt(msgspec.Struct, frozen=True):
-    """The chunk from which on the video turns to the prompt, and its first frame."""
+    """The first chunk, and its first frame, that the new prompt affects."""
 
     prompt: str
     chunk: int
@@ -270,7 +282,7 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class UsageCounts(msgspec.Struct, kw_only=True):
-    """Videos that were accepted, frames that were made, and the time that workers took for them."""
+    """Accepted videos, generated frames, and seconds that workers spent on their denoise steps."""
 
     requests: int = 0
     frames: int = 0
@@ -278,7 +290,7 @@ class UsageCounts(msgspec.Struct, kw_only=True):
 
 
 class UsageDay(msgspec.Struct, kw_only=True):
-    """What `UsageCounts` counts, on one day of UTC."""
+    """`UsageCounts` of one day (UTC)."""
 
     day: date = msgspec.field(name="date")
     requests: int
@@ -287,7 +299,7 @@ class UsageDay(msgspec.Struct, kw_only=True):
 
 
 class FramesQuota(msgspec.Struct, kw_only=True):
-    """Frames that may be asked for in a day, and that are left of today's; None is no limit."""
+    """The daily frame limit and the frames left today. None means no limit."""
 
     frames_per_day: int | None
     frames_left: int | None

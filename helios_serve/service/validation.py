@@ -1,4 +1,4 @@
-"""Decoded JSON to the types of the protocol, with errors that name the field at fault."""
+"""Validation of decoded JSON, with errors that name the invalid field."""
 
 from typing import TypeVar
 
@@ -12,7 +12,10 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def convert(body: Json, kind: type[Body]) -> Body:
-    """A body as `kind`; numbers may come as text, as in forms. Raises ApiError naming the field."""
+    """Convert `body` to `kind`. Strings are accepted for numbers, as in form fields.
+
+    Raises ApiError, which names the invalid field.
+    """
     try:
         return msgspec.convert(body, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -33,7 +33,7 @@ def add_command(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the engine, and print what it says."""
-    from helios_serve.service.control import ControlCommand, ask
+    from helios_serve.service.control import ControlCommand, send_command
 
     command = ControlCommand(
         action=arguments.action,
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         worker_id=getattr(arguments, "worker", None),
         group=getattr(arguments, "group", None),
     )
-    answer = ask(arguments.data_dir, command)
+    answer = send_command(arguments.data_dir, command)
     for worker_id in answer.added:
         print(f"{worker_id} is starting")
     if arguments.action == "drain":

@@ -64,7 +64,9 @@ def parse_json(data: bytes) -> Json:
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"got a body that is no JSON: {error}", code="invalid_json") from error
+        raise ApiError(
+            400, f"request body is not valid JSON: {error}", code="invalid_json"
+        ) from error
     except RecursionError as error:
         raise ApiError(400, "got JSON that is nested too deeply", code="invalid_json") from error
     if not isinstance(body, dict):

@@ -1,4 +1,4 @@
-"""The lines of batch files: one request each, in OpenAI's format."""
+"""Lines of batch files: one request each, in OpenAI's batch format."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from helios_serve.store.batches import LineError
 URL = "/v1/videos"
 MAX_LINES = 50_000
 MAX_ERRORS = 100
-"""Errors of one file that are reported."""
+"""Maximum number of errors reported for one file."""
 
 
 class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a new video; `body` has the fields of POST /v1/videos."""
+    """A request for a new video. `body` has the fields of POST /v1/videos."""
 
     custom_id: str
     body: dict[str, Any]
@@ -23,13 +23,13 @@ class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LineName(msgspec.Struct, frozen=True):
-    """The name of a line whose other fields may be wrong."""
+    """The custom_id of a line, read on its own because other fields may be invalid."""
 
     custom_id: str
 
 
 class LineSpan(NamedTuple):
-    """Where a line is in its file: its number, from 1, its first byte and its length in bytes."""
+    """Position of a line in its file: its number (from 1), first byte, and length in bytes."""
 
     number: int
     start: int
@@ -37,14 +37,14 @@ class LineSpan(NamedTuple):
 
 
 class CheckedFile(NamedTuple):
-    """The lines of a file, and what is wrong with them."""
+    """The lines of a file, and the errors found in them."""
 
     spans: list[LineSpan]
     errors: list[LineError]
 
 
 def parse_line(text: bytes, number: int) -> BatchLine | LineError:
-    """A line of a batch file, or what is wrong with it."""
+    """Parse a line of a batch file. Return the error if it is invalid."""
     try:
         line = msgspec.json.decode(text, type=BatchLine)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -56,7 +56,7 @@ def parse_line(text: bytes, number: int) -> BatchLine | LineError:
 
 
 def line_name(text: bytes) -> str | None:
-    """The custom_id of a line, even if the rest of it is invalid."""
+    """Return the custom_id of a line, even if the rest of it is invalid; None if there is none."""
     try:
         return msgspec.json.decode(text, type=LineName).custom_id
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -64,7 +64,7 @@ def line_name(text: bytes) -> str | None:
 
 
 def check_file(path: Path) -> CheckedFile:
-    """Check every line without keeping it; empty lines are skipped."""
+    """Check every line of a batch file without keeping it in memory. Empty lines are skipped."""
     spans: list[LineSpan] = []
     errors: list[LineError] = []
     seen: dict[str, int] = {}
@@ -76,24 +76,27 @@ def check_file(path: Path) -> CheckedFile:
                 errors += line_errors(number, text, seen)
             start += len(text)
             if len(spans) > MAX_LINES:
-                message = f"got more than {MAX_LINES} requests, expected {MAX_LINES} at most"
+                message = f"too many requests, expected at most {MAX_LINES}"
                 errors.append(LineError("too_many_lines", message))
             if len(errors) >= MAX_ERRORS or len(spans) > MAX_LINES:
                 break
     if not spans:
-        message = "got a file without a request, expected at least one"
+        message = "got a file without requests, expected at least one"
         errors.append(LineError("empty_file", message))
     return CheckedFile(spans, errors)
 
 
 def line_errors(number: int, text: bytes, seen: dict[str, int]) -> list[LineError]:
-    """What is wrong with a line; `seen` maps earlier custom ids to their lines, and is updated."""
+    """Return the errors of a line.
+
+    `seen` maps earlier custom ids to their line numbers, and is updated.
+    """
     line = parse_line(text, number)
     if isinstance(line, LineError):
         return [line]
     if line.custom_id in seen:
         message = (
-            f"got custom_id {line.custom_id!r} again, first used in line {seen[line.custom_id]}"
+            f"got duplicate custom_id {line.custom_id!r}, first used in line {seen[line.custom_id]}"
         )
         return [LineError("duplicate_custom_id", message, number, "custom_id")]
     seen[line.custom_id] = number
@@ -101,7 +104,7 @@ def line_errors(number: int, text: bytes, seen: dict[str, int]) -> list[LineErro
 
 
 def read_line(path: Path, span: LineSpan) -> BatchLine:
-    """A line that `check_file` found to be valid."""
+    """Read a line that `check_file` accepted."""
     with path.open("rb") as file:
         file.seek(span.start)
         return msgspec.json.decode(file.read(span.length), type=BatchLine)

@@ -1,4 +1,4 @@
-"""Requests of batch files on this machine, which may name local files."""
+"""Requests of local batch files (`helios-serve run-batch`), which may name local files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,19 +17,19 @@ from helios_serve.video_request import VideoRequest, check_references
 
 
 class LocalVideo(CreateVideo, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A video to make, with files named relative to the batch file.
+    """A request for a new video. Its files are relative to the batch file.
 
-    `lora` is a file or folder here, not a name.
+    `lora` is a file or folder here, not the name of an offered adapter.
     """
 
-    image: Annotated[str | None, Meta(description="An image file to start from (I2V).")] = None
-    video: Annotated[str | None, Meta(description="A video file to continue (V2V).")] = None
+    image: Annotated[str | None, Meta(description="Image file to start from (I2V).")] = None
+    video: Annotated[str | None, Meta(description="Video file to continue (V2V).")] = None
 
 
 def local_request(line: BatchLine, folder: Path, model: str, config: HeliosConfig) -> VideoRequest:
-    """The request of a line, its files read from `folder`; raises InvalidRequestError.
+    """Build the request of a line, with its files read from `folder`.
 
-    A seed that is left out is drawn at random, as over HTTP.
+    A seed that is left out is random, as over HTTP. Raises InvalidRequestError.
     """
     body = read_options(LocalVideo, line.body, strict=False)
     check_references(body.image, body.video)

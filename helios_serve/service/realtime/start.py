@@ -1,4 +1,4 @@
-"""From `session.start` to the video that it asks for, as vLLM-Omni's clients mean it."""
+"""Conversion of `session.start` to an engine request, as vLLM-Omni interprets its fields."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ MAX_LEAD = 32
 
 
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that a session has beside those of a video."""
+    """The fields that `session.start` has in addition to those of a video."""
 
     format: str = "m4s"
     max_lead_chunks: int | None = None
@@ -25,7 +25,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeliosParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What vLLM-Omni's clients say to Helios, under its names."""
+    """`extra_params` of vLLM-Omni's clients for Helios, by vLLM-Omni's names."""
 
     pyramid_num_inference_steps_list: tuple[int, ...] | None = None
     is_amplify_first_chunk: bool = False
@@ -34,7 +34,7 @@ class HeliosParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A data: URL, or one that the server may fetch."""
+    """A reference image: a data: URL, or a URL that the server may fetch."""
 
     image_url: str
 
@@ -42,9 +42,10 @@ class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def session_request(
     fields: Json, tenant: str, builder: RequestBuilder, lead: int
 ) -> VideoRequest:
-    """A video that is made only so far ahead of its reader, by `lead` chunks unless told.
+    """Build the request of a session.
 
-    Raises ApiError or InvalidRequestError for what cannot be made.
+    The video is generated at most `max_lead_chunks` chunks ahead of its reader, by default `lead`.
+    Raises ApiError or InvalidRequestError for invalid fields.
     """
     fields = flattened(fields)
     own = {name: fields.pop(name) for name in SessionOptions.__struct_fields__ if name in fields}
@@ -67,7 +68,10 @@ async def session_request(
 
 
 def flattened(fields: Json) -> Json:
-    """Without the objects in which vLLM-Omni allows fields too; those outside come first."""
+    """Merge the fields of `sampling_params` and `video_params` into the top level.
+
+    vLLM-Omni accepts fields in all three places; the top level takes precedence.
+    """
     flat = {name: value for name, value in fields.items() if value is not None}
     for name in ("sampling_params", "video_params"):
         inner = flat.pop(name, {})
@@ -80,8 +84,11 @@ def flattened(fields: Json) -> Json:
 
 
 def drop_unused(fields: Json, builder: RequestBuilder) -> None:
-    """Where vLLM-Omni's clients say a thing twice, this is what counts there: size and num_frames;
-    and a pyramid has steps of its own."""
+    """Remove fields that vLLM-Omni ignores when another one is set.
+
+    `size` overrides width and height, `num_frames` overrides `seconds`, and models with a pyramid
+    have no `num_inference_steps`.
+    """
     if "size" in fields:
         fields.pop("width", None)
         fields.pop("height", None)
@@ -104,7 +111,7 @@ def check_options(options: SessionOptions) -> None:
 
 
 def check_stages(extra: HeliosParams, stages: int) -> None:
-    """What is said of the model's pyramid has to be true: it cannot be had otherwise."""
+    """Raise InvalidRequestError unless the options match the model's pyramid, which is fixed."""
     if extra.pyramid_num_stages not in (None, stages):
         raise InvalidRequestError(
             f"got pyramid_num_stages {extra.pyramid_num_stages}, expected the model's {stages}",
@@ -119,7 +126,7 @@ def check_stages(extra: HeliosParams, stages: int) -> None:
 
 
 def config_of(request: VideoRequest) -> dict[str, Any]:
-    """What was accepted, by the names under which it is requested."""
+    """Return the accepted options of a request, by their names in `session.start`."""
     params = request.params
     size = request.shown_size or Size(params.width, params.height)
     config: dict[str, Any] = msgspec.to_builtins(params) | size._asdict()

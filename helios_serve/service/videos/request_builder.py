@@ -1,4 +1,4 @@
-"""From what a client sends to the video that it asks for."""
+"""Converts request bodies to engine requests."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,13 @@ from helios_serve.video_request import VideoRequest
 
 
 class RequestBuilder:
-    """Makes requests for the engine, and refuses what it could not make."""
+    """Builds validated VideoRequests.
+
+    Args:
+        engine: The engine that checks the requests.
+        references: Decodes reference images and videos.
+        loras: Paths of the LoRA adapters that requests may use, by name.
+    """
 
     def __init__(
         self, engine: AsyncEngine, references: References, loras: Mapping[str, str] | None = None
@@ -26,10 +32,10 @@ class RequestBuilder:
     async def make(
         self, fields: Json, tenant: str, given: ReferenceInput | None = None
     ) -> VideoRequest:
-        """A new video from the fields of a body, and the reference `given` or in them.
+        """Build the request for a new video from the fields of a body.
 
-        All that is cheap is checked before that is decoded. Raises ApiError and
-        InvalidRequestError.
+        The reference is `given`, or the field `input_reference`. It is decoded last, after all
+        cheaper checks. Raises ApiError or InvalidRequestError.
         """
         fields = dict(fields)
         if given is None and (source := fields.pop("input_reference", None)) is not None:
@@ -55,10 +61,10 @@ class RequestBuilder:
         return msgspec.structs.replace(asked, video=frames)
 
     def _lora_path(self, name: str) -> str:
-        """The file of an adapter that the server offers; raises ApiError 404 for any other."""
+        """Return the path of an adapter. Raises ApiError 404 if the server does not offer it."""
         if name not in self.loras:
             offered = (
-                f"one of: {', '.join(self.loras)}" if self.loras else "none: the server has none"
+                f"one of: {', '.join(self.loras)}" if self.loras else "none: no adapter is offered"
             )
             raise ApiError(
                 404, f"got lora {name!r}, expected {offered}", code="lora_not_found", param="lora"

@@ -151,14 +151,14 @@ GET = json.dumps(json.loads(line("get")) | {"method": "GET"})
 BAD = [
     bad("size", "got size '64', expected WIDTHxHEIGHT in pixels, such as 640x384", size="64"),
     bad("side", "got size 60x64, expected .* such as 64x64", size="60x64"),
-    bad("both", "got both seconds and num_frames, expected one", seconds=1),
+    bad("both", "got both seconds and num_frames, expected only one", seconds=1),
     bad(
         "minus",
-        "got -1 seconds at 24 frames a second, expected at least one frame",
+        "got -1 seconds at 24 frames per second, expected more than 0 seconds and at most",
         seconds=-1,
         num_frames=None,
     ),
-    bad("huge", r"got 1e\+308 seconds at 24 frames a second", seconds=1e308, num_frames=None),
+    bad("huge", r"got 1e\+308 seconds at 24 frames per second", seconds=1e308, num_frames=None),
     bad("none", "got num_frames 0, expected 1 to", num_frames=0),
     bad("fps", "got fps 0, expected 1 to 120", fps=0),
     bad("steps", r"got 2 step counts \(2,2\), expected 3", steps=[2, 2]),

@@ -102,7 +102,12 @@ def test_a_batch_makes_a_video_of_each_line(client: openai.OpenAI) -> None:
     ("lines", "code", "at", "message"),
     [
         ([line("a"), "nonsense"], "invalid_json_line", 2, "invalid request: JSON is malformed"),
-        ([line("a"), line("a")], "duplicate_custom_id", 2, "'a' again, first used in line 1"),
+        (
+            [line("a"), line("a")],
+            "duplicate_custom_id",
+            2,
+            "got duplicate custom_id 'a', first used in line 1",
+        ),
         ([line("a") | {"url": "/v1/images"}], "invalid_url", 1, "expected POST /v1/videos"),
         ([""], "empty_file", None, "at least one"),
     ],

@@ -221,7 +221,7 @@ def test_a_deleted_video_is_gone(client: openai.OpenAI) -> None:
     deleted = client.videos.delete(video.id)
     assert (deleted.id, deleted.object, deleted.deleted) == (video.id, "video.deleted", True)
     for call in (client.videos.retrieve, client.videos.delete, client.videos.download_content):
-        with pytest.raises(openai.NotFoundError, match="does not exist"):
+        with pytest.raises(openai.NotFoundError, match="not found"):
             call(video.id)
 
 
@@ -260,7 +260,13 @@ def test_an_adapter_is_named_by_the_request(http: httpx.Client, style: Path) -> 
         ),
         ({"prompt": "x", "size": "big"}, 400, "invalid_size", "size", "got size 'big', expected W"),
         ({"prompt": "x", "model": "sora-2"}, 404, "model_not_found", "model", "one of: nano"),
-        ({"prompt": "x", "seconds": 0}, 400, "invalid_value", "seconds", "at least one frame"),
+        (
+            {"prompt": "x", "seconds": 0},
+            400,
+            "invalid_value",
+            "seconds",
+            "expected more than 0 seconds",
+        ),
         ({"prompt": "x", "seconds": 2, "num_frames": 9}, 400, "invalid_value", "seconds", "both"),
         ({"prompt": "x", "guidance_scale": 9}, 400, "invalid_value", "guidance_scale", "at most 1"),
         (
@@ -279,7 +285,7 @@ def test_an_adapter_is_named_by_the_request(http: httpx.Client, style: Path) -> 
         ),
         ({"prompt": "x", "lora": "/etc"}, 404, "lora_not_found", "lora", "expected one of: style"),
         ({"prompt": "x", "steps": [1]}, 400, "invalid_value", "steps", "got 1 step counts"),
-        ({"prompt": "\ud800"}, 400, "invalid_json", None, "no JSON"),
+        ({"prompt": "\ud800"}, 400, "invalid_json", None, "not valid JSON"),
     ],
 )
 def test_bad_fields_are_refused_by_name(

@@ -95,7 +95,7 @@ class RealtimeConnection:
         if self._task is not None:
             self._task.cancel()
 
-    async def tell_failure(self, event_id: str, error: Exception) -> None:
+    async def report_failure(self, event_id: str, error: Exception) -> None:
         """An interaction that was accepted came to nothing."""
         with suppress(GoneError):
             await self.client.tell_error(
@@ -143,7 +143,7 @@ class RealtimeConnection:
         except BaseException:
             self._wait_for_client()
             raise
-        session = await self.sessions.take(asked.request_id, self)
+        session = await self.sessions.attach(asked.request_id, self)
         await self._begin(session, asked, first=0, is_ours=True, with_header=True)
 
     async def _resume(self, message: messages.ResumeSession) -> None:
@@ -158,7 +158,7 @@ class RealtimeConnection:
             )
         self._patience.reschedule(None)
         is_ours = is_session(job)
-        session = await self.sessions.take(job.id, self) if is_ours else RealtimeSession(job.id)
+        session = await self.sessions.attach(job.id, self) if is_ours else RealtimeSession(job.id)
         await self._begin(
             session,
             job.request,
@@ -194,7 +194,7 @@ class RealtimeConnection:
             if self._is_ours and await stream.is_over():
                 self.sessions.end(stream.session, self)
             elif self._is_ours:  # stopped by a full disk, say: it may go on, and be resumed
-                self.sessions.leave(stream.session, self)
+                self.sessions.detach(stream.session, self)
             self._stream = None
             self._wait_for_client()
 
@@ -287,4 +287,4 @@ class RealtimeConnection:
             self.sessions.end(stream.session, self)
             await self.sessions.abort(stream.session.video_id)
         else:
-            self.sessions.leave(stream.session, self)
+            self.sessions.detach(stream.session, self)
