@@ -58,7 +58,7 @@ from helios_serve.model_executor.models.published import (
     scheduler_config,
     write_json,
 )
-from helios_serve.model_executor.weights import place
+from helios_serve.model_executor.weights import set_tensors
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_data, as_tensor
 from helios_serve.options.sampling import SamplingParams
@@ -240,7 +240,7 @@ def our_transformer(
     for key, stored in module.state_dict().items():
         if (name := component.rename(key)) is not None:
             tensor = component.convert(name, stored).to(device, component.dtype_of(name))
-            place(transformer, {name: tensor.contiguous()})
+            set_tensors(transformer, {name: tensor.contiguous()})
     assert isinstance(transformer, HeliosTransformer)
     return config, transformer.eval().requires_grad_(False)
 

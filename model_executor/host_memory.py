@@ -1,4 +1,4 @@
-"""Host memory that a device copies from at full speed."""
+"""Pinned host memory for offloaded weights."""
 
 from collections.abc import Iterable
 
@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 
 PIECE_BYTES = 1 << 30
-"""torch rounds an allocation of pinned memory up to a power of two: this is one."""
+"""Bytes of a piece. torch rounds allocations of pinned memory up to a power of two."""
 ALIGNMENT = 256
+"""Alignment of tensors, in bytes."""
 
 
 class HostMemory:
-    """Room for tensors of `sizes` bytes, in large pieces; pinned where `device` is no CPU.
+    """Host memory for tensors of the given `sizes` in bytes, allocated in large pieces.
 
-    What is lost is what the last tensor of a piece leaves free, and what torch rounds the last
-    piece up by.
+    The memory is pinned, so that `device` copies from it at full speed, unless `device` is a CPU.
+    Pieces waste little memory: the space after the last tensor of each one, and the rounding of the
+    last piece.
     """
 
     def __init__(
@@ -26,17 +28,17 @@ class HostMemory:
         self._piece = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """A copy of `tensor` here."""
+    def store(self, tensor: Tensor) -> Tensor:
+        """Copy `tensor` into this memory and return the copy."""
         size = aligned(tensor.nbytes)
         if self._used + size > len(self._piece):
             length = max(size, min(self.piece_bytes, self._left))
             self._piece = torch.empty(length, dtype=torch.uint8, pin_memory=self._pinned)
             self._used = 0
-        place = self._piece[self._used : self._used + tensor.nbytes]
+        copy = self._piece[self._used : self._used + tensor.nbytes]
         self._used += size
         self._left -= size
-        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return copy.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def aligned(size: int) -> int:

@@ -21,7 +21,7 @@ from helios_serve.model_executor.models.helios.lora import (
     LowRank,
     Projections,
 )
-from helios_serve.model_executor.weights import kept_bytes, place
+from helios_serve.model_executor.weights import set_tensors, weight_bytes
 from tests.support.lora_files import write_lora
 from tests.support.models import load_model
 from tests.support.videos import Case, run_sessions
@@ -38,8 +38,8 @@ def layer_of(inputs: int, outputs: int) -> tuple[LoraLinear, LoraLinear]:
     """The same random layer, plain and quantised."""
     torch.manual_seed(inputs)
     plain, quantized = LoraLinear(inputs, outputs), LoraLinear(inputs, outputs)
-    place(quantized, quantize_weight("weight", plain.weight.detach()))
-    place(quantized, {"bias": plain.bias.detach()})
+    set_tensors(quantized, quantize_weight("weight", plain.weight.detach()))
+    set_tensors(quantized, {"bias": plain.bias.detach()})
     return plain.requires_grad_(False), quantized
 
 
@@ -146,7 +146,7 @@ def test_a_layer_takes_a_byte_a_weight_and_the_published_ones_half_the_memory() 
 
     def gigabytes(quantization: Any) -> float:
         parts = build_parts(checkpoint.folder, checkpoint.config, torch.bfloat16, quantization)
-        return sum(kept_bytes(*parts["transformer"]).values()) / 1e9
+        return sum(weight_bytes(*parts["transformer"]).values()) / 1e9
 
     assert gigabytes(None) == pytest.approx(28.68, abs=0.005)
     assert gigabytes("fp8") == pytest.approx(14.64, abs=0.005)
@@ -164,7 +164,7 @@ def test_bytes_are_counted_as_they_are_loaded(
     ).transformer
     assert module is not None
     held = dict(module.named_parameters()) | dict(module.named_buffers())
-    assert kept_bytes(*part["transformer"]) == {name: item.nbytes for name, item in held.items()}
+    assert weight_bytes(*part["transformer"]) == {name: item.nbytes for name, item in held.items()}
 
 
 def test_random_weights_are_quantised_ones_of_the_same_model() -> None:

@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "text": (edit_json("text_encoder/config.json", d_model=32), "d_model: got 32"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "transformer has no weights"),
     "truncated": (truncate, f"{WEIGHTS} is damaged or truncated"),
-    "missing shard": (name_a_missing_shard, "names model-00002-of-00002.safetensors, which is not"),
+    "missing shard": (name_a_missing_shard, "names model-00002-of-00002.safetensors, which does"),
     "missing weight": (
         edit_weights(lambda t: [t.pop("proj_out.weight"), t.pop("proj_out.bias")]),
         "transformer lacks proj_out.bias and 1 more",
@@ -218,7 +218,7 @@ def test_a_hub_id_is_taken_from_the_local_cache(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abcd")
     assert load_model("someone/Helios").config.variant == "mid"
-    with pytest.raises(CheckpointError, match="someone/Else is no local folder and could not be"):
+    with pytest.raises(CheckpointError, match="someone/Else is not a local folder and cannot be"):
         load_model("someone/Else")
 
 
@@ -246,5 +246,7 @@ def test_a_device_without_room_is_told_what_it_takes(
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(loader, "stream_weights", fail)
-    with pytest.raises(DeviceError, match=r"got cpu, expected .* room for transformer 0.0 GB, tex"):
+    with pytest.raises(
+        DeviceError, match=r"got cpu, expected .* memory for transformer 0.0 GB, te"
+    ):
         load_model(str(folder))

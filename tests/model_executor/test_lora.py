@@ -111,7 +111,7 @@ def test_adapters_that_would_do_nothing_or_fit_nowhere_are_refused(
     for path, message in (
         (surplus, "attn1.to_q.dora: cannot be applied"),
         (pattern, "adapters with alpha_pattern are not supported"),
-        (torn_metadata, "adapter metadata is no JSON"),
+        (torn_metadata, "adapter metadata is not valid JSON"),
         (empty, "no LoRA layer found"),
         (stranger, "the model has no such linear layer"),
         (torn, "is damaged"),

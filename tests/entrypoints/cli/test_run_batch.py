@@ -344,7 +344,7 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         (["lines.jsonl", "--trace", "no/trace.json"], "cannot write no/trace.json: No such file"),
         (
             ["lines.jsonl", "--model", "no/model"],
-            "no/model is no local folder and could not be had",
+            "no/model is not a local folder and cannot be",
         ),
         (
             ["lines.jsonl", "--workers", "1:denoise"],

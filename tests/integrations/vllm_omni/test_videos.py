@@ -82,7 +82,7 @@ def test_a_video_fails_alone(server: OmniServer, sea: bytes, tmp_path: Path) -> 
         good = pool.submit(server.sync, num_frames=99)
         bad = pool.submit(server.sync, num_frames=99, lora=lora).result()
     assert bad.status_code == 500
-    assert "damaged or no safetensors file" in bad.json()["error"]["message"]
+    assert "damaged or not a safetensors file" in bad.json()["error"]["message"]
     assert differ(good.result().content, sea) == 0
 
 
