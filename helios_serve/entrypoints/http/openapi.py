@@ -1,4 +1,4 @@
-"""The API described for machines, at /openapi.json."""
+"""The OpenAPI description of the API, served at /openapi.json."""
 
 import re
 from collections.abc import Iterable
@@ -22,17 +22,17 @@ from helios_serve.service.protocol import ErrorBody, Json
 TEMPLATE = "#/components/schemas/{name}"
 FILE: Json = {"type": "string", "format": "binary"}
 KEY: Json = {"type": "http", "scheme": "bearer"}
-ONE: Json = {"type": "object", "minProperties": 1, "maxProperties": 1}
+SINGLE_KEY: Json = {"type": "object", "minProperties": 1, "maxProperties": 1}
 REFERENCES: Json = {
-    "input_reference": ONE
+    "input_reference": SINGLE_KEY
     | {"properties": dict.fromkeys(("image_url", "video_url", "file_id"), TEXT)},
-    "video": ONE | {"properties": dict.fromkeys(("id", "video_url", "file_id"), TEXT)},
+    "video": SINGLE_KEY | {"properties": dict.fromkeys(("id", "video_url", "file_id"), TEXT)},
 }
-"""What JSON and forms may have instead of a file."""
+"""Schemas of the fields that accept a reference object as well as a file."""
 
 
 class OpenApi:
-    """Serves the description of `operations` and of itself, made once."""
+    """Serves the description of `operations` and of its own route."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         self.document = openapi_document((*operations, *self.operations))
@@ -41,7 +41,12 @@ class OpenApi:
     def operations(self) -> tuple[Operation, ...]:
         return (
             Operation(
-                "GET", "/openapi.json", self.show, "This description", JSON_TYPE, statuses=()
+                "GET",
+                "/openapi.json",
+                self.show,
+                "Get this OpenAPI description",
+                JSON_TYPE,
+                statuses=(),
             ),
         )
 
@@ -50,8 +55,8 @@ class OpenApi:
 
 
 def openapi_document(operations: tuple[Operation, ...]) -> Json:
-    """An OpenAPI 3.1 document; its schemas are those of the protocol's types."""
-    kinds = {item.answer for item in operations if isinstance(item.answer, type)}
+    """Return an OpenAPI 3.1 document. Its schemas are those of the protocol's types."""
+    kinds = {item.response for item in operations if isinstance(item.response, type)}
     kinds |= {item.body.kind for item in operations if item.body and item.body.kind}
     kinds.add(ErrorBody)
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
@@ -71,8 +76,8 @@ def openapi_document(operations: tuple[Operation, ...]) -> Json:
 
 
 def describe_operation(operation: Operation, schemas: dict[str, Any]) -> Json:
-    answer = operation.answer
-    content = {answer: {}} if isinstance(answer, str) else as_json(answer)
+    response = operation.response
+    content = {response: {}} if isinstance(response, str) else as_json(response)
     error = {"description": "An error", "content": as_json(ErrorBody)}
     described: Json = {
         "summary": operation.summary,
@@ -97,7 +102,7 @@ def describe_operation(operation: Operation, schemas: dict[str, Any]) -> Json:
 
 
 def describe_body(body: RequestBody, schemas: dict[str, Any]) -> Json:
-    """A form has the fields of the JSON, and files."""
+    """Describe a request body. A form has the fields of the JSON body, and files."""
     content: Json = {}
     form: Json = {"type": "object", "properties": {}, "required": list(body.required)}
     if body.kind is not None:

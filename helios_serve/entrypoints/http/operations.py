@@ -1,6 +1,6 @@
-"""Operations: a route, its handler, its types and its description in one row.
+"""Operations: declarations of the API's routes.
 
-Routing and /openapi.json are both made from these rows.
+Both the routing table and /openapi.json are generated from them.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -22,15 +22,15 @@ PAGE: Json = {"after": TEXT, "limit": LIMIT, "order": ORDER}
 """Query parameters of a list."""
 FROM_CHUNK: Json = {"from_chunk": {"type": "integer", "minimum": 0}}
 CREATION_ERRORS = (400, 403, 404, 409, 413, 415, 429, 503, 507)
-"""Statuses with which a request for a new video may be refused."""
+"""Error statuses of requests that create a video."""
 VIDEO = "/v1/videos/{video_id}"
 
 
 class RequestBody(NamedTuple):
-    """What a request carries: JSON of `kind`, and a form with `files` if there are any.
+    """A request's body: JSON of type `kind`, and a form if it accepts `files`.
 
-    `fields` are text fields of the form that `kind` does not have; `required` names those of the
-    form that must be there.
+    `fields` are the form's text fields in addition to those of `kind`. `required` lists the form's
+    required fields.
     """
 
     kind: type | None
@@ -40,28 +40,29 @@ class RequestBody(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One method of one path, as Starlette writes paths.
+    """One method of one path, in Starlette's path syntax.
 
-    `answer` is a type that is sent as JSON, or a media type. `statuses` are those of error answers.
+    `response` is a type that is sent as JSON, or a media type. `statuses` are the possible error
+    statuses.
     """
 
     method: str
     path: str
     handler: Handler
     summary: str
-    answer: type | str
+    response: type | str
     body: RequestBody | None = None
     query: Json = {}
     statuses: tuple[int, ...] = (400, 404)
 
 
 class HasOperations(Protocol):
-    """A part of the API."""
+    """A part of the API that declares operations."""
 
     @property
     def operations(self) -> Iterable[Operation]: ...
 
 
 def routes_of(operations: Iterable[Operation]) -> list[Route]:
-    """Routes in the order of their operations."""
+    """Return the routes of the operations, in the same order."""
     return [Route(item.path, item.handler, methods=[item.method]) for item in operations]

@@ -149,7 +149,7 @@ def test_a_switch_that_is_replaced_before_its_chunk_is_made_is_told_and_so_is_th
     commit(1)
     assert told(position) == [1, "a storm"]
     assert told(position) == []
-    before = EventPosition(1, position.behind)
+    before = EventPosition(1, position.marker)
     switch(2, "calm")
     assert told(position) == ["calm"]
     commit(2)

@@ -1,4 +1,4 @@
-"""The routes that tell of the server itself."""
+"""Routes that describe the server: models, health, version and metrics."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from helios_serve.service.protocol import Model, ModelList
 
 
 class ServerInfo:
-    """Which models are served, and whether all is well."""
+    """Handlers for the server's models and state."""
 
     def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle) -> None:
         self.engine = engine
@@ -32,7 +32,7 @@ class ServerInfo:
                 "GET",
                 "/v1/models",
                 self.models,
-                "List the models that are served",
+                "List the served models",
                 ModelList,
                 statuses=(),
             ),
@@ -40,7 +40,7 @@ class ServerInfo:
                 "GET",
                 "/v1/models/{model:path}",
                 self.model,
-                "Retrieve one model",
+                "Retrieve a model",
                 Model,
                 statuses=(404,),
             ),
@@ -48,7 +48,7 @@ class ServerInfo:
                 "GET",
                 "/health",
                 self.health,
-                "Whether every model can make videos",
+                "Check whether every model can generate videos",
                 JSON_TYPE,
                 statuses=(503,),
             ),
@@ -56,7 +56,7 @@ class ServerInfo:
                 "GET",
                 "/liveness",
                 self.liveness,
-                "Whether the server answers",
+                "Check whether the server responds",
                 JSON_TYPE,
                 statuses=(),
             ),
@@ -64,7 +64,7 @@ class ServerInfo:
                 "GET",
                 "/version",
                 self.version,
-                "The version of the server",
+                "Get the server's version",
                 JSON_TYPE,
                 statuses=(),
             ),
@@ -72,7 +72,7 @@ class ServerInfo:
                 "GET",
                 "/metrics",
                 self.metrics,
-                "Metrics for Prometheus",
+                "Get metrics in Prometheus' text format",
                 "text/plain",
                 statuses=(),
             ),
@@ -94,8 +94,10 @@ class ServerInfo:
         return json_response(self._model(name))
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
-        """200 if every model can make videos now or soon, 503 with the reason if one cannot, or if
-        the server is shutting down."""
+        """Return 200 if every model can generate videos, or will once its workers have started.
+
+        Return 503 with the reason if a model has failed, or the server is shutting down.
+        """
         failures = self.engine.failures
         ready = {name: stats.workers for name, stats in (await self.engine.stats()).items()}
         status = "draining" if self.lifecycle.is_draining else "failed" if failures else "ok"
@@ -103,14 +105,14 @@ class ServerInfo:
         return JSONResponse(body, 200 if status == "ok" else 503)
 
     async def liveness(self, request: Request) -> Response:  # noqa: ARG002
-        """The process answers."""
+        """Return 200 while the process responds."""
         return JSONResponse({"status": "ok"})
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
-        """Counts and times for Prometheus, as of this moment."""
+        """Return the current metrics in Prometheus' text format."""
         metrics = self.engine.metrics
         metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         update(metrics, await self.engine.stats(), await self.engine.workers())

@@ -1,4 +1,4 @@
-"""The route that tells a tenant what it has asked for and got."""
+"""Route of a tenant's usage."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ DATE: Json = {"type": "string", "format": "date"}
 
 
 class UsageApi:
-    """Handlers over the sender's own usage."""
+    """Handlers for the tenant's own usage."""
 
     def __init__(self, engine: AsyncEngine, store: VideoStore) -> None:
         self.engine = engine
@@ -36,7 +36,7 @@ class UsageApi:
                 "GET",
                 "/v1/usage",
                 self.usage,
-                "What you have requested and received, by day",
+                "Retrieve your usage by day",
                 Usage,
                 query={"start_date": DATE, "end_date": DATE},
                 statuses=(400,),
@@ -44,11 +44,14 @@ class UsageApi:
         )
 
     async def usage(self, request: Request) -> Response:
-        """From `start_date` to `end_date`, both included: today and 29 days before, if left out."""
+        """Return the usage from `start_date` to `end_date`, both inclusive, in UTC.
+
+        By default, the period is the last 30 days. Raises InvalidRequestError for invalid dates.
+        """
         tenant, now = tenant_of(request), time.time()
         today = datetime.fromtimestamp(now, UTC).date()
-        end = asked_date(request, "end_date", today)
-        start = asked_date(request, "start_date", end - timedelta(days=DEFAULT_DAYS - 1))
+        end = date_query(request, "end_date", today)
+        start = date_query(request, "start_date", end - timedelta(days=DEFAULT_DAYS - 1))
         if not 0 <= (end - start).days < MAX_DAYS:
             raise InvalidRequestError(
                 f"got {start} to {end}, expected 1 to {MAX_DAYS} days", param="start_date"
@@ -62,7 +65,7 @@ class UsageApi:
                 tenant=tenant,
                 start_date=start,
                 end_date=end,
-                days=[as_told(day) for day in days],
+                days=[usage_day(day) for day in days],
                 totals=totals(days),
                 quota=FramesQuota(
                     frames_per_day=most,
@@ -73,7 +76,7 @@ class UsageApi:
         )
 
 
-def asked_date(request: Request, name: str, default: date) -> date:
+def date_query(request: Request, name: str, default: date) -> date:
     text = request.query_params.get(name)
     if text is None:
         return default
@@ -85,7 +88,7 @@ def asked_date(request: Request, name: str, default: date) -> date:
         ) from error
 
 
-def as_told(day: DayUsage) -> UsageDay:
+def usage_day(day: DayUsage) -> UsageDay:
     return UsageDay(
         day=day.day,
         requests=day.requests,

@@ -1,4 +1,4 @@
-"""Where in a video's events a reader is: what `Last-Event-ID` says."""
+"""Position of a client in a video's events, as `Last-Event-ID` encodes it."""
 
 import re
 import zlib
@@ -16,48 +16,50 @@ END = "end"
 
 
 class EventPosition:
-    """Everything up to `chunk` was told, and `behind` it a prompt switch, or the end.
+    """The last event that a client has received: the events of chunk `chunk`, and `marker` after
+    it.
 
-    As text it is the chunk's number, and a mark for what was told behind it: `7`, `7:5f0c1a2b`,
-    `7:end`.
+    `marker` identifies a prompt switch that was reported after the chunk, or is "end". As text, a
+    position is the chunk's number and the marker: `7`, `7:5f0c1a2b`, `7:end`. Before the first
+    chunk, `chunk` is -1.
     """
 
-    def __init__(self, chunk: int, behind: str | None = None) -> None:
+    def __init__(self, chunk: int, marker: str | None = None) -> None:
         self.chunk = chunk
-        self.behind = behind
+        self.marker = marker
 
     def __str__(self) -> str:
-        return f"{self.chunk}" if self.behind is None else f"{self.chunk}:{self.behind}"
+        return f"{self.chunk}" if self.marker is None else f"{self.chunk}:{self.marker}"
 
     @property
     def is_end(self) -> bool:
-        return self.behind == END
+        return self.marker == END
 
-    def tell_chunk(self, chunk: int) -> None:
-        self.chunk, self.behind = chunk, None
+    def pass_chunk(self, chunk: int) -> None:
+        self.chunk, self.marker = chunk, None
 
-    def tell_switch(self, switch: PromptSwitch) -> bool:
-        """Whether this switch, behind the chunk, was not told before."""
-        mark = f"{zlib.crc32(msgspec.msgpack.encode(switch)):08x}"
-        is_new = mark != self.behind
-        self.behind = mark
+    def pass_switch(self, switch: PromptSwitch) -> bool:
+        """Move past a switch after the chunk. Return whether it was not reported before."""
+        marker = f"{zlib.crc32(msgspec.msgpack.encode(switch)):08x}"
+        is_new = marker != self.marker
+        self.marker = marker
         return is_new
 
-    def tell_end(self) -> None:
-        self.behind = END
+    def pass_end(self) -> None:
+        self.marker = END
 
 
 def position_of(request: Request, job: StoredJob) -> EventPosition:
-    """Where the sender is: by `Last-Event-ID`, else by `from_chunk`, else at the beginning.
+    """Return the position given by `Last-Event-ID`, else by `from_chunk`, else the beginning.
 
-    Raises InvalidRequestError for a place that the video does not have.
+    Raises InvalidRequestError for a position that the video does not have.
     """
     start = job.first_chunk
     if (last := request.headers.get("last-event-id")) is not None:
         match = ID.fullmatch(last)
         if match is None or not start - 1 <= int(match[1]) < job.num_chunks:
             raise InvalidRequestError(
-                f"got Last-Event-ID {last!r}, expected one of an event of this video",
+                f"got Last-Event-ID {last!r}, expected the id of an event of this video",
                 param="last-event-id",
             )
         return EventPosition(int(match[1]), match[2])

@@ -1,4 +1,4 @@
-"""The socket of a realtime client: whole messages out, text in, errors in the API's words."""
+"""The WebSocket of a realtime client: typed messages, binary chunks and API errors."""
 
 import asyncio
 from contextlib import suppress
@@ -16,12 +16,12 @@ from helios_serve.service.realtime.messages import (
 CLOSE_SECONDS = 1.0
 
 
-class GoneError(Exception):
-    """The client has gone."""
+class DisconnectedError(Exception):
+    """The client disconnected."""
 
 
 class ClientSocket:
-    """Sending waits for a client that does not read, and queues nothing for it."""
+    """A WebSocket with backpressure: sending waits for a slow client, and nothing is queued."""
 
     def __init__(self, socket: WebSocket) -> None:
         self.socket = socket
@@ -29,28 +29,34 @@ class ClientSocket:
         self._is_gone = False
 
     async def receive(self) -> str:
-        """The next message; raises ApiError for one that is no text, GoneError behind the last."""
+        """Return the next text message.
+
+        Raises ApiError for a binary message, and DisconnectedError when the client disconnects.
+        """
         message = await self.socket.receive()
         if message["type"] == "websocket.disconnect":
             self._is_gone = True
-            raise GoneError
+            raise DisconnectedError
         text: str | None = message.get("text")
         if text is None:
             raise ApiError(400, "got a binary message, expected JSON text", code="invalid_message")
         return text
 
-    async def tell(self, message: ServerMessage) -> None:
-        """Raises GoneError."""
+    async def send(self, message: ServerMessage) -> None:
+        """Send a message. Raises DisconnectedError."""
         async with self._sending:
             await self._send(message)
 
-    async def tell_chunk(self, metadata: ChunkMetadata, data: bytes) -> None:
-        """Two messages with no other between them. Raises GoneError."""
+    async def send_chunk(self, metadata: ChunkMetadata, data: bytes) -> None:
+        """Send a chunk's metadata and data, with no other message between them.
+
+        Raises DisconnectedError.
+        """
         async with self._sending:
             await self._send(metadata)
             await self._send(data)
 
-    async def tell_error(
+    async def send_error(
         self,
         error: Exception,
         *,
@@ -58,21 +64,21 @@ class ClientSocket:
         request_id: str | None = None,
         event_id: str | None = None,
     ) -> None:
-        """Raises GoneError."""
-        told = as_api_error(error)
+        """Send an error. `code` replaces the error's own code. Raises DisconnectedError."""
+        api_error = as_api_error(error)
         message = ErrorMessage(
-            told.detail.message,
-            code or told.detail.code,
+            api_error.detail.message,
+            code or api_error.detail.code,
             request_id,
             event_id,
-            told.detail.param,
-            told.retry_after,
+            api_error.detail.param,
+            api_error.retry_after,
         )
-        await self.tell(message)
+        await self.send(message)
 
     async def close(self, code: int, reason: str) -> None:
-        """Say goodbye, unless the client takes too long to listen."""
-        with suppress(TimeoutError, GoneError, WebSocketDisconnect):
+        """Close the connection, and wait at most CLOSE_SECONDS for the client."""
+        with suppress(TimeoutError, DisconnectedError, WebSocketDisconnect):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if not self._is_gone:
                     self._is_gone = True
@@ -80,7 +86,7 @@ class ClientSocket:
 
     async def _send(self, message: ServerMessage | bytes) -> None:
         if self._is_gone:
-            raise GoneError
+            raise DisconnectedError
         try:
             if isinstance(message, bytes):
                 await self.socket.send_bytes(message)
@@ -88,4 +94,4 @@ class ClientSocket:
                 await self.socket.send_text(msgspec.json.encode(message).decode())
         except WebSocketDisconnect as error:
             self._is_gone = True
-            raise GoneError from error
+            raise DisconnectedError from error

@@ -1,11 +1,11 @@
-"""The chunks of one session on their way to its client."""
+"""Streams a session's chunks to its client."""
 
 import asyncio
 from contextlib import aclosing
 
 from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.engine.requests.stored_stream import CANCELLED
-from helios_serve.entrypoints.http.live.realtime_socket import ClientSocket, GoneError
+from helios_serve.entrypoints.http.live.realtime_socket import ClientSocket, DisconnectedError
 from helios_serve.errors import StorageError
 from helios_serve.model_config import frames_of_chunk
 from helios_serve.service.errors import ApiError, not_found
@@ -19,10 +19,10 @@ from helios_serve.store.jobs import StoredJob
 
 
 class SessionStream:
-    """Sends one chunk after another as they are made, until the video is over or was stopped.
+    """Sends chunks as they are generated, until the video is finished or stopped.
 
-    A chunk is taken from the store when the client has room for it: the video waits for its client
-    when that is too far behind.
+    A chunk is read from the store only when the client can receive it. The engine pauses a video
+    whose client is too far behind.
     """
 
     def __init__(
@@ -44,33 +44,33 @@ class SessionStream:
         self._last: int | None = None
 
     async def run(self, first: int) -> None:
-        """Send the chunks from `first` on, and `session.done`; raises GoneError."""
+        """Send the chunks from `first` on, and `session.done`. Raises DisconnectedError."""
         video_id = self.session.video_id
         failure: Exception | None = None
         try:
             await self._send_chunks(first)
             if self.is_stopped:
                 await self.sessions.abort(video_id)
-        except GoneError:
+        except DisconnectedError:
             raise
         except Exception as error:
             failure = error
         if failure is not None and str(failure) != CANCELLED:
-            await self.client.tell_error(failure, request_id=video_id)
+            await self.client.send_error(failure, request_id=video_id)
         ended_early = self.is_stopped or failure is not None
-        await self.client.tell(SessionDone(video_id, self.num_sent, ended_early))
+        await self.client.send(SessionDone(video_id, self.num_sent, ended_early))
 
     async def stop(self) -> None:
-        """Send no more than the chunk that is under way, and end the video with it."""
+        """Stop after the chunk under way, and abort the video."""
         self.is_stopped = True
         job = await self._job()
         progress = await self.videos.engine.progress(job.id)
         self._last = job.next_chunk
         if progress is not None and progress.phase in ("encoding", "queued"):
-            await self.sessions.abort(job.id)  # none is under way
+            await self.sessions.abort(job.id)  # no chunk is under way
 
-    async def is_over(self) -> bool:
-        """Whether it is known that nothing more will come of the video."""
+    async def is_finished(self) -> bool:
+        """Return whether the video is known to be finished or deleted."""
         try:
             return (await self._job()).is_finished
         except StorageError:
@@ -103,7 +103,7 @@ class SessionStream:
             active_event_ids=events.active,
             completed_event_ids=events.completed,
         )
-        await self.client.tell_chunk(metadata, data)
+        await self.client.send_chunk(metadata, data)
         self.num_sent += 1
 
     async def _job(self) -> StoredJob:
