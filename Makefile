@@ -51,6 +51,7 @@ tree:
 
 typecheck: $(READY) tree
 	MYPYPATH=$(TREE) $(BIN)/mypy -p helios_serve
+	$(BIN)/mypy examples
 
 test: $(READY)  ## everything fast
 	$(BIN)/pytest -m "not slow and not vllm_omni and not sglang"
