@@ -17,13 +17,11 @@ from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
 from helios_serve.entrypoints.http.bodies import BodyLimit
-from helios_serve.entrypoints.http.info.server_info import ServerInfo
-from helios_serve.entrypoints.http.info.usage import UsageApi
+from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
 from helios_serve.entrypoints.http.live.realtime import RealtimeApi
-from helios_serve.entrypoints.http.openapi import OpenApi
-from helios_serve.entrypoints.http.operations import HasOperations, routes_of
+from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, routes_of
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi

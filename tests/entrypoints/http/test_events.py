@@ -6,8 +6,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from helios_serve.entrypoints.http.live.event_position import EventPosition
-from helios_serve.entrypoints.http.live.events import events_after
+from helios_serve.entrypoints.http.live.events import EventPosition, events_after
 from helios_serve.messages import Segment, Snapshot
 from helios_serve.options.sampling import PromptSwitch, SamplingParams
 from helios_serve.store.snapshots import ResumePoint

@@ -1,6 +1,8 @@
 """Route of a video's events, as server-sent events."""
 
 import asyncio
+import re
+import zlib
 from collections.abc import AsyncIterator, Iterator
 
 import msgspec
@@ -9,9 +11,11 @@ from starlette.responses import Response, StreamingResponse
 
 from helios_serve.engine.requests.progress import Progress
 from helios_serve.entrypoints.http.authentication import tenant_of
-from helios_serve.entrypoints.http.live.event_position import EventPosition, position_of
 from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operation
+from helios_serve.entrypoints.http.queries import first_chunk_query
+from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import frames_of_chunk
+from helios_serve.options.sampling import PromptSwitch
 from helios_serve.service.protocol import Video
 from helios_serve.service.videos.video_object import video_object
 from helios_serve.service.videos.videos import Videos
@@ -25,6 +29,59 @@ KEEP_ALIVE_SECONDS = 15.0
 """Maximum seconds without data: proxies close idle connections."""
 EVENT_STREAM = "text/event-stream"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+ID = re.compile(r"(-1|[0-9]{1,9})(?::([0-9a-f]{8}|end))?")
+END = "end"
+
+
+class EventPosition:
+    """The last event that a client has received: the events of chunk `chunk`, and `marker` after
+    it.
+
+    `marker` identifies a prompt switch that was reported after the chunk, or is "end". As text, a
+    position is the chunk's number and the marker: `7`, `7:5f0c1a2b`, `7:end`. Before the first
+    chunk, `chunk` is -1.
+    """
+
+    def __init__(self, chunk: int, marker: str | None = None) -> None:
+        self.chunk = chunk
+        self.marker = marker
+
+    def __str__(self) -> str:
+        return f"{self.chunk}" if self.marker is None else f"{self.chunk}:{self.marker}"
+
+    @property
+    def is_end(self) -> bool:
+        return self.marker == END
+
+    def pass_chunk(self, chunk: int) -> None:
+        self.chunk, self.marker = chunk, None
+
+    def pass_switch(self, switch: PromptSwitch) -> bool:
+        """Move past a switch after the chunk. Return whether it was not reported before."""
+        marker = f"{zlib.crc32(msgspec.msgpack.encode(switch)):08x}"
+        is_new = marker != self.marker
+        self.marker = marker
+        return is_new
+
+    def pass_end(self) -> None:
+        self.marker = END
+
+
+def position_of(request: Request, job: StoredJob) -> EventPosition:
+    """Return the position given by `Last-Event-ID`, else by `from_chunk`, else the beginning.
+
+    Raises InvalidRequestError for a position that the video does not have.
+    """
+    start = job.first_chunk
+    if (last := request.headers.get("last-event-id")) is not None:
+        match = ID.fullmatch(last)
+        if match is None or not start - 1 <= int(match[1]) < job.num_chunks:
+            raise InvalidRequestError(
+                f"got Last-Event-ID {last!r}, expected the id of an event of this video",
+                param="last-event-id",
+            )
+        return EventPosition(int(match[1]), match[2])
+    return EventPosition(first_chunk_query(request, job) - 1)
 
 
 class ChunkEvent(msgspec.Struct, tag_field="type", tag="video.chunk"):

@@ -8,8 +8,11 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from helios_serve.entrypoints.http.authentication import tenant_of
-from helios_serve.entrypoints.http.live.realtime_socket import ClientSocket, DisconnectedError
-from helios_serve.entrypoints.http.live.realtime_stream import SessionStream
+from helios_serve.entrypoints.http.live.realtime_stream import (
+    ClientSocket,
+    DisconnectedError,
+    SessionStream,
+)
 from helios_serve.errors import InvalidRequestError
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import Json

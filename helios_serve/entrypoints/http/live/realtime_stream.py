@@ -1,21 +1,111 @@
-"""Streams a session's chunks to its client."""
+"""A realtime client's socket, and the stream of a session's chunks to it."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.engine.requests.stored_stream import CANCELLED
-from helios_serve.entrypoints.http.live.realtime_socket import ClientSocket, DisconnectedError
 from helios_serve.errors import StorageError
 from helios_serve.model_config import frames_of_chunk
-from helios_serve.service.errors import ApiError, not_found
-from helios_serve.service.realtime.messages import ChunkMetadata, SessionDone
+from helios_serve.service.errors import ApiError, as_api_error, not_found
+from helios_serve.service.realtime.messages import (
+    ChunkMetadata,
+    ErrorMessage,
+    ServerMessage,
+    SessionDone,
+)
 from helios_serve.service.realtime.sessions import (
     RealtimeSession,
     RealtimeSessions,
 )
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.jobs import StoredJob
+
+CLOSE_SECONDS = 1.0
+
+
+class DisconnectedError(Exception):
+    """The client disconnected."""
+
+
+class ClientSocket:
+    """A WebSocket with backpressure: sending waits for a slow client, and nothing is queued."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self.socket = socket
+        self._sending = asyncio.Lock()
+        self._is_gone = False
+
+    async def receive(self) -> str:
+        """Return the next text message.
+
+        Raises ApiError for a binary message, and DisconnectedError when the client disconnects.
+        """
+        message = await self.socket.receive()
+        if message["type"] == "websocket.disconnect":
+            self._is_gone = True
+            raise DisconnectedError
+        text: str | None = message.get("text")
+        if text is None:
+            raise ApiError(400, "got a binary message, expected JSON text", code="invalid_message")
+        return text
+
+    async def send(self, message: ServerMessage) -> None:
+        """Send a message. Raises DisconnectedError."""
+        async with self._sending:
+            await self._send(message)
+
+    async def send_chunk(self, metadata: ChunkMetadata, data: bytes) -> None:
+        """Send a chunk's metadata and data, with no other message between them.
+
+        Raises DisconnectedError.
+        """
+        async with self._sending:
+            await self._send(metadata)
+            await self._send(data)
+
+    async def send_error(
+        self,
+        error: Exception,
+        *,
+        code: str | None = None,
+        request_id: str | None = None,
+        event_id: str | None = None,
+    ) -> None:
+        """Send an error. `code` replaces the error's own code. Raises DisconnectedError."""
+        api_error = as_api_error(error)
+        message = ErrorMessage(
+            api_error.detail.message,
+            code or api_error.detail.code,
+            request_id,
+            event_id,
+            api_error.detail.param,
+            api_error.retry_after,
+        )
+        await self.send(message)
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close the connection, and wait at most CLOSE_SECONDS for the client."""
+        with suppress(TimeoutError, DisconnectedError, WebSocketDisconnect):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if not self._is_gone:
+                    self._is_gone = True
+                    await self.socket.close(code, reason)
+
+    async def _send(self, message: ServerMessage | bytes) -> None:
+        if self._is_gone:
+            raise DisconnectedError
+        try:
+            if isinstance(message, bytes):
+                await self.socket.send_bytes(message)
+            else:
+                await self.socket.send_text(msgspec.json.encode(message).decode())
+        except WebSocketDisconnect as error:
+            self._is_gone = True
+            raise DisconnectedError from error
 
 
 class SessionStream:

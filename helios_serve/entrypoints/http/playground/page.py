@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from helios_serve.entrypoints.http import playground
 from helios_serve.service.errors import ApiError
 
 PAGE = "index.html"
@@ -84,7 +83,7 @@ class Playground:
 def read_files() -> dict[str, StaticFile]:
     """Return the page and the files that it loads, by name."""
     found = {}
-    for item in resources.files(playground).iterdir():
+    for item in resources.files(__package__).iterdir():
         media_type = TYPES.get("." + item.name.rpartition(".")[2])
         if media_type is not None:
             content = item.read_bytes()
