@@ -55,9 +55,10 @@ tree:  ## link the sources into build/tree as they are imported, for PYTHONPATH 
 	  > $(TREE)/helios_serve-source.dist-info/METADATA
 
 # `tests` and `benchmarks` are linked away from the root, where kernels/ would be a package too.
-typecheck: $(READY) tree  ## check the types of the package, its tests and the benchmarks
+typecheck: $(READY) tree  ## check the types of the package, tests, benchmarks and examples
 	mkdir -p $(CHECKED) && ln -sfn $(CURDIR)/tests $(CURDIR)/benchmarks $(CHECKED)
 	MYPYPATH=$(TREE):$(CHECKED) $(BIN)/mypy -p helios_serve -p tests -p benchmarks
+	$(BIN)/mypy examples
 
 test: $(READY)  ## run the fast tests
 	$(BIN)/pytest -m "not slow and not vllm_omni and not sglang"

@@ -17,13 +17,14 @@ MAX_TEXT = 32_768
 """Maximum characters of a prompt. The text encoder reads far fewer."""
 MAX_MEDIA_BYTES = (1 << 32) - 1
 """Maximum bytes of a reference, decoded: msgpack stores lengths in 32 bits."""
-Relation = Literal["remix", "extension", "edit", "continuation"]
+Relation = Literal["remix", "extension", "edit", "continuation", "fork"]
 """How a video was derived from another one.
 
 - remix: generated again with another prompt
 - extension: resumed from the other video's snapshot, so that it gets longer
 - edit: generated with the other video's frames as its reference
 - continuation: generated from the end of a video without a snapshot, as its reference
+- fork: resumed from the other video's snapshot with noise, and maybe a prompt, of its own
 """
 OutputKind = Literal["frames", "segment"]
 """Whether chunks are delivered as pixels or as MP4 segments."""

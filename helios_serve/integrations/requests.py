@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from helios_serve.media.pixels import frames_from
+from helios_serve.media.pictures import frames_from
 from helios_serve.model_config import HeliosConfig
 from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import SamplingParams, default_size

@@ -10,6 +10,8 @@ from helios_serve.options.sampling import NumFrames, SamplingOptions, Seed, Step
 from helios_serve.store.batches import BatchStatus, LineError
 from helios_serve.video_request import Relation
 
+MAX_FORKS = 16
+"""Videos that one request may fork off."""
 BatchKey = Annotated[str, Meta(max_length=64)]
 BatchValue = Annotated[str, Meta(max_length=512)]
 RequestedTier = Literal["auto", "priority", "default", "flex"]
@@ -99,6 +101,17 @@ class ExtendVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     video: dict[str, str]
     seconds: float = 4.0
     prompt: str | None = None
+
+
+class ForkVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request to continue a video in several ways from its last finished chunk.
+
+    Each entry of `prompts` makes one video; null keeps the video's own prompts. Each gets `seconds`
+    more from there on (None: up to the end of the video).
+    """
+
+    prompts: Annotated[tuple[str | None, ...], Meta(min_length=1, max_length=MAX_FORKS)]
+    seconds: float | None = None
 
 
 class SwitchPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import upload
 from helios_serve.messages import NULL_BLOCK
 from helios_serve.model_config import (
@@ -58,7 +58,7 @@ class HistoryPool:
     def gather(self, window: Tensor, geometry: Geometry) -> HistoryPatches:
         """The windows of one session as patches; `window` is its flat block table of 20 frames."""
         places, counts = window_places(geometry, self.blocks.device)
-        rows = kernels.gather_window(self.blocks, window, places)
+        rows = kernels_of(self.blocks).gather_window(self.blocks, window, places)
         long, mid, short = torch.split(rows, counts)
         return HistoryPatches(
             long.view(-1, 4**3 * PATCH_DIM), mid.view(-1, 2**3 * PATCH_DIM), short

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from helios_serve.errors import HeliosError
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import upload
 from helios_serve.logger import logger
 from helios_serve.messages import (
@@ -237,8 +237,9 @@ class ModelRunner:
         assert transition is not None
         grid = session.geometry.stage_patches(stage - 1, self.config.stages)
         drawn = upload(chunk.noise.stages[stage - 1], self.device)
-        latents = kernels.enter_stage(
-            chunk.sampler.latents,
+        rows = chunk.sampler.latents
+        latents = kernels_of(rows).enter_stage(
+            rows,
             grid,
             transition,
             drawn,

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from helios_serve.errors import DeviceError
-from helios_serve.kernels import reference
+from helios_serve.kernels import linear
 from helios_serve.kernels.fp8 import FP8, Quantized
 from helios_serve.kernels.reference import quantize_rows
+from helios_serve.kernels.registry import REFERENCE
 from helios_serve.model_executor import loader
 from helios_serve.model_executor.components import build_parts
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
@@ -102,11 +103,11 @@ def test_joined_layers_are_the_same_and_quantise_their_rows_once(
     projections.join()
     counted: list[int] = []
 
-    def counting(x: Tensor) -> Quantized:
-        counted.append(len(x))
-        return quantize_rows(x)
+    def counting(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
+        counted.append(len(rows))
+        return quantize_rows(rows, dtype)
 
-    monkeypatch.setattr(reference, "quantize_rows", counting)
+    monkeypatch.setattr(linear, "kernels_of", lambda _: REFERENCE._replace(quantize_rows=counting))
     for skip in (0, 1):
         for got, alone in zip(projections(x, (), skip=skip), expected[skip:], strict=True):
             assert (got - alone).abs().max() < 1e-6

@@ -10,8 +10,13 @@ from ipaddress import ip_address
 import pytest
 import trustme
 
-from helios_serve.service.outbound.addresses import Address, is_public, system_addresses
-from helios_serve.service.outbound.outbound import Outbound, OutboundError
+from helios_serve.service.outbound.outbound import (
+    Address,
+    Outbound,
+    OutboundError,
+    is_public,
+    system_addresses,
+)
 from helios_serve.service.outbound.urls import AllowedDomains, Url, parse_url
 from tests.support.https_server import HOST, Got, HttpsServer, Reply, https_server, trusting
 

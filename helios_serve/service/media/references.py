@@ -1,18 +1,21 @@
 """Resolves reference inputs (uploads, data: URLs, URLs and file ids) to decoded frames."""
 
 import asyncio
+import base64
+import binascii
+import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
 from helios_serve.media.decoder_pool import DecoderPool
 from helios_serve.media.references import Reference
-from helios_serve.service.media.data_urls import decode_data_url
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.outbound.outbound import Outbound, OutboundError
 from helios_serve.service.outbound.urls import AllowedDomains
@@ -29,6 +32,11 @@ KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 
 FindFile = Callable[[str, str], Awaitable[Path | None]]
 """Maps a tenant and a file id to the file's path, or to None if there is no such file."""
+HEAD = re.compile(
+    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII | re.IGNORECASE
+)
+MAX_HEAD = 200
+BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class ReferenceInput(NamedTuple):
@@ -209,3 +217,22 @@ def only_entry(source: Any, field: str, takes_ids: bool) -> tuple[str, str]:
 
 def invalid_reference(message: str, field: str) -> InvalidRequestError:
     return InvalidRequestError(message, param=field)
+
+
+def decode_data_url(url: str) -> bytes:
+    """Return the content of a data: URL. Raises ValueError for an invalid one."""
+    head = HEAD.match(url[:MAX_HEAD])
+    if head is None:
+        raise ValueError("invalid data: URL, expected data:TYPE;base64,DATA")
+    if not url.isascii():
+        raise ValueError("invalid data: URL: got non-ASCII characters, expected percent-encoding")
+    content = url[head.end() :]
+    if BROKEN_PERCENT.search(content):
+        raise ValueError("invalid data: URL: got % without two hexadecimal digits after it")
+    raw = unquote_to_bytes(content) if "%" in content else content.encode()
+    if head[3] is None:
+        return raw
+    try:
+        return base64.b64decode(raw, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"invalid data: URL: content is not valid base64: {error}") from error

@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 from helios_serve.errors import RequestFailedError
 from helios_serve.media.mp4 import defragment
-from helios_serve.media.stills import spritesheet, thumbnail
+from helios_serve.media.pictures import spritesheet, thumbnail
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 

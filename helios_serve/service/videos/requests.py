@@ -154,6 +154,40 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
     return longer if body.prompt is None else longer.with_switch(PromptSwitch(edge, body.prompt))
 
 
+def fork(
+    request: VideoRequest, edge: int, prompt: str | None, seconds: float | None
+) -> VideoRequest:
+    """Build a request that continues `request` at chunk `edge`, with another prompt if given.
+
+    Raises InvalidRequestError if there is nothing left of the video and no length is given.
+    """
+    params = request.params
+    frames = params.num_frames
+    if seconds is not None:
+        frames = edge * CHUNK_FRAMES + frames_of(seconds, params.fps)
+    elif edge == num_chunks(frames):
+        raise InvalidRequestError(
+            "got a finished video without seconds, expected the length of its continuations",
+            param="seconds",
+        )
+    last = num_chunks(frames)
+    switches = tuple(
+        switch
+        for switch in params.switches
+        if switch.chunk < (last if prompt is None else min(edge, last))
+    )
+    child = msgspec.structs.replace(
+        request.without_media(),
+        request_id=new_id(),
+        params=msgspec.structs.replace(params, num_frames=frames, switches=switches),
+        max_lead_chunks=None,
+        parent=request.request_id,
+        relation="fork",
+        fingerprint=None,
+    )
+    return child if prompt is None else child.with_switch(PromptSwitch(edge, prompt))
+
+
 def continuation(request: VideoRequest, body: ExtendVideo) -> Json:
     """Return the fields of a new video that continues the frames of `request`.
 

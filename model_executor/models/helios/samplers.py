@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.model_config import LATENT_CHANNELS, PATCH_DIM, Grid
 from helios_serve.model_executor.models.helios.schedule import DenoiseStep
 
@@ -73,7 +73,8 @@ def advance(state: SamplerState, step: DenoiseStep, flow: Tensor | None) -> None
 
 def advance_dmd(state: SamplerState, step: DenoiseStep, flow: Tensor) -> None:
     """x0 in fp64, cast to the flow's dtype; then noised to the next level by the stage's start."""
-    state.latents = kernels.dmd_step(state.latents, flow, state.start, step.sigma, step.next_sigma)
+    dmd_step = kernels_of(state.latents).dmd_step
+    state.latents = dmd_step(state.latents, flow, state.start, step.sigma, step.next_sigma)
 
 
 def advance_unipc(state: SamplerState, step: DenoiseStep, flow: Tensor) -> None:

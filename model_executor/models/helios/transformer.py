@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import NormTable, join
 from helios_serve.model_config import PATCH_DIM, TransformerConfig
 from helios_serve.model_executor.models.helios.embeddings import ConditionEmbedder
@@ -74,7 +74,7 @@ class SelfAttention(Attention):
         """x (tokens, dim) -> (tokens, dim)."""
         layout = pack.layout
         query, key, value = self.projections(x, layout.lora)
-        query, key = kernels.qk_norm_rope_(
+        query, key = kernels_of(query).qk_norm_rope_(
             query,
             key,
             (self.norm_q.weight, self.norm_k.weight),
@@ -91,6 +91,7 @@ class SelfAttention(Attention):
         layout, noise = pack.layout, pack.layout.noise_only
         query = self.to_q(take_noise(x, layout), noise.lora)
         key, value = self.projections(x, layout.lora, skip=1)
+        kernels = kernels_of(x)
         query = kernels.norm_rope_(query, self.norm_q.weight, pack.noise_rope, self.heads, self.eps)
         key = kernels.norm_rope_(
             key,
@@ -107,13 +108,14 @@ class SelfAttention(Attention):
         self, query: Tensor, key: Tensor, value: Tensor, queries: PackLayout, keys: PackLayout
     ) -> Tensor:
         """The attended values of every query, projected."""
+        attention = kernels_of(query).attention
         value = value.view(len(value), self.heads, -1)
         asked, given = queries.exchange, keys.exchange
         if asked is None or given is None:
-            mixed = kernels.attention(query, key, value, queries.lengths, keys.lengths)
+            mixed = attention(query, key, value, queries.lengths, keys.lengths)
         else:
             query, key, value = asked.to_heads(query), given.to_heads(key), given.to_heads(value)
-            mixed = kernels.attention(query, key, value, asked.lengths, given.lengths)
+            mixed = attention(query, key, value, asked.lengths, given.lengths)
             mixed = asked.to_rows(mixed)
         out: Tensor = self.to_out[0](mixed, queries.lora)
         return out
@@ -126,13 +128,13 @@ class CrossAttention(Attention):
         self, text: Tensor, lora: Sequence[tuple[slice, LoraAdapter]]
     ) -> tuple[Tensor, Tensor]:
         """Text rows (rows, dim) -> keys and values (rows, heads, head_dim)."""
-        projected = self.to_k(text, lora)
+        kernels, projected = kernels_of(text), self.to_k(text, lora)
         key = kernels.norm_rope_(projected, self.norm_k.weight, None, self.heads, self.eps)
         return key, self.to_v(text, lora).unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor, layout: PackLayout, text: PackedText, layer: int) -> Tensor:
         """x holds noise tokens only, as `layout` says: (tokens, dim) -> (tokens, dim)."""
-        projected = self.to_q(x, layout.lora)
+        kernels, projected = kernels_of(x), self.to_q(x, layout.lora)
         query = kernels.norm_rope_(projected, self.norm_q.weight, None, self.heads, self.eps)
         key, value = text.layer(layer)
         mixed = kernels.attention(query, key, value, layout.lengths, text.lengths, text.bias)
@@ -212,7 +214,7 @@ class Block(nn.Module):
         x is updated in place. With `noise_only`, as in the last block, history serves as keys and
         values only and just the noise tokens are returned.
         """
-        layout, eps = pack.layout, self.eps
+        kernels, layout, eps = kernels_of(x), pack.layout, self.eps
         if noise_only:
             update = self.attn1.forward_noise(normed, pack)
             x, layout = take_noise(x, layout), layout.noise_only
@@ -290,8 +292,8 @@ class HeliosTransformer(nn.Module):
         blocks = self.layers
         tables = [block.table(modulation) for block in blocks]
         following = [*(table.norm for table in tables[1:]), self.norm_out.table(embedded)]
-        x = self.embed_patches(pack.segments)
-        normed = kernels.norm_modulate(x, pack.layout.rows, tables[0].norm, self.config.eps)
+        x, rows = self.embed_patches(pack.segments), pack.layout.rows
+        normed = kernels_of(x).norm_modulate(x, rows, tables[0].norm, self.config.eps)
         for block, table, norm in zip(blocks, tables, following, strict=True):
             x, normed = block(x, normed, pack, table, norm, noise_only=block is blocks[-1])
         flow: Tensor = self.proj_out(normed, pack.layout.noise_only.lora)

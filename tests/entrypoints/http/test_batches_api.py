@@ -68,7 +68,7 @@ def test_files_are_kept_listed_and_deleted(client: openai.OpenAI) -> None:
     assert [file.id for file in client.files.list(limit=1)][:2] == [second.id, first.id]
     assert second.id not in [file.id for file in client.files.list(purpose="batch")]
     assert client.files.delete(first.id).deleted
-    with pytest.raises(openai.NotFoundError, match="does not exist"):
+    with pytest.raises(openai.NotFoundError, match="not found"):
         client.files.content(first.id)
 
 

@@ -167,7 +167,7 @@ def test_bodies_are_bounded(http: httpx.Client) -> None:
             yield bytes(1 << 20)
 
     answer = http.post("/v1/videos", content=pieces(), headers=json)
-    assert "67108864 at most" in refused(answer, None, 413)
+    assert "at most 67108864 bytes" in refused(answer, None, 413)
 
 
 @pytest.mark.slow

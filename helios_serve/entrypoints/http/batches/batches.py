@@ -1,4 +1,4 @@
-"""The routes of batches."""
+"""Routes of batches."""
 
 import asyncio
 import secrets
@@ -28,11 +28,11 @@ from helios_serve.store.batches import BatchStatus, StoredBatch
 
 BATCH = "/v1/batches/{batch_id}"
 WINDOW = 24 * 3600.0
-"""Seconds that a batch may take."""
+"""Seconds after which an unfinished batch expires."""
 
 
 class BatchApi:
-    """Handlers over the sender's batches."""
+    """Handlers for the tenant's batches."""
 
     def __init__(self, runner: BatchRunner, files: FileApi) -> None:
         self.runner = runner
@@ -46,7 +46,7 @@ class BatchApi:
                 "POST",
                 "/v1/batches",
                 self.create,
-                "Make a video for every line of a file",
+                "Create a batch: one video for each line of a file",
                 Batch,
                 RequestBody(CreateBatch),
                 statuses=(400, 404, 413, 415, 507),
@@ -59,19 +59,20 @@ class BatchApi:
                 BatchList,
                 query={"after": TEXT, "limit": LIMIT},
             ),
-            Operation("GET", BATCH, self.retrieve, "Retrieve a batch and its progress", Batch),
+            Operation("GET", BATCH, self.retrieve, "Retrieve a batch", Batch),
             Operation(
-                "POST", f"{BATCH}/cancel", self.cancel, "Stop a batch and keep its results", Batch
+                "POST", f"{BATCH}/cancel", self.cancel, "Cancel a batch and keep its results", Batch
             ),
         )
 
     async def create(self, request: Request) -> Response:
-        """Make a video for every line of an uploaded file."""
+        """Create a batch that generates a video for each line of an uploaded file."""
         body = convert(await read_body(request), CreateBatch)
         file = await self.files.find(body.input_file_id, request)
         if file.purpose != "batch":
             raise InvalidRequestError(
-                f"got a file for {file.purpose!r}, expected one for 'batch'", param="input_file_id"
+                f"got a file with purpose {file.purpose!r}, expected 'batch'",
+                param="input_file_id",
             )
         now = time.time()
         batch = StoredBatch(
@@ -89,7 +90,7 @@ class BatchApi:
         return json_response(await self._describe(batch))
 
     async def list_page(self, request: Request) -> Response:
-        """Newest first."""
+        """List the tenant's batches, newest first."""
         query = page_query(request)
         if query.after is not None:
             await self._find(query.after, request)
@@ -104,14 +105,14 @@ class BatchApi:
         return json_response(await self._describe(batch))
 
     async def cancel(self, request: Request) -> Response:
-        """End it and keep what was made; one that is over stays as it is."""
+        """Cancel a batch and keep its results. A finished batch is not changed."""
         batch = await self._find(request.path_params["batch_id"], request)
         return json_response(await self._describe(await self.runner.cancel(batch)))
 
     async def _find(self, batch_id: str, request: Request) -> StoredBatch:
         batch = await asyncio.to_thread(self.batches.get, batch_id)
         if batch is None or batch.tenant != tenant_of(request):
-            raise ApiError(404, f"got batch {batch_id!r}, which does not exist", code="not_found")
+            raise ApiError(404, f"batch {batch_id!r} not found", code="not_found")
         return batch
 
     async def _describe(self, batch: StoredBatch) -> Batch:

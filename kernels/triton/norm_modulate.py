@@ -1,7 +1,7 @@
-"""Layer norm and modulation by a table in one pass, in Triton ("Flash Norm").
+"""Layer norm and modulation by a table in one pass ("Flash Norm").
 
-A token names its row of the table by one int32, so modulation is read from a few rows that stay in
-the cache, and a row of x is read once and written once. One program does one row.
+Each row of x has the index of its row of the table as one int32, so modulation is read from a few
+rows that stay in the cache, and x is read once and written once. One program per row.
 """
 
 import triton
@@ -9,16 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from helios_serve.kernels.rows import NormTable, PackRows
-
-
-@triton.jit
-def norm_row(values, weight, bias, cols, mask, eps, DIM: tl.constexpr):
-    """Layer norm of one row in fp32, times and plus a row of the table."""
-    mean = tl.sum(values, axis=0) / DIM
-    centered = tl.where(mask, values - mean, 0.0)
-    variance = tl.sum(centered * centered, axis=0) / DIM
-    normed = centered * tl.rsqrt(variance + eps)
-    return normed * tl.load(weight + cols, mask, 0.0) + tl.load(bias + cols, mask, 0.0)
+from helios_serve.kernels.triton.row_program import norm_row, warps_for
 
 
 @triton.jit
@@ -48,7 +39,7 @@ def norm_modulate_kernel(
 
 
 def norm_modulate(x: Tensor, rows: PackRows, norm: NormTable, eps: float) -> Tensor:
-    """As `reference.norm_modulate`."""
+    """See `registry.NormModulate`."""
     out = x.new_empty(x.shape)
     block = triton.next_power_of_2(x.shape[1])
     norm_modulate_kernel[(len(x),)](
@@ -67,8 +58,3 @@ def norm_modulate(x: Tensor, rows: PackRows, norm: NormTable, eps: float) -> Ten
         num_warps=warps_for(block),
     )
     return out
-
-
-def warps_for(block: int) -> int:
-    """Warps of a program that holds a row of `block` numbers in registers, 16 to 32 a thread."""
-    return min(16, max(1, block // 512))

@@ -1,4 +1,4 @@
-"""Entering a pyramid stage, in Triton: nearest x2, scaling and correlated noise in one pass."""
+"""Entering a pyramid stage: nearest x2, scaling and correlated noise in one pass."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from torch import Tensor
 BLOCK_PATCHES = 32
 
 
-# One program for all sizes of frames: what a special one would save is nothing to its compilation.
+# Not specialized by frame size: compiling for each size costs more than it would save.
 @triton.jit(do_not_specialize=["num_patches", "grid_rows", "grid_cols"])
 def enter_stage_kernel(
     rows,
@@ -29,7 +29,7 @@ def enter_stage_kernel(
     col = tl.arange(0, 4 * CHANNELS)[None, :]
     pixel, channel = col // CHANNELS, col % CHANNELS
 
-    # The patch at (frame, y, x) is the pixel at (y, x) of a grid of half as many patches.
+    # The new patch at (frame, y, x) is the pixel at (y, x) of the old grid, half as large.
     y, x = patch // (2 * grid_cols) % (2 * grid_rows), patch % (2 * grid_cols)
     frame = patch // (4 * grid_rows * grid_cols)
     source = (frame * grid_rows + y // 2) * grid_cols + x // 2
@@ -56,7 +56,7 @@ def enter_stage(
     factor: Tensor,
     noise_dtype: torch.dtype,
 ) -> Tensor:
-    """As `reference.enter_stage`."""
+    """See `registry.EnterStage`."""
     channels, patches, _ = drawn.shape
     dtype = torch.promote_types(rows.dtype, noise_dtype)
     out = torch.empty(patches, 4 * channels, dtype=dtype, device=rows.device)

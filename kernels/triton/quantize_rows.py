@@ -1,7 +1,7 @@
-"""Rows to float8 with a scale each, in one pass, in Triton.
+"""Rows to float8 with a scale each, in one pass.
 
-torch's operators read a row three times and write a copy of it in fp32 on the way. One program
-does one row, which stays in registers between its largest entry and its division.
+torch's operators read a row three times and write an fp32 copy of it. Here one program per row
+keeps it in registers while it finds the largest entry and divides.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from helios_serve.kernels.fp8 import FP8, LARGEST, SMALLEST_SCALE, Quantized
-from helios_serve.kernels.norm_modulate import warps_for
+from helios_serve.kernels.triton.row_program import warps_for
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def quantize_rows_kernel(
     mask = cols < DIM
     entries = tl.load(x + row * x_stride + cols, mask, 0.0).to(tl.float32)
     largest = tl.max(tl.abs(entries), axis=0)
-    # Divisions round as the reference's do: a quotient off by its last bit may be another float8.
+    # Divide with the reference's rounding: a last bit may decide which float8 is nearest.
     scale = tl.maximum(tl.div_rn(largest, LARGEST), SMALLEST_SCALE)
     quotients = tl.div_rn(entries, scale)
     tl.store(values + row * DIM + cols, quotients.to(values.dtype.element_ty), mask)
@@ -37,7 +37,7 @@ def quantize_rows_kernel(
 
 
 def quantize_rows(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
-    """As `reference.quantize_rows`."""
+    """See `registry.QuantizeRows`."""
     count, dim = rows.shape
     values = rows.new_empty(count, dim, dtype=dtype)
     scale = rows.new_empty(count, 1, dtype=torch.float32)

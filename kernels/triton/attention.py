@@ -1,7 +1,7 @@
-"""Attention over segments of any length that lie end to end, in Triton.
+"""Attention over packed segments of any length, after FlashAttention 2 (arXiv 2307.08691).
 
-The portable path where no library has a kernel, and the one for text, whose collapsed padding row
-needs a bias on its logit that those kernels do not take. Softmax and sums are fp32.
+For devices that no library has a kernel for, and for attention to text, whose merged padding rows
+need a bias on their logits, which the libraries do not take. Softmax and sums are fp32.
 """
 
 import math
@@ -34,7 +34,7 @@ def varlen_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """BLOCK_M queries of one head of one segment; `scale` has log2(e) in it."""
+    """Attend BLOCK_M queries of one head of one segment; `scale` includes log2(e)."""
     head, segment = tl.program_id(1), tl.program_id(2)
     start = tl.load(query_offsets + segment).to(tl.int64)
     count = (tl.load(query_offsets + segment + 1) - start).to(tl.int32)
@@ -44,7 +44,7 @@ def varlen_attention_kernel(
     key_start = tl.load(key_offsets + segment).to(tl.int64)
     key_count = (tl.load(key_offsets + segment + 1) - key_start).to(tl.int32)
 
-    # From where the segment starts, offsets fit 32 bits, which saves registers in the loop.
+    # Relative to the segment, offsets fit 32 bits, which saves registers in the loop.
     query += start * query_stride + head * HEAD_DIM
     key += key_start * key_stride + head * HEAD_DIM
     value += key_start * value_stride + head * HEAD_DIM
@@ -90,7 +90,7 @@ def attention(
     keys: Lengths,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """As `reference.attention`, with a bias in any floating dtype; every segment has a key."""
+    """See `registry.PackedAttention`; the bias may have any floating dtype."""
     _, heads, head_dim = query.shape
     assert all(item.stride()[1:] == (head_dim, 1) for item in (query, key, value))
     out = query.new_empty(len(query), heads * head_dim)

@@ -1,4 +1,4 @@
-"""The DMD update in one pass, in Triton."""
+"""One step of the DMD sampler in one pass over the latents."""
 
 import torch
 import triton
@@ -40,7 +40,7 @@ def dmd_step_kernel(
 def dmd_step(
     latents: Tensor, flow: Tensor, start: Tensor, sigma: float, next_sigma: float | None
 ) -> Tensor:
-    """As `reference.dmd_step`."""
+    """See `registry.DmdStep`."""
     is_last = next_sigma is None
     out = torch.empty_like(flow if is_last else start, memory_format=torch.contiguous_format)
     dmd_step_kernel[(triton.cdiv(out.numel(), BLOCK),)](
@@ -58,6 +58,6 @@ def dmd_step(
 
 
 def halves(value: float) -> tuple[float, float]:
-    """Two fp32 numbers that add up to `value`: kernels are launched with fp32 scalars only."""
+    """Two fp32 numbers that add up to `value`: Triton passes scalars as fp32."""
     high = torch.tensor(value, dtype=torch.float32).item()
     return high, value - high

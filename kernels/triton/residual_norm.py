@@ -1,15 +1,15 @@
-"""Residuals fused with the layer norm behind them, in Triton.
+"""Residuals fused with the layer norm that follows them.
 
-The sum is rounded to the dtype of the rows before it is normed, as it is when it goes through
-memory, so the fusion changes nothing; it saves one reading of x. One program does one row.
+The sum is rounded to the dtype of the rows before it is normed, as if it had been stored and read
+again, so the fusion does not change the result. It saves one read of x. One program per row.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from helios_serve.kernels.norm_modulate import norm_row, warps_for
 from helios_serve.kernels.rows import NormTable, PackRows
+from helios_serve.kernels.triton.row_program import norm_row, warps_for
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def residual_norm_kernel(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x += update (* gate); out = norm(x). Updates or outputs may be those of noise rows alone."""
+    """x += update (* gate); out = norm(x). `update` or `out` may hold the noise rows only."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < DIM
@@ -81,14 +81,14 @@ def gated_residual_norm_(
     *,
     noise_only: bool = False,
 ) -> Tensor:
-    """As `reference.gated_residual_norm_`."""
+    """See `registry.GatedResidualNorm`."""
     return _launch(x, update, rows, gate, norm, eps, noise_out=noise_only)
 
 
 def noise_residual_norm_(
     x: Tensor, update: Tensor, rows: PackRows, norm: NormTable, eps: float
 ) -> Tensor:
-    """As `reference.noise_residual_norm_`."""
+    """See `registry.NoiseResidualNorm`."""
     return _launch(x, update, rows, None, norm, eps, noise_out=False)
 
 

@@ -1,4 +1,4 @@
-"""Patches of a history window, read through its block table, in Triton."""
+"""Patch rows of a history window, read through its block table."""
 
 import torch
 import triton
@@ -32,8 +32,8 @@ def gather_window_kernel(
 
 
 def gather_window(pool: Tensor, window: Tensor, places: Tensor) -> Tensor:
-    """As `reference.gather_window`."""
-    assert pool.is_contiguous(), "blocks lie end to end"
+    """See `registry.GatherWindow`."""
+    assert pool.is_contiguous(), "the pool must be contiguous"
     _, block_rows, width = pool.shape
     out = torch.empty(len(places), width, dtype=pool.dtype, device=pool.device)
     gather_window_kernel[(triton.cdiv(len(places), BLOCK_PLACES),)](

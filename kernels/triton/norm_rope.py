@@ -1,8 +1,8 @@
-"""RMS norm across all heads and rotary embedding in one pass, in Triton ("Flash RoPE").
+"""RMS norm across all heads and rotary embedding in one pass ("Flash RoPE").
 
-Queries and keys are rows of one projection, normed and rotated in place. A token names its rotary
-entry by three int32 places in a table of a few dozen positions (`Rope`), so no entry is ever
-materialised a token. One program does one token: its key, and its query where there is one.
+Queries and keys are rows of one projection, normed and rotated in place. Each token has three int32
+indices into a table of a few dozen positions (`Rope`), so that rotary entries are never expanded to
+tokens. One program per token does its key, and its query if there is one.
 """
 
 import torch
@@ -29,9 +29,9 @@ def norm_rope_row(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """One row in place. It is rounded behind each part, as it is when it goes through memory.
+    """Norm, rotate and scale one row in place, rounding after each as the reference does.
 
-    `cos` and `sin` (1, BLOCK_DIM / 2) serve all heads, `scale` is (BLOCK_HEADS, 1).
+    `cos` and `sin` are (1, BLOCK_DIM / 2), shared by all heads; `scale` is (BLOCK_HEADS, 1).
     """
     dtype = x.dtype.element_ty
     heads = tl.arange(0, BLOCK_HEADS)[:, None]
@@ -129,7 +129,7 @@ def norm_rope_(
     history_scale: Tensor | None = None,
     rows: PackRows | None = None,
 ) -> Tensor:
-    """As `reference.norm_rope_`, always in place."""
+    """See `registry.NormRope`; always in place."""
     _launch(None, x, (weight, weight), rope, rows, heads, eps, history_scale)
     return x.view(len(x), heads, -1)
 
@@ -145,7 +145,7 @@ def qk_norm_rope_(
     *,
     history_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.qk_norm_rope_`, always in place."""
+    """See `registry.QkNormRope`; always in place."""
     _launch(query, key, weights, rope, rows, heads, eps, history_scale)
     return query.view(len(query), heads, -1), key.view(len(key), heads, -1)
 
