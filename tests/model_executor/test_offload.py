@@ -151,8 +151,8 @@ def test_latents_are_the_same_bit_for_bit(
 def test_pixels_are_the_same_bit_for_bit(checkpoints: dict[str, Path]) -> None:
     latents = torch.randn(16, 9, 2, 2)
     frames = []
-    for offload in (False, True):
-        vae = load_model(str(checkpoints["base"]), roles=("decode",), offload=offload).vae
+    for is_offloaded in (False, True):
+        vae = load_model(str(checkpoints["base"]), roles=("decode",), offload=is_offloaded).vae
         assert vae is not None
         frames.append(vae.decode(latents))
     assert torch.equal(*frames)
