@@ -29,10 +29,10 @@ class Vae:
     """Wraps diffusers' AutoencoderKLWan.
 
     Each chunk is decoded independently, with an empty causal cache. The cache belongs to `model`,
-    so `encode` and `decode`, which two threads may call, exclude each other. Posteriors of references are cached by shape and
-    hash of the pixels. `model` is used on `device`, and only within the context `on_device`, so its
-    weights may be offloaded otherwise. The decoder may have another dtype than fp32; latents are
-    scaled in fp32 in any case.
+    so `encode` and `decode`, which two threads may call, exclude each other. Posteriors of
+    references are cached by shape and hash of the pixels. `model` is used on `device`, and only
+    within the context `on_device`, so its weights may be offloaded otherwise. The decoder may have
+    another dtype than fp32; latents are scaled in fp32 in any case.
     """
 
     def __init__(
