@@ -4,16 +4,14 @@ docs/memory.md states how many bytes the device holds, and how many each forward
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from helios_serve.model_executor.host_memory import HostMemory
-from helios_serve.model_executor.layer_stream import NUM_BUFFERS, LayerStream, OnDevice
-from helios_serve.model_executor.weights import Component
+from helios_serve.model_executor.weights import Component, named_tensors, set_tensors
 
 LAYER = re.compile(r"((?:blocks|encoder\.block)\.\d+)\.(.+)")
 """Tensors of a layer: the layer's name and the tensor's name in it."""
@@ -30,6 +28,147 @@ StreamGroup = Literal["forward", "text"]
 """Tensors that are streamed together: those of a forward, or those that read prompts."""
 Layers = dict[str, list[str]]
 """The names of each layer's tensors, by the name of the layer."""
+NUM_BUFFERS = 2
+"""Layers on the device at a time: one is copied while the other is computed."""
+PIECE_BYTES = 1 << 30
+"""Bytes of a piece. torch rounds allocations of pinned memory up to a power of two."""
+ALIGNMENT = 256
+"""Alignment of tensors, in bytes."""
+
+
+class HostMemory:
+    """Host memory for tensors of the given `sizes` in bytes, allocated in large pieces.
+
+    The memory is pinned, so that `device` copies from it at full speed, unless `device` is a CPU.
+    Pieces waste little memory: the space after the last tensor of each one, and the rounding of the
+    last piece.
+    """
+
+    def __init__(
+        self, sizes: Iterable[int], device: torch.device, *, piece_bytes: int = PIECE_BYTES
+    ) -> None:
+        self.piece_bytes = piece_bytes
+        self._left = sum(map(aligned, sizes))
+        self._pinned = device.type != "cpu"
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def store(self, tensor: Tensor) -> Tensor:
+        """Copy `tensor` into this memory and return the copy."""
+        size = aligned(tensor.nbytes)
+        if self._used + size > len(self._piece):
+            length = max(size, min(self.piece_bytes, self._left))
+            self._piece = torch.empty(length, dtype=torch.uint8, pin_memory=self._pinned)
+            self._used = 0
+        copy = self._piece[self._used : self._used + tensor.nbytes]
+        self._used += size
+        self._left -= size
+        return copy.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class LayerStream:
+    """Copies layers to the device one after another, each while the previous one is computed.
+
+    `layers` lists the names of each layer's tensors in `module`, on the host; all layers have the
+    same shapes in the same order. The module's tensors are replaced by buffers on `device`, which
+    all layers of the same parity share: they hold a layer's weights from its `load` until the
+    second next layer is loaded.
+    """
+
+    def __init__(
+        self, module: nn.Module, layers: Sequence[Sequence[str]], device: torch.device
+    ) -> None:
+        tensors = named_tensors(module)
+        self.sources = [[tensors[name] for name in layer] for layer in layers]
+        self.buffers = [
+            [torch.empty_like(host, device=device) for host in self.sources[0]]
+            for _ in range(min(NUM_BUFFERS, len(layers)))
+        ]
+        for layer, names in enumerate(layers):
+            set_tensors(module, dict(zip(names, self._buffer(layer), strict=True)))
+        self._copies = CopyStream(device)
+        self._loaded: list[int | None] = [None] * len(self.buffers)
+        self._copied: list[torch.Event | None] = [None] * len(self.buffers)
+
+    def load(self, layer: int) -> None:
+        """Make `layer` available to work launched from now on, and start to copy the next layer.
+
+        The first layer follows the last one. Call it before each use of a layer, in any order: a
+        layer that is already on the device is not copied again.
+        """
+        self._start_copy(layer)
+        self._copies.wait(self._copied[layer % NUM_BUFFERS])
+        following = (layer + 1) % len(self.sources)
+        if following % NUM_BUFFERS != layer % NUM_BUFFERS:
+            self._start_copy(following)
+
+    def load_before(self, module: nn.Module, layer: int) -> None:
+        """Load `layer` whenever `module` is called."""
+        module.register_forward_pre_hook(lambda *_: self.load(layer))
+
+    def _buffer(self, layer: int) -> list[Tensor]:
+        return self.buffers[layer % NUM_BUFFERS]
+
+    def _start_copy(self, layer: int) -> None:
+        index = layer % NUM_BUFFERS
+        if self._loaded[index] != layer:
+            self._loaded[index] = layer
+            self._copied[index] = self._copies.copy(self._buffer(layer), self.sources[layer])
+
+
+class CopyStream:
+    """A stream for copies, concurrent with the compute stream. On a CPU copies are synchronous."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = None if device.type == "cpu" else torch.Stream(device)
+
+    def copy(self, buffers: Sequence[Tensor], sources: Sequence[Tensor]) -> torch.Event | None:
+        """Copy once all work launched so far is done, as it may still read the buffers."""
+        if self.stream is None:
+            copy_all(buffers, sources)
+            return None
+        self.stream.wait_stream(torch.accelerator.current_stream(self.device))
+        with self.stream:
+            copy_all(buffers, sources)
+        return self.stream.record_event()
+
+    def wait(self, copied: torch.Event | None) -> None:
+        """Make the compute stream wait for a copy."""
+        if copied is not None:
+            torch.accelerator.current_stream(self.device).wait_event(copied)
+
+
+class OnDevice:
+    """A context manager that holds a host module's tensors on the device while it is entered.
+
+    `names` are the tensors to copy.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str], device: torch.device) -> None:
+        tensors = named_tensors(module)
+        self.module = module
+        self.device = device
+        self.sources: Mapping[str, Tensor] = {name: tensors[name] for name in names}
+
+    def __enter__(self) -> None:
+        copies = {
+            name: torch.empty_like(host, device=self.device) for name, host in self.sources.items()
+        }
+        copy_all(list(copies.values()), list(self.sources.values()))
+        set_tensors(self.module, copies)
+
+    def __exit__(self, *_: object) -> None:
+        set_tensors(self.module, self.sources)
+
+
+def copy_all(buffers: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for buffer, source in zip(buffers, sources, strict=True):
+        buffer.copy_(source, non_blocking=True)
 
 
 class TensorPlacement(NamedTuple):

@@ -1,7 +1,7 @@
-"""What options say of themselves: ranges, defaults, descriptions and flags.
+"""Introspection of options: ranges, defaults, descriptions and command-line flags.
 
 An option is a field of a msgspec.Struct, annotated with msgspec.Meta. HTTP bodies inherit the
-field; flags, range checks and the tables of docs/options.md are made from it here.
+field. Command-line flags, range checks and the tables of docs/options.md are generated from it.
 """
 
 import re
@@ -17,13 +17,16 @@ from helios_serve.errors import InvalidRequestError
 Options = TypeVar("Options", bound=msgspec.Struct)
 
 FIELD = re.compile(r"`\$\.([^`]+)`|field `([^`]+)`")
-"""How msgspec's messages name the field at fault."""
+"""Matches the field that msgspec's messages name."""
 MAX_SHOWN = 80
-"""Characters of a wrong value that a message repeats."""
+"""Maximum number of characters of an invalid value in a message."""
 
 
 class Option(NamedTuple):
-    """One field: `kind` is its type less None, `extra` what msgspec.Meta's `extra` holds."""
+    """A field of a struct.
+
+    `kind` is its type without None; `extra` is the `extra` of its msgspec.Meta.
+    """
 
     name: str
     kind: inspect.Type
@@ -33,13 +36,13 @@ class Option(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """Its flag on the command line."""
+        """The command-line flag."""
         flag: str = self.extra.get("flag", "--" + self.name.replace("_", "-"))
         return flag
 
     @property
     def allowed(self) -> str | None:
-        """The values that are allowed, in words; None if the type says it all."""
+        """The allowed values as text, or None if the type describes them."""
         number = self.kind
         if isinstance(number, inspect.VarTupleType):
             number = without_metadata(number.item_type)
@@ -51,7 +54,7 @@ class Option(NamedTuple):
 
     @property
     def default_text(self) -> str:
-        """The default as documents and help texts show it."""
+        """The default value, as documentation and help texts show it."""
         if "default" in self.extra:
             return str(self.extra["default"])
         if isinstance(self.default, tuple):
@@ -63,7 +66,7 @@ class Option(NamedTuple):
 
 @lru_cache(maxsize=64)
 def options_of(kind: type[msgspec.Struct]) -> Mapping[str, Option]:
-    """The fields of a struct by name, in their order."""
+    """Return the fields of a struct by name, in their order."""
     described = inspect.type_info(kind)
     assert isinstance(described, inspect.StructType)
     return {field.name: _option(field) for field in described.fields}
@@ -90,7 +93,7 @@ def without_metadata(kind: inspect.Type) -> inspect.Type:
 
 
 def check_ranges(options: msgspec.Struct) -> None:
-    """Raise InvalidRequestError for a number outside of its field's range."""
+    """Raise InvalidRequestError for a number outside its field's range."""
     for name, option in options_of(type(options)).items():
         value, kind = getattr(options, name), option.kind
         if isinstance(kind, inspect.VarTupleType):
@@ -107,13 +110,16 @@ def check_ranges(options: msgspec.Struct) -> None:
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:
-    """Raise InvalidRequestError unless `value` is from `low` to `high`."""
+    """Raise InvalidRequestError unless `low <= value <= high`."""
     if not low <= value <= high:
         raise InvalidRequestError(f"got {name} {value}, expected {low} to {high}", param=name)
 
 
 def read_options(kind: type[Options], values: Mapping[str, Any], *, strict: bool = True) -> Options:
-    """Options from plain values by name; raises InvalidRequestError naming the field at fault."""
+    """Build options from plain values by name.
+
+    Raises InvalidRequestError, which names the unknown or invalid field.
+    """
     for name in values:
         if name not in options_of(kind):
             raise InvalidRequestError(unknown_option(name, kind), param=name)
@@ -125,13 +131,13 @@ def read_options(kind: type[Options], values: Mapping[str, Any], *, strict: bool
 
 
 def unknown_option(name: str, *kinds: type[msgspec.Struct]) -> str:
-    """The message for an option that none of `kinds` has."""
+    """Return the error message for an option that none of `kinds` has."""
     expected = ", ".join(known for kind in kinds for known in options_of(kind))
     return f"got unknown option {name!r}, expected one of: {expected}"
 
 
 def field_at_fault(error: msgspec.ValidationError) -> str | None:
-    """The field that msgspec's message names, with dots before fields of fields."""
+    """Return the field that msgspec's message names, with dots between nested fields, or None."""
     match = FIELD.search(str(error))
     return None if match is None else match[1] or match[2]
 
@@ -139,19 +145,19 @@ def field_at_fault(error: msgspec.ValidationError) -> str | None:
 def explain(
     error: msgspec.ValidationError, values: Mapping[str, Any], kind: type[msgspec.Struct]
 ) -> str:
-    """msgspec's message and the value that it leaves out: "got fps 500, expected 1 to 120"."""
+    """Return msgspec's message with the invalid value, such as "got fps 500, expected 1 to 120"."""
     message, path = str(error), field_at_fault(error)
     name = re.split(r"[.\[]", path or "")[0]
     if name not in values:
         return message
-    got, option = f"got {name} {shown(values[name])}", options_of(kind).get(name)
+    got, option = f"got {name} {value_text(values[name])}", options_of(kind).get(name)
     if option is not None and option.allowed is not None:
         return f"{got}, expected {option.allowed}"
     return f"{got}: {message[:1].lower()}{message[1:]}"
 
 
-def shown(value: object) -> str:
-    """A wrong value as a message repeats it: short, and only if it is plain data."""
+def value_text(value: object) -> str:
+    """Return an invalid value as text for a message, shortened. Other objects are shown by type."""
     try:
         msgspec.json.encode(value)
     except (TypeError, ValueError, UnicodeError):

@@ -1,4 +1,4 @@
-"""Options of an engine inside another server: which workers it starts, and where."""
+"""Options of an engine that runs inside another server."""
 
 from typing import Annotated
 
@@ -13,16 +13,20 @@ class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: Annotated[
         tuple[str, ...],
-        Meta(description="Workers, each entry written as for `helios-serve serve --workers`."),
+        Meta(description="Workers to start, each as in `helios-serve serve --workers`."),
     ] = ("1",)
     executor: Annotated[
         ExecutorKind | None,
         Meta(
-            description="inline: threads of the server's process; local: processes; ray: actors.",
-            extra={"default": "ray with an address, else inline"},
+            description="inline: threads of the server's process; local: processes; ray: Ray "
+            "actors.",
+            extra={"default": "ray with `ray_address`, else inline"},
         ),
     ] = None
     ray_address: Annotated[
         str | None,
-        Meta(description="The Ray cluster to use; `ray` without one starts one on this machine."),
+        Meta(
+            description="Address of the Ray cluster; without one, executor `ray` starts a cluster "
+            "on this machine."
+        ),
     ] = None

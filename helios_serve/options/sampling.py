@@ -1,4 +1,4 @@
-"""Sampling options: how a video is sampled, and what a checkpoint allows."""
+"""Sampling options, and their validation against a checkpoint."""
 
 from typing import Annotated
 
@@ -20,10 +20,10 @@ PUBLISHED_SIZE = Size(640, 384)
 
 
 class PromptSwitch(msgspec.Struct, frozen=True):
-    """From `chunk` on (counted from 0) the video changes to `prompt`.
+    """A change of the prompt to `prompt` at chunk number `chunk`, counted from 0.
 
-    `transition_chunks` is the number of chunks over which the prompts are blended; None takes the
-    request's own.
+    `transition_chunks` is the number of chunks over which the prompts are blended (None: the
+    request's own setting).
     """
 
     chunk: int
@@ -33,24 +33,24 @@ class PromptSwitch(msgspec.Struct, frozen=True):
 
 StepCount = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
 NumFrames = Annotated[
-    int, Meta(ge=1, le=MAX_FRAMES, description="Frames of the video.", extra={"metavar": "N"})
+    int, Meta(ge=1, le=MAX_FRAMES, description="Number of frames.", extra={"metavar": "N"})
 ]
 Seed = Annotated[
     int,
     Meta(
         ge=0,
         le=2**63 - 1,
-        description="Seed of the noise: the same seed gives the same video.",
+        description="Seed of the random noise; the same request and seed give the same video.",
         extra={"metavar": "N"},
     ),
 ]
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options that have the same name, type and default wherever a video is asked for.
+    """Options with the same name, type and default in every interface.
 
-    HTTP bodies, batch lines and `SamplingParams` inherit them; flags, adapters and
-    docs/options.md are made from them.
+    HTTP bodies, batch lines and `SamplingParams` inherit them. Command-line flags, integrations and
+    docs/options.md are generated from them.
     """
 
     fps: Annotated[
@@ -60,7 +60,7 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
         tuple[StepCount, ...] | None,
         Meta(
             description="Denoise steps of each pyramid stage (Mid and Distilled).",
-            extra={"metavar": "N,N,N", "default": "20,20,20 of Mid, 2,2,2 of Distilled"},
+            extra={"metavar": "N,N,N", "default": "20,20,20 for Mid, 2,2,2 for Distilled"},
         ),
     ] = None
     num_inference_steps: Annotated[
@@ -70,19 +70,20 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
     guidance_scale: Annotated[
         Annotated[float, Meta(ge=0, le=100)] | None,
         Meta(
-            description="Classifier-free guidance; 1 and less is none. Distilled takes none.",
-            extra={"metavar": "X", "default": "5 of Base and Mid, 1 of Distilled"},
+            description="Scale of classifier-free guidance; at most 1 turns it off. Distilled does "
+            "not support it.",
+            extra={"metavar": "X", "default": "5 for Base and Mid, 1 for Distilled"},
         ),
     ] = None
     negative_prompt: Annotated[
         str,
-        Meta(description="What guidance leads away from.", extra={"metavar": "TEXT"}),
+        Meta(description="Text prompt that guidance steers away from.", extra={"metavar": "TEXT"}),
     ] = ""
     switches: Annotated[
         tuple[PromptSwitch, ...],
         Meta(
-            description="Prompts that replace the first one at later chunks (33 frames each, "
-            "counted from 0).",
+            description="Prompts that replace the previous one from a chunk on (chunks have 33 "
+            "frames and are counted from 0).",
             extra={"flag": "--prompt-at", "metavar": "CHUNK:TEXT"},
         ),
     ] = ()
@@ -91,15 +92,15 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=100,
-            description="Chunks over which a prompt switch is blended.",
+            description="Number of chunks over which a prompt switch is blended.",
             extra={"metavar": "N"},
         ),
     ] = 3
     amplify_first_chunk: Annotated[
-        bool, Meta(description="Take twice the steps for the first chunk (Distilled).")
+        bool, Meta(description="Use twice the denoise steps for the first chunk (Distilled).")
     ] = False
     skip_first_chunk: Annotated[
-        bool, Meta(description="Take the anchor frame from the second chunk.")
+        bool, Meta(description="Take the anchor frame from the second chunk, not the first.")
     ] = False
     use_zero_init: Annotated[
         bool,
@@ -113,21 +114,21 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=MAX_STEPS,
-            description="Steps after the first that CFG-Zero* zeroes (Mid).",
+            description="Number of steps after the first that CFG-Zero* zeroes (Mid).",
             extra={"metavar": "N"},
         ),
     ] = 1
     image_noise_sigma: Annotated[
         tuple[float, float],
         Meta(
-            description="Bounds of the noise mixed into a reference image.",
+            description="Range of sigma for noise mixed into the reference's anchor frame.",
             extra={"metavar": "MIN,MAX"},
         ),
     ] = (0.111, 0.135)
     video_noise_sigma: Annotated[
         tuple[float, float],
         Meta(
-            description="Bounds of the noise mixed into a reference video.",
+            description="Range of sigma for noise mixed into the reference's history frames.",
             extra={"metavar": "MIN,MAX"},
         ),
     ] = (0.111, 0.135)
@@ -143,16 +144,16 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=512,
-            description="Tokens of a prompt that are read.",
+            description="Maximum number of prompt tokens; further ones are ignored.",
             extra={"metavar": "N"},
         ),
     ] = 512
 
 
 class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
-    """How a video is sampled, at which size and length.
+    """Sampling parameters, with the size and length of the video.
 
-    None means the published default of the checkpoint's variant.
+    None means the default of the checkpoint's variant.
     """
 
     width: Annotated[int, Meta(description="Width in pixels.")] = 640
@@ -161,7 +162,10 @@ class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
     seed: Seed = 0
 
     def resolve(self, config: HeliosConfig) -> "ResolvedParams":
-        """Check against `config` and fill in its defaults; raises InvalidRequestError."""
+        """Validate the parameters against `config`, and fill in its defaults.
+
+        Raises InvalidRequestError, which names the invalid field.
+        """
         check_size(self.width, self.height, config)
         check_ranges(self)
         check_sigma("image_noise_sigma", self.image_noise_sigma)
@@ -181,7 +185,7 @@ class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
 
 
 class ResolvedParams(msgspec.Struct, frozen=True):
-    """Sampling parameters that fit a checkpoint, with nothing left open."""
+    """Sampling parameters that are valid for a checkpoint, with all defaults filled in."""
 
     params: SamplingParams
     steps: tuple[int, ...]
@@ -199,7 +203,9 @@ class ResolvedParams(msgspec.Struct, frozen=True):
         return chunk == 0 and self.params.amplify_first_chunk
 
     def stage_steps(self, chunk: int) -> tuple[int, ...]:
-        """Denoise steps of each stage of `chunk`; an amplified first chunk takes twice as many."""
+        """Return the number of denoise steps of each stage of `chunk`, doubled if it is
+        amplified.
+        """
         factor = 2 if self.is_amplified(chunk) else 1
         return tuple(factor * steps for steps in self.steps)
 
@@ -209,7 +215,7 @@ class ResolvedParams(msgspec.Struct, frozen=True):
 
 
 def default_size(model: str) -> Size:
-    """The size of a video that names none: the published checkpoints' own, or nano's."""
+    """Return the default size of a model: that of the published checkpoints, or nano's."""
     return NANO_SIZE if model.split("-")[0] == DEFAULT_MODEL else PUBLISHED_SIZE
 
 
@@ -221,7 +227,7 @@ def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ..
     elif not single and other is not None:
         raise InvalidRequestError(
             f"got num_inference_steps={other} with a {config.variant} checkpoint, "
-            f"expected steps, one number for each of its {config.stages} stages",
+            f"expected steps with one number for each of its {config.stages} stages",
             param="num_inference_steps",
         )
     steps = DEFAULT_STEPS[config.variant] if given is None else given
@@ -257,12 +263,12 @@ def check_sigma(name: str, sigma: tuple[float, float]) -> None:
 def check_switches(switches: tuple[PromptSwitch, ...], chunks: int) -> None:
     at = [switch.chunk for switch in switches]
     if any(not 1 <= chunk < chunks for chunk in at):
-        allowed = f"1 to {chunks - 1}" if chunks > 1 else "no switch: the video is one chunk long"
+        allowed = f"1 to {chunks - 1}" if chunks > 1 else "none: the video has only one chunk"
         raise InvalidRequestError(
             f"got prompt switches at chunks {at}, expected {allowed}", param="switches"
         )
     if at != sorted(set(at)):
         raise InvalidRequestError(
-            f"got prompt switches at chunks {at}, expected each chunk once, in rising order",
+            f"got prompt switches at chunks {at}, expected distinct chunks in ascending order",
             param="switches",
         )

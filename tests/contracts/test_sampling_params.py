@@ -68,7 +68,7 @@ def test_an_amplified_first_chunk_takes_twice_the_steps() -> None:
         ("mid", {"max_sequence_length": 513}, "got max_sequence_length 513, expected 1 to 512"),
         ("mid", {"switches": (PromptSwitch(3, "x"),)}, r"got prompt switches at chunks \[3\]"),
         ("mid", {"switches": (PromptSwitch(0, "x"),)}, "expected 1 to 2"),
-        ("mid", {"switches": (PromptSwitch(2, "x"), PromptSwitch(1, "y"))}, "in rising order"),
+        ("mid", {"switches": (PromptSwitch(2, "x"), PromptSwitch(1, "y"))}, "in ascending order"),
     ],
 )
 def test_bad_parameters_are_refused(variant: Variant, fields: dict[str, Any], message: str) -> None:

@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helios_serve.model_executor import layer_stream
+from helios_serve.model_executor import offload
 from helios_serve.model_executor.components import build_parts
-from helios_serve.model_executor.host_memory import ALIGNMENT, HostMemory
-from helios_serve.model_executor.layer_stream import CopyStream, LayerStream, OnDevice
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
-from helios_serve.model_executor.offload import place_part
+from helios_serve.model_executor.offload import (
+    ALIGNMENT,
+    CopyStream,
+    HostMemory,
+    LayerStream,
+    OnDevice,
+    place_part,
+)
 from helios_serve.model_executor.weights import named_tensors, weight_bytes
 from tests.support.lora_files import write_lora
 from tests.support.models import load_model
@@ -40,13 +45,13 @@ class LateLane(CopyStream):
     def wait(self, copied: torch.Event | None) -> None:
         while any(copied is event for event, _, _ in self.waiting):
             _, buffers, sources = self.waiting.pop(0)
-            layer_stream.copy_all(buffers, sources)
+            offload.copy_all(buffers, sources)
 
 
 @pytest.fixture(params=["at once", "late"])
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "late":
-        monkeypatch.setattr(layer_stream, "CopyStream", LateLane)
+        monkeypatch.setattr(offload, "CopyStream", LateLane)
 
 
 def layers_of(count: int) -> tuple[nn.Module, list[list[str]]]:
@@ -124,7 +129,7 @@ def test_latents_are_the_same_bit_for_bit(
 ) -> None:
     """Sessions with guidance, an image and an adapter."""
     plain: LoadedModel = latent_model(checkpoints[variant], quantization=quantization)
-    monkeypatch.setattr(layer_stream, "CopyStream", LateLane)
+    monkeypatch.setattr(offload, "CopyStream", LateLane)
     offloaded = load_model(str(checkpoints[variant]), quantization=quantization, offload=True)
     assert plain.vae is not None
     assert offloaded.vae is not None
@@ -146,8 +151,8 @@ def test_latents_are_the_same_bit_for_bit(
 def test_pixels_are_the_same_bit_for_bit(checkpoints: dict[str, Path]) -> None:
     latents = torch.randn(16, 9, 2, 2)
     frames = []
-    for offload in (False, True):
-        vae = load_model(str(checkpoints["base"]), roles=("decode",), offload=offload).vae
+    for is_offloaded in (False, True):
+        vae = load_model(str(checkpoints["base"]), roles=("decode",), offload=is_offloaded).vae
         assert vae is not None
         frames.append(vae.decode(latents))
     assert torch.equal(*frames)

@@ -265,7 +265,11 @@ def test_flags_and_secret_make_an_endpoint(
         ),
         ((*URL, FLAG, "other.example"), SECRET, f"expected one of {FLAG}"),
         ((*URL, FLAG, "*"), SECRET, "expected HOST or"),
-        (URL, "whsec_short", "HELIOS_WEBHOOK_SECRET: invalid secret, expected whsec_ and 24"),
+        (
+            URL,
+            "whsec_short",
+            "HELIOS_WEBHOOK_SECRET: invalid secret, expected whsec_ followed by 24",
+        ),
         (URL, SECRET[6:], "invalid secret"),
         (URL, "", "no secret found"),
         (URL, None, "got --webhook-url without a secret"),

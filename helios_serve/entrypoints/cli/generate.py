@@ -1,4 +1,4 @@
-"""`helios-serve generate`: a prompt in, an MP4 out."""
+"""`helios-serve generate`: generates one video and writes it to an MP4 file."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from helios_serve.entrypoints.cli import arguments as kinds
+from helios_serve.entrypoints.cli import arguments as parsers
 from helios_serve.entrypoints.cli.flags import add_model_flags, add_options, given_options
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
@@ -33,23 +33,29 @@ examples:
   helios-serve generate "a calm sea" --prompt-at "2:a storm rises" --num-frames 198
 """
 
-OF_REFERENCES = ("image_noise_sigma", "video_noise_sigma", "add_input_noise")
+REFERENCE_OPTIONS = ("image_noise_sigma", "video_noise_sigma", "add_input_noise")
 
 
 def add_command(commands: Any) -> None:
     """Register the command and its flags."""
     parser = commands.add_parser(
         "generate",
-        help="make one video and write it to a file",
+        help="generate one video and write it to a file",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("prompt", help="what the video shows")
+    parser.add_argument("prompt", help="text prompt that describes the video")
     add_output_flags(parser)
     group = add_model_flags(parser)
-    group.add_argument("--lora", metavar="PATH", help="a LoRA adapter in diffusers format")
-    group.add_argument("--lora-scale", type=float, default=1.0, metavar="X")
+    group.add_argument("--lora", metavar="PATH", help="LoRA adapter in diffusers format")
+    group.add_argument(
+        "--lora-scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="scale of the LoRA adapter (default: 1.0)",
+    )
     add_reference_flags(parser)
     add_sampling_flags(parser)
 
@@ -61,45 +67,45 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("video.mp4"),
         metavar="FILE.mp4",
-        help="where the video is written (default: video.mp4)",
+        help="output file of the video (default: video.mp4)",
     )
     group.add_argument(
         "--output-latents",
         type=Path,
         metavar="FILE.safetensors",
-        help="also write the final latents, as diffusers returns them (default: none)",
+        help="also write the final latents, in diffusers' layout (default: none)",
     )
     group.add_argument(
         "--size",
-        type=kinds.size,
+        type=parsers.size,
         metavar="WIDTHxHEIGHT",
-        help=f"size in pixels (default: {PUBLISHED_SIZE}, {NANO_SIZE} of nano)",
+        help=f"size in pixels (default: {PUBLISHED_SIZE}, {NANO_SIZE} for nano)",
     )
     length = group.add_mutually_exclusive_group()
-    add_options(length, SamplingParams, only=("num_frames",))
+    add_options(length, SamplingParams, include=("num_frames",))
     length.add_argument(
-        "--seconds", type=kinds.seconds, metavar="S", help="length in seconds (default: none)"
+        "--seconds", type=parsers.seconds, metavar="S", help="length in seconds (default: none)"
     )
-    add_options(group, SamplingParams, only=("fps",))
+    add_options(group, SamplingParams, include=("fps",))
 
 
 def add_reference_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reference")
     group.add_argument("--image", metavar="FILE", help="start from an image (I2V)")
     group.add_argument("--video", metavar="FILE_OR_FOLDER", help="continue a video (V2V)")
-    add_options(group, SamplingParams, only=OF_REFERENCES)
+    add_options(group, SamplingParams, include=REFERENCE_OPTIONS)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    others = ("width", "height", "num_frames", "fps", *OF_REFERENCES)
-    add_options(group, SamplingParams, but=others)
+    others = ("width", "height", "num_frames", "fps", *REFERENCE_OPTIONS)
+    add_options(group, SamplingParams, exclude=others)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Generate, write chunk by chunk, and say where the video is."""
+    """Generate the video, and write it chunk by chunk. Returns the exit status."""
     check_outputs(arguments)
-    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
+    # Imported late: torch takes seconds to import, and --help and errors must be immediate.
     from helios_serve.offline import Helios
 
     model = Helios(arguments.model, **given_options(arguments, WorkerOptions))
@@ -123,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class ProgressBar:
-    """A bar over chunks and steps, with frames per second since the model was loaded."""
+    """Shows chunks, steps, and frames per second since the model was loaded."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -133,7 +139,7 @@ class ProgressBar:
 
     @property
     def rate(self) -> float:
-        """Frames per second, from the start of the work to the last finished chunk."""
+        """Frames per second, from the start of generation to the last finished chunk."""
         return self.frames / max(self._last - self._started, 1e-9)
 
     def on_load(self) -> None:
@@ -161,7 +167,7 @@ class ProgressBar:
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Helios.stream`: what was given, and nothing else."""
+    """Return the keyword arguments of `Helios.stream` that were given as flags."""
     width, height = arguments.size or default_size(arguments.model)
     options = given_options(arguments, SamplingParams)
     if arguments.seconds is not None:
@@ -183,10 +189,13 @@ def fps_of(arguments: argparse.Namespace) -> int:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse output files that cannot be written, before any work."""
+    """Raise InvalidRequestError for output files that cannot be written, before any work
+    is done.
+    """
     if arguments.output == arguments.output_latents:
         raise InvalidRequestError(
-            f"got {arguments.output} for both --output and --output-latents, expected two files",
+            f"got {arguments.output} for both --output and --output-latents, expected different "
+            "files",
             param="output",
         )
     for name in ("output", "output_latents"):
@@ -195,5 +204,5 @@ def check_outputs(arguments: argparse.Namespace) -> None:
             continue
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             flag = name.replace("_", "-")
-            expected = "a file that can be written, in a folder that exists"
+            expected = "a writable file in an existing folder"
             raise InvalidRequestError(f"got --{flag} {path}, expected {expected}", param=flag)

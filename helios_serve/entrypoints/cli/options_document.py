@@ -1,4 +1,4 @@
-"""Writes docs/options.md: `python -m helios_serve.entrypoints.cli.options_document`."""
+"""Generates docs/options.md: `python -m helios_serve.entrypoints.cli.options_document`."""
 
 from collections.abc import Iterator
 
@@ -15,50 +15,50 @@ from helios_serve.service.protocol import CreateVideo
 INTRODUCTION = """\
 # Options
 
-Every option has one name. Bodies of `POST /v1/videos` and `session.start`, lines of batch files,
-the Python API, vLLM-Omni's `extra_params` and SGLang's requests take it as it stands here; on the
-command line it is a flag. This page is made from the code by `make docs`.
+Each option has the same name in every interface: bodies of `POST /v1/videos` and `session.start`,
+lines of batch files, the Python API, vLLM-Omni's `extra_params` and SGLang's requests. On the
+command line it is a flag. This page is generated from the code by `make docs`.
 """
 SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | None], ...] = (
     (
-        "How a video is sampled",
-        "An option that is left out has the default of the model's variant.",
+        "Sampling options",
+        "Options that are left out use the defaults of the model's variant.",
         SamplingOptions,
         None,
     ),
     (
-        "What else a new video takes",
-        "Fields of `POST /v1/videos`, `session.start` and batch lines. Reference images and\n"
-        "videos are described in [safety.md](safety.md), realtime sessions in\n"
-        "[live.md](live.md).",
+        "Request fields",
+        "More fields of `POST /v1/videos`, `session.start` and batch lines. See\n"
+        "[safety.md](safety.md) for reference images and videos, and [live.md](live.md) for\n"
+        "realtime sessions.",
         CreateVideo,
         SamplingOptions,
     ),
     (
-        "How a model is run",
-        "The same for all workers of a server: flags of `serve`, `run-batch` and `generate`,\n"
-        "keywords of `Helios(...)`, and settings inside vLLM-Omni and SGLang.\n"
-        "[memory.md](memory.md) says what each costs.",
+        "Model options",
+        "They are the same for all workers of a server: flags of `serve`, `run-batch` and\n"
+        "`generate`, keywords of `Helios(...)`, and settings inside vLLM-Omni and SGLang. See\n"
+        "[memory.md](memory.md) for their costs.",
         WorkerOptions,
         None,
     ),
     (
-        "How much runs and waits at a time",
+        "Batch and queue limits",
         "Flags of `serve` and `run-batch`, and settings inside vLLM-Omni and SGLang.",
         BatchLimits,
         None,
     ),
     (
-        "Policies of the scheduler",
-        "Fields of `SchedulingConfig` in Python. Tenants have a file of their own:\n"
+        "Scheduler policies",
+        "Fields of `SchedulingConfig` in Python. Tenants are configured in a file: see\n"
         "[tenants.md](tenants.md).",
         SchedulingConfig,
         BatchLimits,
     ),
     (
-        "Inside another server",
-        "Settings inside [vLLM-Omni](vllm-omni.md) and [SGLang](sglang.md), next to those of the\n"
-        "model and of batches.",
+        "Options inside another server",
+        "Settings inside [vLLM-Omni](vllm-omni.md) and [SGLang](sglang.md), in addition to the\n"
+        "model options and the batch and queue limits.",
         HostOptions,
         None,
     ),
@@ -67,7 +67,7 @@ WITHOUT_FLAGS = (CreateVideo, SchedulingConfig, HostOptions)
 
 
 def document() -> str:
-    """The whole page in Markdown."""
+    """Return the page as Markdown."""
     parts = [INTRODUCTION]
     for title, text, kind, base in SECTIONS:
         known = {} if base is None else options_of(base)
@@ -80,8 +80,8 @@ def document() -> str:
 
 
 def table(options: list[Option], *, with_flags: bool) -> Iterator[str]:
-    """The rows of options that have a description."""
-    heads = ["option", *(["flag"] if with_flags else []), "type", "default", "what"]
+    """Yield the lines of a table of the options that have a description."""
+    heads = ["option", *(["flag"] if with_flags else []), "type", "default", "description"]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     for option in options:
@@ -92,7 +92,7 @@ def table(options: list[Option], *, with_flags: bool) -> Iterator[str]:
 
 
 def type_text(option: Option) -> str:
-    """The type and range of an option, as users write it."""
+    """Return the type and range of an option, as users write it."""
     kind = option.kind
     if isinstance(kind, inspect.VarTupleType):
         items = option.allowed or name_of(without_metadata(kind.item_type))

@@ -1,4 +1,4 @@
-"""`helios-serve serve`: the video API over HTTP."""
+"""`helios-serve serve`: serves the video API over HTTP."""
 
 import argparse
 import signal
@@ -44,16 +44,17 @@ examples:
   helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
 """
 CLOSE_SECONDS = 5
-"""For answers that are under way when everything else has come to rest."""
+"""Seconds that open responses may take to finish after draining."""
 KEEP_ALIVE_SECONDS = 75
-"""An idle connection is kept for longer than clients keep theirs (5 s and less are common): a
-request that is sent while the server closes its end is lost."""
+"""Seconds for which idle connections are kept. It is longer than clients' timeouts (5 s or less is
+common): a request that is sent while the server closes its connection is lost.
+"""
 CLIENT_SECONDS = 60
-"""A WebSocket client that takes nothing for so long is taken to be gone."""
+"""Seconds without a pong after which a WebSocket client is considered disconnected."""
 UNSENT_BYTES = 128 << 10
-"""Of a connection, in the kernel; what is on its way does not count."""
+"""Maximum unsent bytes of a connection in the kernel, not counting data in flight."""
 MAX_MESSAGE_BYTES = 8 << 20
-"""Of a message of a WebSocket client; a longer one ends the connection."""
+"""Maximum size of a WebSocket message. A larger one closes the connection."""
 
 
 def add_command(commands: Any) -> None:
@@ -69,8 +70,9 @@ def add_command(commands: Any) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="local folders, hub ids, or the built-in nano, nano-mid, nano-base; each has its own "
-        f"workers, and requests that name no model use the first (default: {DEFAULT_MODEL})",
+        help="local folders, Hugging Face hub ids, or the built-in nano, nano-mid or nano-base; "
+        "each model has its own workers, and requests without a model use the first one "
+        f"(default: {DEFAULT_MODEL})",
     )
     add_server_flags(parser)
     add_outbound_flags(parser)
@@ -79,7 +81,7 @@ def add_command(commands: Any) -> None:
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Where it listens, what it keeps, and whom it serves."""
+    """Add the flags for the network, storage, tenants and shutdown."""
     server = parser.add_argument_group("server")
     server.add_argument(
         "--host",
@@ -87,30 +89,32 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         help="address to listen on (default: 127.0.0.1, this machine only)",
     )
     server.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    add_data_dir(server, "where jobs and videos are stored")
+    add_data_dir(server, "folder in which jobs and videos are stored")
     server.add_argument(
         "--retention",
         type=duration,
         metavar="TIME",
-        help="delete videos and files that are older, such as 12h or 7d (default: keep forever)",
+        help="delete finished videos and files after this time, such as 12h or 7d (default: keep "
+        "forever)",
     )
     server.add_argument(
         "--max-disk",
         type=byte_count,
         metavar="SIZE",
-        help="refuse new videos while stored ones take more, such as 500GB (default: no limit)",
+        help="reject new videos while stored ones take more space, such as 500GB (default: no "
+        "limit)",
     )
     server.add_argument(
         "--tenants",
         type=Path,
         metavar="FILE.toml",
-        help="shares and limits of tenants; read again on SIGHUP (default: none)",
+        help="file with shares and limits of tenants; reloaded on SIGHUP (default: none)",
     )
     server.add_argument(
         "--without-keys",
         action="store_true",
-        help="allow a public --host without API keys (see `helios-serve keys`): anyone who reaches "
-        "the port can use the server",
+        help="allow a public --host without API keys (see `helios-serve keys`): anyone who can "
+        "connect can use the server",
     )
     server.add_argument(
         "--lora-modules",
@@ -119,7 +123,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=PATH",
-        help="LoRA adapters that requests may name as `lora` (default: none)",
+        help="LoRA adapters that requests may use by name, as `lora` (default: none)",
     )
     server.add_argument(
         "--session-grace",
@@ -133,18 +137,18 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long running chunks may take to finish after SIGTERM (default: 30)",
+        help="how long the chunks under way may take to finish after SIGTERM (default: 30)",
     )
     server.add_argument(
         "--trace",
         type=Path,
         metavar="FILE.json",
-        help="write what each worker did when, for Perfetto (default: none)",
+        help="write a timeline of the workers' tasks, for Perfetto (default: none)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes."""
+    """Serve until the process is told to stop by a signal. Returns the exit status."""
     import uvicorn
 
     from helios_serve.entrypoints.http.server import HttpServer
@@ -154,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as opened:
         opened.callback(listener.close)
         keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
-        check_exposure(listener, keys, is_wanted=arguments.without_keys)
+        check_exposure(listener, keys, is_allowed=arguments.without_keys)
         app = make_server(arguments, opened, keys)
         config = uvicorn.Config(
             app,
@@ -162,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=MAX_MESSAGE_BYTES,
-            ws_per_message_deflate=False,  # video does not get smaller
+            ws_per_message_deflate=False,  # video does not compress further
             ws_ping_timeout=CLIENT_SECONDS,
             log_config=None,
             access_log=False,
@@ -171,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
             server_header=False,
         )
         host, port = listener.getsockname()[:2]
-        # uvicorn shuts down at the signal and then repeats it, which would end us half-way.
+        # uvicorn raises the signal again after its shutdown, which would kill the process early.
         signal.signal(signal.SIGTERM, lambda *_: None)
         print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
         lifecycle = app.state.lifecycle
@@ -182,40 +186,46 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The port is taken before anything is loaded, so that one in use is told at once."""
+    """Bind the port before anything is loaded, so that an error is reported at once.
+
+    Raises InvalidRequestError if the address is not available.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise InvalidRequestError(
-            f"got --host {host} --port {port}, expected an address that is free: {error.strerror}",
+            f"got --host {host} --port {port}, expected a free address: {error.strerror}",
             param="port",
         ) from error
     listener.setblocking(False)
-    # Connections have it from their listener. Without it megabytes of video lie unsent in the
-    # kernel, and a session seems to have a reader who in truth is far behind.
+    # Connections inherit this from their listener. Without it, the kernel buffers megabytes of
+    # unsent video, and a slow reader looks as if it had received them.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
 
 
-def check_exposure(listener: socket.socket, keys: KeyStore, *, is_wanted: bool) -> None:
-    """Raise InvalidRequestError if others than this machine's users could use the server."""
+def check_exposure(listener: socket.socket, keys: KeyStore, *, is_allowed: bool) -> None:
+    """Raise InvalidRequestError if the server is reachable from other machines without API keys.
+
+    `is_allowed` turns the error into a warning.
+    """
     host = listener.getsockname()[0]
     if not keys.ring().is_open or ip_address(host.partition("%")[0]).is_loopback:
         return
-    if is_wanted:
-        logger.warning("no API key was made: whoever reaches %s may use this server", host)
+    if is_allowed:
+        logger.warning("no API keys: anyone who can connect to %s can use this server", host)
     else:
         raise InvalidRequestError(
-            f"got --host {host} without any API key, expected 127.0.0.1; make a key with "
+            f"got --host {host} without any API key, expected 127.0.0.1; create a key with "
             "`helios-serve keys create`, or add --without-keys",
             param="host",
         )
 
 
 def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore) -> "Starlette":
-    """The application that the flags ask for; what it needs is closed with `opened`."""
-    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
+    """Return the application that the flags configure. Its resources are closed with `opened`."""
+    # Imported late: torch takes seconds to import, and --help and errors must be immediate.
     from helios_serve.engine.launch import launch
     from helios_serve.engine.observe.trace import Trace
     from helios_serve.engine.requests.async_engine import AsyncEngine

@@ -178,10 +178,10 @@ BAD = [
         service_tier="gold",
     ),
     Bad(GET, "got GET /v1/videos, expected POST /v1/videos", "get"),
-    Bad(line("first", seed=1), "got custom_id 'first' twice, expected each once"),
-    Bad(line(""), "got a custom_id of 0 bytes as a file name, expected 1 to 200"),
-    Bad(line("x" * 201), "got a custom_id of 201 bytes as a file name"),
-    Bad(line("/" * 70), "got a custom_id of 210 bytes as a file name"),
+    Bad(line("first", seed=1), "got duplicate custom_id 'first', expected unique ids"),
+    Bad(line(""), r"got a custom_id of 0 bytes \(URL-encoded\), expected 1 to 200"),
+    Bad(line("x" * 201), "got a custom_id of 201 bytes"),
+    Bad(line("/" * 70), "got a custom_id of 210 bytes"),
     Bad("nonsense", "invalid request: JSON is malformed"),
     Bad("\udcff", "invalid request: "),
     Bad("[]", "invalid request: Expected `object`, got `array`"),
@@ -280,8 +280,8 @@ def test_another_request_under_the_same_id_is_refused(batches: Batches) -> None:
     assert done.status == 1
     folder = batches.output / ".helios"
     assert done.errors == {
-        name: f"got '{name}', which is another request in {folder}: "
-        "expected the same one, or another --data-dir"
+        name: f"got custom_id '{name}' with a different request than in {folder}, "
+        "expected the same request or another --data-dir"
         for name in ("prompt", "image")
     }
     other = batches.folder / "other"
@@ -336,8 +336,8 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["nothing.jsonl"], "got nothing.jsonl, expected a batch file that can be read: No such"),
-        (["empty.jsonl"], "got empty.jsonl, which is empty"),
+        (["nothing.jsonl"], "got nothing.jsonl, expected a readable batch file: No such"),
+        (["empty.jsonl"], "got empty file empty.jsonl"),
         (["lines.jsonl", "--output", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
         (["lines.jsonl", "--data-dir", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
         (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server: each server"),

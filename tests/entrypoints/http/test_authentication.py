@@ -121,17 +121,17 @@ def test_who_may_be_reached_from_elsewhere(
     with socket.socket() as listener:
         listener.bind(("0.0.0.0", 0))
         with pytest.raises(InvalidRequestError, match="without any API key"):
-            check_exposure(listener, keys, is_wanted=False)
-        check_exposure(listener, keys, is_wanted=True)
+            check_exposure(listener, keys, is_allowed=False)
+        check_exposure(listener, keys, is_allowed=True)
         assert [record.message for record in caplog.records] == [
-            "no API key was made: whoever reaches 0.0.0.0 may use this server"
+            "no API keys: anyone who can connect to 0.0.0.0 can use this server"
         ]
         keys.revoke(keys.create("acme").key.id)  # then nobody may use it
-        check_exposure(listener, keys, is_wanted=False)
+        check_exposure(listener, keys, is_allowed=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_this_machine_needs_no_key(keys: KeyStore, host: str) -> None:
     with socket.socket() as listener:
         listener.bind((host, 0))
-        check_exposure(listener, keys, is_wanted=False)
+        check_exposure(listener, keys, is_allowed=False)
