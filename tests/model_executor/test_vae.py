@@ -72,7 +72,7 @@ def test_posteriors_are_cached_by_pixels_and_size(vae: Vae) -> None:
 
 
 def test_the_posterior_cache_forgets_the_oldest(vae: Vae, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Vae(vae.model, vae.device, vae.visit)
+    small = Vae(vae.model, vae.device, vae.on_device)
     first, second, third = (random_frames(1, 32, 32) + shade for shade in range(3))
     room = vae_module.num_bytes(vae.encode(first))
     monkeypatch.setattr(vae_module, "MAX_CACHED_BYTES", 2 * room)

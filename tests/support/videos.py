@@ -259,7 +259,7 @@ class SteppedExecutor:
         return self.worker.runner
 
     def start_worker(self, config: WorkerConfig) -> str:  # noqa: ARG002
-        self._beside.enter_context(self.worker.beside(self.commands))
+        self._beside.enter_context(self.worker.task_threads(self.commands))
         self._inbox.put("stepped", self.worker.ready)
         return "stepped"
 

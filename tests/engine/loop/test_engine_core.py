@@ -210,7 +210,7 @@ def test_a_session_that_makes_nan_fails_alone(
     assert chunk is not None
     chunk.sampler.latents = chunk.sampler.latents * torch.nan
     latents, failures = finish(engine)
-    assert failures == {"i2v": "chunk 0 came out with NaN or infinity in its latents"}
+    assert failures == {"i2v": "the latents of chunk 0 contain NaN or infinity"}
     assert latents.keys() == {"t2v", "v2v"}
     for name, got in latents.items():
         assert (got - alone(model, MATES[name])).abs().max() < 1e-4

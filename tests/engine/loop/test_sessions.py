@@ -125,7 +125,9 @@ def test_what_cannot_go_on_from_a_snapshot_is_refused(view: View) -> None:
     other = msgspec.structs.replace(snapshot, dtype="bfloat16")
     viewer.engine.add_request(CASE.request("b"), other)
     viewer.finish()
-    assert viewer.failures == {"b": "got a snapshot in bfloat16, expected this worker's float32"}
+    assert viewer.failures == {
+        "b": "got a snapshot in bfloat16, expected the worker's dtype float32"
+    }
 
 
 def children(count: int) -> list[VideoRequest]:
@@ -314,7 +316,7 @@ def test_inputs_that_cannot_be_encoded_fail_their_session_alone(
     viewer.engine.add_request(later.request("later prompt"))
     viewer.engine.add_request(CASE.request("good"))
     viewer.finish()
-    message = "encoding failed: RuntimeError('a bad input')"
+    message = "encoding failed: RuntimeError: a bad input"
     assert viewer.failures == dict.fromkeys(("image", "prompt", "later prompt"), message)
     assert torch.equal(viewer.latents("good", range(4)), whole(model, CASE))
 
