@@ -45,9 +45,7 @@ examples:
 RESULTS = "results.jsonl"
 STATE = ".helios"
 MAX_AT_ONCE = 256
-"""Maximum number of requests in the engine: enough to keep many workers busy, with
-bounded memory.
-"""
+"""Maximum number of requests in the engine: enough to fill many workers, with bounded memory."""
 MAX_NAME = 200
 """Maximum bytes of a video's file name. File systems allow 255, and temporary names are longer."""
 
