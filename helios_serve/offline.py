@@ -83,6 +83,7 @@ class Helios:
 
     @property
     def config(self) -> HeliosConfig:
+        """The configuration of the checkpoint."""
         return self._engine.config
 
     def generate(self, prompt: str, **options: Any) -> GeneratedVideo:

@@ -45,10 +45,12 @@ class EngineSettings(NamedTuple):
 
     @property
     def executor_kind(self) -> ExecutorKind:
+        """The executor that is set, or the default: ray with an address, else inline."""
         return self.host.executor or ("ray" if self.host.ray_address else "inline")
 
     @property
     def scheduling(self) -> SchedulingConfig:
+        """The scheduler's settings."""
         return msgspec.convert(self.limits, SchedulingConfig, from_attributes=True)
 
     def worker_groups(self, model: str) -> tuple[WorkerGroup, ...]:

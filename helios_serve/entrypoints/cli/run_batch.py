@@ -107,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_lines(path: Path) -> list[bytes]:
+    """Return the lines that are not empty. Raises InvalidRequestError if there are none."""
     try:
         lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     except OSError as error:

@@ -37,6 +37,7 @@ class HeliosRealtimeAdapter(BaseRealtimeModelAdapter):  # type: ignore[misc]
         session.adapter_state.text = request.prompt
 
     def ingest_event(self, session: Any, event: Any) -> str:
+        """Set the prompt of the next chunk. Raises ValueError for any other event."""
         if event.kind != "prompt":
             raise ValueError(f"got event {event.kind!r}, expected 'prompt'")
         if not isinstance(event.payload, str) or not event.payload.strip():
@@ -46,6 +47,7 @@ class HeliosRealtimeAdapter(BaseRealtimeModelAdapter):  # type: ignore[misc]
         return "kind=prompt"
 
     def get_chunk_size(self, session: Any, server_args: Any, chunk: Any) -> int:  # noqa: ARG002
+        """Return the latent frames of a chunk."""
         return LATENT_FRAMES
 
     def get_realtime_event_id(self, session: Any) -> int | None:

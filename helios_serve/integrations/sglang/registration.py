@@ -27,6 +27,7 @@ SGLang matches these paths before it calls any model detector.
 
 
 def register() -> None:
+    """Register the pipelines, the realtime adapter and the hooks."""
     for pipeline, paths in PUBLISHED.items():
         register_pipeline(
             pipeline,

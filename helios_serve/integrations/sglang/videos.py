@@ -50,6 +50,7 @@ class SglangVideos:
             video.abort()
 
     def submit(self, batch: Any, seed: int, lead: int | None = None) -> None:
+        """Submit one video to the engine, unless the request is cancelled."""
         foreign = batch.sampling_params.foreign_request(seed, lead)
         request = foreign.to_video_request(self.host.model, self.host.config)
         with self._lock:

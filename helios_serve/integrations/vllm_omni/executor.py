@@ -56,6 +56,7 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
 
     @property
     def is_dead(self) -> bool:
+        """Whether the engine can no longer generate videos."""
         return self.host.failure is not None
 
     def open(self, request: OmniDiffusionRequest) -> OmniSession:
@@ -120,6 +121,7 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         return [None] if unique_reply_rank is None else None
 
     def check_health(self) -> None:
+        """Raise EngineDeadError if the engine is dead."""
         if self.is_dead:
             logger.error("helios-serve: %s", self.host.failure)
             raise EngineDeadError()

@@ -7,6 +7,7 @@ from helios_serve.integrations.vllm_omni import PIPELINE
 
 
 def register() -> None:
+    """Register the pipeline, once."""
     if PIPELINE not in OMNI_PIPELINES:
         register_pipeline(helios())
 

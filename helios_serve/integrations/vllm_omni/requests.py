@@ -68,6 +68,7 @@ def foreign_request(
 
 
 def check_supported(sampling: OmniDiffusionSamplingParams) -> None:
+    """Raise InvalidRequestError for options that Helios does not support."""
     count = sampling.num_outputs_per_prompt
     if count != 1:
         raise InvalidRequestError(
@@ -149,6 +150,7 @@ def wants_single_output(request: OmniDiffusionRequest, *, is_streaming: bool) ->
 
 
 def lora_path(path: str) -> str:
+    """Return the path. Raises InvalidRequestError if it does not exist."""
     if not Path(path).exists():
         raise InvalidRequestError(
             f"LoRA {path!r} not found, expected a file or folder on the server", param="lora"
@@ -163,4 +165,5 @@ def single_path(media: Any) -> Any:
 
 
 def as_integer(number: float | None) -> float | int | None:
+    """Return a whole float as an int; other values are returned unchanged."""
     return int(number) if number is not None and number == int(number) else number

@@ -98,6 +98,7 @@ class OmniSession:
             self.abort()
 
     def next_chunk(self) -> "Future[VideoChunk | None]":
+        """Return a future of the next chunk, or of None after the last one."""
         assert self._video is not None, "the session is not open"
         return self._video.next_chunk()
 
@@ -173,6 +174,7 @@ def pixels(frames: Iterable[Frames]) -> Tensor:
 
 
 def tensor(data: TensorData) -> Tensor:
+    """Convert tensor data to a tensor with its own memory."""
     flat = torch.frombuffer(bytearray(data.data), dtype=getattr(torch, data.dtype))
     return flat.view(data.shape)
 

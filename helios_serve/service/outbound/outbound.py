@@ -16,6 +16,7 @@ from helios_serve.service.outbound.addresses import (
 from helios_serve.service.outbound.urls import AllowedDomains, Url, parse_url
 
 PIECE = 1 << 16
+"""Maximum bytes read at a time."""
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -187,6 +188,7 @@ def encode_request(
 
 
 async def read_response(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Response:
+    """Return the final response's status and headers. Informational responses (1xx) are skipped."""
     while not isinstance(event := await next_event(connection, reader), h11.Response):
         if not isinstance(event, h11.InformationalResponse):
             raise EOFError

@@ -77,6 +77,9 @@ class UsageApi:
 
 
 def date_query(request: Request, name: str, default: date) -> date:
+    """Return a date parameter, at least 1970-01-01. Raises InvalidRequestError if it is
+    malformed.
+    """
     text = request.query_params.get(name)
     if text is None:
         return default

@@ -36,6 +36,7 @@ class EventPosition:
         return self.marker == END
 
     def pass_chunk(self, chunk: int) -> None:
+        """Move to a chunk that has been sent."""
         self.chunk, self.marker = chunk, None
 
     def pass_switch(self, switch: PromptSwitch) -> bool:
@@ -46,6 +47,7 @@ class EventPosition:
         return is_new
 
     def pass_end(self) -> None:
+        """Move to the end."""
         self.marker = END
 
 
