@@ -1,4 +1,4 @@
-"""From what another server was asked for to a request to our engine."""
+"""Conversion of another server's requests to engine requests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from helios_serve.options.sampling import SamplingParams, default_size
 from helios_serve.video_request import Frames, VideoRequest, check_references
 
 SYNONYMS = {"pyramid_num_inference_steps_list": "steps"}
-"""Names of diffusers and of other servers, where they are not ours."""
+"""Names of options in diffusers and other servers that differ from ours."""
 
 
 class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A video that was ordered elsewhere.
+    """A request for a video from another server.
 
-    `options` are fields of SamplingParams by their names here or in diffusers; those that are None
-    are left to the checkpoint. `image` and `video` are in any form that `frames_from` takes, `lora`
+    `options` are the fields of SamplingParams, by our names or diffusers'. None leaves an option to
+    the checkpoint's default. `image` and `video` are in any form that `frames_from` accepts. `lora`
     is a local file or folder.
     """
 
@@ -33,7 +33,7 @@ class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_lead_chunks: int | None = None
 
     def to_video_request(self, model: str, config: HeliosConfig) -> VideoRequest:
-        """The request as our engine takes it, checked; raises InvalidRequestError."""
+        """Return the validated engine request. Raises InvalidRequestError."""
         check_references(self.image, self.video)
         params = sampling_params(self.options, model, config)
         return VideoRequest(
@@ -55,7 +55,7 @@ class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sampling_params(options: Mapping[str, Any], model: str, config: HeliosConfig) -> SamplingParams:
-    """Checked sampling parameters of plain values; raises InvalidRequestError."""
+    """Build validated sampling parameters from plain values. Raises InvalidRequestError."""
     given = {SYNONYMS.get(name, name): value for name, value in options.items()}
     size = default_size(model)
     chosen = {name: value for name, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""How our engine runs inside another server, as its users write it in that server's options."""
+"""Settings of an engine inside another server, as users write them in that server's options."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -17,20 +17,23 @@ OPTIONS = (HostOptions, WorkerOptions, BatchLimits)
 
 
 class EngineSettings(NamedTuple):
-    """The options of `helios-serve serve` that make sense inside another server."""
+    """The options of `helios-serve serve` that apply inside another server."""
 
     host: HostOptions = HostOptions()
     worker: WorkerOptions = WorkerOptions()
     limits: BatchLimits = BatchLimits()
 
     @classmethod
-    def read(cls, options: Mapping[str, Any], where: str) -> "EngineSettings":
-        """Read plain values by name; an InvalidRequestError names `where` they are set."""
+    def read(cls, options: Mapping[str, Any], source: str) -> "EngineSettings":
+        """Read the settings from plain values by name.
+
+        Raises InvalidRequestError, whose message starts with `source`: where the user sets them.
+        """
         known = {name for kind in OPTIONS for name in options_of(kind)}
         for name in options:
             if name not in known:
                 message = unknown_option(name, *OPTIONS)
-                raise InvalidRequestError(f"{where}: {message}", param="options")
+                raise InvalidRequestError(f"{source}: {message}", param="options")
         try:
             return cls(
                 _part(HostOptions, options),
@@ -38,18 +41,20 @@ class EngineSettings(NamedTuple):
                 _part(BatchLimits, options),
             )
         except InvalidRequestError as error:
-            raise InvalidRequestError(f"{where}: {error}", param="options") from error
+            raise InvalidRequestError(f"{source}: {error}", param="options") from error
 
     @property
     def executor_kind(self) -> ExecutorKind:
+        """The executor that is set, or the default: ray with an address, else inline."""
         return self.host.executor or ("ray" if self.host.ray_address else "inline")
 
     @property
     def scheduling(self) -> SchedulingConfig:
+        """The scheduler's settings."""
         return msgspec.convert(self.limits, SchedulingConfig, from_attributes=True)
 
     def worker_groups(self, model: str) -> tuple[WorkerGroup, ...]:
-        """The workers to start; raises InvalidRequestError."""
+        """Return the workers to start. Raises InvalidRequestError."""
         return groups_for(model, map(_group, self.host.workers), self.worker)
 
 

@@ -193,6 +193,7 @@ class ResolvedParams(msgspec.Struct, frozen=True):
 
     @property
     def is_guided(self) -> bool:
+        """Whether classifier-free guidance is used."""
         return self.guidance_scale > 1
 
     @property
@@ -200,6 +201,7 @@ class ResolvedParams(msgspec.Struct, frozen=True):
         return num_chunks(self.params.num_frames)
 
     def is_amplified(self, chunk: int) -> bool:
+        """Return whether `chunk` takes twice the denoise steps."""
         return chunk == 0 and self.params.amplify_first_chunk
 
     def stage_steps(self, chunk: int) -> tuple[int, ...]:
@@ -211,6 +213,7 @@ class ResolvedParams(msgspec.Struct, frozen=True):
 
     @property
     def total_steps(self) -> int:
+        """Denoise steps of the whole video."""
         return sum(sum(self.stage_steps(chunk)) for chunk in range(self.num_chunks))
 
 
@@ -220,6 +223,7 @@ def default_size(model: str) -> Size:
 
 
 def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ...]:
+    """Return the steps of each stage. Raises InvalidRequestError if their number does not fit."""
     single = config.stages == 1
     given, other = params.steps, params.num_inference_steps
     if single and given is None and other is not None:
@@ -241,6 +245,7 @@ def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ..
 
 
 def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
+    """Return the guidance scale. Raises InvalidRequestError for guidance with a distilled model."""
     if scale is None:
         return DEFAULT_GUIDANCE[config.variant]
     if config.variant == "distilled" and scale > 1:
@@ -253,6 +258,7 @@ def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
 
 
 def check_sigma(name: str, sigma: tuple[float, float]) -> None:
+    """Raise InvalidRequestError unless 0 <= MIN <= MAX <= 1."""
     low, high = sigma
     if not 0 <= low <= high <= 1:
         raise InvalidRequestError(
@@ -261,6 +267,7 @@ def check_sigma(name: str, sigma: tuple[float, float]) -> None:
 
 
 def check_switches(switches: tuple[PromptSwitch, ...], chunks: int) -> None:
+    """Raise InvalidRequestError unless each switch has its own chunk, in ascending order."""
     at = [switch.chunk for switch in switches]
     if any(not 1 <= chunk < chunks for chunk in at):
         allowed = f"1 to {chunks - 1}" if chunks > 1 else "none: the video has only one chunk"

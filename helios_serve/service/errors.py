@@ -61,6 +61,7 @@ def type_of(status: int) -> str:
 
 
 def not_found(video_id: str) -> ApiError:
+    """Return the error for a video that does not exist, or belongs to another tenant."""
     return ApiError(404, f"video {video_id!r} not found", code="not_found")
 
 

@@ -159,6 +159,8 @@ class Video(msgspec.Struct, kw_only=True):
 
 
 class VideoList(msgspec.Struct, kw_only=True):
+    """A page of videos."""
+
     object: Literal["list"] = "list"
     data: list[Video]
     first_id: str | None
@@ -167,6 +169,8 @@ class VideoList(msgspec.Struct, kw_only=True):
 
 
 class VideoDeleted(msgspec.Struct, kw_only=True):
+    """The response to a deleted video."""
+
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: bool = True
@@ -186,6 +190,8 @@ class FileObject(msgspec.Struct, kw_only=True):
 
 
 class FileList(msgspec.Struct, kw_only=True):
+    """A page of files."""
+
     object: Literal["list"] = "list"
     data: list[FileObject]
     first_id: str | None
@@ -194,6 +200,8 @@ class FileList(msgspec.Struct, kw_only=True):
 
 
 class FileDeleted(msgspec.Struct, kw_only=True):
+    """The response to a deleted file."""
+
     id: str
     object: Literal["file"] = "file"
     deleted: bool = True
@@ -209,12 +217,16 @@ class CreateBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class BatchCounts(msgspec.Struct):
+    """Numbers of a batch's requests: all, completed, and failed."""
+
     total: int
     completed: int
     failed: int
 
 
 class BatchErrors(msgspec.Struct, kw_only=True):
+    """Errors in a batch's input file."""
+
     object: Literal["list"] = "list"
     data: tuple[LineError, ...]
 
@@ -245,6 +257,8 @@ class Batch(msgspec.Struct, kw_only=True):
 
 
 class BatchList(msgspec.Struct, kw_only=True):
+    """A page of batches."""
+
     object: Literal["list"] = "list"
     data: list[Batch]
     first_id: str | None
@@ -261,6 +275,8 @@ class BatchLineResponse(msgspec.Struct, frozen=True):
 
 
 class BatchLineError(msgspec.Struct, frozen=True):
+    """Why a line has no complete video."""
+
     code: str
     message: str
 
@@ -283,6 +299,8 @@ class PromptSwitchedAt(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
+    """A served model."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -290,6 +308,8 @@ class Model(msgspec.Struct, kw_only=True):
 
 
 class ModelList(msgspec.Struct, kw_only=True):
+    """All served models."""
+
     object: Literal["list"] = "list"
     data: list[Model]
 
@@ -320,6 +340,8 @@ class FramesQuota(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, kw_only=True):
+    """A tenant's usage by day, from `start_date` to `end_date` (UTC, inclusive), and its quota."""
+
     object: Literal["usage"] = "usage"
     tenant: str
     start_date: date

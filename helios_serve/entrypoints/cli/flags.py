@@ -73,6 +73,7 @@ def action(option: Option) -> dict[str, Any]:
 
 
 def list_action(item: inspect.Type) -> dict[str, Any]:
+    """Return argparse's arguments for a list of this item type."""
     match item:
         case inspect.StructType():
             return {"type": parsers.switch, "action": "append"}

@@ -167,7 +167,7 @@ class ProgressBar:
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `Helios.stream` that were given as flags."""
+    """Return the keyword arguments of `Helios.stream` for the given flags."""
     width, height = arguments.size or default_size(arguments.model)
     options = given_options(arguments, SamplingParams)
     if arguments.seconds is not None:
@@ -189,9 +189,7 @@ def fps_of(arguments: argparse.Namespace) -> int:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Raise InvalidRequestError for output files that cannot be written, before any work
-    is done.
-    """
+    """Raise InvalidRequestError if an output file cannot be written."""
     if arguments.output == arguments.output_latents:
         raise InvalidRequestError(
             f"got {arguments.output} for both --output and --output-latents, expected different "

@@ -91,4 +91,5 @@ def rows_of(keys: Iterable[ApiKey]) -> list[tuple[str, ...]]:
 
 
 def format_time(time: float | None) -> str:
+    """Format Unix seconds as UTC, to the minute; "-" for None."""
     return "-" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%MZ}"

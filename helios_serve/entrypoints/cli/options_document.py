@@ -103,6 +103,7 @@ def type_text(option: Option) -> str:
 
 
 def name_of(kind: inspect.Type) -> str:
+    """Return the name of a type, as users write it."""
     match kind:
         case inspect.BoolType():
             return "bool"

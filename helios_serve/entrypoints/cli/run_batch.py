@@ -45,9 +45,7 @@ examples:
 RESULTS = "results.jsonl"
 STATE = ".helios"
 MAX_AT_ONCE = 256
-"""Maximum number of requests in the engine: enough to keep many workers busy, with
-bounded memory.
-"""
+"""Maximum number of requests in the engine: enough to fill many workers, with bounded memory."""
 MAX_NAME = 200
 """Maximum bytes of a video's file name. File systems allow 255, and temporary names are longer."""
 
@@ -109,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_lines(path: Path) -> list[bytes]:
+    """Return the lines that are not empty. Raises InvalidRequestError if there are none."""
     try:
         lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     except OSError as error:

@@ -69,6 +69,7 @@ class Authentication:
 
 
 def is_open(path: str) -> bool:
+    """Return whether a path needs no API key."""
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 

@@ -47,6 +47,7 @@ async def read_body(request: Request) -> Json:
 
 
 async def read_bounded(request: Request, limit: int) -> bytes:
+    """Return the body. Raises ApiError 413 if it has more than `limit` bytes."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -61,6 +62,7 @@ async def read_bounded(request: Request, limit: int) -> bytes:
 
 
 def parse_json(data: bytes) -> Json:
+    """Return the fields of a JSON object. Raises ApiError 400 for anything else."""
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -117,6 +119,7 @@ def put(into: Json, path: list[str], value: Any, name: str) -> None:
 
 
 def check_kind(found: Any, kind: type[Any], name: str) -> Any:
+    """Return `found`. Raises ApiError 400 unless it is a `kind`."""
     if not isinstance(found, kind):
         raise ApiError(
             400, f"field {name!r} is used twice with different structure", code="invalid_field"

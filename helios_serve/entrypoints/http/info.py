@@ -97,9 +97,11 @@ class ServerInfo:
         )
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
+        """List the served models."""
         return json_response(ModelList(data=[self._model(name) for name in self.engine.cores]))
 
     async def model(self, request: Request) -> Response:
+        """Return a model. Raises ApiError 404 if it is not served."""
         name = request.path_params["model"]
         if name not in self.engine.cores:
             served = ", ".join(self.engine.cores)
@@ -127,6 +129,7 @@ class ServerInfo:
         return JSONResponse({"status": "ok"})
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002
+        """Return the server's version."""
         return JSONResponse({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002

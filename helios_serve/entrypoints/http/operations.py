@@ -127,6 +127,7 @@ def openapi_document(operations: tuple[Operation, ...]) -> Json:
 
 
 def describe_operation(operation: Operation, schemas: dict[str, Any]) -> Json:
+    """Return the OpenAPI description of an operation."""
     response = operation.response
     content = {response: {}} if isinstance(response, str) else as_json(response)
     error = {"description": "An error", "content": as_json(ErrorBody)}
@@ -175,4 +176,5 @@ def describe_body(body: RequestBody, schemas: dict[str, Any]) -> Json:
 
 
 def as_json(kind: type) -> Json:
+    """Return the content of a JSON body, as a reference to the schema of `kind`."""
     return {JSON_TYPE: {"schema": {"$ref": TEMPLATE.format(name=kind.__name__)}}}

@@ -20,6 +20,7 @@ once.
 
 
 def json_response(body: msgspec.Struct, headers: dict[str, str] | None = None) -> Response:
+    """Return a response with `body` as JSON."""
     return Response(msgspec.json.encode(body), 200, headers, media_type="application/json")
 
 
@@ -50,6 +51,7 @@ def http_error(error: Exception) -> ApiError:
 
 
 async def handle_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Handle an exception, as Starlette calls it."""
     return error_response(error)
 
 

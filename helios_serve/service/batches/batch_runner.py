@@ -38,11 +38,10 @@ RETRY_SECONDS = 5.0
 
 
 class BatchRunner:
-    """An asynchronous context manager that runs unfinished batches, also those of earlier
-    processes.
+    """Runs unfinished batches, including those of earlier processes.
 
-    Each line's video id is derived from the batch's id, and each line's result is stored, so no
-    line is generated twice, even if the process is killed.
+    An asynchronous context manager. Each line's video id is derived from the batch's id, and each
+    line's result is stored, so no line is generated twice, even if the process is killed.
     """
 
     def __init__(self, videos: Videos, builder: RequestBuilder, tables: ServiceTables) -> None:

@@ -21,6 +21,7 @@ from helios_serve.service.outbound.outbound import Outbound, OutboundError
 from helios_serve.service.outbound.urls import AllowedDomains
 
 PIECE = 1 << 20
+"""Bytes written at a time."""
 MAX_NAME = 100
 MAX_FETCHED = 256 << 20
 """Maximum size in bytes of a reference fetched by URL."""

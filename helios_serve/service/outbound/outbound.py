@@ -12,6 +12,7 @@ import h11
 from helios_serve.service.outbound.urls import AllowedDomains, Url, parse_url
 
 PIECE = 1 << 16
+"""Maximum bytes read at a time."""
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -217,6 +218,7 @@ def encode_request(
 
 
 async def read_response(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Response:
+    """Return the final response's status and headers. Informational responses (1xx) are skipped."""
     while not isinstance(event := await next_event(connection, reader), h11.Response):
         if not isinstance(event, h11.InformationalResponse):
             raise EOFError

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 MAX_URL = 4096
+"""Maximum length of a URL, in characters."""
 PRINTABLE = re.compile(r"[!-~]+")
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
 PORTS = {"http": 80, "https": 443}
@@ -21,6 +22,7 @@ class Url(NamedTuple):
 
     @property
     def host_header(self) -> str:
+        """The value of the Host header, with the port unless it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 

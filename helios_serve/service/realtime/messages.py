@@ -16,7 +16,9 @@ MAX_START_BYTES = 4 << 20
 MAX_MESSAGE_BYTES = 128 << 10
 """Maximum size of any other message."""
 MAX_EVENT_ID = 200
+"""Maximum length of an event id, in characters."""
 MAX_TRANSITION = 100
+"""Maximum number of chunks of a transition."""
 START = "session.start"
 
 

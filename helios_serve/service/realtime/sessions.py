@@ -144,6 +144,7 @@ class RealtimeSession:
 
 
 def transition_of(switch: PromptSwitch, params: SamplingParams) -> int:
+    """Return the number of chunks over which a switch is blended."""
     chosen = switch.transition_chunks
     return params.transition_chunks if chosen is None else chosen
 

@@ -13,6 +13,7 @@ from helios_serve.size import Size
 from helios_serve.video_request import VideoRequest
 
 MAX_LEAD = 32
+"""Maximum of `max_lead_chunks`."""
 
 
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +102,7 @@ def drop_unused(fields: Json, builder: RequestBuilder) -> None:
 
 
 def check_options(options: SessionOptions) -> None:
+    """Raise InvalidRequestError for invalid session options."""
     if options.format != "m4s":
         raise InvalidRequestError(f"got format {options.format!r}, expected m4s", param="format")
     lead = options.max_lead_chunks

@@ -44,6 +44,7 @@ class FinishedFiles:
         return path
 
     def delete(self, video_id: str) -> None:
+        """Delete all files of a video."""
         with self._lock(video_id):
             for suffix in SUFFIXES.values():
                 (self.folder / f"{video_id}{suffix}").unlink(missing_ok=True)

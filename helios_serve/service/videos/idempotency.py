@@ -15,9 +15,11 @@ from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 
 MAX_KEY = 255
+"""Maximum length of a key, in characters."""
 KEPT_SECONDS = 24 * 3600.0
 """Lifetime of a key. A later request with the same key creates a new video."""
 PIECE = 1 << 20
+"""Bytes hashed at a time."""
 
 
 class KeyedRequest(NamedTuple):
@@ -101,6 +103,7 @@ def hash_uploads(value: Any) -> Any:
 
 
 def hash_file(upload: Upload) -> str:
+    """Return the SHA-256 of an upload's content."""
     digest = hashlib.sha256()
     upload.file.seek(0)
     while piece := upload.file.read(PIECE):

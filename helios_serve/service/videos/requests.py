@@ -18,6 +18,7 @@ from helios_serve.size import Size, check_shown_size, nearest_size, parse_size
 from helios_serve.video_request import VideoRequest
 
 MAX_SEED = 2**31
+"""Exclusive maximum of random seeds."""
 
 
 def new_id() -> str:
@@ -42,6 +43,7 @@ def asked_size(body: CreateVideo, model: str) -> Size:
 
 
 def asked_frames(body: CreateVideo) -> int:
+    """Return the requested number of frames, from `num_frames` or `seconds`."""
     if body.seconds is None:
         return SamplingParams().num_frames if body.num_frames is None else body.num_frames
     if body.num_frames is not None:

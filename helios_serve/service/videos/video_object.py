@@ -68,6 +68,7 @@ def wire_status(job: StoredJob) -> WireStatus:
 
 
 def video_error(job: StoredJob) -> VideoError | None:
+    """Return why a video is not complete, or None."""
     if job.status == "cancelled":
         return VideoError("cancelled", "the video was cancelled; its finished chunks are kept")
     if job.status == "failed":

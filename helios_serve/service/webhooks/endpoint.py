@@ -23,6 +23,8 @@ class Endpoint(NamedTuple):
 
 
 class EventData(msgspec.Struct, frozen=True):
+    """The subject of an event: a video's id."""
+
     id: str
 
 
@@ -48,6 +50,7 @@ def parse_secrets(text: str) -> tuple[bytes, ...]:
 
 
 def parse_secret(line: str) -> bytes:
+    """Parse one secret. Raises ValueError, whose message does not contain it."""
     try:
         secret = base64.b64decode(line.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):

@@ -92,7 +92,7 @@ def test_a_video_fails_alone(server: OmniServer, sea: bytes, tmp_path: Path) -> 
         ({"size": "100x64"}, "got size 100x64, expected WIDTHxHEIGHT with both sides multiples"),
         ({"extra_params": {"colour": 1}}, "got unknown option 'colour', expected one of: "),
         ({"extra_params": {"steps": [1, 2]}}, "got 2 step counts (1,2), expected 3"),
-        ({"extra_params": {"image": "/etc/passwd"}}, "got image in extra_params as str"),
+        ({"extra_params": {"image": "/etc/passwd"}}, "got image in extra_params of type str"),
         ({"num_outputs_per_prompt": 2}, "got 2 outputs per prompt, expected 1"),
         ({"lora": '{"name": "x", "path": "/nowhere"}'}, "/nowhere"),
     ],

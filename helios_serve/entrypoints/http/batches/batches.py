@@ -101,6 +101,7 @@ class BatchApi:
         return page_response(BatchList, shown, has_more=len(batches) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
+        """Return a batch. Raises ApiError 404 if there is none."""
         batch = await self._find(request.path_params["batch_id"], request)
         return json_response(await self._describe(batch))
 
@@ -121,6 +122,8 @@ class BatchApi:
 
 
 def batch_object(batch: StoredBatch, counts: BatchCounts) -> Batch:
+    """Return a stored batch as an API batch."""
+
     def reached(status: BatchStatus) -> int | None:
         return int(batch.reached[status]) if status in batch.reached else None
 

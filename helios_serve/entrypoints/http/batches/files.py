@@ -26,6 +26,7 @@ PURPOSES = ("batch", "user_data", "vision")
 MAX_NAME = 255
 MAX_PAGE = 10_000
 PIECE = 1 << 20
+"""Bytes written at a time."""
 
 
 class FileApi:
@@ -97,9 +98,11 @@ class FileApi:
         return page_response(FileList, shown, has_more=len(files) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
+        """Return a file's metadata. Raises ApiError 404 if there is none."""
         return json_response(file_object(await self.find(request.path_params["file_id"], request)))
 
     async def delete(self, request: Request) -> Response:
+        """Delete a file. Raises ApiError 404 if there is none."""
         file = await self.find(request.path_params["file_id"], request)
         await asyncio.to_thread(self.files.delete, file.id)
         return json_response(FileDeleted(id=file.id))
@@ -134,6 +137,7 @@ class FileApi:
 
 
 def file_object(file: UserFile) -> FileObject:
+    """Return a stored file as an API file."""
     return FileObject(
         id=file.id,
         bytes=file.size,

@@ -223,6 +223,7 @@ def events_after(job: StoredJob, position: EventPosition) -> Iterator[str]:
 
 
 def progress_event(job: StoredJob, progress: Progress | None) -> ProgressEvent:
+    """Return the progress event of a job, or the queued event before any work is done."""
     video = video_object(job, progress)
     is_waiting = video.status == "queued" and video.phase in ("queued", "encoding")
     kind = QueuedEvent if is_waiting and not video.progress else ProgressEvent

@@ -89,6 +89,7 @@ class HlsApi:
         return Response(data, media_type=INIT_TYPE, headers=IMMUTABLE)
 
     async def segment(self, request: Request) -> Response:
+        """Return a chunk's segment (moof and mdat). Raises ApiError 404 if it does not exist."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         chunk = request.path_params["chunk"]
         data = None

@@ -45,6 +45,7 @@ class RealtimeApi:
         return [WebSocketRoute("/v1/realtime/video", self.serve)]
 
     async def serve(self, socket: WebSocket) -> None:
+        """Accept a connection, and handle it until it ends."""
         await socket.accept()
         await RealtimeConnection(socket, self).run()
 

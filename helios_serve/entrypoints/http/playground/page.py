@@ -45,6 +45,8 @@ HEADERS = {
 
 
 class StaticFile(NamedTuple):
+    """A file of the page. `etag` is derived from its content."""
+
     content: bytes
     media_type: str
     etag: str

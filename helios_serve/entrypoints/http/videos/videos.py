@@ -199,6 +199,10 @@ class VideoApi:
         return page_response(VideoList, videos, has_more=len(jobs) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
+        """Return a video.
+
+        A running one has `openai-poll-after-ms`. Raises ApiError 404 if there is none.
+        """
         video = await self.videos.describe(
             await self.videos.find(request.path_params["video_id"], tenant_of(request))
         )
@@ -238,6 +242,7 @@ class VideoApi:
         return json_response(PromptSwitchedAt(switch.prompt, switch.chunk, first))
 
     async def refuse_characters(self, request: Request) -> Response:  # noqa: ARG002
+        """Raise ApiError 501: Helios has no characters."""
         raise ApiError(501, "characters are not supported", code="not_supported")
 
     async def _create(self, request: Request, make: Make) -> Video:
