@@ -81,7 +81,7 @@ def add_command(commands: Any) -> None:
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the network, storage, tenants and shutdown."""
+    """Add the flags for the network, storage, access and shutdown."""
     server = parser.add_argument_group("server")
     server.add_argument(
         "--host",
@@ -89,6 +89,18 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         help="address to listen on (default: 127.0.0.1, this machine only)",
     )
     server.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    add_storage_flags(server)
+    add_access_flags(server)
+    add_timeout_flags(server)
+    server.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE.json",
+        help="write a timeline of the workers' tasks, for Perfetto (default: none)",
+    )
+
+
+def add_storage_flags(server: Any) -> None:
     add_data_dir(server, "folder in which jobs and videos are stored")
     server.add_argument(
         "--retention",
@@ -104,6 +116,9 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         help="reject new videos while stored ones take more space, such as 500GB (default: no "
         "limit)",
     )
+
+
+def add_access_flags(server: Any) -> None:
     server.add_argument(
         "--tenants",
         type=Path,
@@ -125,6 +140,9 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="LoRA adapters that requests may use by name, as `lora` (default: none)",
     )
+
+
+def add_timeout_flags(server: Any) -> None:
     server.add_argument(
         "--session-grace",
         type=seconds,
@@ -138,12 +156,6 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         metavar="SECONDS",
         help="how long the chunks under way may take to finish after SIGTERM (default: 30)",
-    )
-    server.add_argument(
-        "--trace",
-        type=Path,
-        metavar="FILE.json",
-        help="write a timeline of the workers' tasks, for Perfetto (default: none)",
     )
 
 

@@ -1,7 +1,7 @@
 """The ASGI application: routes, middleware, error handlers and lifespan."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
 from helios_serve.entrypoints.http.live.realtime import RealtimeApi
-from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, routes_of
+from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, Operation, routes_of
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
@@ -145,15 +145,25 @@ def make_app(
     operations = [operation for part in parts for operation in part.operations]
     operations += OpenApi(operations).operations
     realtime = RealtimeApi(videos, builder, sessions)
-    app = Starlette(
+    app = application(operations, realtime, key_cache, lifespan)
+    app.state.lifecycle = lifecycle
+    return app
+
+
+def application(
+    operations: Sequence[Operation],
+    realtime: RealtimeApi,
+    keys: KeyCache,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
+) -> Starlette:
+    """Return the routes, with the middleware and the error responses that all of them share."""
+    return Starlette(
         routes=[*routes_of(operations), *realtime.routes, *Playground().routes],
         middleware=[
             Middleware(RequestId),
-            Middleware(Authentication, keys=key_cache),
+            Middleware(Authentication, keys=keys),
             Middleware(BodyLimit),
         ],
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
-    app.state.lifecycle = lifecycle
-    return app

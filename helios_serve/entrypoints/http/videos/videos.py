@@ -28,6 +28,7 @@ from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import (
     CreateVideo,
     ExtendVideo,
+    ForkVideo,
     Json,
     PromptSwitchedAt,
     RemixVideo,
@@ -60,6 +61,10 @@ class VideoApi:
 
     @property
     def operations(self) -> tuple[Operation, ...]:
+        return (*self._operations_of_all, *self._operations_of_one)
+
+    @property
+    def _operations_of_all(self) -> tuple[Operation, ...]:
         return (
             Operation(
                 "POST",
@@ -122,6 +127,11 @@ class VideoApi:
                 JSON_TYPE,
                 statuses=(501,),
             ),
+        )
+
+    @property
+    def _operations_of_one(self) -> tuple[Operation, ...]:
+        return (
             Operation("GET", VIDEO, self.retrieve, "Retrieve a video and its progress", Video),
             Operation(
                 "DELETE",
@@ -140,6 +150,15 @@ class VideoApi:
                 "Create the same video with another prompt",
                 Video,
                 RequestBody(RemixVideo),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                f"{VIDEO}/fork",
+                self.fork,
+                "Continue a video in several ways, each with its own prompt",
+                VideoList,
+                RequestBody(ForkVideo),
                 statuses=CREATION_ERRORS,
             ),
             Operation(
@@ -232,6 +251,13 @@ class VideoApi:
     async def edit(self, request: Request) -> Response:
         """Create a video that continues the frames of an uploaded or an existing video."""
         return json_response(await self._create(request, self._edit), POLL_HEADERS)
+
+    async def fork(self, request: Request) -> Response:
+        """Continue a video from its last finished chunk, once for each prompt."""
+        body = convert(await read_body(request), ForkVideo)
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        videos = await self.videos.fork(job, body.prompts, body.seconds)
+        return page_response(VideoList, videos, has_more=False)
 
     async def switch_prompt(self, request: Request) -> Response:
         """Change the prompt of a running video, and return the first chunk that it affects."""
