@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("helios_serve", "model_executor", "kernels")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PATH = re.compile(r"`((?:helios_serve|model_executor|kernels|benchmarks(?!/results)|tests|docs)/[\w./]*)`")
+PATH = re.compile(
+    r"`((?:helios_serve|model_executor|kernels|benchmarks(?!/results)|tests|docs)/[\w./]*)`"
+)
 
 
 def test_no_two_classes_share_a_name() -> None:

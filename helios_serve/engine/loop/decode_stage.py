@@ -28,7 +28,7 @@ class DecodeStage:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.board: TaskQueue[DecodeTask] = TaskQueue()
+        self.queue: TaskQueue[DecodeTask] = TaskQueue()
         self.assemblers: dict[str, ChunkAssembler] = {}
         self._moved: set[str] = set()
         """Requests that may go on, since some of their chunks were decoded."""
@@ -43,7 +43,7 @@ class DecodeStage:
         assembler = self.assemblers.get(result.session_id)
         if assembler is not None:
             is_first = result.chunk == assembler.first_chunk
-            self.board.put(assembler.receive(result), preferred=worker_id, is_urgent=is_first)
+            self.queue.put(assembler.receive(result), preferred=worker_id, is_urgent=is_first)
 
     def receive_inputs(self, request_id: str, latents: TensorData | None) -> None:
         """The latents of a request's reference, which come with its first chunk."""
@@ -75,9 +75,9 @@ class DecodeStage:
         for name in moved & self.assemblers.keys():
             limit = self.assemblers[name].next_chunk + decoders + CHUNKS_AHEAD
             self.scheduler.allow_chunks(name, limit)
-        return self.board.num_waiting < DECODE_AHEAD * decoders
+        return self.queue.num_waiting < DECODE_AHEAD * decoders
 
     def close(self, request_id: str) -> bool:
         """Forget a request and what waits of it; whether it was known."""
-        self.board.forget(request_id)
+        self.queue.forget(request_id)
         return self.assemblers.pop(request_id, None) is not None

@@ -16,11 +16,11 @@ class EncodeStage:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.board: TaskQueue[EncodeTask] = TaskQueue()
+        self.queue: TaskQueue[EncodeTask] = TaskQueue()
         self._prompts: WeakValueDictionary[tuple[str, int], EncodedPrompt] = WeakValueDictionary()
         """Prompts that some session uses: another one need not have them read again."""
 
-    def ask(
+    def request(
         self, session: Session, texts: Sequence[str], seed_from: VideoRequest | None = None
     ) -> Iterator[PromptSwitched]:
         """Have prompts read, and the reference of `seed_from` encoded; goes on if all is there."""
@@ -32,11 +32,11 @@ class EncodeStage:
         unknown = tuple(text for text, prompt in known.items() if prompt is None)
         if unknown or seed_from is not None:
             task = EncodeTask(session.session_id, unknown, limit, seed_from)
-            self.board.put(task, is_urgent=session.is_priority)
+            self.queue.put(task, is_urgent=session.is_priority)
         else:
-            yield from self._go_on(session)
+            yield from self._proceed(session)
 
-    def is_vital(self, task: EncodeTask, session: Session) -> bool:
+    def is_required(self, task: EncodeTask, session: Session) -> bool:
         """Whether the session cannot be made without what `task` was to bring."""
         return task.seed_from is not None or not {*task.prompts}.isdisjoint(session.missing_prompts)
 
@@ -51,9 +51,9 @@ class EncodeStage:
             session.learn(prompt)
         if event.snapshot is not None:
             session.seed(event.snapshot)
-        yield from self._go_on(session)
+        yield from self._proceed(session)
 
-    def _go_on(self, session: Session) -> Iterator[PromptSwitched]:
+    def _proceed(self, session: Session) -> Iterator[PromptSwitched]:
         """What the session waited for may be there."""
         for prompt, switch in session.apply_switches():
             request = session.request.without_media()

@@ -24,7 +24,6 @@ from helios_serve.messages import (
     SchedulerOutput,
     Snapshot,
     StepsDone,
-    TensorData,
     WorkerDied,
     WorkerEvent,
     WorkerReady,
@@ -34,6 +33,7 @@ from helios_serve.model_executor.executor.abstract import Executor, Received
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.sampling import PromptSwitch
 from helios_serve.options.workers import WorkerConfig
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.video_request import VideoRequest
 
 QUEUE_DEPTH = 2
@@ -74,15 +74,15 @@ class EngineCore:
         self.observers = observers
         self.scheduler = Scheduler(self.config.scheduling, clock)
         self.worker_pool = WorkerPool(executor, self.config, clock)
-        self.inputs = EncodeStage(self.scheduler)
-        self.outputs = DecodeStage(self.scheduler)
-        self._boards = (self.inputs.board, self.outputs.board)
-        self._news: list[EngineEvent] = []
-        """What happened outside of `step`, to be told by the next one."""
+        self.encode_stage = EncodeStage(self.scheduler)
+        self.decode_stage = DecodeStage(self.scheduler)
+        self._task_queues = (self.encode_stage.queue, self.decode_stage.queue)
+        self._pending_events: list[EngineEvent] = []
+        """Events from outside of `step`, which the next one returns."""
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.outputs.assemblers)
+        return bool(self.decode_stage.assemblers)
 
     def check_request(self, request: VideoRequest) -> None:
         """Raise what `add_request` would, as far as that can be told without adding it."""
@@ -91,37 +91,46 @@ class EngineCore:
     def add_request(
         self,
         request: VideoRequest,
-        snapshot: Snapshot | None = None,
+        resume_point: ResumePoint | None = None,
         *,
         siblings: tuple[str, ...] = (),
-        tail: TensorData | None = None,
         was_accepted: bool = False,
     ) -> Session:
         """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served.
 
-        With `snapshot` the video continues at that chunk, exactly as if the earlier video had been
-        longer. `siblings` are ids of requests that continue from the same snapshot. `tail` holds
-        the latents of the chunk before it, which is then delivered again, whole. A request that
-        `was_accepted` before a restart is not refused for a full queue.
+        With `resume_point` the video continues at the chunk of its snapshot, exactly as if the
+        earlier video had been longer; if it has a tail, that chunk is delivered first. `siblings`
+        are ids of requests that continue from the same snapshot. A request that `was_accepted`
+        before a restart is not refused for a full queue.
         """
-        known = (self.outputs.assemblers, *self._boards)
+        known = (self.decode_stage.assemblers, *self._task_queues)
         if any(request.request_id in names for names in known):
             raise InvalidRequestError(
                 f"got request id {request.request_id!r}, which is in use", param="request_id"
             )
         session = Session(
-            request, self.model_config, arrival=self.clock(), snapshot=snapshot, siblings=siblings
+            request,
+            self.model_config,
+            arrival=self.clock(),
+            snapshot=None if resume_point is None else resume_point.snapshot,
+            siblings=siblings,
         )
         check_continuation(session)
         self.scheduler.add_session(session, was_accepted=was_accepted)
-        first_chunk = session.edge_chunk - (tail is not None)
-        self.outputs.open(request, first_chunk)
-        if tail is not None:
-            assert snapshot is not None, "only a video that goes on has a tail"
-            result = ChunkResult(request.request_id, first_chunk, tail, snapshot)
-            self.outputs.receive(result)
+        if resume_point is None or resume_point.tail is None:
+            self.decode_stage.open(request, session.edge_chunk)
+        else:
+            first_chunk = session.edge_chunk - 1
+            self.decode_stage.open(request, first_chunk)
+            self.decode_stage.receive(
+                ChunkResult(
+                    request.request_id, first_chunk, resume_point.tail, resume_point.snapshot
+                )
+            )
         seed_from = request if session.needs_seed else None
-        self._news += self.inputs.ask(session, session.missing_prompts, seed_from)
+        self._pending_events += self.encode_stage.request(
+            session, session.missing_prompts, seed_from
+        )
         return session
 
     def fork_points(self, parent_id: str, count: int) -> list[Snapshot]:
@@ -149,7 +158,8 @@ class EngineCore:
         children: list[Session] = []
         try:
             for request, snapshot in zip(requests, snapshots, strict=True):
-                children.append(self.add_request(request, snapshot, siblings=siblings))
+                start = ResumePoint(snapshot)
+                children.append(self.add_request(request, start, siblings=siblings))
         except Exception:
             for child in children:
                 self.abort(child.session_id)
@@ -165,7 +175,7 @@ class EngineCore:
         """
         session = self.scheduler.sessions.get(request_id)
         if session is None or session.status.is_finished or session.is_planned:
-            is_made = request_id in self.outputs.assemblers
+            is_made = request_id in self.decode_stage.assemblers
             why = ", whose last chunk is made already" if is_made else ""
             raise InvalidRequestError(
                 f"got {request_id!r} to switch the prompt of{why}, expected a video in the making",
@@ -175,7 +185,7 @@ class EngineCore:
         session.request.with_switch(switch).check_inputs()
         session.pending_switches.append(switch)
         known = session.encoded.get(prompt)
-        self._news += self.inputs.ask(session, () if known else (prompt,))
+        self._pending_events += self.encode_stage.request(session, () if known else (prompt,))
 
     def abort(self, request_id: str) -> None:
         """End a request at once; what it holds is freed when its last steps have returned."""
@@ -209,14 +219,18 @@ class EngineCore:
     def is_quiet(self) -> bool:
         """Whether no session is on a worker, and no chunk on its way from one."""
         stats = self.scheduler.stats()
-        return not (stats.running or self.outputs.board.num_waiting or self.outputs.board.num_given)
+        return not (
+            stats.running
+            or self.decode_stage.queue.num_waiting
+            or self.decode_stage.queue.num_assigned
+        )
 
     def stats(self) -> EngineStats:
         return EngineStats(
             self.scheduler.stats(),
-            self.inputs.board.num_waiting,
-            self.outputs.board.num_waiting,
-            sum(watch.is_ready for watch in self.worker_pool.workers.values()),
+            self.encode_stage.queue.num_waiting,
+            self.decode_stage.queue.num_waiting,
+            sum(handle.is_ready for handle in self.worker_pool.workers.values()),
         )
 
     def worker_reports(self) -> list[WorkerReport]:
@@ -224,14 +238,14 @@ class EngineCore:
         return [self._report(worker_id) for worker_id in self.worker_pool.workers]
 
     def _report(self, worker_id: str) -> WorkerReport:
-        watch, state = self.worker_pool.workers[worker_id], self.scheduler.workers.get(worker_id)
+        handle, state = self.worker_pool.workers[worker_id], self.scheduler.workers.get(worker_id)
         return WorkerReport(
             worker_id=worker_id,
             where=self.executor.where(worker_id),
-            roles=watch.config.roles,
-            state=watch.state,
+            roles=handle.config.roles,
+            state=handle.state,
             sessions=0 if state is None else len(state.queue.sessions),
-            tasks=sum(board.count(worker_id) for board in self._boards),
+            tasks=sum(queue.count(worker_id) for queue in self._task_queues),
             used_blocks=0 if state is None else state.used_blocks,
             total_blocks=0 if state is None else state.history.pool.num_blocks - 1,
         )
@@ -241,7 +255,7 @@ class EngineCore:
 
         Raises HeliosError if nobody is left to do the work.
         """
-        self._give_out_tasks()
+        self._assign_tasks()
         self._fill_queues()
         events = [
             event
@@ -250,35 +264,37 @@ class EngineCore:
             for event in self._handle(received)
         ]
         events += self._fail_unplaceable()
-        events, self._news = self._news + events, []
+        events, self._pending_events = self._pending_events + events, []
         self._end_drained()
         self._kill_late()
         self.worker_pool.check()
         return events
 
-    def _give_out_tasks(self) -> None:
+    def _assign_tasks(self) -> None:
         now = self.clock()
-        for worker_id, task in self.inputs.board.give_out(self.worker_pool.ready("encode"), now):
+        for worker_id, task in self.encode_stage.queue.assign(
+            self.worker_pool.ready("encode"), now
+        ):
             self.executor.submit(worker_id, task)
-        for name, chunk in self.outputs.board.give_out(self.worker_pool.ready("decode"), now):
+        for name, chunk in self.decode_stage.queue.assign(self.worker_pool.ready("decode"), now):
             self.executor.submit(name, chunk)
 
     def _fill_queues(self) -> None:
-        if not self.outputs.pace(len(self.worker_pool.ready("decode"))):
+        if not self.decode_stage.pace(len(self.worker_pool.ready("decode"))):
             return
         for worker_id in self.scheduler.workers:
-            if self.inputs.board.has_suspect(worker_id) or self.outputs.board.has_suspect(
+            if self.encode_stage.queue.has_suspect(
                 worker_id
-            ):
+            ) or self.decode_stage.queue.has_suspect(worker_id):
                 continue  # so that it is clear what it dies of, if it does
-            watch = self.worker_pool.workers[worker_id]
-            while len(watch.plans) < QUEUE_DEPTH:
+            handle = self.worker_pool.workers[worker_id]
+            while len(handle.plans) < QUEUE_DEPTH:
                 plan = self.scheduler.schedule(worker_id)
                 if plan == SchedulerOutput():
                     break
-                if not watch.plans:
-                    watch.busy_since = self.clock()
-                watch.plans.append(plan)
+                if not handle.plans:
+                    handle.busy_since = self.clock()
+                handle.plans.append(plan)
                 self.executor.submit(worker_id, plan)
                 for observer in self.observers:
                     observer.plan(worker_id, plan, self.scheduler)
@@ -286,7 +302,7 @@ class EngineCore:
     def _handle(self, received: Received) -> Iterator[EngineEvent]:
         worker_id, event = received
         for observer in self.observers:
-            self._tell(observer, worker_id, event)
+            self._notify(observer, worker_id, event)
         match event:
             case WorkerReady():
                 self._on_ready(worker_id, event)
@@ -299,7 +315,7 @@ class EngineCore:
             case WorkerDied():
                 yield from self._on_death(worker_id, event)
 
-    def _tell(self, observer: Observer, worker_id: str, event: WorkerEvent) -> None:
+    def _notify(self, observer: Observer, worker_id: str, event: WorkerEvent) -> None:
         match event:
             case StepsDone():
                 observer.steps(worker_id, event, self.scheduler.stats())
@@ -309,62 +325,65 @@ class EngineCore:
                 observer.death(worker_id, event.reason)
 
     def _on_ready(self, worker_id: str, event: WorkerReady) -> None:
-        watch = self.worker_pool.workers[worker_id]
-        watch.is_ready, watch.failed_starts = True, 0
-        if watch.plays("denoise") and not watch.is_draining:
+        handle = self.worker_pool.workers[worker_id]
+        handle.is_ready, handle.failed_starts = True, 0
+        if handle.has_role("denoise") and not handle.is_draining:
             self.scheduler.add_worker(worker_id, event.num_blocks, event.text_rows)
 
     def _on_steps(self, worker_id: str, event: StepsDone) -> Iterator[EngineEvent]:
-        watch = self.worker_pool.workers[worker_id]
-        plan = watch.plans.popleft()
-        watch.busy_since = self.clock()
-        self.outputs.account(plan.scheduled_steps, event.seconds)
+        handle = self.worker_pool.workers[worker_id]
+        plan = handle.plans.popleft()
+        handle.busy_since = self.clock()
+        self.decode_stage.account(plan.scheduled_steps, event.seconds)
         for failure in event.output.failures:
             yield from self._fail(failure.session_id, failure.message)
         for step in plan.scheduled_steps:
-            if step.session_id in self.outputs.assemblers:
+            if step.session_id in self.decode_stage.assemblers:
                 yield StepTaken(step.session_id, step.cursor)
         for chunk in event.output.chunks:
             self.scheduler.finish_chunk(chunk.session_id, chunk.snapshot)
-            self.outputs.receive(chunk, worker_id)
+            self.decode_stage.receive(chunk, worker_id)
         if plan.scheduled_steps:
             seconds = 0.0 if event.output.failures else event.seconds
             self.scheduler.update_from_output(worker_id, seconds)
 
     def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
-        task = self.inputs.board.finish(worker_id)
+        task = self.encode_stage.queue.finish(worker_id)
         session = self.scheduler.sessions.get(event.session_id)
         if session is None or session.status.is_finished:
             return
-        if event.error is not None and self.inputs.is_vital(task, session):
+        if event.error is not None and self.encode_stage.is_required(task, session):
             yield from self._fail(event.session_id, event.error)
             return
         if event.snapshot is not None:
-            self.outputs.receive_inputs(event.session_id, event.input_latents)
-        yield from self.inputs.receive(session, task, event)
+            self.decode_stage.receive_inputs(event.session_id, event.input_latents)
+        yield from self.encode_stage.receive(session, task, event)
 
     def _on_decoded(self, worker_id: str, event: ChunkDecoded) -> Iterator[EngineEvent]:
-        self.outputs.board.finish(worker_id)
-        if event.session_id not in self.outputs.assemblers:
+        self.decode_stage.queue.finish(worker_id)
+        if event.session_id not in self.decode_stage.assemblers:
             return
         if event.error is not None:
             yield from self._fail(event.session_id, event.error)
             return
-        yield from self.outputs.receive_decoded(event)
+        yield from self.decode_stage.receive_decoded(event)
 
     def _on_death(self, worker_id: str, event: WorkerDied) -> Iterator[EngineEvent]:
         """Replace the worker, and let its sessions go on from their last chunk."""
-        watch = self.worker_pool.bury(worker_id, event)
+        handle = self.worker_pool.replace_dead(worker_id, event)
         if worker_id in self.scheduler.workers:
-            plan = watch.plans[0] if watch.plans else SchedulerOutput()
+            plan = handle.plans[0] if handle.plans else SchedulerOutput()
             for session_id in self.scheduler.blame(plan, MAX_DEATHS):
                 message = f"{MAX_DEATHS} workers died at the same point of it: {event.reason}"
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(worker_id)
-        encodes, decodes = self.inputs.board.count(worker_id), self.outputs.board.count(worker_id)
+        encodes, decodes = (
+            self.encode_stage.queue.count(worker_id),
+            self.decode_stage.queue.count(worker_id),
+        )
         given_up = (
-            self.inputs.board.lose(worker_id, was_idle=not watch.plans and not decodes),
-            self.outputs.board.lose(worker_id, was_idle=not watch.plans and not encodes),
+            self.encode_stage.queue.lose(worker_id, was_idle=not handle.plans and not decodes),
+            self.decode_stage.queue.lose(worker_id, was_idle=not handle.plans and not encodes),
         )
         for session_id in filter(None, given_up):
             message = f"too many workers died encoding or decoding for it: {event.reason}"
@@ -383,23 +402,23 @@ class EngineCore:
     def _drop(self, request_id: str, status: SessionStatus) -> bool:
         """Forget a request; whether it was known."""
         self.scheduler.abort(request_id, status)
-        self.inputs.board.forget(request_id)
-        return self.outputs.close(request_id)
+        self.encode_stage.queue.forget(request_id)
+        return self.decode_stage.close(request_id)
 
     def _end_drained(self) -> None:
-        draining = [name for name, watch in self.worker_pool.workers.items() if watch.is_draining]
+        draining = [name for name, handle in self.worker_pool.workers.items() if handle.is_draining]
         for worker_id in draining:
             if worker_id in self.scheduler.workers and not self.scheduler.is_empty(worker_id):
                 continue
-            if any(board.count(worker_id) for board in self._boards):
+            if any(queue.count(worker_id) for queue in self._task_queues):
                 continue
             if worker_id in self.scheduler.workers:
                 self.scheduler.remove_worker(worker_id)
-            self.worker_pool.dismiss(worker_id)
+            self.worker_pool.remove(worker_id)
 
     def _kill_late(self) -> None:
         now, deadline = self.clock(), self.config.step_deadline
-        for worker_id, watch in self.worker_pool.workers.items():
-            hangs = any(board.is_late(worker_id, now, deadline) for board in self._boards)
-            if hangs or watch.is_late(now, self.config):
+        for worker_id, handle in self.worker_pool.workers.items():
+            hangs = any(queue.is_late(worker_id, now, deadline) for queue in self._task_queues)
+            if hangs or handle.is_late(now, self.config):
                 self.worker_pool.kill(worker_id)

@@ -58,7 +58,7 @@ class TaskQueue(Generic[Task]):
         self._turns: Turns[Task] = OrderedDict()
         self._urgent: Turns[Task] = OrderedDict()
         """Sessions whose first task goes before all of the others; they are in one of the two."""
-        self._given: dict[str, Item[Task]] = {}
+        self._assigned: dict[str, Item[Task]] = {}
         self._busy_since: dict[str, float] = {}
 
     def put(self, task: Task, *, preferred: str | None = None, is_urgent: bool = False) -> None:
@@ -69,9 +69,9 @@ class TaskQueue(Generic[Task]):
         turns = self._urgent if is_next else self._turns
         turns.setdefault(session_id, deque()).append(Item(task, preferred))
 
-    def give_out(self, workers: Collection[str], now: float) -> Iterator[Assignment[Task]]:
+    def assign(self, workers: Collection[str], now: float) -> Iterator[Assignment[Task]]:
         """Tasks for those of `workers` that have none, for the preferred one if it is free."""
-        free = [name for name in workers if name not in self._given]
+        free = [name for name in workers if name not in self._assigned]
         while free and (turns := self._urgent or self._turns):
             session_id, items = turns.popitem(last=False)
             item = items.popleft()
@@ -79,13 +79,13 @@ class TaskQueue(Generic[Task]):
                 self._turns[session_id] = items
             worker_id = item.preferred if item.preferred in free else free[0]
             free.remove(worker_id)
-            self._given[worker_id] = item
+            self._assigned[worker_id] = item
             self._busy_since[worker_id] = now
             yield Assignment(worker_id, item.task)
 
     def finish(self, worker_id: str) -> Task:
         """The worker has done its task."""
-        return self._given.pop(worker_id).task
+        return self._assigned.pop(worker_id).task
 
     def lose(self, worker_id: str, *, was_idle: bool = False) -> str | None:
         """The worker is gone: another one does what it had. Returns the session if its task is
@@ -93,7 +93,7 @@ class TaskQueue(Generic[Task]):
 
         The task is the likelier cause if the worker `was_idle` apart from it.
         """
-        lost = self._given.pop(worker_id, None)
+        lost = self._assigned.pop(worker_id, None)
         if lost is None or not lost.is_wanted:
             return None
         lost.losses += 1
@@ -105,29 +105,29 @@ class TaskQueue(Generic[Task]):
 
     def has_suspect(self, worker_id: str) -> bool:
         """Whether the worker has a task that should be all it has."""
-        item = self._given.get(worker_id)
+        item = self._assigned.get(worker_id)
         return item is not None and item.is_suspect
 
     def forget(self, session_id: str) -> None:
         """Drop what waits of a session that is over; what is lost of it is not done again."""
         for turns in (self._urgent, self._turns):
             turns.pop(session_id, None)
-        for item in self._given.values():
+        for item in self._assigned.values():
             item.is_wanted &= item.task.session_id != session_id
 
     def count(self, worker_id: str) -> int:
         """Tasks that the worker has."""
-        return int(worker_id in self._given)
+        return int(worker_id in self._assigned)
 
     def __contains__(self, session_id: str) -> bool:
         """Whether a task of the session waits, or a worker has one."""
-        given = (item.task.session_id for item in self._given.values())
+        given = (item.task.session_id for item in self._assigned.values())
         return session_id in self._urgent or session_id in self._turns or session_id in given
 
     @property
-    def num_given(self) -> int:
+    def num_assigned(self) -> int:
         """Tasks that workers have."""
-        return len(self._given)
+        return len(self._assigned)
 
     @property
     def num_waiting(self) -> int:
@@ -135,7 +135,7 @@ class TaskQueue(Generic[Task]):
 
     def is_late(self, worker_id: str, now: float, deadline: float) -> bool:
         """Whether the worker is at one task for longer than it may."""
-        return worker_id in self._given and now - self._busy_since[worker_id] > deadline
+        return worker_id in self._assigned and now - self._busy_since[worker_id] > deadline
 
     def _put_back(self, item: Item[Task]) -> None:
         """It has waited its turn already, and comes before all else."""

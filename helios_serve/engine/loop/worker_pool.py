@@ -46,7 +46,7 @@ class WorkerHandle:
             return "draining"
         return "ready" if self.is_ready else "starting"
 
-    def plays(self, role: Role) -> bool:
+    def has_role(self, role: Role) -> bool:
         return role in self.config.roles
 
     def is_late(self, now: float, config: EngineConfig) -> bool:
@@ -80,19 +80,19 @@ class WorkerPool:
         """Ids of the workers that can be given work of one kind."""
         return [
             worker_id
-            for worker_id, watch in self.workers.items()
-            if watch.is_ready and not watch.is_draining and watch.plays(role)
+            for worker_id, handle in self.workers.items()
+            if handle.is_ready and not handle.is_draining and handle.has_role(role)
         ]
 
-    def bury(self, worker_id: str, death: WorkerDied) -> WorkerHandle:
+    def replace_dead(self, worker_id: str, death: WorkerDied) -> WorkerHandle:
         """Replace a worker that died, unless that is hopeless; returns what was known of it."""
         logger.error("worker %s died: %s", worker_id, death.reason)
         self._last_death = death.reason
-        watch = self.workers.pop(worker_id)
-        failed = 0 if watch.is_ready else watch.failed_starts + 1
-        if not (watch.is_draining or death.is_final or failed >= MAX_FAILED_STARTS):
-            self.start(watch.config, failed)
-        return watch
+        handle = self.workers.pop(worker_id)
+        failed = 0 if handle.is_ready else handle.failed_starts + 1
+        if not (handle.is_draining or death.is_final or failed >= MAX_FAILED_STARTS):
+            self.start(handle.config, failed)
+        return handle
 
     def drain(self, worker_id: str) -> None:
         """Give the worker nothing new; raises InvalidRequestError for one that must stay."""
@@ -102,12 +102,12 @@ class WorkerPool:
                 f"got worker {worker_id!r}, expected one of: {known}", param="worker"
             )
         staying = [
-            watch
-            for name, watch in self.workers.items()
-            if name != worker_id and not watch.is_draining
+            handle
+            for name, handle in self.workers.items()
+            if name != worker_id and not handle.is_draining
         ]
         for role in self.workers[worker_id].config.roles:
-            if not any(watch.plays(role) for watch in staying):
+            if not any(handle.has_role(role) for handle in staying):
                 raise InvalidRequestError(
                     f"got worker {worker_id!r}, which is the last one to {role}: "
                     "add another one first",
@@ -115,7 +115,7 @@ class WorkerPool:
                 )
         self.workers[worker_id].is_draining = True
 
-    def dismiss(self, worker_id: str) -> None:
+    def remove(self, worker_id: str) -> None:
         """Let a worker that has nothing left to do end."""
         del self.workers[worker_id]
         self.executor.stop_worker(worker_id)
@@ -129,5 +129,5 @@ class WorkerPool:
     def check(self) -> None:
         """Raise HeliosError if nobody is left, nor on the way, for some kind of work."""
         for role in ROLES:
-            if not any(watch.plays(role) for watch in self.workers.values()):
+            if not any(handle.has_role(role) for handle in self.workers.values()):
                 raise HeliosError(f"no worker can be started to {role}: {self._last_death}")

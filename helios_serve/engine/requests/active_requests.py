@@ -62,7 +62,7 @@ class ActiveRequests:
             raise unknown(request_id)
         return await stored_stream(self.store, request_id)
 
-    def made_by(self, thread: EngineThread) -> Iterator[str]:
+    def on_thread(self, thread: EngineThread) -> Iterator[str]:
         """Names of requests; may be ended one by one."""
         for name, handle in list(self.handles.items()):
             if handle.thread is thread:

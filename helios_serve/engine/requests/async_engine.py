@@ -46,6 +46,7 @@ from helios_serve.messages import Snapshot
 from helios_serve.metrics import Metrics
 from helios_serve.model_config import num_chunks
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 
@@ -112,7 +113,7 @@ class AsyncEngine(ModelPool):
 
         Raises what `submit` and `watch` do.
         """
-        handle = await self._submit(Submission(request, continue_from))
+        handle = await self._submit(Submission(request, resume_point_at(continue_from)))
         try:
             async for chunk in handle.stream.chunks():
                 yield chunk
@@ -129,7 +130,7 @@ class AsyncEngine(ModelPool):
         NotAllowedError, CapacityError, StorageError or EngineDeadError; then, or if it is
         cancelled, nothing is left of it.
         """
-        await self._submit(Submission(request, continue_from))
+        await self._submit(Submission(request, resume_point_at(continue_from)))
 
     async def extend(self, parent_id: str, request: VideoRequest) -> None:
         """Accept a request that goes on from the end of a stored video, and begins with it.
@@ -154,7 +155,7 @@ class AsyncEngine(ModelPool):
         try:
             for request, snapshot in zip(requests, snapshots, strict=True):
                 child = with_model(request, parent.model)
-                await self._submit(Submission(child, snapshot, siblings=siblings))
+                await self._submit(Submission(child, ResumePoint(snapshot), siblings))
                 accepted.append(child)
         except BaseException:
             for child in accepted:
@@ -421,10 +422,14 @@ class AsyncEngine(ModelPool):
 
         def give_up() -> None:
             thread = self._threads[model]
-            for name in self._active.made_by(thread):
+            for name in self._active.on_thread(thread):
                 self._active.finish(name, failure)
 
         self._call_soon(give_up)
+
+
+def resume_point_at(snapshot: Snapshot | None) -> ResumePoint | None:
+    return None if snapshot is None else ResumePoint(snapshot)
 
 
 def with_model(request: VideoRequest, default: str | None) -> VideoRequest:

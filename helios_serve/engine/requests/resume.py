@@ -7,7 +7,6 @@ import msgspec
 
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
-from helios_serve.messages import Snapshot, TensorData
 from helios_serve.model_config import CHUNK_FRAMES, num_chunks
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import Unfinished, VideoStore
@@ -15,16 +14,15 @@ from helios_serve.video_request import VideoRequest
 
 
 class Submission(NamedTuple):
-    """What a request begins with, in the words of `EngineCore.add_request`.
+    """A request and where it starts: the arguments of `EngineCore.add_request`.
 
-    `first_chunk` is the first one that is handed on; those before it from `stored_from` on are
-    stored already, for an extension as chunks of the job `extends` which it goes on. One that
-    `was_accepted` before is turned away by no limit.
+    A tail in `resume_point` is delivered again. Chunks from `stored_from` up to `first_chunk` are
+    stored already; those of an extension belong to the job that it `extends`. No limit refuses a
+    request that `was_accepted` before.
     """
 
     request: VideoRequest
-    snapshot: Snapshot | None = None
-    tail: TensorData | None = None
+    resume_point: ResumePoint | None = None
     siblings: tuple[str, ...] = ()
     stored_from: int | None = None
     extends: str | None = None
@@ -32,36 +30,29 @@ class Submission(NamedTuple):
 
     @property
     def first_chunk(self) -> int:
-        chunk = 0 if self.snapshot is None else self.snapshot.chunk
-        return chunk if self.tail is None else chunk - 1
-
-    @property
-    def resume_point(self) -> ResumePoint | None:
-        return None if self.snapshot is None else ResumePoint(self.snapshot, self.tail)
+        """The first chunk to be delivered."""
+        if self.resume_point is None:
+            return 0
+        chunk = self.resume_point.snapshot.chunk
+        return chunk if self.resume_point.tail is None else chunk - 1
 
     def add_to(self, core: EngineCore) -> None:
         core.add_request(
             self.request,
-            self.snapshot,
+            self.resume_point,
             siblings=self.siblings,
-            tail=self.tail,
             was_accepted=self.was_accepted,
         )
 
 
 def submission_of(job: Unfinished) -> Submission:
     """How a job goes on behind its last committed chunk."""
-    if job.resume_point is None:
+    start = job.resume_point
+    if start is None:
         return Submission(job.request, was_accepted=True)
-    snapshot, tail = job.resume_point.snapshot, job.resume_point.tail
-    shows_tail = job.next_chunk < snapshot.chunk
-    return Submission(
-        job.request,
-        snapshot,
-        tail if shows_tail else None,
-        stored_from=job.first_chunk,
-        was_accepted=True,
-    )
+    if job.next_chunk >= start.snapshot.chunk:  # the chunk of its tail is committed
+        start = ResumePoint(start.snapshot)
+    return Submission(job.request, start, stored_from=job.first_chunk, was_accepted=True)
 
 
 def extension_of(store: VideoStore, parent_id: str, request: VideoRequest) -> Submission:
@@ -85,13 +76,8 @@ def extension_of(store: VideoStore, parent_id: str, request: VideoRequest) -> Su
             "go on from",
             param="fps",
         )
-    return Submission(
-        request,
-        resume_point.snapshot,
-        resume_point.tail if was_cut else None,
-        stored_from=job.first_chunk,
-        extends=parent_id,
-    )
+    start = resume_point if was_cut else ResumePoint(resume_point.snapshot)
+    return Submission(request, start, stored_from=job.first_chunk, extends=parent_id)
 
 
 def unfinished_submissions(store: VideoStore, but: Collection[str] = ()) -> list[Submission]:

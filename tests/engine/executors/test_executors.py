@@ -77,14 +77,14 @@ def chunk_end(service: Service) -> str:
 
 
 def encoding(service: Service) -> str:
-    return until_given(service, service.engine.inputs.board.count)
+    return until_assigned(service, service.engine.encode_stage.queue.count)
 
 
 def decoding(service: Service) -> str:
-    return until_given(service, service.engine.outputs.board.count)
+    return until_assigned(service, service.engine.decode_stage.queue.count)
 
 
-def until_given(service: Service, count: Callable[[str], int]) -> str:
+def until_assigned(service: Service, count: Callable[[str], int]) -> str:
     """Run until some worker has a task; returns the worker."""
     service.wait(lambda: any(map(count, service.ready)), timeout=0)
     return next(name for name in service.ready if count(name))

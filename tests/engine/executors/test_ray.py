@@ -86,8 +86,8 @@ def test_actors_on_two_nodes_give_the_latents_of_this_process(
     service: Service, ray_cluster: RayCluster, expected: dict[str, Tensor]
 ) -> None:
     labels = {
-        watch.config.resources.labels["zone"]: name
-        for name, watch in service.engine.worker_pool.workers.items()
+        handle.config.resources.labels["zone"]: name
+        for name, handle in service.engine.worker_pool.workers.items()
     }
     assert zones(service, ray_cluster) == labels
     assert labels.keys() == set(ZONES)

@@ -86,7 +86,7 @@ def start(folder: Path) -> Iterator[Start]:
 
 def wait_ready(viewer: Viewer) -> None:
     worker_pool = viewer.engine.worker_pool
-    viewer.wait(lambda: all(watch.is_ready for watch in worker_pool.workers.values()))
+    viewer.wait(lambda: all(handle.is_ready for handle in worker_pool.workers.values()))
 
 
 def check(viewer: Viewer, expected: dict[str, Tensor]) -> None:

@@ -270,12 +270,12 @@ def test_denoising_waits_for_a_decoder_that_is_behind(
     names = {f"{index}" for index in range(12)}
     for name in names:
         engine.add_request(CASE.request(name))
-    while engine.outputs.board.num_waiting < DECODE_AHEAD:
+    while engine.decode_stage.queue.num_waiting < DECODE_AHEAD:
         engine.step()
     for _ in range(30):
         engine.step(timeout=0.01)
     most = DECODE_AHEAD + QUEUE_DEPTH * engine.scheduler.config.max_num_seqs
-    assert engine.outputs.board.num_waiting < most < len(names) * CASE.chunks
+    assert engine.decode_stage.queue.num_waiting < most < len(names) * CASE.chunks
     assert engine.scheduler.sessions
     may_decode.set()
     latents, failures = finish(engine)

@@ -17,6 +17,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_LATENTS
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.video_request import VideoRequest
 from tests.support.videos import Case, SteppedExecutor, Viewer, run_sessions
 
@@ -67,7 +68,7 @@ def extended(viewer: Viewer, request: VideoRequest, chunk: int) -> Tensor:
     """Go on from what `viewer` has of the request's own video before `chunk`."""
     snapshot = viewer.snapshot(request.request_id, chunk - 1)
     again = msgspec.structs.replace(request.without_media(), request_id="more")
-    viewer.engine.add_request(again, snapshot)
+    viewer.engine.add_request(again, ResumePoint(snapshot))
     viewer.finish()
     return viewer.latents("more", range(chunk, 4))
 
@@ -119,11 +120,11 @@ def test_what_cannot_go_on_from_a_snapshot_is_refused(view: View) -> None:
     viewer.finish()
     snapshot = viewer.snapshot("a", 1)
     with pytest.raises(InvalidRequestError, match="got num_frames 66, expected more than the 66"):
-        viewer.engine.add_request(replace(CASE, chunks=2).request("b"), snapshot)
+        viewer.engine.add_request(replace(CASE, chunks=2).request("b"), ResumePoint(snapshot))
     with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
-        viewer.engine.add_request(replace(CASE, width=128).request("b"), snapshot)
+        viewer.engine.add_request(replace(CASE, width=128).request("b"), ResumePoint(snapshot))
     other = msgspec.structs.replace(snapshot, dtype="bfloat16")
-    viewer.engine.add_request(CASE.request("b"), other)
+    viewer.engine.add_request(CASE.request("b"), ResumePoint(other))
     viewer.finish()
     assert viewer.failures == {"b": "got a snapshot in bfloat16, expected this worker's float32"}
 
@@ -163,7 +164,9 @@ def test_the_same_fork_gives_the_same_videos_even_when_its_parent_is_over(
     snapshots = fork_snapshots(viewer.snapshot("parent", 1), CASE.seed, 2)
     for index, snapshot in enumerate(snapshots):
         siblings = ("again-0", "again-1") if with_kin else ()
-        viewer.engine.add_request(CASE.request(f"again-{index}"), snapshot, siblings=siblings)
+        viewer.engine.add_request(
+            CASE.request(f"again-{index}"), ResumePoint(snapshot), siblings=siblings
+        )
     viewer.finish()
     for index in range(2):
         again = viewer.latents(f"again-{index}", range(2, 4))
@@ -180,10 +183,12 @@ def test_a_sibling_that_cannot_be_opened_takes_nobodys_history_with_it(
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     bad = str(tmp_path / "bad.safetensors")
     snapshot, siblings = viewer.snapshot("parent", 1), ("bad", "good")
-    viewer.engine.add_request(CASE.request("alone"), snapshot)
+    viewer.engine.add_request(CASE.request("alone"), ResumePoint(snapshot))
     viewer.finish()
-    viewer.engine.add_request(CASE.request("bad", lora=bad), snapshot, siblings=siblings)
-    viewer.engine.add_request(CASE.request("good"), snapshot, siblings=siblings)
+    viewer.engine.add_request(
+        CASE.request("bad", lora=bad), ResumePoint(snapshot), siblings=siblings
+    )
+    viewer.engine.add_request(CASE.request("good"), ResumePoint(snapshot), siblings=siblings)
     viewer.finish()
     assert viewer.failures.keys() == {"bad"}
     assert torch.equal(viewer.latents("good", range(2, 4)), viewer.latents("alone", range(2, 4)))
