@@ -201,7 +201,7 @@ def our_side(
 
     def run() -> list[Tensor]:
         scheduler = Scheduler(SchedulingConfig(), time.monotonic)
-        scheduler.add_worker("here", blocks, rows)
+        worker = scheduler.add_worker("here", blocks, rows)
         runner = ModelRunner(
             config,
             transformer,
@@ -218,7 +218,7 @@ def our_side(
             session.learn(EncodedPrompt(order.name, as_data(order.states.to(dtype))))
             scheduler.add_session(session)
         latents: dict[str, Tensor] = {}
-        while (plan := scheduler.schedule("here")).scheduled_steps:
+        while (plan := scheduler.schedule(worker)).scheduled_steps:
             for chunk in runner.execute_model(plan).chunks:
                 latents[chunk.session_id] = as_tensor(chunk.latents)
         return [latents[str(order.seed)] for order in orders]

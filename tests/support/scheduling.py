@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
+from helios_serve.core.worker_state import WorkerState
 from helios_serve.messages import (
     EncodedPrompt,
     NewSession,
@@ -205,9 +206,12 @@ class World:
         self.queues[name] = deque()
         self.scheduler.add_worker(name, num_blocks, text_rows)
 
+    def worker(self, name: str) -> WorkerState:
+        return self.scheduler.workers[name]
+
     def lose_worker(self, name: str) -> None:
         del self.queues[name], self.books[name]
-        self.scheduler.remove_worker(name)
+        self.scheduler.remove_worker(self.worker(name))
 
     def add(
         self,
@@ -263,29 +267,37 @@ class World:
 
     def plan(self, name: str) -> bool:
         """Give the worker one more plan, if its queue and the scheduler have room for one."""
-        queue = self.queues[name]
-        if len(queue) >= QUEUE_DEPTH:
+        queue, worker = self.queues[name], self.worker(name)
+        if sum(bool(given.output.scheduled_steps) for given in queue) >= QUEUE_DEPTH:
             return False
-        steps = self.scheduler.workers[name].plans
-        output = self.scheduler.schedule(name)
+        output = self.scheduler.schedule(worker)
+        if output.is_empty:
+            return False
         snapshots = self.books[name].execute(output)
-        if not output.scheduled_steps:
-            return bool(output.new_sessions)
         begun = max(self.now, queue[-1].end if queue else self.now)
-        queue.append(Given(begun + steps[-1].cost / self.rate, output, snapshots))
-        return True
+        queue.append(Given(begun + worker.plans[-1].cost / self.rate, output, snapshots))
+        self._finish_bookkeeping(name)
+        return bool(output.scheduled_steps or output.new_sessions)
 
     def finish_one(self, name: str) -> None:
-        """The worker returns its oldest plan."""
+        """The worker returns its oldest plan, and those without steps behind it."""
         end, output, snapshots = self.queues[name].popleft()
-        seconds = self.scheduler.workers[name].plans[0].cost / self.rate
+        seconds = self.worker(name).plans[0].cost / self.rate
         self.now = max(self.now, end)
         self.forwards += 1
         self.done += [(self.now, step) for step in output.scheduled_steps]
         for session_id, snapshot in snapshots.items():
             self.scheduler.finish_chunk(session_id, snapshot)
             self.delivered.setdefault(session_id, []).append(self.now)
-        self.scheduler.update_from_output(name, seconds)
+        self.scheduler.update_from_output(self.worker(name), seconds)
+        self._finish_bookkeeping(name)
+
+    def _finish_bookkeeping(self, name: str) -> None:
+        """Plans without steps take no time."""
+        queue = self.queues[name]
+        while queue and not queue[0].output.scheduled_steps:
+            queue.popleft()
+            self.scheduler.update_from_output(self.worker(name))
 
     def tick(self) -> bool:
         """Fill all queues, then let the plan that ends first return; False if there is none."""

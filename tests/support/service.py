@@ -73,7 +73,7 @@ class Service:
         ]
         workers = [
             f"{report}, {len(self.engine.worker_pool.workers[report.worker_id].plans)} plans"
-            for report in self.engine.worker_reports()
+            for report in self.engine.worker_pool.reports()
         ]
         counts = f"{self.engine.stats()}, {self.num_chunks} chunks, {self.steps} steps"
         return "\n".join(["", *sessions, *workers, counts])

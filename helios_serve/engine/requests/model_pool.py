@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from helios_serve.core.admission import check_allowed
 from helios_serve.engine.loop.engine_core import EngineCore, EngineStats
-from helios_serve.engine.loop.worker_pool import WorkerReport
+from helios_serve.engine.loop.worker_handle import WorkerReport
 from helios_serve.engine.requests.engine_thread import EngineThread
 from helios_serve.errors import EngineDeadError, InvalidRequestError
 from helios_serve.model_config import HeliosConfig
@@ -60,7 +60,7 @@ class ModelPool:
 
     async def workers(self) -> dict[str, list[WorkerReport]]:
         """The workers of every model that has some."""
-        return await self._ask_all(EngineCore.worker_reports)
+        return await self._ask_all(lambda core: core.worker_pool.reports())
 
     def worker_config(self, model: str | None = None) -> WorkerConfig:
         """What the first worker of a model runs."""
@@ -69,7 +69,7 @@ class ModelPool:
     async def add_worker(self, model: str | None = None, config: WorkerConfig | None = None) -> str:
         """Start one more worker, like the first one of the model's if not told otherwise."""
         chosen = config or self.worker_config(model)
-        return await self._call(self._thread_of(model), lambda core: core.add_worker(chosen))
+        return await self._call(self._thread_of(model), lambda core: core.worker_pool.start(chosen))
 
     async def drain_worker(self, worker_id: str, model: str | None = None) -> None:
         """Let a worker end when its sessions have left it, at their next chunk edges.
@@ -77,12 +77,12 @@ class ModelPool:
         Raises InvalidRequestError for an unknown one, or the last one of its kind.
         """
         thread = self._thread_of(model)
-        await self._call(thread, lambda core: core.drain_worker(worker_id))
+        await self._call(thread, lambda core: core.worker_pool.drain(worker_id))
 
     async def drain(self, timeout: float) -> bool:
         """Take no more steps than lead to the next chunk edges, and wait until those chunks are
         handed on, up to `timeout` seconds; whether they were. Stored jobs go on another time."""
-        await self._ask_all(EngineCore.close_admission)
+        await self._ask_all(lambda core: core.scheduler.close())
         deadline = time.monotonic() + timeout
         while not all((await self._ask_all(lambda core: core.is_quiet)).values()):
             if time.monotonic() > deadline:

@@ -50,10 +50,9 @@ def in_seconds(
                 worker = received.worker_id
                 plan = own.worker_pool.workers[worker].plans[seen[worker]]
                 seen[worker] += 1
-                if plan.scheduled_steps:
-                    plans.append(
-                        frozenset((step.session_id, step.cursor) for step in plan.scheduled_steps)
-                    )
+                steps = plan.output.scheduled_steps
+                if steps:
+                    plans.append(frozenset((step.session_id, step.cursor) for step in steps))
                 received = received._replace(
                     event=msgspec.structs.replace(received.event, seconds=1.0)
                 )

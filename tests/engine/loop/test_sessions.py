@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helios_serve.core.session import Session
 from helios_serve.engine.loop.continuation import fork_snapshots
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.errors import InvalidRequestError
@@ -129,8 +130,16 @@ def test_what_cannot_go_on_from_a_snapshot_is_refused(view: View) -> None:
     assert viewer.failures == {"b": "got a snapshot in bfloat16, expected this worker's float32"}
 
 
-def children(count: int) -> list[VideoRequest]:
-    return [CASE.request(f"child-{index}") for index in range(count)]
+def fork(viewer: Viewer, count: int) -> list[Session]:
+    """Continue "parent" in several ways."""
+    names = [f"child-{index}" for index in range(count)]
+    snapshots = viewer.engine.fork_points("parent", count)
+    return [
+        viewer.engine.add_request(
+            CASE.request(name), ResumePoint(snapshot), siblings=("parent", *names)
+        )
+        for name, snapshot in zip(names, snapshots, strict=True)
+    ]
 
 
 def test_forks_differ_from_each_other_and_the_parent_goes_on_unchanged(
@@ -140,7 +149,7 @@ def test_forks_differ_from_each_other_and_the_parent_goes_on_unchanged(
     parent = viewer.engine.add_request(CASE.request("parent"))
     viewer.wait(lambda: parent.edge_chunk == 2)
     used = viewer.engine.scheduler.stats().used_blocks
-    sessions = viewer.engine.fork("parent", children(3))
+    sessions = fork(viewer, 3)
     assert {session.worker_id for session in sessions} == {parent.worker_id}
     assert viewer.engine.scheduler.stats().used_blocks == used
     viewer.finish()
@@ -159,7 +168,7 @@ def test_the_same_fork_gives_the_same_videos_even_when_its_parent_is_over(
     viewer = view()
     parent = viewer.engine.add_request(CASE.request("parent"))
     viewer.wait(lambda: parent.edge_chunk == 2)
-    viewer.engine.fork("parent", children(2))
+    fork(viewer, 2)
     viewer.finish()
     snapshots = fork_snapshots(viewer.snapshot("parent", 1), CASE.seed, 2)
     for index, snapshot in enumerate(snapshots):
@@ -199,17 +208,7 @@ def test_only_a_running_video_with_a_finished_chunk_can_be_forked(view: View) ->
     viewer.engine.add_request(CASE.request("young"))
     for name in ("young", "unknown"):
         with pytest.raises(InvalidRequestError, match="expected a running video with a finished"):
-            viewer.engine.fork(name, children(1))
-
-
-def test_a_fork_is_made_whole_or_not_at_all(view: View) -> None:
-    viewer = view()
-    parent = viewer.engine.add_request(CASE.request("parent"))
-    viewer.wait(lambda: parent.edge_chunk == 1)
-    with pytest.raises(InvalidRequestError, match="'parent', which is in use"):
-        viewer.engine.fork("parent", [*children(2), CASE.request("parent")])
-    viewer.finish()
-    assert viewer.chunks.keys() == {"parent"}
+            viewer.engine.fork_points(name, 1)
 
 
 def switch(viewer: Viewer, *prompts: str, transition: int | None = None) -> None:

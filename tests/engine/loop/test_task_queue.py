@@ -1,4 +1,4 @@
-"""Tasks beside the denoising: their order, who is assigned them, and what follows a loss."""
+"""Encode and decode tasks: their order, the worker each is assigned to, and what follows a loss."""
 
 import pytest
 
@@ -6,11 +6,16 @@ from helios_serve.engine.loop.task_queue import (
     MAX_LONE_LOSSES,
     MAX_LOSSES,
     SUSPECT_AFTER,
+    QueuedTask,
     TaskQueue,
 )
+from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.messages import EncodeTask
+from helios_serve.options.engine import EngineConfig
+from helios_serve.options.workers import WorkerConfig
 
 Queue = TaskQueue[EncodeTask]
+Queued = QueuedTask[EncodeTask]
 
 
 def task(name: str) -> EncodeTask:
@@ -25,16 +30,21 @@ def queue_of(*names: str) -> Queue:
     return queue
 
 
-def assigned(queue: Queue, *workers: str, now: float = 0.0) -> list[tuple[str, str]]:
-    return [(worker, item.prompts[0]) for worker, item in queue.assign(workers, now)]
+def assigned(queue: Queue, *workers: str) -> list[tuple[str, str]]:
+    return [(worker, queued.task.prompts[0]) for worker, queued in queue.assign(workers, 0.0)]
+
+
+def take(queue: Queue) -> Queued:
+    """The next task."""
+    ((_, queued),) = queue.assign(("w",), 0.0)
+    return queued
 
 
 def order(queue: Queue) -> list[str]:
     """All that waits, in the order in which one worker does it."""
     done = []
-    while assigned(queue, "w"):
-        while queue.count("w"):
-            done.append(queue.finish("w").prompts[0])
+    while queue.num_waiting:
+        done.append(take(queue).task.prompts[0])
     return done
 
 
@@ -66,14 +76,12 @@ def test_an_urgent_task_does_not_pass_earlier_ones_of_its_session() -> None:
     assert order(queue) == ["c0", "a0", "b0", "c1", "b1"]
 
 
-def test_a_worker_has_one_task_at_a_time() -> None:
+def test_each_free_worker_gets_one_task() -> None:
     queue = queue_of("a0", "b0", "c0", "d0")
     assert assigned(queue, "v", "w") == [("v", "a0"), ("w", "b0")]
-    assert (queue.count("v"), queue.count("w"), queue.num_waiting) == (1, 1, 2)
-    assert assigned(queue, "v", "w") == []
-    assert queue.finish("w") == task("b0")
+    assert queue.num_waiting == 2
     queue.put(task("u0"), is_urgent=True)
-    assert assigned(queue, "v", "w") == [("w", "u0")]
+    assert assigned(queue, "w") == [("w", "u0")]
     assert assigned(queue) == []
 
 
@@ -82,69 +90,59 @@ def test_of_free_workers_the_preferred_one_is_chosen() -> None:
     for name in ("a0", "b0"):
         queue.put(task(name), preferred="w")
     assert assigned(queue, "v", "w") == [("w", "a0"), ("v", "b0")]
-    queue.finish("v")
     queue.put(task("d0"), preferred="gone")
     assert assigned(queue, "v", "w") == [("v", "d0")]
 
 
 def test_what_a_worker_loses_is_put_back_before_all_else() -> None:
     queue = queue_of("a0", "a1", "b0")
-    assert assigned(queue, "v") == [("v", "a0")]
-    assert queue.lose("v") is None
-    assert queue.count("v") == 0
+    assert queue.requeue(take(queue), was_alone=False) is None
     assert order(queue) == ["a0", "b0", "a1"]
 
 
 def test_a_task_that_many_died_with_is_all_that_the_next_one_has() -> None:
     queue = queue_of("a0", "b0")
-    for number in range(SUSPECT_AFTER):
-        worker = f"v{number}"
-        assert assigned(queue, worker) == [(worker, "a0")]
-        assert not queue.has_suspect(worker)
-        queue.lose(worker)
-    assert assigned(queue, "w") == [("w", "a0")]
-    assert queue.has_suspect("w")
-    queue.finish("w")
-    assert assigned(queue, "w") == [("w", "b0")]
-    assert not queue.has_suspect("w")
+    for _ in range(SUSPECT_AFTER):
+        queued = take(queue)
+        assert not queued.is_suspect
+        queue.requeue(queued, was_alone=False)
+    queued = take(queue)
+    assert queued.task == task("a0")
+    assert queued.is_suspect
+    assert not take(queue).is_suspect
 
 
-@pytest.mark.parametrize(("was_idle", "most"), [(True, MAX_LONE_LOSSES), (False, MAX_LOSSES)])
-def test_a_task_that_too_many_died_with_is_given_up(was_idle: bool, most: int) -> None:
+@pytest.mark.parametrize(("was_alone", "most"), [(True, MAX_LONE_LOSSES), (False, MAX_LOSSES)])
+def test_a_task_that_too_many_died_with_is_given_up(was_alone: bool, most: int) -> None:
     """Sooner where the worker had nothing else to die of."""
     queue = queue_of("a0")
     for number in range(most):
-        worker = f"v{number}"
-        assert assigned(queue, worker) == [(worker, "a0")]
-        lost = queue.lose(worker, was_idle=was_idle)
+        lost = queue.requeue(take(queue), was_alone=was_alone)
         assert lost == ("a" if number == most - 1 else None)
     assert assigned(queue, "w") == []
-    assert queue.lose("never known") is None
 
 
 def test_a_session_that_is_over_has_nothing_done_for_it_any_more() -> None:
-    """What a worker has of it already comes back, or is lost for good."""
     queue = queue_of("a0", "b0", "a1", "a2")
-    assigned(queue, "v")
     queue.forget("a")
     queue.forget("unknown")
-    assert queue.num_waiting == 1
-    queue.lose("v")
+    assert ("a" in queue, "b" in queue, queue.num_waiting) == (False, True, 1)
     assert order(queue) == ["b0"]
 
 
 def test_a_worker_is_late_that_is_at_one_task_for_too_long() -> None:
-    queue = queue_of("a0", "b0")
-    assigned(queue, "w", now=10.0)
-    assert not queue.is_late("w", 15.0, deadline=5.0)
-    assert queue.is_late("w", 15.5, deadline=5.0)
-    queue.finish("w")
-    assigned(queue, "w", now=15.5)
-    assert not queue.is_late("w", 20.0, deadline=5.0)
-    assert queue.is_late("w", 21.0, deadline=5.0)
-    queue.finish("w")
-    assert not queue.is_late("w", 99.0, deadline=5.0)
-    queue.put(task("c0"))
-    assigned(queue, "w", now=100.0)
-    assert not queue.is_late("w", 101.0, deadline=5.0)
-    assert not queue.is_late("nobody", 101.0, deadline=5.0)
+    worker = WorkerHandle("w", WorkerConfig(), now=0.0)
+    worker.is_ready = True
+    queue, config = queue_of("a0", "b0"), EngineConfig(step_deadline=5.0)
+    for now in (10.0, 15.5):
+        ((_, worker.encoding),) = queue.assign(("w",), now)
+        assert not worker.is_late(now + 5.0, config)
+        assert worker.is_late(now + 5.5, config)
+    worker.encoding = None
+    assert not worker.is_late(99.0, config)
+
+
+def test_a_worker_is_late_that_does_not_start() -> None:
+    worker, config = WorkerHandle("w", WorkerConfig(), now=1.0), EngineConfig(start_deadline=5.0)
+    assert not worker.is_late(6.0, config)
+    assert worker.is_late(6.5, config)

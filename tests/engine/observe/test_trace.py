@@ -149,7 +149,7 @@ def test_engines_share_a_file_but_no_lanes(path: Path) -> None:
     with Trace(path) as trace:
         cores = {name: core() for name in ("first", "second")}
         for name, own in cores.items():
-            own.observers = (trace.of(name),)
+            own.observers.add(trace.of(name))
 
         async def main() -> None:
             async with AsyncEngine(cores) as engine:

@@ -72,6 +72,8 @@ def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore
             children = [request("fits", LONG), request("does not", LONG, width=128)]
             with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
                 await engine.fork("parent", children)
+            with pytest.raises(InvalidRequestError, match="'parent', which is in use"):
+                await engine.fork("parent", [children[0], request("parent", LONG)])
             assert [job.id for job in store.jobs()] == ["parent"] * is_stored
             await until(lambda: "fits" not in mid.scheduler.sessions)
             await engine.fork("parent", [request("fits", LONG)])
