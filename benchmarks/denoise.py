@@ -148,11 +148,12 @@ class Bench:
         runner = ModelRunner(
             self.config, self.transformer, self.device, num_blocks=blocks, text_bytes=1 << 30
         )
-        params = SamplingParams(
+        sampling = SamplingParams(
             width=self.width, height=self.height, num_frames=CHUNKS * CHUNK_FRAMES, steps=steps
         )
-        request = VideoRequest(request_id="x", prompt="x", params=params)
-        session = Session(request, self.config, arrival=0.0)
+        request = VideoRequest(request_id="x", prompt="x", params=sampling)
+        params = request.resolve(self.config)
+        session = Session(request, params, self.config, arrival=0.0)
         states = torch.randn(PROMPT_TOKENS, model.text_dim).to(self.dtype)
         session.learn(EncodedPrompt("x", as_data(states)))
         scheduler.add_session(session)

@@ -61,7 +61,8 @@ class Load:
                 tenant=f"tenant-{self.rng.randrange(20)}",
                 tier=self.rng.choice(TIERS),
             )
-            session = Session(request, self.config, arrival=time.monotonic())
+            params = request.resolve(self.config)
+            session = Session(request, params, self.config, arrival=time.monotonic())
             session.learn(PROMPT)
             self.scheduler.add_session(session)
 

@@ -214,7 +214,7 @@ def our_side(
                 width=width, height=height, num_frames=33, seed=order.seed, steps=order.steps
             )
             request = VideoRequest(request_id=str(order.seed), prompt=order.name, params=params)
-            session = Session(request, config, arrival=0.0)
+            session = Session(request, request.resolve(config), config, arrival=0.0)
             session.learn(EncodedPrompt(order.name, as_data(order.states.to(dtype))))
             scheduler.add_session(session)
         latents: dict[str, Tensor] = {}

@@ -28,7 +28,7 @@ class Placement:
         known = list(workers)
         if not self.can_ever(session, known):
             largest = max(worker.total_blocks for worker in known)
-            params = session.request.params
+            params = session.params
             raise InvalidRequestError(
                 f"got size {params.width}x{params.height}, whose history takes "
                 f"{session.peak_blocks} blocks, expected at most the {largest} of a worker",

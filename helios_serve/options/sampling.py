@@ -75,18 +75,41 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 param="amplify_first_chunk",
             )
         return ResolvedParams(
-            params=self,
+            width=self.width,
+            height=self.height,
+            num_frames=self.num_frames,
+            fps=self.fps,
+            seed=self.seed,
             steps=resolve_steps(self, config),
             guidance_scale=resolve_guidance(self.guidance_scale, config),
+            negative_prompt=self.negative_prompt,
+            amplify_first_chunk=self.amplify_first_chunk,
+            skip_first_chunk=self.skip_first_chunk,
+            use_zero_init=self.use_zero_init,
+            zero_steps=self.zero_steps,
+            max_sequence_length=self.max_sequence_length,
         )
 
 
-class ResolvedParams(msgspec.Struct, frozen=True):
-    """Sampling parameters that fit a checkpoint, with nothing left open."""
+class ResolvedParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling parameters that fit a checkpoint, with its defaults filled in.
 
-    params: SamplingParams
+    They never change. Prompt switches, which are added while a video is made, stay in the request.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    seed: int
     steps: tuple[int, ...]
     guidance_scale: float
+    negative_prompt: str
+    amplify_first_chunk: bool
+    skip_first_chunk: bool
+    use_zero_init: bool
+    zero_steps: int
+    max_sequence_length: int
 
     @property
     def is_guided(self) -> bool:
@@ -94,10 +117,10 @@ class ResolvedParams(msgspec.Struct, frozen=True):
 
     @property
     def num_chunks(self) -> int:
-        return num_chunks(self.params.num_frames)
+        return num_chunks(self.num_frames)
 
     def is_amplified(self, chunk: int) -> bool:
-        return chunk == 0 and self.params.amplify_first_chunk
+        return chunk == 0 and self.amplify_first_chunk
 
     def stage_steps(self, chunk: int) -> tuple[int, ...]:
         """Denoise steps of each stage of `chunk`; an amplified first chunk takes twice as many."""

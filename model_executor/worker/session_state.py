@@ -40,12 +40,12 @@ class SessionState:
     chunk: ChunkState | None = None
 
     def schedule(self, config: HeliosConfig, chunk: int) -> tuple[StageSchedule, ...]:
-        params = self.params.params
-        zeroed = config.cfg_zero_star and self.params.is_guided and params.use_zero_init
+        params = self.params
+        zeroed = config.cfg_zero_star and params.is_guided and params.use_zero_init
         return denoise_schedule(
             config,
             self.geometry,
-            self.params.stage_steps(chunk),
+            params.stage_steps(chunk),
             zero_init_steps=params.zero_steps + 1 if zeroed else 0,
         )
 

@@ -6,12 +6,11 @@ from collections import Counter
 
 import pytest
 
-from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
-from tests.support.scheduling import CONFIG, RATE, SESSION_BLOCKS, World, make_request
+from tests.support.scheduling import RATE, SESSION_BLOCKS, World, make_request, make_session
 
-CHUNK_COST = Session(make_request("probe"), CONFIG, arrival=0.0).chunk_cost
+CHUNK_COST = make_session(make_request("probe")).chunk_cost
 CHUNK_SECONDS = CHUNK_COST / RATE
 
 
@@ -81,7 +80,7 @@ def test_a_flood_delays_another_tenant_by_one_chunk_at_most() -> None:
 
 
 def max_step_seconds() -> float:
-    return max(Session(make_request("probe"), CONFIG, arrival=0.0).step_costs) / RATE
+    return max(make_session(make_request("probe")).step_costs) / RATE
 
 
 def test_flex_gets_a_quarter_of_a_default_tenants_service() -> None:

@@ -69,6 +69,12 @@ def read(prompt: str, tokens: int = 20) -> EncodedPrompt:
     return EncodedPrompt(prompt, TensorData(b"", (tokens, 4096), "float32"))
 
 
+def make_session(
+    request: VideoRequest, config: HeliosConfig = CONFIG, *, arrival: float = 0.0, **fields: Any
+) -> Session:
+    return Session(request, request.resolve(config), config, arrival=arrival, **fields)
+
+
 class Past(NamedTuple):
     """The anchor and the frames behind it, by their names."""
 
@@ -225,7 +231,7 @@ class World:
     ) -> Session:
         """A session, and unless it is to wait for them its inputs; prompts have `tokens`."""
         request = make_request(name, **fields)
-        session = Session(request, CONFIG, arrival=self.now, snapshot=snapshot, siblings=siblings)
+        session = make_session(request, arrival=self.now, snapshot=snapshot, siblings=siblings)
         if ready:
             self._learn(session, tokens)
         self.scheduler.add_session(session)
@@ -342,7 +348,7 @@ class World:
 
     def service(self, prefix: str) -> float:
         """FLOPs done for the sessions whose names begin with `prefix`."""
-        probe = Session(make_request("probe"), CONFIG, arrival=0.0)
+        probe = make_session(make_request("probe"))
         return sum(
             probe.step_costs[step.cursor.stage]
             for _, step in self.done

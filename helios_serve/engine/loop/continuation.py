@@ -17,11 +17,11 @@ def check_continuation(session: Session) -> None:
         return
     if session.params.num_chunks <= snapshot.chunk:
         raise InvalidRequestError(
-            f"got num_frames {session.request.params.num_frames}, expected more than the "
+            f"got num_frames {session.params.num_frames}, expected more than the "
             f"{snapshot.chunk * CHUNK_FRAMES} that there are already",
             param="num_frames",
         )
-    params = session.request.params
+    params = session.params
     if (params.width, params.height) != (snapshot.width, snapshot.height):
         raise InvalidRequestError(
             f"got size {params.width}x{params.height}, expected {snapshot.width}x{snapshot.height} "

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.session import Session
 from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
 from helios_serve.engine.loop.events import ChunkReady, RequestFinished
 from helios_serve.engine.loop.task_queue import TaskQueue
@@ -15,7 +16,6 @@ from helios_serve.messages import (
     ScheduledStep,
     TensorData,
 )
-from helios_serve.video_request import VideoRequest
 
 DECODE_AHEAD = 16
 """Waiting chunks per decoding worker from which no more steps are planned. Waiting chunks take the
@@ -44,9 +44,11 @@ class DecodeStage:
         """Requests whose chunk limit has to be set anew."""
         self._decoders = 0
 
-    def open(self, request: VideoRequest, first_chunk: int) -> None:
-        self.assemblers[request.request_id] = ChunkAssembler(request, first_chunk)
-        self._advanced.add(request.request_id)
+    def open(self, session: Session, first_chunk: int) -> None:
+        """Take the chunks of a request from `first_chunk` on."""
+        assembler = ChunkAssembler(session.request, session.params, first_chunk)
+        self.assemblers[session.session_id] = assembler
+        self._advanced.add(session.session_id)
 
     def receive(self, result: ChunkResult, worker_id: str | None = None) -> None:
         """Queue a denoised chunk for decoding, best by `worker_id`, the worker that has it."""

@@ -36,7 +36,7 @@ class EncodeStage:
 
         Yields the prompt switches that can be applied at once.
         """
-        limit = session.request.params.max_sequence_length
+        limit = session.params.max_sequence_length
         known = {text: self._prompts.get((text, limit)) for text in texts}
         for prompt in known.values():
             if prompt is not None:

@@ -86,7 +86,8 @@ class EngineCore:
 
     def check_request(self, request: VideoRequest) -> None:
         """Raise what `add_request` would, as far as that can be told without adding it."""
-        self.scheduler.check(Session(request, self.model_config, arrival=self.clock()))
+        params = request.resolve(self.model_config)
+        self.scheduler.check(Session(request, params, self.model_config, arrival=self.clock()))
 
     def add_request(
         self,
@@ -109,6 +110,7 @@ class EngineCore:
             )
         session = Session(
             request,
+            request.resolve(self.model_config),
             self.model_config,
             arrival=self.clock(),
             snapshot=None if resume_point is None else resume_point.snapshot,
@@ -117,10 +119,10 @@ class EngineCore:
         check_continuation(session)
         self.scheduler.add_session(session, was_accepted=was_accepted)
         if resume_point is None or resume_point.tail is None:
-            self.decode_stage.open(request, session.edge_chunk)
+            self.decode_stage.open(session, session.edge_chunk)
         else:
             first_chunk = session.edge_chunk - 1
-            self.decode_stage.open(request, first_chunk)
+            self.decode_stage.open(session, first_chunk)
             self.decode_stage.receive(
                 ChunkResult(
                     request.request_id, first_chunk, resume_point.tail, resume_point.snapshot
@@ -145,7 +147,7 @@ class EngineCore:
                 f"got {parent_id!r} to fork, expected a running video with a finished chunk",
                 param="parent",
             )
-        return fork_snapshots(parent.snapshot, parent.request.params.seed, count)
+        return fork_snapshots(parent.snapshot, parent.params.seed, count)
 
     def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None

@@ -41,7 +41,7 @@ class ModelPool:
 
         Raises NotAllowedError for what the request's tenant may not ask for.
         """
-        request.params.resolve(self.model_config(request.model))
+        request.resolve(self.model_config(request.model))
         check_allowed(request, self.tenant(request.tenant, request.model))
 
     def tenant(self, name: str, model: str | None = None) -> TenantConfig:

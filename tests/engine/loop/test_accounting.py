@@ -21,7 +21,7 @@ from helios_serve.model_config import Geometry
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from helios_serve.store.usage import DayUsage
 from helios_serve.store.video_store import VideoStore
-from tests.support.engines import core, make, read, request, run, until
+from tests.support.engines import core, make, quick_model, read, request, run, until
 
 WIDTHS = {"narrow": 64, "wide": 128}
 
@@ -89,7 +89,8 @@ def test_a_steps_time_is_shared_by_cost(store: VideoStore, monkeypatch: pytest.M
 
 
 def test_a_step_that_is_taken_again_counts_once() -> None:
-    assembler = ChunkAssembler(request("a", 66), 0)
+    wanted = request("a", 66)
+    assembler = ChunkAssembler(wanted, wanted.resolve(quick_model().config), 0)
     for chunk in range(2):
         for _ in range(2):
             assembler.spend(StepCursor(chunk, 0, 0), 1.0)
