@@ -103,10 +103,10 @@ class Scheduler:
         self.waiting.join(session)
         self._place_waiting()
 
-    def check(self, session: Session) -> None:
-        """Raise what `add_session` would for want of room."""
-        self.admission.check(session)
-        self._check_placement(session)
+    def take_unplaceable(self) -> list[str]:
+        """Waiting sessions that turned out too large for every worker since the last call."""
+        taken, self.unplaceable = self.unplaceable, []
+        return taken
 
     def inputs_arrived(self, session_id: str) -> None:
         """A prompt of the session was read, or its reference encoded: it may be ready now."""

@@ -40,7 +40,7 @@ class Lifecycle:
         """Take nothing new, bring what is under way to its next chunk edge, and end all readers;
         whether `timeout` seconds were enough."""
         self.is_draining = True
-        return await self.engine.drain(timeout)
+        return await self.engine.models.drain(timeout)
 
     def close(self) -> None:
         """Let every reader hear that no more comes."""
@@ -49,10 +49,10 @@ class Lifecycle:
         self.engine.close_readers()
 
     async def _watch_start(self) -> None:
-        waiting = set(self.engine.cores)
+        waiting = set(self.engine.models.cores)
         while waiting and self.failure is None:
             await asyncio.sleep(LOOK_SECONDS)
-            stats = await self.engine.stats()
+            stats = await self.engine.models.stats()
             waiting -= {name for name, item in stats.items() if item.workers}
-            for name in waiting & self.engine.failures.keys():
-                self.failure = self.engine.failures[name]
+            for name in waiting & self.engine.models.failures.keys():
+                self.failure = self.engine.models.failures[name]

@@ -120,5 +120,5 @@ class TenantsFile:
         except InvalidRequestError as error:
             logger.error("tenants stay as they were: %s", error)
             return
-        await engine.set_tenants(tenants, defaults)
+        await engine.models.set_tenants(tenants, defaults)
         logger.info("%s was read again: it names %d tenants", self.path, len(tenants))

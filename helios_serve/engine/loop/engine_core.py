@@ -15,6 +15,7 @@ from helios_serve.engine.loop.events import (
     RequestFailed,
     StepTaken,
 )
+from helios_serve.engine.loop.submission import Submission
 from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.engine.loop.worker_pool import WorkerPool
 from helios_serve.engine.observe.observer import Observer, Observers
@@ -41,6 +42,8 @@ QUEUE_DEPTH = 2
 """Plans that a worker has at a time, so that it never waits for the next."""
 MAX_DEATHS = 3
 """Workers that die at the same step of a lone request before it is taken to be the cause."""
+
+TOO_LARGE = "its history and prompts are larger than any worker's memory for them"
 
 
 class EngineStats(NamedTuple):
@@ -84,60 +87,65 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         return bool(self.decode_stage.assemblers)
 
-    def check_request(self, request: VideoRequest) -> None:
-        """Raise what `add_request` would, as far as that can be told without adding it."""
-        params = request.resolve(self.model_config)
-        self.scheduler.check(Session(request, params, self.model_config, arrival=self.clock()))
-
     def add_request(
         self,
         request: VideoRequest,
         resume_point: ResumePoint | None = None,
         *,
         siblings: tuple[str, ...] = (),
-        was_accepted: bool = False,
     ) -> Session:
-        """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served.
+        """Check a request and `add` it, continuing from `resume_point` if there is one."""
+        params = request.resolve(self.model_config)
+        return self.add(Submission(request, params, resume_point, siblings))
 
-        With `resume_point` the video continues at the chunk of its snapshot, exactly as if the
-        earlier video had been longer; if it has a tail, that chunk is delivered first. `siblings`
-        are ids of requests that continue from the same snapshot. A request that `was_accepted`
-        before a restart is not refused for a full queue.
+    def add(self, submission: Submission) -> Session:
+        """Admit a request and start it; raises what `reserve` does."""
+        session = self.reserve(submission)
+        self.start(submission)
+        return session
+
+    def reserve(self, submission: Submission) -> Session:
+        """Admit a request, which counts against all limits from now on but is not started.
+
+        `start` starts it, `abort` releases it. Raises InvalidRequestError if it can never be
+        served, and CapacityError if there is no room now.
         """
-        if self._is_in_use(request.request_id):
+        if self._is_in_use(submission.request_id):
             raise InvalidRequestError(
-                f"got request id {request.request_id!r}, which is in use", param="request_id"
+                f"got request id {submission.request_id!r}, which is in use", param="request_id"
             )
         session = Session(
-            request,
-            request.resolve(self.model_config),
+            submission.request,
+            submission.params,
             self.model_config,
             arrival=self.clock(),
-            snapshot=None if resume_point is None else resume_point.snapshot,
-            siblings=siblings,
+            snapshot=submission.snapshot,
+            siblings=submission.siblings,
         )
         check_continuation(session)
-        self.scheduler.add_session(session, was_accepted=was_accepted)
-        if resume_point is None or resume_point.tail is None:
-            self.decode_stage.open(session, session.edge_chunk)
-        else:
-            first_chunk = session.edge_chunk - 1
-            self.decode_stage.open(session, first_chunk)
+        self.scheduler.add_session(session, was_accepted=submission.was_accepted)
+        return session
+
+    def start(self, submission: Submission) -> None:
+        """Have the inputs of a reserved request encoded; its steps follow."""
+        session = self.scheduler.sessions[submission.request_id]
+        self.decode_stage.open(session, submission.first_chunk)
+        start = submission.resume_point
+        if start is not None and start.tail is not None:
             self.decode_stage.receive(
                 ChunkResult(
-                    request.request_id, first_chunk, resume_point.tail, resume_point.snapshot
+                    submission.request_id, submission.first_chunk, start.tail, start.snapshot
                 )
             )
-        seed_from = request if session.needs_seed else None
+        seed_from = session.request if session.needs_seed else None
         self._pending_events += self.encode_stage.request(
             session, session.missing_prompts, seed_from
         )
-        return session
 
     def fork_points(self, parent_id: str, count: int) -> list[Snapshot]:
-        """Where `count` children of a running video can go on: the last chunk edge it has reached.
+        """Snapshots from which `count` children of a running video continue: its last chunk edge.
 
-        Each draws from a generator of its own, seeded with the parent's seed and the child's
+        Each child draws from a generator of its own, seeded with the parent's seed and the child's
         number. With the parent and each other as `siblings`, they share blocks where they can.
         Raises InvalidRequestError for a video without a finished chunk.
         """
@@ -152,9 +160,9 @@ class EngineCore:
     def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None
     ) -> None:
-        """Turn a video to another prompt at its next chunk edge; PromptSwitched says at which.
+        """Switch a video to another prompt at its next chunk edge; PromptSwitched says which.
 
-        Raises InvalidRequestError for a video that is not being made.
+        Raises InvalidRequestError for a video that has no steps left or is unknown.
         """
         session = self.scheduler.sessions.get(request_id)
         if session is None or session.status.is_finished or session.is_planned:
@@ -171,15 +179,8 @@ class EngineCore:
         self._pending_events += self.encode_stage.request(session, () if known else (prompt,))
 
     def abort(self, request_id: str) -> None:
-        """End a request at once; what it holds is freed when its last steps have returned."""
+        """End a request, reserved or started; its blocks are freed when its last steps return."""
         self._drop(request_id, SessionStatus.FINISHED_ABORTED)
-
-    def pause(self, request_id: str) -> None:
-        """Take no more steps for a request until it is resumed."""
-        self.scheduler.pause(request_id)
-
-    def resume(self, request_id: str) -> None:
-        self.scheduler.resume(request_id)
 
     @property
     def is_quiet(self) -> bool:
@@ -238,7 +239,9 @@ class EngineCore:
         for worker_id, event in self.executor.poll(timeout):
             if (worker := self.worker_pool.workers.get(worker_id)) is not None:
                 events += self._handle(worker, event)
-        return events + self._fail_unplaceable()
+        for request_id in self.scheduler.take_unplaceable():
+            events += self._fail(request_id, TOO_LARGE)
+        return events
 
     def _handle(self, worker: WorkerHandle, event: WorkerEvent) -> Iterator[EngineEvent]:
         self.observers.event(worker.worker_id, event)
@@ -303,12 +306,6 @@ class EngineCore:
             if (request_id := stage.requeue_lost(worker)) is not None:
                 message = f"too many workers died encoding or decoding for it: {event.reason}"
                 yield from self._fail(request_id, message)
-
-    def _fail_unplaceable(self) -> list[EngineEvent]:
-        """Fail requests that turned out too large after they were accepted."""
-        names, self.scheduler.unplaceable = self.scheduler.unplaceable, []
-        message = "its history and prompts are larger than any worker's memory for them"
-        return [event for name in names for event in self._fail(name, message)]
 
     def _fail(self, request_id: str, message: str) -> Iterator[EngineEvent]:
         if self._drop(request_id, SessionStatus.FINISHED_FAILED):

@@ -48,7 +48,7 @@ class Videos:
         self.lifecycle.check_open()
         await asyncio.to_thread(self.disk.check_room)
         if asked.relation == "extension" and asked.parent is not None:
-            await self.engine.extend(asked.parent, asked)
+            await self.engine.submit(asked, extends=asked.parent)
         else:
             await self.engine.submit(asked)
         return await self.describe_id(asked.request_id)

@@ -152,9 +152,11 @@ def test_what_a_tenant_may_not_have_is_refused_and_not_counted(store: VideoStore
             (accepted,) = (job.id for job in store.jobs())
             await read(engine, accepted)
             with pytest.raises(CapacityError, match="has asked for 50 of the 100"):
-                await engine.extend(accepted, request("d", 101, tenant="acme"))
-            await engine.set_tenants({"acme": TenantConfig(frames_per_day=101)}, TenantConfig())
-            await engine.extend(accepted, request("d", 101, tenant="acme", tier="flex"))
+                await engine.submit(request("d", 101, tenant="acme"), extends=accepted)
+            await engine.models.set_tenants(
+                {"acme": TenantConfig(frames_per_day=101)}, TenantConfig()
+            )
+            await engine.submit(request("d", 101, tenant="acme", tier="flex"), extends=accepted)
             await read(engine, "d")
             counted = usage(store, "acme")
             assert (counted.requests, counted.granted, counted.frames) == (2, 101, 101)

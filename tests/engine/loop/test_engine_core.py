@@ -146,11 +146,11 @@ def test_a_paused_session_is_swapped_out_and_repeats_its_chunk(model: LoadedMode
     paused = engine.add_request(case.request("paused"))
     while paused.cursor < (1, 1, 1):
         events += engine.step()
-    engine.pause("paused")
+    engine.scheduler.pause("paused")
     engine.add_request(CASE.request("other"))
     while paused.worker_id is not None or len(engine.scheduler.sessions) == 2:
         events += engine.step()
-    engine.resume("paused")
+    engine.scheduler.resume("paused")
     while engine.has_unfinished:
         events += engine.step()
     assert torch.equal(latents_of(events, "paused", 4), alone(model, case))

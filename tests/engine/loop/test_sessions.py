@@ -213,12 +213,12 @@ def test_only_a_running_video_with_a_finished_chunk_can_be_forked(view: View) ->
 
 def switch(viewer: Viewer, *prompts: str, transition: int | None = None) -> None:
     """Turn video "a" to prompts, one after the other; it is paused until they are read."""
-    viewer.engine.pause("a")
+    viewer.engine.scheduler.pause("a")
     told = len(viewer.switches.setdefault("a", []))
     for prompt in prompts:
         viewer.engine.switch_prompt("a", prompt, transition)
     viewer.wait(lambda: len(viewer.switches["a"]) == told + len(prompts))
-    viewer.engine.resume("a")
+    viewer.engine.scheduler.resume("a")
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,14 @@ class ServerInfo:
         ]
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
-        return json_response(ModelList(data=[self._model(name) for name in self.engine.cores]))
+        return json_response(
+            ModelList(data=[self._model(name) for name in self.engine.models.cores])
+        )
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        if name not in self.engine.cores:
-            served = ", ".join(self.engine.cores)
+        if name not in self.engine.models.cores:
+            served = ", ".join(self.engine.models.cores)
             raise ApiError(
                 404,
                 f"got model {name!r}, expected one of: {served}",
@@ -54,8 +56,8 @@ class ServerInfo:
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """200 if every model can make videos now or soon, 503 with the reason if one cannot, or if
         the server is shutting down."""
-        failures = self.engine.failures
-        ready = {name: stats.workers for name, stats in (await self.engine.stats()).items()}
+        failures = self.engine.models.failures
+        ready = {name: stats.workers for name, stats in (await self.engine.models.stats()).items()}
         status = "draining" if self.lifecycle.is_draining else "failed" if failures else "ok"
         body = {"status": status, "workers": ready, "errors": failures}
         return JSONResponse(body, 200 if status == "ok" else 503)
@@ -71,7 +73,7 @@ class ServerInfo:
         """Counts and times for Prometheus, as of this moment."""
         metrics = self.engine.metrics
         metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
-        update(metrics, await self.engine.stats(), await self.engine.workers())
+        update(metrics, await self.engine.models.stats(), await self.engine.models.workers())
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     def _model(self, name: str) -> Model:

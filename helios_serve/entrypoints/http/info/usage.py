@@ -44,7 +44,7 @@ class UsageApi:
             )
         days = await asyncio.to_thread(self.store.usage, tenant, start, end)
         current = await asyncio.to_thread(self.store.usage, tenant, today, today)
-        most = self.engine.tenant(tenant).frames_per_day
+        most = self.engine.models.tenant(tenant).frames_per_day
         granted = sum(day.granted for day in current)
         return json_response(
             Usage(
