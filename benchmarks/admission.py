@@ -42,7 +42,7 @@ class Bench:
             open_checkpoint(arguments.model, "auto").config,
             EngineConfig(workers=(config,) * arguments.workers),
         )
-        while not all(watch.is_ready for watch in self.engine.worker_pool.workers.values()):
+        while not all(handle.is_ready for handle in self.engine.worker_pool.workers.values()):
             self.engine.step()
         self._number = 0
 

@@ -144,23 +144,24 @@ class Bench:
         model = self.config.transformer
         blocks = HistoryManager.peak_blocks(self.geometry) + 1
         scheduler = Scheduler(SchedulingConfig(max_num_batched_tokens=1 << 20), time.monotonic)
-        scheduler.add_worker("here", blocks, PROMPT_TOKENS + PADDING_ROWS)
+        worker = scheduler.add_worker("here", blocks, PROMPT_TOKENS + PADDING_ROWS)
         runner = ModelRunner(
             self.config, self.transformer, self.device, num_blocks=blocks, text_bytes=1 << 30
         )
-        params = SamplingParams(
+        sampling = SamplingParams(
             width=self.width, height=self.height, num_frames=CHUNKS * CHUNK_FRAMES, steps=steps
         )
-        request = VideoRequest(request_id="x", prompt="x", params=params)
-        session = Session(request, self.config, arrival=0.0)
+        request = VideoRequest(request_id="x", prompt="x", params=sampling)
+        params = request.resolve(self.config)
+        session = Session(request, params, self.config, arrival=0.0)
         states = torch.randn(PROMPT_TOKENS, model.text_dim).to(self.dtype)
         session.learn(EncodedPrompt("x", as_data(states)))
         scheduler.add_session(session)
-        while (plan := scheduler.schedule("here")).scheduled_steps:
+        while (plan := scheduler.schedule(worker)).scheduled_steps:
             started = self.clock.now()
             runner.execute_model(plan)
             yield self.clock.now() - started
-            scheduler.update_from_output("here")
+            scheduler.update_from_output(worker)
 
 
 def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, float]]:

@@ -77,7 +77,7 @@ def start(kind: ExecutorKind, arguments: argparse.Namespace) -> EngineCore:
         for roles in (("denoise",), ("encode", "decode"))
     )
     engine = launch(arguments.model, groups, kind)
-    while not all(watch.is_ready for watch in engine.worker_pool.workers.values()):
+    while not all(handle.is_ready for handle in engine.worker_pool.workers.values()):
         engine.step()
     return engine
 

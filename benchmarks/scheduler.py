@@ -61,20 +61,21 @@ class Load:
                 tenant=f"tenant-{self.rng.randrange(20)}",
                 tier=self.rng.choice(TIERS),
             )
-            session = Session(request, self.config, arrival=time.monotonic())
+            params = request.resolve(self.config)
+            session = Session(request, params, self.config, arrival=time.monotonic())
             session.learn(PROMPT)
             self.scheduler.add_session(session)
 
     def run(self, calls: int) -> list[float]:
         """Seconds of each of `calls` calls of schedule(), one worker after the other."""
         spent = []
-        for name in itertools.islice(itertools.cycle(self.scheduler.workers), calls):
-            plans = self.scheduler.workers[name].plans
-            if len(plans) >= QUEUE_DEPTH:
-                self.scheduler.update_from_output(name)
+        workers = itertools.cycle(self.scheduler.workers.values())
+        for worker in itertools.islice(workers, calls):
+            if len(worker.plans) >= QUEUE_DEPTH:
+                self.scheduler.update_from_output(worker)
                 self.refill()
             started = time.perf_counter()
-            self.scheduler.schedule(name)
+            self.scheduler.schedule(worker)
             spent.append(time.perf_counter() - started)
         return spent
 

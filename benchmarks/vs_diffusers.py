@@ -200,7 +200,7 @@ def our_side(
 
     def run() -> list[Tensor]:
         scheduler = Scheduler(SchedulingConfig(), time.monotonic)
-        scheduler.add_worker("here", blocks, rows)
+        worker = scheduler.add_worker("here", blocks, rows)
         runner = ModelRunner(
             config,
             transformer,
@@ -213,11 +213,11 @@ def our_side(
                 width=width, height=height, num_frames=33, seed=order.seed, steps=order.steps
             )
             request = VideoRequest(request_id=str(order.seed), prompt=order.name, params=params)
-            session = Session(request, config, arrival=0.0)
+            session = Session(request, request.resolve(config), config, arrival=0.0)
             session.learn(EncodedPrompt(order.name, as_data(order.states.to(dtype))))
             scheduler.add_session(session)
         latents: dict[str, Tensor] = {}
-        while (plan := scheduler.schedule("here")).scheduled_steps:
+        while (plan := scheduler.schedule(worker)).scheduled_steps:
             for chunk in runner.execute_model(plan).chunks:
                 latents[chunk.session_id] = as_tensor(chunk.latents)
         return [latents[str(order.seed)] for order in orders]

@@ -151,6 +151,11 @@ class SchedulerOutput(msgspec.Struct, frozen=True, tag=True):
     scheduled_steps: tuple[ScheduledStep, ...] = ()
     finished: tuple[str, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.new_sessions or self.scheduled_steps or self.finished)
+
 
 WorkerCommand = SchedulerOutput | EncodeTask | DecodeTask
 

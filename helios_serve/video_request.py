@@ -7,9 +7,14 @@ from typing import Literal
 import msgspec
 
 from helios_serve.errors import InvalidRequestError
-from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
 from helios_serve.options.fields import check_range
-from helios_serve.options.sampling import MAX_FRAMES, PromptSwitch, SamplingParams
+from helios_serve.options.sampling import (
+    MAX_FRAMES,
+    PromptSwitch,
+    ResolvedParams,
+    SamplingParams,
+)
 from helios_serve.options.scheduling import DEFAULT_TENANT, ServiceTier
 from helios_serve.size import Size, check_shown_size
 
@@ -93,6 +98,14 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
         earlier = (item for item in self.params.switches if item.chunk < switch.chunk)
         params = msgspec.structs.replace(self.params, switches=(*earlier, switch))
         return msgspec.structs.replace(self, params=params)
+
+    def resolve(self, config: HeliosConfig) -> ResolvedParams:
+        """Check the whole request against `config` and fill in its defaults.
+
+        Raises InvalidRequestError.
+        """
+        self.check_inputs()
+        return self.params.resolve(config)
 
     def check_inputs(self) -> None:
         """Raise InvalidRequestError unless texts, references and options are within the limits."""

@@ -27,8 +27,8 @@ class Placement:
         """
         known = list(workers)
         if not self.can_ever(session, known):
-            largest = max(worker.history.pool.num_blocks - 1 for worker in known)
-            params = session.request.params
+            largest = max(worker.total_blocks for worker in known)
+            params = session.params
             raise InvalidRequestError(
                 f"got size {params.width}x{params.height}, whose history takes "
                 f"{session.peak_blocks} blocks, expected at most the {largest} of a worker",

@@ -10,7 +10,7 @@ from helios_serve.core.batch import StepBatch
 from helios_serve.core.placement import Placement
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.waiting_room import WaitingRoom
-from helios_serve.core.worker_state import Plan, WorkerState
+from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkStart,
@@ -59,11 +59,14 @@ class Scheduler:
         """Waiting sessions that turned out too large for every worker."""
         self._preemptions = self._deadline_misses = 0
 
-    def add_worker(self, worker_id: str, num_blocks: int, text_rows: int) -> None:
-        """A worker is ready, with so many history blocks and room for so many prompt tokens."""
+    def add_worker(self, worker_id: str, num_blocks: int, text_rows: int) -> WorkerState:
+        """Place sessions on one more worker, which has `num_blocks` history blocks and room for
+        the keys and values of `text_rows` prompt tokens."""
         assert worker_id not in self.workers, f"worker {worker_id} is known already"
-        self.workers[worker_id] = WorkerState(worker_id, num_blocks, text_rows, self.config)
+        worker = WorkerState(worker_id, num_blocks, text_rows, self.config)
+        self.workers[worker_id] = worker
         self._place_waiting()
+        return worker
 
     def set_tenants(self, tenants: Mapping[str, TenantConfig], defaults: TenantConfig) -> None:
         """Shares and limits from now on; sessions that were accepted under others stay."""
@@ -100,10 +103,10 @@ class Scheduler:
         self.waiting.join(session)
         self._place_waiting()
 
-    def check(self, session: Session) -> None:
-        """Raise what `add_session` would for want of room."""
-        self.admission.check(session)
-        self._check_placement(session)
+    def take_unplaceable(self) -> list[str]:
+        """Waiting sessions that turned out too large for every worker since the last call."""
+        taken, self.unplaceable = self.unplaceable, []
+        return taken
 
     def inputs_arrived(self, session_id: str) -> None:
         """A prompt of the session was read, or its reference encoded: it may be ready now."""
@@ -114,26 +117,23 @@ class Scheduler:
             self.waiting.line_up(session)
             self._place_waiting()
 
-    def schedule(self, worker_id: str) -> SchedulerOutput:
-        """The worker's next batch: one step for each of the sessions that policy picks."""
-        worker = self.workers[worker_id]
+    def schedule(self, worker: WorkerState) -> SchedulerOutput:
+        """The worker's next plan: one step of each session that policy picks, or empty."""
         if (suspect := worker.take_suspect()) is not None:
-            return SchedulerOutput(new_sessions=(suspect,), finished=worker.take_closing())
+            return worker.add_plan(SchedulerOutput((suspect,), finished=worker.take_closing()))
         batch = StepBatch(self.config)
         batch.fill(worker)
         steps = tuple(self._plan(session, worker) for session in batch.sessions)
-        if steps:
-            worker.plans.append(Plan(steps, batch.cost))
-        return SchedulerOutput(worker.take_opening(), steps, worker.take_closing())
+        output = SchedulerOutput(worker.take_opening(), steps, worker.take_closing())
+        return worker.add_plan(output, batch.cost)
 
-    def update_from_output(self, worker_id: str, seconds: float = 0.0) -> None:
+    def update_from_output(self, worker: WorkerState, seconds: float = 0.0) -> None:
         """The worker's oldest plan is done; `seconds` is the time it took, 0 if not measured."""
-        worker = self.workers[worker_id]
         plan = worker.plans.popleft()
         worker.measure(plan.cost, seconds)
-        for step in plan.steps:
+        for step in plan.output.scheduled_steps:
             session = self.sessions.get(step.session_id)
-            if session is not None and session.worker_id == worker_id:
+            if session is not None and session.worker_id == worker.worker_id:
                 session.in_flight -= 1
                 self._settle(session, worker)
         self._place_waiting()
@@ -212,9 +212,8 @@ class Scheduler:
         elif ran and not session.is_runnable:
             worker.queue.withdraw(session)
 
-    def drain(self, worker_id: str) -> None:
-        """Give the worker no new sessions; those it has leave it at their next chunk edge."""
-        worker = self.workers[worker_id]
+    def drain(self, worker: WorkerState) -> None:
+        """Place no more sessions on the worker; those it has leave it at their next chunk edges."""
         worker.is_draining = True
         for session in list(worker.queue.sessions.values()):
             if not session.is_going:
@@ -224,21 +223,18 @@ class Scheduler:
     def close(self) -> None:
         """Place no sessions any more; those on workers leave them at their next chunk edges."""
         self.is_closed = True
-        for worker_id in self.workers:
-            self.drain(worker_id)
+        for worker in self.workers.values():
+            self.drain(worker)
 
-    def is_empty(self, worker_id: str) -> bool:
-        """Whether the worker has no session and nothing to be told."""
-        worker = self.workers[worker_id]
-        return not (worker.queue.sessions or worker.plans or worker.closing)
+    def blame(self, worker: WorkerState, limit: int) -> list[str]:
+        """Suspect the sessions of a dead worker's oldest plan; returns those that caused deaths.
 
-    def blame(self, plan: SchedulerOutput, limit: int) -> list[str]:
-        """A worker died at `plan`: which sessions did it? Returns those for which it is sure.
-
-        Sessions that shared the plan are suspects: each is opened and runs alone until it has made
-        a chunk. One under which `limit` workers have died while it was alone, at one and the same
-        point, did it.
+        A suspect is opened and runs alone until it has finished a chunk. It is a cause if `limit`
+        workers have died while it was alone, at the same step.
         """
+        if not worker.plans:
+            return []
+        plan = worker.plans[0].output
         points: dict[str, StepCursor | None] = {new.session_id: None for new in plan.new_sessions}
         points |= {step.session_id: step.cursor for step in plan.scheduled_steps}
         guilty = []
@@ -250,9 +246,9 @@ class Scheduler:
                     guilty.append(session_id)
         return guilty
 
-    def remove_worker(self, worker_id: str) -> None:
-        """The worker is gone: its sessions wait to be taken up again at their last chunk edge."""
-        worker = self.workers.pop(worker_id)
+    def remove_worker(self, worker: WorkerState) -> None:
+        """The worker is gone: its sessions wait to resume at their last chunk edge."""
+        del self.workers[worker.worker_id]
         for session in list(worker.queue.sessions.values()):
             if session.status.is_finished:
                 self._forget(session)
@@ -272,7 +268,7 @@ class Scheduler:
             waiting=len(self.waiting),
             running=placed,
             used_blocks=sum(worker.used_blocks for worker in workers),
-            total_blocks=sum(worker.history.pool.num_blocks - 1 for worker in workers),
+            total_blocks=sum(worker.total_blocks for worker in workers),
             used_text_rows=sum(worker.reserved_rows for worker in workers),
             total_text_rows=sum(worker.text_rows for worker in workers),
             preemptions=self._preemptions,

@@ -9,7 +9,7 @@ from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.realtime import PlaybackClock
 from helios_serve.messages import EncodedPrompt, Snapshot, StepCursor
 from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
-from helios_serve.options.sampling import PromptSwitch
+from helios_serve.options.sampling import PromptSwitch, ResolvedParams
 from helios_serve.video_request import PromptWeight, VideoRequest, prompt_weights
 
 PADDING_ROWS = 4
@@ -45,19 +45,19 @@ class Session:
     def __init__(
         self,
         request: VideoRequest,
+        params: ResolvedParams,
         config: HeliosConfig,
         *,
         arrival: float,
         snapshot: Snapshot | None = None,
         siblings: tuple[str, ...] = (),
     ) -> None:
-        request.check_inputs()
         self.request = request
+        self.params = params
         self.siblings = siblings
         self.config = config
-        self.params = request.params.resolve(config)
-        self.geometry = Geometry(request.params.height, request.params.width)
-        self.clock = PlaybackClock(arrival=arrival, fps=request.params.fps)
+        self.geometry = Geometry(params.height, params.width)
+        self.clock = PlaybackClock(arrival=arrival, fps=params.fps)
         self.status = SessionStatus.WAITING
         self.snapshot = snapshot
         self.encoded: dict[str, EncodedPrompt] = {}
@@ -148,7 +148,7 @@ class Session:
     def cost_rate(self) -> float:
         """FLOPs a second of playback: what real time asks of a worker."""
         whole = chunk_cost(self.config, self.geometry, self.params, 1)
-        return whole * self.request.params.fps / CHUNK_FRAMES
+        return whole * self.params.fps / CHUNK_FRAMES
 
     @property
     def peak_blocks(self) -> int:
@@ -180,7 +180,7 @@ class Session:
     @property
     def missing_prompts(self) -> tuple[str, ...]:
         """Texts that were not read yet."""
-        negative = (self.request.params.negative_prompt,) if self.params.is_guided else ()
+        negative = (self.params.negative_prompt,) if self.params.is_guided else ()
         needed = dict.fromkeys((*self.request.prompts, *negative))
         return tuple(text for text in needed if text not in self.encoded)
 
@@ -200,7 +200,7 @@ class Session:
         longest = max(self.encoded[text].num_tokens for text in self.request.prompts)
         rows = longest + PADDING_ROWS
         if self.params.is_guided:
-            rows += self.encoded[self.request.params.negative_prompt].num_tokens + PADDING_ROWS
+            rows += self.encoded[self.params.negative_prompt].num_tokens + PADDING_ROWS
         return rows
 
     def seed(self, snapshot: Snapshot) -> None:
@@ -264,7 +264,7 @@ class Session:
         """Whether the first frame of `chunk` becomes the anchor, as in diffusers 0.42.1."""
         if chunk == 0:
             return self.snapshot is None
-        return chunk == 1 and self.request.params.skip_first_chunk
+        return chunk == 1 and self.params.skip_first_chunk
 
     def advance(self) -> None:
         """Move the cursor over one step."""

@@ -8,7 +8,7 @@ import msgspec
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_queue import WorkerQueue
-from helios_serve.messages import ChunkBlocks, NewSession, ScheduledStep
+from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
 from helios_serve.options.scheduling import SchedulingConfig
 
 RATE_MEMORY = 0.9
@@ -16,9 +16,9 @@ RATE_MEMORY = 0.9
 
 
 class Plan(NamedTuple):
-    """Steps given to a worker and not yet returned, and their cost in FLOPs."""
+    """A plan in flight and the cost of its steps in FLOPs."""
 
-    steps: tuple[ScheduledStep, ...]
+    output: SchedulerOutput
     cost: float
 
 
@@ -38,7 +38,11 @@ class Room(NamedTuple):
 
 
 class WorkerState:
-    """`rate` is the measured speed in FLOP/s, 0 before the first measurement."""
+    """The scheduler's account of one worker.
+
+    `plans` are those in flight, the oldest first. `rate` is the measured speed in FLOP/s, 0 before
+    the first measurement.
+    """
 
     def __init__(
         self, worker_id: str, num_blocks: int, text_rows: int, config: SchedulingConfig
@@ -60,14 +64,24 @@ class WorkerState:
         """FLOP/s that the priority sessions need to play in real time."""
 
     @property
+    def total_blocks(self) -> int:
+        """Blocks that can hold history: all but the null block."""
+        return self.history.pool.num_blocks - 1
+
+    @property
     def free_blocks(self) -> int:
-        """Blocks that are promised to nobody; the null block is never free."""
-        return self.history.pool.num_blocks - 1 - self.reserved_blocks
+        """Blocks that no session has reserved."""
+        return self.total_blocks - self.reserved_blocks
 
     @property
     def used_blocks(self) -> int:
         """Blocks that hold history, or soon will."""
-        return self.history.pool.num_blocks - 1 - self.history.pool.num_free
+        return self.total_blocks - self.history.pool.num_free
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no session, no plan in flight, and no session still to close."""
+        return not (self.queue.sessions or self.plans or self.closing)
 
     def has_room(self, session: Session) -> bool:
         """Whether there are blocks for its history, and room for its prompts' keys and values."""
@@ -76,7 +90,7 @@ class WorkerState:
 
     def could_hold(self, session: Session) -> bool:
         """Whether it would have room if it had nothing else."""
-        blocks = session.peak_blocks < self.history.pool.num_blocks
+        blocks = session.peak_blocks <= self.total_blocks
         return blocks and (not session.is_ready or session.text_rows <= self.text_rows)
 
     def keeps_up(self, session: Session, share: float, promised: float = 0.0) -> bool:
@@ -89,7 +103,7 @@ class WorkerState:
 
     def measure(self, cost: float, seconds: float) -> None:
         """Sums of both fade, so that a quick step of little weight stays of little weight."""
-        if seconds > 0:
+        if cost and seconds > 0:
             self._done = RATE_MEMORY * self._done + cost
             self._spent = RATE_MEMORY * self._spent + seconds
             self.rate = self._done / self._spent
@@ -142,6 +156,12 @@ class WorkerState:
         prompts = tuple(session.encoded.values())
         session.take_unsent()
         return NewSession(name, session.request, blocks, snapshot, prompts)
+
+    def add_plan(self, output: SchedulerOutput, cost: float = 0.0) -> SchedulerOutput:
+        """Record a plan as in flight unless it is empty; returns it."""
+        if not output.is_empty:
+            self.plans.append(Plan(output, cost))
+        return output
 
     def take_opening(self) -> tuple[NewSession, ...]:
         """Sessions that the worker must open before its next step."""
@@ -205,9 +225,11 @@ class WorkerState:
         self.history.check_integrity()
         sessions = self.queue.sessions.values()
         assert self.reserved_blocks == sum(item.peak_blocks for item in sessions)
-        assert self.reserved_blocks < self.history.pool.num_blocks
+        assert self.reserved_blocks <= self.total_blocks
         assert self.reserved_rows == sum(item.reserved_rows for item in sessions)
-        planned = Counter(step.session_id for plan in self.plans for step in plan.steps)
+        planned = Counter(
+            step.session_id for plan in self.plans for step in plan.output.scheduled_steps
+        )
         for session in sessions:
             assert session.worker_id == self.worker_id
             assert session.in_flight == planned[session.session_id]

@@ -65,8 +65,7 @@ class InlineEngine:
 
     def check(self, request: VideoRequest) -> None:
         """Raise InvalidRequestError or CheckpointError for what cannot be made; loads nothing."""
-        request.check_inputs()
-        request.params.resolve(self.config)
+        request.resolve(self.config)
         if request.lora is not None:
             skeleton = build_transformer(self.checkpoint.folder, self.config, self.dtype).module
             load_adapter(request.lora, skeleton, request.lora_scale)

@@ -70,14 +70,14 @@ class EngineHost:
 
     def stats(self) -> EngineStats:
         """Return the current counts. Raises EngineDeadError."""
-        stats = self._wait(self._engine.stats())
+        stats = self._wait(self._engine.models.stats())
         if self.model not in stats:
             raise EngineDeadError(self.failure or "the engine is closed")
         return stats[self.model]
 
     def worker_locations(self) -> dict[str, str]:
         """Return where each worker runs, by its id."""
-        reports = self._wait(self._engine.workers())
+        reports = self._wait(self._engine.models.workers())
         return {report.worker_id: report.where for report in reports.get(self.model, [])}
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class EngineHost:
 
     @property
     def _engine_failure(self) -> str | None:
-        return self._engine.failures.get(self.model)
+        return self._engine.models.failures.get(self.model)
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self.call(work).result()
@@ -115,7 +115,7 @@ class EngineHost:
         while waiting:
             if self._engine_failure is not None:
                 raise EngineDeadError(self._engine_failure)
-            reports = (await self._engine.workers()).get(self.model, [])
+            reports = (await self._engine.models.workers()).get(self.model, [])
             ready = (report.roles for report in reports if report.state == "ready")
             waiting = set(ROLES).difference(*ready)
             await asyncio.sleep(READY_PERIOD if waiting else 0)

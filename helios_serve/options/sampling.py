@@ -177,17 +177,19 @@ class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
                 "expected a distilled one (DMD)",
                 param="amplify_first_chunk",
             )
-        return ResolvedParams(
-            params=self,
-            steps=resolve_steps(self, config),
-            guidance_scale=resolve_guidance(self.guidance_scale, config),
-        )
+        options = msgspec.structs.asdict(self)
+        options["steps"] = resolve_steps(self, config)
+        options["guidance_scale"] = resolve_guidance(self.guidance_scale, config)
+        options["switches"] = ()
+        return ResolvedParams(**options)
 
 
-class ResolvedParams(msgspec.Struct, frozen=True):
-    """Sampling parameters that are valid for a checkpoint, with all defaults filled in."""
+class ResolvedParams(SamplingParams, frozen=True, kw_only=True):
+    """Sampling parameters that are valid for a checkpoint, with all defaults filled in.
 
-    params: SamplingParams
+    They never change: prompt switches, which are added while a video is made, stay in the request.
+    """
+
     steps: tuple[int, ...]
     guidance_scale: float
 
@@ -198,11 +200,10 @@ class ResolvedParams(msgspec.Struct, frozen=True):
 
     @property
     def num_chunks(self) -> int:
-        return num_chunks(self.params.num_frames)
+        return num_chunks(self.num_frames)
 
     def is_amplified(self, chunk: int) -> bool:
-        """Return whether `chunk` takes twice the denoise steps."""
-        return chunk == 0 and self.params.amplify_first_chunk
+        return chunk == 0 and self.amplify_first_chunk
 
     def stage_steps(self, chunk: int) -> tuple[int, ...]:
         """Return the number of denoise steps of each stage of `chunk`, doubled if it is

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from helios_serve.engine.loop.worker_pool import WorkerReport
+from helios_serve.engine.loop.worker_handle import WorkerReport
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.options.workers import WorkerConfig, WorkerGroup
@@ -101,21 +101,23 @@ class ControlServer:
     async def _execute(self, command: ControlCommand) -> ControlReply:
         match command.action:
             case "list":
-                return ControlReply(workers=await self.engine.workers())
+                return ControlReply(workers=await self.engine.models.workers())
             case "add":
                 return ControlReply(added=await self._add(command))
             case "drain":
-                await self.engine.drain_worker(command.worker_id or "", command.model)
+                await self.engine.models.drain_worker(command.worker_id or "", command.model)
                 return ControlReply()
 
     async def _add(self, command: ControlCommand) -> tuple[str, ...]:
         count, config = 1, None
         if command.group is not None:
-            like = self.engine.worker_config(command.model)
+            like = self.engine.models.worker_config(command.model)
             asked: WorkerConfig = command.group.config
             count = command.group.count
             config = msgspec.structs.replace(like, roles=asked.roles, resources=asked.resources)
-        return tuple([await self.engine.add_worker(command.model, config) for _ in range(count)])
+        return tuple(
+            [await self.engine.models.add_worker(command.model, config) for _ in range(count)]
+        )
 
 
 def send_command(folder: Path, command: ControlCommand) -> ControlReply:

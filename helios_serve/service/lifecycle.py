@@ -42,7 +42,7 @@ class Lifecycle:
         Return whether this took at most `timeout` seconds.
         """
         self.is_draining = True
-        return await self.engine.drain(timeout)
+        return await self.engine.models.drain(timeout)
 
     def close(self) -> None:
         """End all streams and long responses."""
@@ -51,10 +51,10 @@ class Lifecycle:
         self.engine.close_readers()
 
     async def _watch_start(self) -> None:
-        waiting = set(self.engine.cores)
+        waiting = set(self.engine.models.cores)
         while waiting and self.failure is None:
             await asyncio.sleep(POLL_SECONDS)
-            stats = await self.engine.stats()
+            stats = await self.engine.models.stats()
             waiting -= {name for name, item in stats.items() if item.workers}
-            for name in waiting & self.engine.failures.keys():
-                self.failure = self.engine.failures[name]
+            for name in waiting & self.engine.models.failures.keys():
+                self.failure = self.engine.models.failures[name]

@@ -126,5 +126,5 @@ class TenantsFile:
         except InvalidRequestError as error:
             logger.error("tenants are not reloaded: %s", error)
             return
-        await engine.set_tenants(tenants, defaults)
+        await engine.models.set_tenants(tenants, defaults)
         logger.info("reloaded %s: %d tenants", self.path, len(tenants))

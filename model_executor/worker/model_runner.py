@@ -129,7 +129,7 @@ class ModelRunner:
         failures.append(SessionFailure(session_id, describe_error(error)))
 
     def _open(self, new: NewSession) -> SessionState:
-        params = new.request.params
+        params = new.request.params.resolve(self.config)
         generator = Generator().manual_seed(params.seed)
         geometry = Geometry(params.height, params.width)
         adapter = self._adapter(new.request)
@@ -141,7 +141,7 @@ class ModelRunner:
             return noise if self.device.type == "cpu" else noise.pin_memory()
 
         return SessionState(
-            params=params.resolve(self.config),
+            params=params,
             geometry=geometry,
             adapter=adapter,
             noise=NoiseStream(generator, draw, self._noise_thread),
@@ -218,7 +218,7 @@ class ModelRunner:
         for item in start.new_prompts:
             session.prompts[item.prompt] = as_tensor(item.states)
         noise = session.noise.take(is_last=index + 1 == session.params.num_chunks)
-        negative = (PromptWeight(session.params.params.negative_prompt, 1.0),)
+        negative = (PromptWeight(session.params.negative_prompt, 1.0),)
         return ChunkState(
             blocks=start.blocks,
             window=upload(torch.tensor(start.blocks.window), self.device),
@@ -230,7 +230,7 @@ class ModelRunner:
         )
 
     def _read(self, session: SessionState, mix: tuple[PromptWeight, ...]) -> TextContext:
-        limit = session.params.params.max_sequence_length
+        limit = session.params.max_sequence_length
         return self.prompts.read(mix, session.prompts, limit, session.adapter)
 
     def _enter_stage(self, session: SessionState, chunk: ChunkState, stage: int) -> None:

@@ -51,12 +51,12 @@ class SessionState:
 
     def schedule(self, config: HeliosConfig, chunk: int) -> tuple[StageSchedule, ...]:
         """Return the denoise schedule of a chunk, by stage."""
-        params = self.params.params
-        zeroed = config.cfg_zero_star and self.params.is_guided and params.use_zero_init
+        params = self.params
+        zeroed = config.cfg_zero_star and params.is_guided and params.use_zero_init
         return denoise_schedule(
             config,
             self.geometry,
-            self.params.stage_steps(chunk),
+            params.stage_steps(chunk),
             zero_init_steps=params.zero_steps + 1 if zeroed else 0,
         )
 

@@ -23,8 +23,8 @@ def test_sessions_leave_a_draining_worker_at_their_chunk_edges() -> None:
     world.run_to_edge(sessions[-1], 1)
     leaving = [session for session in sessions if session.worker_id == "worker-0"]
     assert len(leaving) == 3
-    world.scheduler.drain("worker-0")
-    while not world.scheduler.is_empty("worker-0"):
+    world.scheduler.drain(world.worker("worker-0"))
+    while not world.worker("worker-0").is_empty:
         world.scheduler.check_integrity()
         assert world.tick()
     assert {session.worker_id for session in leaving if not session.status.is_finished} == {
@@ -43,12 +43,12 @@ def test_paused_sessions_leave_at_once_and_are_taken_up_again_elsewhere() -> Non
     session = world.add("a", chunks=3)
     world.run_to(session, 1, 1, 1)
     world.scheduler.pause("a")
-    world.scheduler.drain("worker-0")
+    world.scheduler.drain(world.worker("worker-0"))
     while world.queues["worker-0"]:
         world.finish_one("worker-0")
     assert (session.worker_id, session.edge_chunk) == (None, 1)
     world.tick()
-    assert world.scheduler.is_empty("worker-0")
+    assert world.worker("worker-0").is_empty
     world.scheduler.resume("a")
     assert session.worker_id == "worker-1"
     world.run()
@@ -59,10 +59,10 @@ def test_without_another_worker_sessions_wait_for_one() -> None:
     world = World()
     session = world.add("a", chunks=4)
     world.run_to_edge(session, 1)
-    world.scheduler.drain("worker-0")
+    world.scheduler.drain(world.worker("worker-0"))
     while world.tick():
         pass
-    assert world.scheduler.is_empty("worker-0")
+    assert world.worker("worker-0").is_empty
     assert session.edge_chunk < 4
     world.add_worker("late", SESSION_BLOCKS + 1)
     world.run()
@@ -74,11 +74,11 @@ def test_a_session_at_its_last_chunk_ends_on_the_draining_worker() -> None:
     world = World(workers=2)
     session = world.add("a", chunks=2)
     world.run_to(session, 1, 1, 0)
-    world.scheduler.drain("worker-0")
+    world.scheduler.drain(world.worker("worker-0"))
     world.run()
     assert session.worker_id == "worker-0"
     assert world.counts == {"a": 2}
-    assert world.scheduler.is_empty("worker-0")
+    assert world.worker("worker-0").is_empty
 
 
 @pytest.mark.parametrize("reason", ["drain", "flex makes room"])
@@ -88,7 +88,7 @@ def test_a_leaving_session_that_is_paused_behind_its_last_step_is_done(reason: s
     world.run_to(session, 1, 0, 0)
     if reason == "drain":
         world.run_to(session, 1, 0, 1)
-        world.scheduler.drain("worker-0")
+        world.scheduler.drain(world.worker("worker-0"))
     else:
         world.run_to(session, 1, 0, 1)
         world.add("guest")
@@ -105,13 +105,13 @@ def test_a_leaving_session_that_is_paused_leaves_at_once() -> None:
     world = World(workers=2)
     session = world.add("a", chunks=3)
     world.run_to(session, 1, 1, 0)
-    world.scheduler.drain("worker-0")
+    world.scheduler.drain(world.worker("worker-0"))
     assert world.scheduler.sessions["a"].worker_id == "worker-0"
     world.scheduler.pause("a")
     while world.tick():
         pass
     assert (session.worker_id, session.edge_chunk) == (None, 1)
-    assert world.scheduler.is_empty("worker-0")
+    assert world.worker("worker-0").is_empty
     world.scheduler.resume("a")
     world.run()
     assert world.counts == {"a": 3}
@@ -122,7 +122,7 @@ def test_room_on_a_draining_worker_is_for_nobody() -> None:
     world = World(workers=2, num_blocks=SESSION_BLOCKS + 1)
     for index in range(2):
         world.add(f"flex-{index}", chunks=6, tier="flex")
-    world.scheduler.drain("worker-0")
+    world.scheduler.drain(world.worker("worker-0"))
     guest = world.add("guest")
     while guest.worker_id is None:
         assert world.tick()

@@ -6,12 +6,11 @@ from collections import Counter
 
 import pytest
 
-from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
-from tests.support.scheduling import CONFIG, RATE, SESSION_BLOCKS, World, make_request
+from tests.support.scheduling import RATE, SESSION_BLOCKS, World, make_request, make_session
 
-CHUNK_COST = Session(make_request("probe"), CONFIG, arrival=0.0).chunk_cost
+CHUNK_COST = make_session(make_request("probe")).chunk_cost
 CHUNK_SECONDS = CHUNK_COST / RATE
 
 
@@ -47,12 +46,12 @@ def test_small_stages_share_a_step_and_full_resolution_goes_alone() -> None:
     for index in range(8):
         world.add(f"session-{index}", tenant=f"tenant-{index}")
     together: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
-    scheduler = world.scheduler
+    scheduler, worker = world.scheduler, world.worker("worker-0")
     while scheduler.has_unfinished:
-        output = scheduler.schedule("worker-0")
+        output = scheduler.schedule(worker)
         for step in output.scheduled_steps:
             together[step.cursor.stage].add(len(output.scheduled_steps))
-        scheduler.update_from_output("worker-0")
+        scheduler.update_from_output(worker)
     assert max(together[0]) >= 4
     assert together[2] == {1}
 
@@ -81,7 +80,7 @@ def test_a_flood_delays_another_tenant_by_one_chunk_at_most() -> None:
 
 
 def max_step_seconds() -> float:
-    return max(Session(make_request("probe"), CONFIG, arrival=0.0).step_costs) / RATE
+    return max(make_session(make_request("probe")).step_costs) / RATE
 
 
 def test_flex_gets_a_quarter_of_a_default_tenants_service() -> None:
@@ -260,12 +259,11 @@ def test_a_session_that_kills_its_workers_is_found_by_running_suspects_alone() -
     deaths = 0
     while not blamed:
         (name,) = world.queues
-        plans = world.scheduler.workers[name].plans
-        head = plans[0].steps if plans else ()
+        plans = world.worker(name).plans
+        head = plans[0].output.scheduled_steps if plans else ()
         if any(step.session_id == "guilty" and step.cursor == (0, 1, 0) for step in head):
             deaths += 1
-            plan = world.queues[name][0][1]
-            blamed = world.scheduler.blame(plan, limit=3)
+            blamed = world.scheduler.blame(world.worker(name), limit=3)
             world.lose_worker(name)
             world.add_worker(f"worker-{deaths}", SESSION_BLOCKS * 4)
         else:
@@ -281,7 +279,7 @@ def test_a_session_that_kills_its_workers_is_found_by_running_suspects_alone() -
 
 def test_a_draining_worker_takes_no_new_sessions() -> None:
     world = World(workers=2)
-    world.scheduler.drain("worker-0")
+    world.scheduler.drain(world.worker("worker-0"))
     assert {world.add(f"session-{index}").worker_id for index in range(4)} == {"worker-1"}
 
 
@@ -338,7 +336,7 @@ def meddle(world: World, rng: random.Random, number: int) -> None:
             with contextlib.suppress(CapacityError):
                 world.fork(session, f"{name}-a-{number}", f"{name}-b-{number}", chunks=3)
         case 7:
-            world.scheduler.drain(worker)
+            world.scheduler.drain(world.worker(worker))
         case 8:
             world.lose_worker(worker)
             world.add_worker(f"worker-{number}", SESSION_BLOCKS * 3 + 1, 300)

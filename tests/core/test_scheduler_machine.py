@@ -137,13 +137,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def drain(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.world.queues)))
-        self.world.scheduler.drain(name)
+        self.world.scheduler.drain(self.world.worker(name))
 
     @rule()
-    def dismiss_drained(self) -> None:
-        scheduler = self.world.scheduler
-        for name, worker in list(scheduler.workers.items()):
-            if worker.is_draining and scheduler.is_empty(name):
+    def remove_drained(self) -> None:
+        for name, worker in list(self.world.scheduler.workers.items()):
+            if worker.is_draining and worker.is_empty:
                 assert not self.world.books[name].opened
                 self.world.lose_worker(name)
 
@@ -168,7 +167,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         world.scheduler.check_integrity()
         assert not world.scheduler.has_unfinished
         assert world.scheduler.stats().used_blocks == 0
-        assert all(map(world.scheduler.is_empty, world.queues))
+        assert all(world.worker(name).is_empty for name in world.queues)
         assert not any(books.opened for books in world.books.values())
 
 

@@ -4,9 +4,8 @@ from collections import Counter
 
 import pytest
 
-from helios_serve.core.session import Session
 from helios_serve.options.sampling import PromptSwitch
-from tests.support.scheduling import CONFIG, World, make_request, read
+from tests.support.scheduling import World, make_request, make_session, read
 
 
 def mixes(world: World, name: str) -> list[dict[str, float]]:
@@ -71,7 +70,7 @@ def test_a_later_switch_replaces_one_that_is_not_reached() -> None:
 
 
 def test_switches_take_effect_in_the_order_in_which_they_were_asked_for() -> None:
-    session = Session(make_request("a", chunks=3), CONFIG, arrival=0.0)
+    session = make_session(make_request("a", chunks=3))
     for prompt in ("slow", "bad", "quick", "quick"):
         session.pending_switches.append(PromptSwitch(0, prompt))
     session.learn(read("quick"))
@@ -108,7 +107,7 @@ def test_a_worker_hears_of_a_prompt_once_and_another_one_of_all_of_them() -> Non
 
 
 def test_a_prompt_that_is_read_twice_is_told_once() -> None:
-    session = Session(make_request("a"), CONFIG, arrival=0.0)
+    session = make_session(make_request("a"))
     for _ in range(2):
         session.learn(read("y"))
     assert [prompt.prompt for prompt in session.take_unsent()] == ["y"]

@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 
 from helios_serve.core.admission import check_allowed
-from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError, NotAllowedError
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
-from tests.support.scheduling import CONFIG, RATE, World, make_request
+from tests.support.scheduling import RATE, World, make_request, make_session
 
-CHUNK_SECONDS = Session(make_request("probe"), CONFIG, arrival=0.0).chunk_cost / RATE
+CHUNK_SECONDS = make_session(make_request("probe")).chunk_cost / RATE
 EVERYONE = TenantConfig()
 
 

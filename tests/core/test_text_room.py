@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from helios_serve.core.session import PADDING_ROWS, Session
+from helios_serve.core.session import PADDING_ROWS
 from helios_serve.model_config import HeliosConfig, SamplerConfig
 from helios_serve.options.sampling import PromptSwitch
-from tests.support.scheduling import CONFIG, SESSION_BLOCKS, World, make_request, read
+from tests.support.scheduling import CONFIG, SESSION_BLOCKS, World, make_request, make_session, read
 
 MID: HeliosConfig = msgspec.structs.replace(
     CONFIG, variant="mid", scheduler=SamplerConfig(solver="unipc")
@@ -16,7 +16,7 @@ MID: HeliosConfig = msgspec.structs.replace(
 def test_a_session_takes_the_rows_of_its_longest_prompt_and_of_the_negative_one() -> None:
     request = make_request("a", chunks=3, switches=(PromptSwitch(1, "longer"),))
     for config, rows in ((CONFIG, 50 + PADDING_ROWS), (MID, 50 + 7 + 2 * PADDING_ROWS)):
-        session = Session(request, config, arrival=0.0)
+        session = make_session(request, config)
         for prompt in (read("x", 20), read("longer", 50), read("", 7)):
             session.learn(prompt)
         assert session.text_rows == rows

@@ -64,15 +64,15 @@ def job_of(wish: Wish, model: LoadedModel, lora: str) -> tuple[Job, ModelRunner]
     scheduler = Scheduler(SchedulingConfig(), lambda: 0.0)
     worker = Worker(model, lambda _: None, history_blocks=NUM_BLOCKS)
     assert worker.runner is not None
-    scheduler.add_worker("here", NUM_BLOCKS, worker.ready.text_rows)
+    state = scheduler.add_worker("here", NUM_BLOCKS, worker.ready.text_rows)
     scale = wish.lora_scale
     extra: dict[str, Any] = {} if scale is None else {"lora": lora, "lora_scale": scale}
     session = ready_session(model, wish.case.request(**extra))
     scheduler.add_session(session)
     for _ in range(wish.steps_before):
-        worker.runner.execute_model(scheduler.schedule("here"))
+        worker.runner.execute_model(scheduler.schedule(state))
     assert not session.is_planned
-    (step,) = scheduler.schedule("here").scheduled_steps
+    (step,) = scheduler.schedule(state).scheduled_steps
     return worker.runner._prepare(step), worker.runner
 
 

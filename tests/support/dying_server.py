@@ -14,7 +14,6 @@ from typing import Any
 
 from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
-from helios_serve.engine.requests import async_engine
 from helios_serve.entrypoints.cli.main import main
 from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.jobs import JobStore
@@ -27,7 +26,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "segment written": (SegmentStore, "put", True),
     "before commit": (JobStore, "advance", False),
     "after commit": (JobStore, "advance", True),
-    "during restart": (async_engine, "resubmit", True),
+    "during restart": (EngineCore, "add", True),
 }
 """What is called there, and whether it is killed behind the call or before it."""
 

@@ -144,7 +144,7 @@ async def engine_of(
         yield engine
         await idle(engine)
         assert not any(
-            each.has_unfinished or each.scheduler.sessions for each in engine.cores.values()
+            each.has_unfinished or each.scheduler.sessions for each in engine.models.cores.values()
         )
 
 
@@ -152,7 +152,10 @@ async def idle(engine: AsyncEngine) -> None:
     """Wait until neither an engine nor a worker holds anything of any request."""
     held = 1
     while held:
-        stats, reports = (await engine.stats()).values(), (await engine.workers()).values()
+        stats, reports = (
+            (await engine.models.stats()).values(),
+            (await engine.models.workers()).values(),
+        )
         held = sum(each.encoding + each.decoding + each.scheduler.waiting for each in stats)
         held += sum(each.scheduler.used_blocks + each.scheduler.used_text_rows for each in stats)
         held += sum(each.tasks + each.sessions for several in reports for each in several)

@@ -82,7 +82,7 @@ async def abort(model: str, output: Path) -> None:
 
     def watched(*arguments: Any, **options: Any) -> Any:
         core = launch(*arguments, **options)
-        core.observers = (*core.observers, steps)
+        core.observers.add(steps)
         return core
 
     config = OmniDiffusionConfig(

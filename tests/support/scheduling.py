@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
+from helios_serve.core.worker_state import WorkerState
 from helios_serve.messages import (
     EncodedPrompt,
     NewSession,
@@ -66,6 +67,12 @@ def make_request(
 
 def read(prompt: str, tokens: int = 20) -> EncodedPrompt:
     return EncodedPrompt(prompt, TensorData(b"", (tokens, 4096), "float32"))
+
+
+def make_session(
+    request: VideoRequest, config: HeliosConfig = CONFIG, *, arrival: float = 0.0, **fields: Any
+) -> Session:
+    return Session(request, request.resolve(config), config, arrival=arrival, **fields)
 
 
 class Past(NamedTuple):
@@ -205,9 +212,12 @@ class World:
         self.queues[name] = deque()
         self.scheduler.add_worker(name, num_blocks, text_rows)
 
+    def worker(self, name: str) -> WorkerState:
+        return self.scheduler.workers[name]
+
     def lose_worker(self, name: str) -> None:
         del self.queues[name], self.books[name]
-        self.scheduler.remove_worker(name)
+        self.scheduler.remove_worker(self.worker(name))
 
     def add(
         self,
@@ -221,7 +231,7 @@ class World:
     ) -> Session:
         """A session, and unless it is to wait for them its inputs; prompts have `tokens`."""
         request = make_request(name, **fields)
-        session = Session(request, CONFIG, arrival=self.now, snapshot=snapshot, siblings=siblings)
+        session = make_session(request, arrival=self.now, snapshot=snapshot, siblings=siblings)
         if ready:
             self._learn(session, tokens)
         self.scheduler.add_session(session)
@@ -263,29 +273,37 @@ class World:
 
     def plan(self, name: str) -> bool:
         """Give the worker one more plan, if its queue and the scheduler have room for one."""
-        queue = self.queues[name]
-        if len(queue) >= QUEUE_DEPTH:
+        queue, worker = self.queues[name], self.worker(name)
+        if sum(bool(given.output.scheduled_steps) for given in queue) >= QUEUE_DEPTH:
             return False
-        steps = self.scheduler.workers[name].plans
-        output = self.scheduler.schedule(name)
+        output = self.scheduler.schedule(worker)
+        if output.is_empty:
+            return False
         snapshots = self.books[name].execute(output)
-        if not output.scheduled_steps:
-            return bool(output.new_sessions)
         begun = max(self.now, queue[-1].end if queue else self.now)
-        queue.append(Given(begun + steps[-1].cost / self.rate, output, snapshots))
-        return True
+        queue.append(Given(begun + worker.plans[-1].cost / self.rate, output, snapshots))
+        self._finish_bookkeeping(name)
+        return bool(output.scheduled_steps or output.new_sessions)
 
     def finish_one(self, name: str) -> None:
-        """The worker returns its oldest plan."""
+        """The worker returns its oldest plan, and those without steps behind it."""
         end, output, snapshots = self.queues[name].popleft()
-        seconds = self.scheduler.workers[name].plans[0].cost / self.rate
+        seconds = self.worker(name).plans[0].cost / self.rate
         self.now = max(self.now, end)
         self.forwards += 1
         self.done += [(self.now, step) for step in output.scheduled_steps]
         for session_id, snapshot in snapshots.items():
             self.scheduler.finish_chunk(session_id, snapshot)
             self.delivered.setdefault(session_id, []).append(self.now)
-        self.scheduler.update_from_output(name, seconds)
+        self.scheduler.update_from_output(self.worker(name), seconds)
+        self._finish_bookkeeping(name)
+
+    def _finish_bookkeeping(self, name: str) -> None:
+        """Plans without steps take no time."""
+        queue = self.queues[name]
+        while queue and not queue[0].output.scheduled_steps:
+            queue.popleft()
+            self.scheduler.update_from_output(self.worker(name))
 
     def tick(self) -> bool:
         """Fill all queues, then let the plan that ends first return; False if there is none."""
@@ -330,7 +348,7 @@ class World:
 
     def service(self, prefix: str) -> float:
         """FLOPs done for the sessions whose names begin with `prefix`."""
-        probe = Session(make_request("probe"), CONFIG, arrival=0.0)
+        probe = make_session(make_request("probe"))
         return sum(
             probe.step_costs[step.cursor.stage]
             for _, step in self.done

@@ -73,7 +73,7 @@ class Service:
         ]
         workers = [
             f"{report}, {len(self.engine.worker_pool.workers[report.worker_id].plans)} plans"
-            for report in self.engine.worker_reports()
+            for report in self.engine.worker_pool.reports()
         ]
         counts = f"{self.engine.stats()}, {self.num_chunks} chunks, {self.steps} steps"
         return "\n".join(["", *sessions, *workers, counts])
@@ -136,12 +136,12 @@ class Service:
 
     @property
     def ready(self) -> list[str]:
-        return [name for name, watch in self.engine.worker_pool.workers.items() if watch.is_ready]
+        return [name for name, handle in self.engine.worker_pool.workers.items() if handle.is_ready]
 
     @property
     def busy(self) -> list[str]:
         """Workers that have been given steps to take."""
-        return [name for name, watch in self.engine.worker_pool.workers.items() if watch.plans]
+        return [name for name, handle in self.engine.worker_pool.workers.items() if handle.plans]
 
     def pid(self, worker_id: str) -> int | None:
         """The worker's process, if it has one by now."""

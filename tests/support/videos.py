@@ -294,7 +294,7 @@ def ready_session(model: LoadedModel, request: VideoRequest) -> Session:
     """A session whose prompts were read and whose reference was encoded."""
     assert model.text_encoder is not None
     assert model.vae is not None
-    session = Session(request, model.config, arrival=0.0)
+    session = Session(request, request.resolve(model.config), model.config, arrival=0.0)
     reference = request if session.needs_seed else None
     limit = request.params.max_sequence_length
     task = EncodeTask(request.request_id, session.missing_prompts, limit, reference)

@@ -1,23 +1,23 @@
-"""What of a request's video has come, and what of it can be handed on."""
+"""Holds a request's chunks until they are decoded and releases them in order."""
 
 from collections.abc import Iterator
 
 from helios_serve.engine.loop.events import ChunkReady
 from helios_serve.messages import ChunkDecoded, ChunkResult, DecodeTask, StepCursor, TensorData
-from helios_serve.model_config import frames_of_chunk, num_chunks
+from helios_serve.model_config import frames_of_chunk
+from helios_serve.options.sampling import ResolvedParams
 from helios_serve.video_request import VideoRequest
 
 
 class ChunkAssembler:
-    """The chunks of one request: kept until they are decoded, handed on in order, each once."""
+    """The chunks of one request: kept until they are decoded, released in order, each once."""
 
-    def __init__(self, request: VideoRequest, first_chunk: int) -> None:
+    def __init__(self, request: VideoRequest, params: ResolvedParams, first_chunk: int) -> None:
         self.request_id = request.request_id
-        self.params = request.params
+        self.params = params
         self.output = request.output
         self.shown_size = request.shown_size
         self.first_chunk = self.next_chunk = first_chunk
-        self.num_chunks = num_chunks(request.params.num_frames)
         self.input_latents: TensorData | None = None
         self._results: dict[int, ChunkResult] = {}
         self._decoded: dict[int, ChunkDecoded] = {}
@@ -25,14 +25,14 @@ class ChunkAssembler:
 
     @property
     def is_complete(self) -> bool:
-        return self.next_chunk == self.num_chunks
+        return self.next_chunk == self.params.num_chunks
 
     def spend(self, cursor: StepCursor, seconds: float) -> None:
-        """A step took that long; one that is taken again, after a crash, counts once."""
+        """Record the time of a step; one that is repeated after a crash counts once."""
         self._seconds[cursor] = seconds
 
     def receive(self, result: ChunkResult) -> DecodeTask:
-        """A chunk was made; returns what there is to decode of it."""
+        """Keep a denoised chunk; returns the task that decodes it."""
         self._results[result.chunk] = result
         return DecodeTask(
             self.request_id,
@@ -45,7 +45,7 @@ class ChunkAssembler:
         )
 
     def receive_decoded(self, decoded: ChunkDecoded) -> Iterator[ChunkReady]:
-        """A chunk was decoded; yields every chunk that can be handed on now."""
+        """Keep a decoded chunk; yields every chunk that is next in order."""
         self._decoded[decoded.chunk] = decoded
         while self.next_chunk in self._decoded:
             ready = self._decoded.pop(self.next_chunk)
@@ -64,6 +64,6 @@ class ChunkAssembler:
             )
 
     def _spent(self, chunk: int) -> float:
-        """Seconds of all steps of a chunk, which are of no more use here."""
+        """Seconds of all steps of a chunk, which are then forgotten."""
         cursors = [cursor for cursor in self._seconds if cursor.chunk == chunk]
         return sum(self._seconds.pop(cursor) for cursor in cursors)

@@ -1,11 +1,14 @@
-"""What comes of requests: chunks to be decoded, and to be handed on in order."""
+"""Denoised chunks on their way through decoding workers to the requests' events."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.session import Session
 from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
 from helios_serve.engine.loop.events import ChunkReady, RequestFinished
 from helios_serve.engine.loop.task_queue import TaskQueue
+from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.messages import (
     ChunkDecoded,
     ChunkResult,
@@ -13,71 +16,98 @@ from helios_serve.messages import (
     ScheduledStep,
     TensorData,
 )
-from helios_serve.video_request import VideoRequest
 
 DECODE_AHEAD = 16
-"""Chunks a decoding worker that may wait for it before no more are denoised: what waits takes the
-engine's memory, and sessions that went on would be waiting where no queue counts them."""
+"""Waiting chunks per decoding worker from which no more steps are planned. Waiting chunks take the
+engine's memory, and are counted by no limit on sessions."""
 CHUNKS_AHEAD = 1
-"""Chunks of one request that may be under way beside one a decoding worker: enough that no decoder
-waits for a lone request, and so few that a prompt switch is seen soon."""
+"""Chunks of one request that may be undelivered in addition to one per decoding worker: enough that
+a lone request keeps all decoders busy, and so few that a prompt switch is seen soon."""
+
+
+class AssignedDecode(NamedTuple):
+    """A decode task for a worker."""
+
+    worker_id: str
+    task: DecodeTask
 
 
 class DecodeStage:
-    """Has chunks decoded, and keeps sessions from running away from their decoders."""
+    """Has workers decode chunks, and keeps sessions from running ahead of the decoders."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.board: TaskQueue[DecodeTask] = TaskQueue()
+        self.queue: TaskQueue[DecodeTask] = TaskQueue()
         self.assemblers: dict[str, ChunkAssembler] = {}
-        self._moved: set[str] = set()
-        """Requests that may go on, since some of their chunks were decoded."""
+        """By request id, of all requests that are not finished."""
+        self._advanced: set[str] = set()
+        """Requests whose chunk limit has to be set anew."""
         self._decoders = 0
 
-    def open(self, request: VideoRequest, first_chunk: int) -> None:
-        self.assemblers[request.request_id] = ChunkAssembler(request, first_chunk)
-        self._moved.add(request.request_id)
+    def open(self, session: Session, first_chunk: int) -> None:
+        """Take the chunks of a request from `first_chunk` on."""
+        assembler = ChunkAssembler(session.request, session.params, first_chunk)
+        self.assemblers[session.session_id] = assembler
+        self._advanced.add(session.session_id)
 
     def receive(self, result: ChunkResult, worker_id: str | None = None) -> None:
-        """A chunk was denoised, which the worker that did it had best decode."""
+        """Queue a denoised chunk for decoding, best by `worker_id`, the worker that has it."""
         assembler = self.assemblers.get(result.session_id)
         if assembler is not None:
             is_first = result.chunk == assembler.first_chunk
-            self.board.put(assembler.receive(result), preferred=worker_id, is_urgent=is_first)
+            self.queue.put(assembler.receive(result), preferred=worker_id, is_urgent=is_first)
 
     def receive_inputs(self, request_id: str, latents: TensorData | None) -> None:
-        """The latents of a request's reference, which come with its first chunk."""
+        """Keep the latents of a request's reference, which its first chunk carries."""
         self.assemblers[request_id].input_latents = latents
 
+    def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedDecode]:
+        """Tasks for those of `workers` that have none."""
+        free = {worker.worker_id: worker for worker in workers if worker.decoding is None}
+        for worker_id, queued in self.queue.assign(free, now):
+            free[worker_id].decoding = queued
+            yield AssignedDecode(worker_id, queued.task)
+
+    def requeue_lost(self, worker: WorkerHandle) -> str | None:
+        """Queue the task of a dead worker again; returns its request if that is given up."""
+        lost = worker.decoding
+        if lost is None or lost.task.session_id not in self.assemblers:
+            return None
+        return self.queue.requeue(lost, was_alone=worker.has_single_job)
+
     def receive_decoded(self, event: ChunkDecoded) -> Iterator[ChunkReady | RequestFinished]:
-        """A chunk was decoded; yields every chunk that can be handed on now, and the end."""
+        """Take a decoded chunk; yields every chunk that is next in order, and the end."""
         assembler = self.assemblers[event.session_id]
         yield from assembler.receive_decoded(event)
         if assembler.is_complete:
             self.close(event.session_id)
             yield RequestFinished(event.session_id)
         else:
-            self._moved.add(event.session_id)
+            self._advanced.add(event.session_id)
 
     def account(self, steps: Sequence[ScheduledStep], seconds: float) -> None:
-        """Share the time of a plan among its sessions, each by what its step costs."""
+        """Share the time of a plan among its sessions, in proportion to the cost of their steps."""
         for step, share in zip(steps, self.scheduler.cost_shares(steps), strict=True):
             if (assembler := self.assemblers.get(step.session_id)) is not None:
                 assembler.spend(step.cursor, share * seconds)
 
-    def pace(self, decoders: int) -> bool:
-        """Let sessions go on as `decoders` workers keep up; whether more may be denoised at all."""
+    def update_limits(self, decoders: int) -> None:
+        """Let each session begin as many chunks as `decoders` workers keep up with."""
         decoders = max(1, decoders)
         if decoders != self._decoders:
             self._decoders = decoders
-            self._moved.update(self.assemblers)
-        moved, self._moved = self._moved, set()
-        for name in moved & self.assemblers.keys():
-            limit = self.assemblers[name].next_chunk + decoders + CHUNKS_AHEAD
-            self.scheduler.allow_chunks(name, limit)
-        return self.board.num_waiting < DECODE_AHEAD * decoders
+            self._advanced.update(self.assemblers)
+        advanced, self._advanced = self._advanced, set()
+        for request_id in advanced & self.assemblers.keys():
+            limit = self.assemblers[request_id].next_chunk + decoders + CHUNKS_AHEAD
+            self.scheduler.allow_chunks(request_id, limit)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so many chunks wait that no more should be denoised."""
+        return self.queue.num_waiting >= DECODE_AHEAD * max(1, self._decoders)
 
     def close(self, request_id: str) -> bool:
-        """Forget a request and what waits of it; whether it was known."""
-        self.board.forget(request_id)
+        """Forget a request and its waiting chunks; returns whether it was known."""
+        self.queue.forget(request_id)
         return self.assemblers.pop(request_id, None) is not None

@@ -1,30 +1,42 @@
-"""What sessions need before their first chunk: prompts to be read, references to be encoded."""
+"""What sessions need before their first chunk: encoded prompts and encoded references."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.engine.loop.events import PromptSwitched
 from helios_serve.engine.loop.task_queue import TaskQueue
+from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.messages import EncodedPrompt, EncodeTask, InputsEncoded
 from helios_serve.video_request import VideoRequest
 
 
+class AssignedEncode(NamedTuple):
+    """An encode task for a worker."""
+
+    worker_id: str
+    task: EncodeTask
+
+
 class EncodeStage:
-    """Asks workers for what sessions miss, and tells the scheduler when it has come."""
+    """Has workers encode what sessions miss, and hands it to the sessions and the scheduler."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.board: TaskQueue[EncodeTask] = TaskQueue()
+        self.queue: TaskQueue[EncodeTask] = TaskQueue()
         self._prompts: WeakValueDictionary[tuple[str, int], EncodedPrompt] = WeakValueDictionary()
-        """Prompts that some session uses: another one need not have them read again."""
+        """Encoded prompts that some session uses, which others share."""
 
-    def ask(
+    def request(
         self, session: Session, texts: Sequence[str], seed_from: VideoRequest | None = None
     ) -> Iterator[PromptSwitched]:
-        """Have prompts read, and the reference of `seed_from` encoded; goes on if all is there."""
-        limit = session.request.params.max_sequence_length
+        """Have prompts and the reference of `seed_from` encoded, as far as that is needed.
+
+        Yields the prompt switches that can be applied at once.
+        """
+        limit = session.params.max_sequence_length
         known = {text: self._prompts.get((text, limit)) for text in texts}
         for prompt in known.values():
             if prompt is not None:
@@ -32,18 +44,46 @@ class EncodeStage:
         unknown = tuple(text for text, prompt in known.items() if prompt is None)
         if unknown or seed_from is not None:
             task = EncodeTask(session.session_id, unknown, limit, seed_from)
-            self.board.put(task, is_urgent=session.is_priority)
+            self.queue.put(task, is_urgent=session.is_priority)
         else:
-            yield from self._go_on(session)
+            yield from self._proceed(session)
 
-    def is_vital(self, task: EncodeTask, session: Session) -> bool:
-        """Whether the session cannot be made without what `task` was to bring."""
+    def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedEncode]:
+        """Tasks for those of `workers` that have none."""
+        free = {worker.worker_id: worker for worker in workers if worker.encoding is None}
+        for worker_id, queued in self.queue.assign(free, now):
+            free[worker_id].encoding = queued
+            yield AssignedEncode(worker_id, queued.task)
+
+    def finish(self, worker: WorkerHandle) -> EncodeTask:
+        """The worker has returned its task."""
+        queued, worker.encoding = worker.encoding, None
+        assert queued is not None, f"{worker.worker_id} was not encoding"
+        return queued.task
+
+    def requeue_lost(self, worker: WorkerHandle) -> str | None:
+        """Queue the task of a dead worker again; returns its session if that is given up."""
+        lost = worker.encoding
+        if lost is None or self.live_session(lost.task.session_id) is None:
+            return None
+        return self.queue.requeue(lost, was_alone=worker.has_single_job)
+
+    def live_session(self, session_id: str) -> Session | None:
+        """The session if it still has steps to take."""
+        session = self.scheduler.sessions.get(session_id)
+        return None if session is None or session.status.is_finished else session
+
+    def is_required(self, task: EncodeTask, session: Session) -> bool:
+        """Whether the session cannot be made without the result of `task`."""
         return task.seed_from is not None or not {*task.prompts}.isdisjoint(session.missing_prompts)
 
     def receive(
         self, session: Session, task: EncodeTask, event: InputsEncoded
     ) -> Iterator[PromptSwitched]:
-        """A task for the session is done, or has failed and was not vital."""
+        """Take the result of a task, or the failure of one that is not required.
+
+        Yields the prompt switches that can be applied now, or never.
+        """
         for text in session.drop_switches(task.prompts) if event.error is not None else ():
             yield PromptSwitched(event.session_id, text, None, session.request.without_media())
         for prompt in event.prompts:
@@ -51,10 +91,10 @@ class EncodeStage:
             session.learn(prompt)
         if event.snapshot is not None:
             session.seed(event.snapshot)
-        yield from self._go_on(session)
+        yield from self._proceed(session)
 
-    def _go_on(self, session: Session) -> Iterator[PromptSwitched]:
-        """What the session waited for may be there."""
+    def _proceed(self, session: Session) -> Iterator[PromptSwitched]:
+        """Apply the prompt switches whose prompts are encoded, and let the session be placed."""
         for prompt, switch in session.apply_switches():
             request = session.request.without_media()
             yield PromptSwitched(session.session_id, prompt, switch, request)

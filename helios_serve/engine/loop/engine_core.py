@@ -1,12 +1,13 @@
-"""The engine's loop: requests in, plans and tasks to workers, chunks of video out."""
+"""The engine's loop: takes requests, sends plans and tasks to workers, returns chunks of video."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
 from helios_serve.core.session import Session, SessionStatus
-from helios_serve.engine.loop.continuation import check_continuation, fork_snapshots
+from helios_serve.core.worker_state import WorkerState
+from helios_serve.engine.loop.continuation import check_continuation
 from helios_serve.engine.loop.decode_stage import DecodeStage
 from helios_serve.engine.loop.encode_stage import EncodeStage
 from helios_serve.engine.loop.events import (
@@ -14,8 +15,10 @@ from helios_serve.engine.loop.events import (
     RequestFailed,
     StepTaken,
 )
-from helios_serve.engine.loop.worker_pool import WorkerPool, WorkerReport
-from helios_serve.engine.observe.observer import Observer
+from helios_serve.engine.loop.submission import Submission
+from helios_serve.engine.loop.worker_handle import WorkerHandle
+from helios_serve.engine.loop.worker_pool import WorkerPool
+from helios_serve.engine.observe.observer import Observer, Observers
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
@@ -24,26 +27,27 @@ from helios_serve.messages import (
     SchedulerOutput,
     Snapshot,
     StepsDone,
-    TensorData,
     WorkerDied,
     WorkerEvent,
     WorkerReady,
 )
 from helios_serve.model_config import HeliosConfig
-from helios_serve.model_executor.executor.abstract import Executor, Received
+from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.sampling import PromptSwitch
-from helios_serve.options.workers import WorkerConfig
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.video_request import VideoRequest
 
 QUEUE_DEPTH = 2
 """Plans that a worker has at a time, so that it never waits for the next."""
 MAX_DEATHS = 3
-"""Workers that may die at the same step of a lone request before it is taken to be the cause."""
+"""Workers that die at the same step of a lone request before it is taken to be the cause."""
+
+TOO_LARGE = "its history and prompts are larger than any worker's memory for them"
 
 
 class EngineStats(NamedTuple):
-    """Counts of one moment: the scheduler's, and tasks that no worker has taken."""
+    """Counts of one moment: the scheduler's, waiting tasks of each kind, and ready workers."""
 
     scheduler: SchedulerStats
     encoding: int
@@ -52,10 +56,10 @@ class EngineStats(NamedTuple):
 
 
 class EngineCore:
-    """Keeps workers busy with what the scheduler picks, and hands on what they make.
+    """Keeps workers busy with the steps that the scheduler picks, and returns results as events.
 
-    Everything happens in `step`, in the caller's thread. A worker that dies, or that does not
-    answer within its deadline, is replaced; its sessions go on elsewhere from their last chunk.
+    Everything happens in `step`, in the caller's thread. A worker that dies, or does not answer
+    within its deadline, is replaced; its sessions resume elsewhere from their last chunk.
     """
 
     def __init__(
@@ -71,101 +75,96 @@ class EngineCore:
         self.model_config = model_config
         self.config = config or EngineConfig()
         self.clock = clock
-        self.observers = observers
         self.scheduler = Scheduler(self.config.scheduling, clock)
-        self.worker_pool = WorkerPool(executor, self.config, clock)
-        self.inputs = EncodeStage(self.scheduler)
-        self.outputs = DecodeStage(self.scheduler)
-        self._boards = (self.inputs.board, self.outputs.board)
-        self._news: list[EngineEvent] = []
-        """What happened outside of `step`, to be told by the next one."""
+        self.observers = Observers(observers, self.scheduler)
+        self.worker_pool = WorkerPool(executor, self.scheduler, self.config, clock)
+        self.encode_stage = EncodeStage(self.scheduler)
+        self.decode_stage = DecodeStage(self.scheduler)
+        self._pending_events: list[EngineEvent] = []
+        """Events from outside of `step`, which the next one returns."""
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.outputs.assemblers)
-
-    def check_request(self, request: VideoRequest) -> None:
-        """Raise what `add_request` would, as far as that can be told without adding it."""
-        self.scheduler.check(Session(request, self.model_config, arrival=self.clock()))
+        return bool(self.decode_stage.assemblers)
 
     def add_request(
         self,
         request: VideoRequest,
-        snapshot: Snapshot | None = None,
+        resume_point: ResumePoint | None = None,
         *,
         siblings: tuple[str, ...] = (),
-        tail: TensorData | None = None,
-        was_accepted: bool = False,
     ) -> Session:
-        """Queue a request; raises InvalidRequestError or CapacityError if it cannot be served.
+        """Check a request and `add` it, continuing from `resume_point` if there is one."""
+        params = request.resolve(self.model_config)
+        return self.add(Submission(request, params, resume_point, siblings))
 
-        With `snapshot` the video continues at that chunk, exactly as if the earlier video had been
-        longer. `siblings` are ids of requests that continue from the same snapshot. `tail` holds
-        the latents of the chunk before it, which is then delivered again, whole. A request that
-        `was_accepted` before a restart is not refused for a full queue.
-        """
-        known = (self.outputs.assemblers, *self._boards)
-        if any(request.request_id in names for names in known):
-            raise InvalidRequestError(
-                f"got request id {request.request_id!r}, which is in use", param="request_id"
-            )
-        session = Session(
-            request, self.model_config, arrival=self.clock(), snapshot=snapshot, siblings=siblings
-        )
-        check_continuation(session)
-        self.scheduler.add_session(session, was_accepted=was_accepted)
-        first_chunk = session.edge_chunk - (tail is not None)
-        self.outputs.open(request, first_chunk)
-        if tail is not None:
-            assert snapshot is not None, "only a video that goes on has a tail"
-            result = ChunkResult(request.request_id, first_chunk, tail, snapshot)
-            self.outputs.receive(result)
-        seed_from = request if session.needs_seed else None
-        self._news += self.inputs.ask(session, session.missing_prompts, seed_from)
+    def add(self, submission: Submission) -> Session:
+        """Admit a request and start it; raises what `reserve` does."""
+        session = self.reserve(submission)
+        self.start(submission)
         return session
 
-    def fork_points(self, parent_id: str, count: int) -> list[Snapshot]:
-        """Where `count` children of a running video can go on: the last chunk edge it has reached.
+    def reserve(self, submission: Submission) -> Session:
+        """Admit a request, which counts against all limits from now on but is not started.
 
-        Each draws from a generator of its own, seeded with the parent's seed and the child's
-        number. With the parent and each other as `siblings`, they share blocks where they can.
+        `start` starts it, `abort` releases it. Raises InvalidRequestError if it can never be
+        served, and CapacityError if there is no room now.
+        """
+        if self._is_in_use(submission.request_id):
+            raise InvalidRequestError(
+                f"got request id {submission.request_id!r}, which is in use", param="request_id"
+            )
+        session = Session(
+            submission.request,
+            submission.params,
+            self.model_config,
+            arrival=self.clock(),
+            snapshot=submission.snapshot,
+            siblings=submission.siblings,
+        )
+        check_continuation(session)
+        self.scheduler.add_session(session, was_accepted=submission.was_accepted)
+        return session
+
+    def start(self, submission: Submission) -> None:
+        """Have the inputs of a reserved request encoded; its steps follow."""
+        session = self.scheduler.sessions[submission.request_id]
+        self.decode_stage.open(session, submission.first_chunk)
+        start = submission.resume_point
+        if start is not None and start.tail is not None:
+            self.decode_stage.receive(
+                ChunkResult(
+                    submission.request_id, submission.first_chunk, start.tail, start.snapshot
+                )
+            )
+        seed_from = session.request if session.needs_seed else None
+        self._pending_events += self.encode_stage.request(
+            session, session.missing_prompts, seed_from
+        )
+
+    def fork_point(self, parent_id: str) -> Snapshot:
+        """The last chunk edge that a running video has reached, where it can be forked.
+
         Raises InvalidRequestError for a video without a finished chunk.
         """
         parent = self.scheduler.sessions.get(parent_id)
         if parent is None or parent.snapshot is None or parent.snapshot.chunk == 0:
             raise InvalidRequestError(
                 f"got {parent_id!r} to fork, expected a running video with a finished chunk",
-                param="parent",
+                param="video",
             )
-        return fork_snapshots(parent.snapshot, parent.request.params.seed, count)
-
-    def fork(self, parent_id: str, requests: Sequence[VideoRequest]) -> list[Session]:
-        """Continue a running video in several ways, counting chunks from its beginning.
-
-        Raises what `fork_points` and `add_request` do; then no child is added.
-        """
-        snapshots = self.fork_points(parent_id, len(requests))
-        siblings = (parent_id, *(request.request_id for request in requests))
-        children: list[Session] = []
-        try:
-            for request, snapshot in zip(requests, snapshots, strict=True):
-                children.append(self.add_request(request, snapshot, siblings=siblings))
-        except Exception:
-            for child in children:
-                self.abort(child.session_id)
-            raise
-        return children
+        return parent.snapshot
 
     def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None
     ) -> None:
-        """Turn a video to another prompt at its next chunk edge; PromptSwitched says at which.
+        """Switch a video to another prompt at its next chunk edge; PromptSwitched says which.
 
-        Raises InvalidRequestError for a video that is not being made.
+        Raises InvalidRequestError for a video that has no steps left or is unknown.
         """
         session = self.scheduler.sessions.get(request_id)
         if session is None or session.status.is_finished or session.is_planned:
-            is_made = request_id in self.outputs.assemblers
+            is_made = request_id in self.decode_stage.assemblers
             why = ", whose last chunk is made already" if is_made else ""
             raise InvalidRequestError(
                 f"got {request_id!r} to switch the prompt of{why}, expected a video in the making",
@@ -175,231 +174,157 @@ class EngineCore:
         session.request.with_switch(switch).check_inputs()
         session.pending_switches.append(switch)
         known = session.encoded.get(prompt)
-        self._news += self.inputs.ask(session, () if known else (prompt,))
+        self._pending_events += self.encode_stage.request(session, () if known else (prompt,))
 
     def abort(self, request_id: str) -> None:
-        """End a request at once; what it holds is freed when its last steps have returned."""
+        """End a request, reserved or started; its blocks are freed when its last steps return."""
         self._drop(request_id, SessionStatus.FINISHED_ABORTED)
-
-    def pause(self, request_id: str) -> None:
-        """Take no more steps for a request until it is resumed."""
-        self.scheduler.pause(request_id)
-
-    def resume(self, request_id: str) -> None:
-        self.scheduler.resume(request_id)
-
-    def add_worker(self, config: WorkerConfig) -> str:
-        """Start one more worker; returns its id."""
-        return self.worker_pool.start(config)
-
-    def drain_worker(self, worker_id: str) -> None:
-        """Let a worker end when its sessions have left it, at their next chunk edges.
-
-        Raises InvalidRequestError for an unknown one, or the last one of its kind.
-        """
-        self.worker_pool.drain(worker_id)
-        if worker_id in self.scheduler.workers:
-            self.scheduler.drain(worker_id)
-
-    def close_admission(self) -> None:
-        """Start nothing more; what is under way comes to its next chunk edge."""
-        self.scheduler.close()
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no session is on a worker, and no chunk on its way from one."""
-        stats = self.scheduler.stats()
-        return not (stats.running or self.outputs.board.num_waiting or self.outputs.board.num_given)
+        """Whether no session is on a worker, and no chunk waits for decoding or is decoded."""
+        is_decoding = any(worker.decoding for worker in self.worker_pool.workers.values())
+        running = self.scheduler.stats().running
+        return not (running or self.decode_stage.queue.num_waiting or is_decoding)
 
     def stats(self) -> EngineStats:
         return EngineStats(
             self.scheduler.stats(),
-            self.inputs.board.num_waiting,
-            self.outputs.board.num_waiting,
-            sum(watch.is_ready for watch in self.worker_pool.workers.values()),
-        )
-
-    def worker_reports(self) -> list[WorkerReport]:
-        """Every worker, for people."""
-        return [self._report(worker_id) for worker_id in self.worker_pool.workers]
-
-    def _report(self, worker_id: str) -> WorkerReport:
-        watch, state = self.worker_pool.workers[worker_id], self.scheduler.workers.get(worker_id)
-        return WorkerReport(
-            worker_id=worker_id,
-            where=self.executor.where(worker_id),
-            roles=watch.config.roles,
-            state=watch.state,
-            sessions=0 if state is None else len(state.queue.sessions),
-            tasks=sum(board.count(worker_id) for board in self._boards),
-            used_blocks=0 if state is None else state.used_blocks,
-            total_blocks=0 if state is None else state.history.pool.num_blocks - 1,
+            self.encode_stage.queue.num_waiting,
+            self.decode_stage.queue.num_waiting,
+            sum(worker.is_ready for worker in self.worker_pool.workers.values()),
         )
 
     def step(self, timeout: float = 0.1) -> list[EngineEvent]:
-        """Give work out, and tell what came back; waits for it up to `timeout` seconds.
+        """Send work to the workers and return what came of it, after at most `timeout` seconds.
 
-        Raises HeliosError if nobody is left to do the work.
+        Raises HeliosError if no worker is left, or starting, for some role.
         """
-        self._give_out_tasks()
-        self._fill_queues()
-        events = [
-            event
-            for received in self.executor.poll(timeout)
-            if received.worker_id in self.worker_pool.workers
-            for event in self._handle(received)
-        ]
-        events += self._fail_unplaceable()
-        events, self._news = self._news + events, []
-        self._end_drained()
-        self._kill_late()
-        self.worker_pool.check()
+        self._dispatch()
+        events = self._receive(timeout)
+        self.worker_pool.reap()
         return events
 
-    def _give_out_tasks(self) -> None:
+    def _dispatch(self) -> None:
+        """Assign tasks to idle workers, and plan steps for those with fewer plans than allowed."""
         now = self.clock()
-        for worker_id, task in self.inputs.board.give_out(self.worker_pool.ready("encode"), now):
-            self.executor.submit(worker_id, task)
-        for name, chunk in self.outputs.board.give_out(self.worker_pool.ready("decode"), now):
-            self.executor.submit(name, chunk)
+        decoders = self.worker_pool.ready("decode")
+        for worker_id, encode in self.encode_stage.assign(self.worker_pool.ready("encode"), now):
+            self.executor.submit(worker_id, encode)
+        for worker_id, decode in self.decode_stage.assign(decoders, now):
+            self.executor.submit(worker_id, decode)
+        self.decode_stage.update_limits(len(decoders))
+        if not self.decode_stage.is_behind:
+            for worker, state in self.worker_pool.scheduled():
+                for plan in self._plans(worker, state):
+                    self.executor.submit(worker.worker_id, plan)
 
-    def _fill_queues(self) -> None:
-        if not self.outputs.pace(len(self.worker_pool.ready("decode"))):
-            return
-        for worker_id in self.scheduler.workers:
-            if self.inputs.board.has_suspect(worker_id) or self.outputs.board.has_suspect(
-                worker_id
-            ):
-                continue  # so that it is clear what it dies of, if it does
-            watch = self.worker_pool.workers[worker_id]
-            while len(watch.plans) < QUEUE_DEPTH:
-                plan = self.scheduler.schedule(worker_id)
-                if plan == SchedulerOutput():
-                    break
-                if not watch.plans:
-                    watch.busy_since = self.clock()
-                watch.plans.append(plan)
-                self.executor.submit(worker_id, plan)
-                for observer in self.observers:
-                    observer.plan(worker_id, plan, self.scheduler)
+    def _plans(self, worker: WorkerHandle, state: WorkerState) -> Iterator[SchedulerOutput]:
+        """The plans that the worker can take now."""
+        while not worker.has_suspect and len(state.plans) < QUEUE_DEPTH:
+            was_idle = not state.plans
+            plan = self.scheduler.schedule(state)
+            if plan.is_empty:
+                return
+            if was_idle:
+                worker.busy_since = self.clock()
+            self.observers.plan(worker.worker_id, plan)
+            yield plan
 
-    def _handle(self, received: Received) -> Iterator[EngineEvent]:
-        worker_id, event = received
-        for observer in self.observers:
-            self._tell(observer, worker_id, event)
+    def _receive(self, timeout: float) -> list[EngineEvent]:
+        """Take the workers' events; those of removed workers are dropped."""
+        events, self._pending_events = self._pending_events, []
+        for worker_id, event in self.executor.poll(timeout):
+            if (worker := self.worker_pool.workers.get(worker_id)) is not None:
+                events += self._handle(worker, event)
+        for request_id in self.scheduler.take_unplaceable():
+            events += self._fail(request_id, TOO_LARGE)
+        return events
+
+    def _handle(self, worker: WorkerHandle, event: WorkerEvent) -> Iterator[EngineEvent]:
+        self.observers.event(worker.worker_id, event)
         match event:
             case WorkerReady():
-                self._on_ready(worker_id, event)
+                self.worker_pool.mark_ready(worker, event)
             case StepsDone():
-                yield from self._on_steps(worker_id, event)
+                yield from self._on_steps(worker, event)
             case InputsEncoded():
-                yield from self._on_encoded(worker_id, event)
+                yield from self._on_encoded(worker, event)
             case ChunkDecoded():
-                yield from self._on_decoded(worker_id, event)
+                yield from self._on_decoded(worker, event)
             case WorkerDied():
-                yield from self._on_death(worker_id, event)
+                yield from self._on_death(worker, event)
 
-    def _tell(self, observer: Observer, worker_id: str, event: WorkerEvent) -> None:
-        match event:
-            case StepsDone():
-                observer.steps(worker_id, event, self.scheduler.stats())
-            case InputsEncoded() | ChunkDecoded():
-                observer.task(worker_id, event)
-            case WorkerDied():
-                observer.death(worker_id, event.reason)
-
-    def _on_ready(self, worker_id: str, event: WorkerReady) -> None:
-        watch = self.worker_pool.workers[worker_id]
-        watch.is_ready, watch.failed_starts = True, 0
-        if watch.plays("denoise") and not watch.is_draining:
-            self.scheduler.add_worker(worker_id, event.num_blocks, event.text_rows)
-
-    def _on_steps(self, worker_id: str, event: StepsDone) -> Iterator[EngineEvent]:
-        watch = self.worker_pool.workers[worker_id]
-        plan = watch.plans.popleft()
-        watch.busy_since = self.clock()
-        self.outputs.account(plan.scheduled_steps, event.seconds)
+    def _on_steps(self, worker: WorkerHandle, event: StepsDone) -> Iterator[EngineEvent]:
+        state = worker.scheduled
+        assert state is not None, f"{worker.worker_id} does not denoise"
+        steps = state.plans[0].output.scheduled_steps
+        worker.busy_since = self.clock()
+        self.decode_stage.account(steps, event.seconds)
         for failure in event.output.failures:
             yield from self._fail(failure.session_id, failure.message)
-        for step in plan.scheduled_steps:
-            if step.session_id in self.outputs.assemblers:
+        for step in steps:
+            if step.session_id in self.decode_stage.assemblers:
                 yield StepTaken(step.session_id, step.cursor)
         for chunk in event.output.chunks:
             self.scheduler.finish_chunk(chunk.session_id, chunk.snapshot)
-            self.outputs.receive(chunk, worker_id)
-        if plan.scheduled_steps:
-            seconds = 0.0 if event.output.failures else event.seconds
-            self.scheduler.update_from_output(worker_id, seconds)
+            self.decode_stage.receive(chunk, worker.worker_id)
+        self.scheduler.update_from_output(state, 0.0 if event.output.failures else event.seconds)
 
-    def _on_encoded(self, worker_id: str, event: InputsEncoded) -> Iterator[EngineEvent]:
-        task = self.inputs.board.finish(worker_id)
-        session = self.scheduler.sessions.get(event.session_id)
-        if session is None or session.status.is_finished:
+    def _on_encoded(self, worker: WorkerHandle, event: InputsEncoded) -> Iterator[EngineEvent]:
+        task = self.encode_stage.finish(worker)
+        session = self.encode_stage.live_session(event.session_id)
+        if session is None:
             return
-        if event.error is not None and self.inputs.is_vital(task, session):
+        if event.error is not None and self.encode_stage.is_required(task, session):
             yield from self._fail(event.session_id, event.error)
             return
         if event.snapshot is not None:
-            self.outputs.receive_inputs(event.session_id, event.input_latents)
-        yield from self.inputs.receive(session, task, event)
+            self.decode_stage.receive_inputs(event.session_id, event.input_latents)
+        yield from self.encode_stage.receive(session, task, event)
 
-    def _on_decoded(self, worker_id: str, event: ChunkDecoded) -> Iterator[EngineEvent]:
-        self.outputs.board.finish(worker_id)
-        if event.session_id not in self.outputs.assemblers:
+    def _on_decoded(self, worker: WorkerHandle, event: ChunkDecoded) -> Iterator[EngineEvent]:
+        worker.decoding = None
+        if event.session_id not in self.decode_stage.assemblers:
             return
         if event.error is not None:
             yield from self._fail(event.session_id, event.error)
             return
-        yield from self.outputs.receive_decoded(event)
+        yield from self.decode_stage.receive_decoded(event)
 
-    def _on_death(self, worker_id: str, event: WorkerDied) -> Iterator[EngineEvent]:
-        """Replace the worker, and let its sessions go on from their last chunk."""
-        watch = self.worker_pool.bury(worker_id, event)
-        if worker_id in self.scheduler.workers:
-            plan = watch.plans[0] if watch.plans else SchedulerOutput()
-            for session_id in self.scheduler.blame(plan, MAX_DEATHS):
-                message = f"{MAX_DEATHS} workers died at the same point of it: {event.reason}"
+    def _on_death(self, worker: WorkerHandle, event: WorkerDied) -> Iterator[EngineEvent]:
+        """Replace the worker, and let its sessions resume from their last chunk."""
+        self.worker_pool.replace_dead(worker, event)
+        if (state := worker.scheduled) is not None:
+            for session_id in self.scheduler.blame(state, MAX_DEATHS):
+                message = f"{MAX_DEATHS} workers died at the same step of it: {event.reason}"
                 yield from self._fail(session_id, message)
-            self.scheduler.remove_worker(worker_id)
-        encodes, decodes = self.inputs.board.count(worker_id), self.outputs.board.count(worker_id)
-        given_up = (
-            self.inputs.board.lose(worker_id, was_idle=not watch.plans and not decodes),
-            self.outputs.board.lose(worker_id, was_idle=not watch.plans and not encodes),
-        )
-        for session_id in filter(None, given_up):
-            message = f"too many workers died encoding or decoding for it: {event.reason}"
-            yield from self._fail(session_id, message)
-
-    def _fail_unplaceable(self) -> list[EngineEvent]:
-        """Requests accepted before all was known of them and the workers, and too large."""
-        names, self.scheduler.unplaceable = self.scheduler.unplaceable, []
-        message = "its history and prompts are larger than any worker's memory for them"
-        return [event for name in names for event in self._fail(name, message)]
+            self.scheduler.remove_worker(state)
+        for stage in (self.encode_stage, self.decode_stage):
+            if (request_id := stage.requeue_lost(worker)) is not None:
+                message = f"too many workers died encoding or decoding for it: {event.reason}"
+                yield from self._fail(request_id, message)
 
     def _fail(self, request_id: str, message: str) -> Iterator[EngineEvent]:
         if self._drop(request_id, SessionStatus.FINISHED_FAILED):
             yield RequestFailed(request_id, message)
 
     def _drop(self, request_id: str, status: SessionStatus) -> bool:
-        """Forget a request; whether it was known."""
+        """Forget a request; returns whether it was known."""
         self.scheduler.abort(request_id, status)
-        self.inputs.board.forget(request_id)
-        return self.outputs.close(request_id)
+        self.encode_stage.queue.forget(request_id)
+        return self.decode_stage.close(request_id)
 
-    def _end_drained(self) -> None:
-        draining = [name for name, watch in self.worker_pool.workers.items() if watch.is_draining]
-        for worker_id in draining:
-            if worker_id in self.scheduler.workers and not self.scheduler.is_empty(worker_id):
-                continue
-            if any(board.count(worker_id) for board in self._boards):
-                continue
-            if worker_id in self.scheduler.workers:
-                self.scheduler.remove_worker(worker_id)
-            self.worker_pool.dismiss(worker_id)
-
-    def _kill_late(self) -> None:
-        now, deadline = self.clock(), self.config.step_deadline
-        for worker_id, watch in self.worker_pool.workers.items():
-            hangs = any(board.is_late(worker_id, now, deadline) for board in self._boards)
-            if hangs or watch.is_late(now, self.config):
-                self.worker_pool.kill(worker_id)
+    def _is_in_use(self, request_id: str) -> bool:
+        """Whether the id belongs to a request, or to a task that a worker has not returned yet."""
+        owners = (
+            self.scheduler.sessions,
+            self.decode_stage.assemblers,
+            self.encode_stage.queue,
+            self.decode_stage.queue,
+        )
+        return any(request_id in owner for owner in owners) or any(
+            task.task.session_id == request_id
+            for worker in self.worker_pool.workers.values()
+            for task in worker.tasks
+        )

@@ -1,4 +1,4 @@
-"""What the engine tells of its requests."""
+"""What the engine reports of its requests."""
 
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ class StepTaken(NamedTuple):
 
 
 class ChunkReady(NamedTuple):
-    """Chunks come in order, each once: frames or a segment, and the latents behind them.
+    """A decoded chunk, as frames or as a segment. A request's chunks come in order, each once.
 
-    From `snapshot` the video can be gone on with behind the chunk. `input_latents` come with the
-    first chunk of a request that keeps them. `device_seconds` is the chunk's part of the time that
-    workers took for its denoise steps.
+    `latents` are (1, 16, 9, height / 8, width / 8); `snapshot` resumes the video after this chunk.
+    `input_latents` come with the first chunk of a request that keeps them. `device_seconds` is the
+    chunk's share of the time that workers took for its denoise steps.
     """
 
     request_id: str
@@ -33,9 +33,9 @@ class ChunkReady(NamedTuple):
 
 
 class PromptSwitched(NamedTuple):
-    """The switch to `prompt` that was asked for takes effect; None where no chunk is left for it.
+    """A requested switch to `prompt` takes effect; `switch` is None where no chunk is left for it.
 
-    `request` is the request with it, less its reference.
+    `request` is the request with the switch, without its reference.
     """
 
     request_id: str
@@ -45,13 +45,13 @@ class PromptSwitched(NamedTuple):
 
 
 class RequestFinished(NamedTuple):
-    """All chunks were handed on."""
+    """All chunks of a request were reported."""
 
     request_id: str
 
 
 class RequestFailed(NamedTuple):
-    """The request cannot go on; chunks that were handed on stay good."""
+    """A request cannot be continued; its reported chunks stay valid."""
 
     request_id: str
     message: str

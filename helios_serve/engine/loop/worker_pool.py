@@ -1,133 +1,137 @@
-"""The workers that an engine keeps: started, watched, replaced when they die, drained."""
+"""The workers of an engine: started, watched, replaced when they die, drained."""
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-import msgspec
-
+from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.worker_state import WorkerState
+from helios_serve.engine.loop.worker_handle import WorkerHandle, WorkerReport
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
-from helios_serve.messages import SchedulerOutput, WorkerDied
+from helios_serve.messages import WorkerDied, WorkerReady
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import ROLES, Role, WorkerConfig
 
 MAX_FAILED_STARTS = 3
-"""Starts in a row that may fail before a worker is given up."""
-
-
-class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker as people see it. `state` is starting, ready or draining."""
-
-    worker_id: str
-    where: str
-    roles: tuple[Role, ...]
-    state: str
-    sessions: int
-    tasks: int
-    used_blocks: int
-    total_blocks: int
-
-
-class WorkerHandle:
-    """The engine's view of a worker: what it is for, whether it is ready, its plans, its age."""
-
-    def __init__(self, config: WorkerConfig, now: float, failed_starts: int) -> None:
-        self.config = config
-        self.failed_starts = failed_starts
-        self.is_ready = False
-        self.is_draining = False
-        self.plans: deque[SchedulerOutput] = deque()
-        self.busy_since = now
-
-    @property
-    def state(self) -> str:
-        if self.is_draining:
-            return "draining"
-        return "ready" if self.is_ready else "starting"
-
-    def plays(self, role: Role) -> bool:
-        return role in self.config.roles
-
-    def is_late(self, now: float, config: EngineConfig) -> bool:
-        """Whether it has not started, or not answered its oldest plan, within its deadline."""
-        waited = now - self.busy_since
-        if not self.is_ready:
-            return waited > config.start_deadline
-        return bool(self.plans) and waited > config.step_deadline
+"""Failed starts in a row before a worker is not started again."""
 
 
 class WorkerPool:
-    """Workers by id. One that dies is replaced by another with the same configuration."""
+    """Workers by id. A worker that dies is replaced by one with the same configuration."""
 
     def __init__(
-        self, executor: Executor, config: EngineConfig, clock: Callable[[], float]
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        config: EngineConfig,
+        clock: Callable[[], float],
     ) -> None:
         self.executor = executor
+        self.scheduler = scheduler
         self.config = config
         self.clock = clock
         self.workers: dict[str, WorkerHandle] = {}
-        self._last_death = "none was asked for"
+        self._last_death = "no worker was configured"
         for worker in config.workers:
             self.start(worker)
 
-    def start(self, config: WorkerConfig, failed_starts: int = 0) -> str:
+    def start(self, config: WorkerConfig, *, failed_starts: int = 0) -> str:
+        """Start one more worker; returns its id at once."""
         worker_id = self.executor.start_worker(config)
-        self.workers[worker_id] = WorkerHandle(config, self.clock(), failed_starts)
+        self.workers[worker_id] = WorkerHandle(
+            worker_id, config, self.clock(), failed_starts=failed_starts
+        )
         return worker_id
 
-    def ready(self, role: Role) -> list[str]:
-        """Ids of the workers that can be given work of one kind."""
+    def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
+        worker.is_ready, worker.failed_starts = True, 0
+        if worker.has_role("denoise") and not worker.is_draining:
+            worker.scheduled = self.scheduler.add_worker(
+                worker.worker_id, event.num_blocks, event.text_rows
+            )
+
+    def ready(self, role: Role) -> list[WorkerHandle]:
+        """Workers that can be given new work of one kind."""
         return [
-            worker_id
-            for worker_id, watch in self.workers.items()
-            if watch.is_ready and not watch.is_draining and watch.plays(role)
+            worker
+            for worker in self.workers.values()
+            if worker.is_ready and not worker.is_draining and worker.has_role(role)
         ]
 
-    def bury(self, worker_id: str, death: WorkerDied) -> WorkerHandle:
-        """Replace a worker that died, unless that is hopeless; returns what was known of it."""
-        logger.error("worker %s died: %s", worker_id, death.reason)
+    def scheduled(self) -> Iterator[tuple[WorkerHandle, WorkerState]]:
+        """Workers that can be given plans, draining ones too: their sessions have to leave."""
+        for worker in self.workers.values():
+            if worker.scheduled is not None:
+                yield worker, worker.scheduled
+
+    def replace_dead(self, worker: WorkerHandle, death: WorkerDied) -> None:
+        """Remove a worker that died and start another one, unless that cannot work either."""
+        logger.error("worker %s died: %s", worker.worker_id, death.reason)
         self._last_death = death.reason
-        watch = self.workers.pop(worker_id)
-        failed = 0 if watch.is_ready else watch.failed_starts + 1
-        if not (watch.is_draining or death.is_final or failed >= MAX_FAILED_STARTS):
-            self.start(watch.config, failed)
-        return watch
+        del self.workers[worker.worker_id]
+        failed = 0 if worker.is_ready else worker.failed_starts + 1
+        if not (worker.is_draining or death.is_final or failed >= MAX_FAILED_STARTS):
+            self.start(worker.config, failed_starts=failed)
 
     def drain(self, worker_id: str) -> None:
-        """Give the worker nothing new; raises InvalidRequestError for one that must stay."""
-        if worker_id not in self.workers:
+        """Give the worker nothing new, and end it when its sessions have left it.
+
+        They leave at their next chunk edges. Raises InvalidRequestError for an unknown worker and
+        for the last one with some role.
+        """
+        worker = self.workers.get(worker_id)
+        if worker is None:
             known = ", ".join(self.workers) or "none"
             raise InvalidRequestError(
                 f"got worker {worker_id!r}, expected one of: {known}", param="worker"
             )
-        staying = [
-            watch
-            for name, watch in self.workers.items()
-            if name != worker_id and not watch.is_draining
-        ]
-        for role in self.workers[worker_id].config.roles:
-            if not any(watch.plays(role) for watch in staying):
+        others = [other for other in self.workers.values() if other is not worker]
+        for role in worker.config.roles:
+            if not any(other.has_role(role) and not other.is_draining for other in others):
                 raise InvalidRequestError(
                     f"got worker {worker_id!r}, which is the last one to {role}: "
                     "add another one first",
                     param="worker",
                 )
-        self.workers[worker_id].is_draining = True
+        worker.is_draining = True
+        if worker.scheduled is not None:
+            self.scheduler.drain(worker.scheduled)
 
-    def dismiss(self, worker_id: str) -> None:
-        """Let a worker that has nothing left to do end."""
-        del self.workers[worker_id]
-        self.executor.stop_worker(worker_id)
+    def reap(self) -> None:
+        """Remove drained workers and kill late ones.
 
-    def kill(self, worker_id: str) -> None:
-        """End a worker that does not answer; it is as good as dead."""
-        logger.error("worker %s did not answer within its deadline", worker_id)
-        self.workers[worker_id].busy_since = self.clock()
-        self.executor.kill_worker(worker_id)
+        Raises HeliosError if no worker is left, or starting, for some role.
+        """
+        for worker in list(self.workers.values()):
+            if worker.is_draining and worker.is_empty:
+                self._remove(worker)
+            elif worker.is_late(self.clock(), self.config):
+                self._kill(worker)
+        self.check()
 
     def check(self) -> None:
-        """Raise HeliosError if nobody is left, nor on the way, for some kind of work."""
+        """Raise HeliosError if no worker is left, or starting, for some role."""
         for role in ROLES:
-            if not any(watch.plays(role) for watch in self.workers.values()):
+            if not any(worker.has_role(role) for worker in self.workers.values()):
                 raise HeliosError(f"no worker can be started to {role}: {self._last_death}")
+
+    def reports(self) -> list[WorkerReport]:
+        """Every worker, for people."""
+        return [
+            worker.report(self.executor.where(worker_id))
+            for worker_id, worker in self.workers.items()
+        ]
+
+    def _remove(self, worker: WorkerHandle) -> None:
+        if worker.scheduled is not None:
+            self.scheduler.remove_worker(worker.scheduled)
+        del self.workers[worker.worker_id]
+        self.executor.stop_worker(worker.worker_id)
+
+    def _kill(self, worker: WorkerHandle) -> None:
+        """WorkerDied follows; until then the worker has another deadline's time."""
+        logger.error("worker %s did not answer within its deadline", worker.worker_id)
+        worker.busy_since = self.clock()
+        for task in worker.tasks:
+            task.assigned_at = self.clock()
+        self.executor.kill_worker(worker.worker_id)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from helios_serve.engine.loop.engine_core import EngineStats
-from helios_serve.engine.loop.worker_pool import WorkerReport
+from helios_serve.engine.loop.worker_handle import WorkerReport
 from helios_serve.metrics import Metrics
 
 

@@ -1,31 +1,64 @@
-"""Those who look on while an engine works."""
+"""Observers of an engine's work, and the metrics that one of them counts."""
 
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
-from helios_serve.messages import ChunkDecoded, InputsEncoded, SchedulerOutput, StepsDone
+from helios_serve.messages import (
+    ChunkDecoded,
+    InputsEncoded,
+    SchedulerOutput,
+    StepsDone,
+    WorkerDied,
+    WorkerEvent,
+)
 from helios_serve.metrics import Metrics
 
 
 class Observer(Protocol):
-    """Told in the engine's thread, so that it must be quick."""
+    """Called in the engine's thread, so its methods must be quick."""
 
     def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
-        """A plan was given to a worker."""
+        """A plan was sent to a worker."""
 
     def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:
         """The worker's oldest plan is done."""
 
     def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:
-        """A task that ran beside the denoising is done."""
+        """An encode or decode task is done."""
 
     def death(self, worker_id: str, reason: str) -> None:
-        """The worker is gone, with all its plans."""
+        """The worker died, with all its plans."""
+
+
+class Observers:
+    """Calls several observers of one scheduler."""
+
+    def __init__(self, observers: Iterable[Observer], scheduler: Scheduler) -> None:
+        self.observers = list(observers)
+        self.scheduler = scheduler
+
+    def add(self, observer: Observer) -> None:
+        self.observers.append(observer)
+
+    def plan(self, worker_id: str, plan: SchedulerOutput) -> None:
+        for observer in self.observers:
+            observer.plan(worker_id, plan, self.scheduler)
+
+    def event(self, worker_id: str, event: WorkerEvent) -> None:
+        for observer in self.observers:
+            match event:
+                case StepsDone():
+                    observer.steps(worker_id, event, self.scheduler.stats())
+                case InputsEncoded() | ChunkDecoded():
+                    observer.task(worker_id, event)
+                case WorkerDied():
+                    observer.death(worker_id, event.reason)
 
 
 class StepCounts(NamedTuple):
-    """What is counted of a plan when it is done."""
+    """What is counted when a plan is done."""
 
     stage: str
     sessions: int
@@ -33,7 +66,7 @@ class StepCounts(NamedTuple):
 
 
 class StepMetrics:
-    """Counts what the workers of one model do."""
+    """Counts the steps and tasks of one model's workers."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self.metrics = metrics

@@ -1,4 +1,4 @@
-"""A video's chunks on their way to those who read them."""
+"""A video's chunks on their way to its readers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,10 +29,10 @@ Fetch = Callable[[int], Awaitable[VideoChunk]]
 class ChunkStream:
     """The chunks of one request, in order, as they come.
 
-    `next_chunk` is the next to come, `read_chunk` the next that nobody has read. With `fetch` they
-    are stored elsewhere and anybody may read them, from any chunk on, those from `first_chunk` at
-    once; without it each is kept here until it was read once. `on_read` is called when one was that
-    nobody had read before.
+    `next_chunk` is the next to come, `read_chunk` the next that no reader has had. With `fetch` the
+    chunks are stored: any number of readers get them, from any chunk on, those from `first_chunk`
+    at once. Without it each chunk is held here until one reader has had it. `on_read` is called
+    when a chunk is read for the first time.
     """
 
     def __init__(
@@ -62,24 +62,28 @@ class ChunkStream:
         return self._changed
 
     def publish(self, chunk: VideoChunk) -> None:
-        if self._fetch is None:
-            self._held[chunk.index] = chunk
-        self.next_chunk = chunk.index + 1
+        """Hold the next chunk for a reader."""
+        self._held[chunk.index] = chunk
+        self.announce(chunk.index)
+
+    def announce(self, index: int) -> None:
+        """The next chunk can be read."""
+        self.next_chunk = index + 1
         self._wake()
 
     def end(self, error: str | None = None) -> None:
-        """No more will come; what is there can still be read."""
+        """No more chunks come; readers can still have those that did."""
         if not self.is_over:
             self.is_over, self.error = True, error
             self._wake()
 
     async def over(self) -> None:
-        """Returns when no more will come, however it ended."""
+        """Returns when no more chunks come, for whatever reason."""
         while not self.is_over:
             await self._changed.wait()
 
     async def chunks(self, from_chunk: int | None = None) -> AsyncIterator[VideoChunk]:
-        """Each chunk from `from_chunk` on that is not gone yet, when it is there.
+        """Each chunk from `from_chunk` on that can still be read, as soon as it can be.
 
         Raises RequestFailedError where the video ends early.
         """
@@ -99,10 +103,10 @@ class ChunkStream:
             raise RequestFailedError(self.error)
 
     def _next_for(self, index: int) -> int:
-        """Where a reader goes on behind `index`: what is kept here others may have read."""
+        """The next chunk for a reader at `index`; other readers may have had those held here."""
         return index if self._fetch is not None else max(index, self.read_chunk)
 
     def _wake(self) -> None:
-        """Everybody who waits now is woken, and later ones wait for the next change."""
+        """Wake all who wait now; later ones wait for the next change."""
         self._changed.set()
         self._changed = asyncio.Event()

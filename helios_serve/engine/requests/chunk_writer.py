@@ -1,4 +1,4 @@
-"""Events on their way to readers, by way of the disk: nothing is told that could still be lost."""
+"""Stores events before they are published, so that nothing that was published can be lost."""
 
 import queue
 import threading
@@ -20,88 +20,105 @@ from helios_serve.store.video_store import VideoStore
 NUM_THREADS = 4
 
 
+class ChunkStored(NamedTuple):
+    """A chunk can be read from the store."""
+
+    request_id: str
+    chunk: int
+
+
+RequestEvent = EngineEvent | ChunkStored
+
+
 class Forget(NamedTuple):
-    """The request's last event was before this."""
+    """The last item of a stopped request's queue."""
 
     request_id: str
 
 
-class ChunkWriter:
-    """Stores what events say and passes them on to `tell`, each request's in their order.
+Item = EngineEvent | Forget | None
+"""What waits for a thread; None ends it."""
 
-    Where that fails nothing more of the request is stored or passed on, lest a chunk be missing
-    among others; `on_error` is told, with its id.
+
+class ChunkWriter:
+    """Stores what events say and passes them to `publish`, those of a request in their order.
+
+    A chunk is published as ChunkStored. If storing fails, nothing more of the request is stored or
+    published, so that no chunk is missing among others; `on_error` is called with its id and the
+    reason. Both are called in threads.
     """
 
     def __init__(
         self,
         store: VideoStore,
-        tell: Callable[[EngineEvent], None],
+        publish: Callable[[RequestEvent], None],
         on_error: Callable[[str, str], None],
     ) -> None:
         self.store = store
-        self.tell = tell
+        self.publish = publish
         self.on_error = on_error
         self._stopped: set[str] = set()
-        self._queues: list[queue.SimpleQueue[EngineEvent | Forget | None]] = []
+        self._queues: list[queue.SimpleQueue[Item]] = []
         self._threads: list[threading.Thread] = []
         for number in range(NUM_THREADS):
-            events: queue.SimpleQueue[EngineEvent | Forget | None] = queue.SimpleQueue()
+            items: queue.SimpleQueue[Item] = queue.SimpleQueue()
             thread = threading.Thread(
-                target=self._run, args=(events,), name=f"commit {number}", daemon=True
+                target=self._run, args=(items,), name=f"commit {number}", daemon=True
             )
             thread.start()
-            self._queues.append(events)
+            self._queues.append(items)
             self._threads.append(thread)
 
     def put(self, event: EngineEvent | Forget) -> None:
-        """Never waits; files are written in a thread."""
+        """Never waits: a thread stores the event."""
         self._queues[hash(event.request_id) % NUM_THREADS].put(event)
 
     def stop(self, request_id: str) -> None:
-        """Drop what is on its way of a request, and what still comes of it."""
+        """Drop the events of a request that are queued or still come."""
         self._stopped.add(request_id)
 
     def forget(self, request_id: str) -> None:
-        """Nothing more comes of a request that was stopped: its id may be used again."""
+        """No more events of a stopped request come: its id may be used again."""
         self.put(Forget(request_id))
 
     def close(self) -> None:
-        """Store what is on its way, and end."""
-        for events in self._queues:
-            events.put(None)
+        """Store what is queued, and end."""
+        for items in self._queues:
+            items.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _run(self, events: "queue.SimpleQueue[EngineEvent | Forget | None]") -> None:
-        while (event := events.get()) is not None:
-            if isinstance(event, Forget):
-                self._stopped.discard(event.request_id)
-            elif event.request_id not in self._stopped:
-                self._pass_on(event)
+    def _run(self, items: "queue.SimpleQueue[Item]") -> None:
+        while (item := items.get()) is not None:
+            if isinstance(item, Forget):
+                self._stopped.discard(item.request_id)
+            elif item.request_id not in self._stopped:
+                self._process(item)
 
-    def _pass_on(self, event: EngineEvent) -> None:
+    def _process(self, event: EngineEvent) -> None:
         try:
-            if self._store(event):
-                self.tell(event)
-        except Exception as error:  # the request's, whatever it is: the thread has others to serve
+            stored = self._store(event)
+            if stored is not None:
+                self.publish(stored)
+        except Exception as error:  # of any kind: the thread has other requests to serve
             logger.error("storing of %s failed", event.request_id, exc_info=error)
             self._stopped.add(event.request_id)
             self.on_error(event.request_id, describe_error(error))
 
-    def _store(self, event: EngineEvent) -> bool:
-        """Whether the event is to be passed on."""
+    def _store(self, event: EngineEvent) -> RequestEvent | None:
+        """Returns the event to publish; None if the job is not wanted any more."""
         match event:
-            case ChunkReady():
+            case ChunkReady(request_id=request_id, chunk=chunk):
                 assert event.segment is not None, "a stored video is made in segments"
-                resume_point = ResumePoint(event.snapshot, event.latents)
-                return self.store.commit(
-                    event.request_id, event.chunk, event.segment, resume_point, event.device_seconds
+                start = ResumePoint(event.snapshot, event.latents)
+                is_stored = self.store.commit(
+                    request_id, chunk, event.segment, start, event.device_seconds
                 )
+                return ChunkStored(request_id, chunk) if is_stored else None
             case PromptSwitched(switch=switch) if switch is not None:
                 self.store.update_request(event.request)
             case RequestFinished():
                 self.store.finish(event.request_id, "completed")
             case RequestFailed():
                 self.store.finish(event.request_id, "failed", event.message)
-        return True
+        return event

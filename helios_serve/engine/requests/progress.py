@@ -1,18 +1,20 @@
-"""How far a request is."""
+"""The progress of a request."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
+from helios_serve.engine.loop.engine_core import EngineCore
 
 Phase = Literal["encoding", "queued", "paused", "denoising", "decoding"]
 
 
 class Progress(NamedTuple):
-    """Denoise steps done and in all; those under way are not done.
+    """Denoise steps done, and in all; planned steps count when they have returned.
 
-    `queue_position` counts from 1 for a request that waits for a worker. `eta_seconds` goes by the
-    worker's measured rate and by how many share it; None before there is one.
+    `queue_position` counts from 1 for a request that waits for a worker. `eta_seconds` is estimated
+    from the worker's measured rate and the number of its sessions; None before a measurement.
     """
 
     phase: Phase
@@ -22,8 +24,9 @@ class Progress(NamedTuple):
     eta_seconds: float | None = None
 
 
-def progress_of(request_id: str, scheduler: Scheduler) -> Progress:
-    """Of a request that is not over; the scheduler forgets it when its last step is done."""
+def progress_of(core: EngineCore, request_id: str) -> Progress:
+    """Of a request that has not ended; the scheduler forgets it when its last step is done."""
+    scheduler = core.scheduler
     session = scheduler.sessions.get(request_id)
     if session is None:
         return Progress("decoding", 1, 1)
@@ -34,6 +37,10 @@ def progress_of(request_id: str, scheduler: Scheduler) -> Progress:
         queue_position(session, scheduler),
         eta(session, scheduler),
     )
+
+
+def progress_of_some(core: EngineCore, request_ids: Sequence[str]) -> dict[str, Progress]:
+    return {request_id: progress_of(core, request_id) for request_id in request_ids}
 
 
 def phase_of(session: Session) -> Phase:
@@ -55,7 +62,7 @@ def steps_before(session: Session) -> int:
 
 
 def queue_position(session: Session, scheduler: Scheduler) -> int | None:
-    """By arrival: fair order depends on what the others still do."""
+    """By arrival, since the fair order depends on the service that others still get."""
     if session.session_id not in scheduler.waiting:
         return None
     arrival = session.clock.arrival

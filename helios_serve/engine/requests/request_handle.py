@@ -1,4 +1,4 @@
-"""A request that the asynchronous engine has accepted and that is not over."""
+"""A request that the asynchronous engine is making."""
 
 import asyncio
 from concurrent.futures import Future
@@ -24,14 +24,14 @@ LEAD = "its reader is behind"
 
 
 class AwaitedSwitch(NamedTuple):
-    """Somebody waits to hear at which chunk the video turns to `prompt`."""
+    """The caller who waits for the chunk of a switch to `prompt`."""
 
     prompt: str
     answer: "asyncio.Future[PromptSwitch]"
 
 
 class RequestHandle:
-    """Who makes the video, who reads it, what holds it up, and who waits for a prompt switch."""
+    """A request's engine, stream, reasons to pause, and awaited prompt switches."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class RequestHandle:
         self.request_id = request.request_id
         self.model = request.model
         self.num_chunks = num_chunks(request.params.num_frames)
+        self.seed = request.params.seed
         self.max_lead = request.max_lead_chunks
         self.thread = thread
         self.stream = stream
@@ -54,47 +55,50 @@ class RequestHandle:
 
     @property
     def is_made(self) -> bool:
-        """Whether all chunks are there, so that nothing is left but to say so."""
+        """Whether all chunks were published, so that only the end is left to report."""
         return self.stream.next_chunk == self.num_chunks
 
     def hold(self, reason: str) -> "Future[None]":
-        """Have no steps taken while there is a reason; raises EngineDeadError."""
+        """Pause for `reason`, until that is released; raises EngineDeadError."""
         self._holds.add(reason)
         return self.thread.call(self._pause_or_resume)
 
     def release(self, reason: str) -> "Future[None]":
-        """Go on if there is no other reason; raises EngineDeadError."""
+        """Resume unless there is another reason to pause; raises EngineDeadError."""
         self._holds.discard(reason)
         return self.thread.call(self._pause_or_resume)
 
     def on_step(self, chunk: int) -> None:
-        """In the engine's thread: hold the video if its reader is too far behind `chunk`.
+        """Pause the video if it is too far ahead of its reader; in the engine's thread.
 
-        That is where a step of it was taken. A worker may have another one by then, so no chunk
-        beyond `max_lead` is finished that takes more steps than two.
+        A step of `chunk` was taken. A worker may have planned one more by now, so a chunk beyond
+        `max_lead` is only finished if it has at most two steps.
         """
         self.counts.step()
         self._begun = max(self._begun, chunk)
         if LEAD in self._holds or not self._is_ahead():
             return
         self._holds.add(LEAD)
-        if not self._is_ahead():  # it was read in between, by somebody who saw no reason to release
+        if not self._is_ahead():  # it was read in between, when there was nothing to release yet
             self._holds.discard(LEAD)
         self._pause_or_resume(self.thread.core)
 
     def await_switch(self, prompt: str) -> AwaitedSwitch:
-        """Its answer raises InvalidRequestError if no chunk is left for the prompt, and
-        RequestFailedError if the request ends before that is known."""
+        """Wait for the switch to `prompt`.
+
+        The answer raises InvalidRequestError if no chunk is left for the prompt, and
+        RequestFailedError if the request ends before that is known.
+        """
         answer: asyncio.Future[PromptSwitch] = asyncio.get_running_loop().create_future()
         self._switches.append(switch := AwaitedSwitch(prompt, answer))
         return switch
 
     def forget_switch(self, switch: AwaitedSwitch) -> None:
-        """Nobody waits for it any more."""
+        """Its caller no longer waits."""
         self._switches = [awaited for awaited in self._switches if awaited is not switch]
 
     def answer_switch(self, prompt: str, switch: PromptSwitch | None) -> None:
-        """Tell the first one who waits for `prompt`; None is no chunk."""
+        """Answer the first caller who waits for `prompt`; None: no chunk is left."""
         for awaited in self._switches:
             if awaited.prompt == prompt:
                 self.forget_switch(awaited)
@@ -108,17 +112,17 @@ class RequestHandle:
         self._switches.clear()
 
     def _on_read(self) -> None:
-        """A chunk was read: go on if that was what the video waited for."""
+        """A chunk was read: resume if the video was paused for its reader."""
         if LEAD in self._holds and not self._is_ahead():
             with suppress(EngineDeadError):
                 self.release(LEAD)
 
     def _pause_or_resume(self, core: EngineCore) -> None:
-        """In the engine's thread; both may be done twice."""
+        """In the engine's thread."""
         if self._holds:
-            core.pause(self.request_id)
+            core.scheduler.pause(self.request_id)
         else:
-            core.resume(self.request_id)
+            core.scheduler.resume(self.request_id)
 
     def _is_ahead(self) -> bool:
         return self.max_lead is not None and self._begun >= self.stream.read_chunk + self.max_lead
@@ -129,7 +133,7 @@ def no_chunk_left() -> InvalidRequestError:
 
 
 def settle(answer: "asyncio.Future[PromptSwitch]", outcome: PromptSwitch | HeliosError) -> None:
-    if answer.done():  # nobody waits for it any more
+    if answer.done():  # its caller no longer waits
         return
     if isinstance(outcome, HeliosError):
         answer.set_exception(outcome)

@@ -13,9 +13,9 @@ CANCELLED = "the request was cancelled"
 
 
 async def stored_stream(store: VideoStore, request_id: str) -> ChunkStream:
-    """What there is of a request that is over, or that waits to be taken up again.
+    """The stored chunks of a request that has ended or waits to be resumed.
 
-    Raises InvalidRequestError for one that is unknown.
+    Raises InvalidRequestError for an unknown one.
     """
     job = await asyncio.to_thread(store.job, request_id)
     if job is None:
@@ -33,7 +33,7 @@ def unknown(request_id: str) -> InvalidRequestError:
 
 
 def why_incomplete(job: StoredJob) -> str | None:
-    """What to tell readers behind the last committed chunk; None where nothing is missing."""
+    """The error for readers after the last committed chunk; None where nothing is missing."""
     if job.status == "cancelled":
         return CANCELLED
     if job.is_finished or job.next_chunk == job.num_chunks:
@@ -42,7 +42,7 @@ def why_incomplete(job: StoredJob) -> str | None:
 
 
 async def fetch_stored(store: VideoStore, request_id: str, index: int) -> VideoChunk:
-    """A committed chunk; raises RequestFailedError where it was deleted meanwhile."""
+    """A committed chunk; raises RequestFailedError if it was deleted meanwhile."""
     header, fragment = await asyncio.to_thread(
         lambda: (store.header(request_id), store.fragment(request_id, index))
     )

@@ -206,7 +206,7 @@ class BatchRun:
 
         Without a seed, it keeps the random seed of an earlier run.
         """
-        config = self.engine.model_config(self.model)
+        config = self.engine.models.model_config(self.model)
         request = await asyncio.to_thread(local_request, line, self.folder, self.model, config)
         earlier = await asyncio.to_thread(self.store.request, line.custom_id)
         if earlier is None or line.body.get("seed") is not None:

@@ -98,13 +98,15 @@ class ServerInfo:
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
         """List the served models."""
-        return json_response(ModelList(data=[self._model(name) for name in self.engine.cores]))
+        return json_response(
+            ModelList(data=[self._model(name) for name in self.engine.models.cores])
+        )
 
     async def model(self, request: Request) -> Response:
         """Return a model. Raises ApiError 404 if it is not served."""
         name = request.path_params["model"]
-        if name not in self.engine.cores:
-            served = ", ".join(self.engine.cores)
+        if name not in self.engine.models.cores:
+            served = ", ".join(self.engine.models.cores)
             raise ApiError(
                 404,
                 f"got model {name!r}, expected one of: {served}",
@@ -118,8 +120,8 @@ class ServerInfo:
 
         Return 503 with the reason if a model has failed, or the server is shutting down.
         """
-        failures = self.engine.failures
-        ready = {name: stats.workers for name, stats in (await self.engine.stats()).items()}
+        failures = self.engine.models.failures
+        ready = {name: stats.workers for name, stats in (await self.engine.models.stats()).items()}
         status = "draining" if self.lifecycle.is_draining else "failed" if failures else "ok"
         body = {"status": status, "workers": ready, "errors": failures}
         return JSONResponse(body, 200 if status == "ok" else 503)
@@ -136,7 +138,7 @@ class ServerInfo:
         """Return the current metrics in Prometheus' text format."""
         metrics = self.engine.metrics
         metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
-        update(metrics, await self.engine.stats(), await self.engine.workers())
+        update(metrics, await self.engine.models.stats(), await self.engine.models.workers())
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     def _model(self, name: str) -> Model:
@@ -179,7 +181,7 @@ class UsageApi:
             )
         days = await asyncio.to_thread(self.store.usage, tenant, start, end)
         current = await asyncio.to_thread(self.store.usage, tenant, today, today)
-        most = self.engine.tenant(tenant).frames_per_day
+        most = self.engine.models.tenant(tenant).frames_per_day
         granted = sum(day.granted for day in current)
         return json_response(
             Usage(

@@ -158,7 +158,7 @@ class BatchRunner:
     async def _make_video(self, batch: StoredBatch, name: str, line: BatchLine) -> Video:
         """Submit a line's video, unless an earlier process has, and wait until it is finished."""
         if await asyncio.to_thread(self.videos.store.job, name) is None:
-            tier = self.videos.engine.tenant(batch.tenant).tier_like("flex")
+            tier = self.videos.engine.models.tenant(batch.tenant).tier_like("flex")
             asked = await self.builder.make({"service_tier": tier} | line.body, batch.tenant)
             await self._submit(msgspec.structs.replace(asked, request_id=name))
         while True:

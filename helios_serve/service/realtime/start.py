@@ -63,7 +63,7 @@ async def session_request(
         source = {"image_url": options.image_reference.image_url}
         given = ReferenceInput(source, "image_reference", "image")
     asked = await builder.make(fields, tenant, given)
-    stages = builder.engine.cores[asked.model or ""].model_config.stages
+    stages = builder.engine.models.cores[asked.model or ""].model_config.stages
     check_stages(extra, stages)
     return msgspec.structs.replace(asked, max_lead_chunks=options.max_lead_chunks or lead)
 
@@ -95,7 +95,7 @@ def drop_unused(fields: Json, builder: RequestBuilder) -> None:
         fields.pop("height", None)
     if "num_frames" in fields:
         fields.pop("seconds", None)
-    cores = builder.engine.cores
+    cores = builder.engine.models.cores
     model = fields.get("model", next(iter(cores)))
     if isinstance(model, str) and model in cores and cores[model].model_config.stages > 1:
         fields.pop("num_inference_steps", None)

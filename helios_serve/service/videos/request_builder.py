@@ -41,16 +41,16 @@ class RequestBuilder:
         if given is None and (source := fields.pop("input_reference", None)) is not None:
             given = ReferenceInput(source)
         body = convert(fields, CreateVideo)
-        model = body.model or next(iter(self.engine.cores))
+        model = body.model or next(iter(self.engine.models.cores))
         shown = asked_size(body, model)
-        size = sampled_size(shown, body, self.engine.model_config(model))
+        size = sampled_size(shown, body, self.engine.models.model_config(model))
         asked = creation(body, model, size, shown, tenant)
-        if body.service_tier == "auto" and model in self.engine.cores:
-            tier = self.engine.tenant(tenant, model).tier_like("default")
+        if body.service_tier == "auto" and model in self.engine.models.cores:
+            tier = self.engine.models.tenant(tenant, model).tier_like("default")
             asked = msgspec.structs.replace(asked, tier=tier)
         if body.lora is not None:
             asked = msgspec.structs.replace(asked, lora=self._lora_path(body.lora))
-        self.engine.check(asked)
+        self.engine.models.check(asked)
         if given is None:
             return asked
         kind, frames = await self.references.read(

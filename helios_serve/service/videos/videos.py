@@ -9,6 +9,7 @@ from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import Video
 from helios_serve.service.videos.finished_files import FinishedFiles
+from helios_serve.service.videos.requests import fork
 from helios_serve.service.videos.video_object import video_object, wire_status
 from helios_serve.store.disk import Disk
 from helios_serve.store.jobs import StoredJob
@@ -63,10 +64,26 @@ class Videos:
         self.lifecycle.check_open()
         await asyncio.to_thread(self.disk.check_room)
         if asked.relation == "extension" and asked.parent is not None:
-            await self.engine.extend(asked.parent, asked)
+            await self.engine.submit(asked, extends=asked.parent)
         else:
             await self.engine.submit(asked)
         return await self.describe_id(asked.request_id)
+
+    async def fork(
+        self, job: StoredJob, prompts: Sequence[str | None], seconds: float | None
+    ) -> list[Video]:
+        """Continue a video once for each prompt, and return the new videos.
+
+        Raises ApiError 409 before the first chunk, and what `accept` does; then none is made.
+        """
+        if not job.chunks:
+            message = f"video {job.id} is {wire_status(job)} and has no finished chunk"
+            raise ApiError(409, message, code="not_ready")
+        self.lifecycle.check_open()
+        await asyncio.to_thread(self.disk.check_room)
+        requests = [fork(job.request, job.next_chunk, prompt, seconds) for prompt in prompts]
+        await self.engine.fork(job.id, requests)
+        return [await self.describe_id(request.request_id) for request in requests]
 
     async def describe(self, job: StoredJob) -> Video:
         """Return a job as an API video, with its current progress."""

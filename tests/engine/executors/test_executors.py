@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.messages import StepCursor
 from helios_serve.model_executor.executor.local import LocalExecutor
 from helios_serve.model_executor.executor.ray import RayExecutor
@@ -77,17 +78,18 @@ def chunk_end(service: Service) -> str:
 
 
 def encoding(service: Service) -> str:
-    return until_given(service, service.engine.inputs.board.count)
+    return until_assigned(service, lambda worker: worker.encoding is not None)
 
 
 def decoding(service: Service) -> str:
-    return until_given(service, service.engine.outputs.board.count)
+    return until_assigned(service, lambda worker: worker.decoding is not None)
 
 
-def until_given(service: Service, count: Callable[[str], int]) -> str:
+def until_assigned(service: Service, has_task: Callable[[WorkerHandle], bool]) -> str:
     """Run until some worker has a task; returns the worker."""
-    service.wait(lambda: any(map(count, service.ready)), timeout=0)
-    return next(name for name in service.ready if count(name))
+    workers = service.engine.worker_pool.workers
+    service.wait(lambda: any(map(has_task, workers.values())), timeout=0)
+    return next(name for name, worker in workers.items() if has_task(worker))
 
 
 @pytest.mark.parametrize("moment", [first_step, mid_stage, chunk_end, encoding, decoding])

@@ -93,7 +93,7 @@ def killing(
     calls = itertools.count(1)
 
     def kill() -> None:
-        reports = own.worker_reports()
+        reports = own.worker_pool.reports()
         killed.append(sum(report.sessions + report.tasks for report in reports))
         for report in reports:
             if report.state == "ready":

@@ -86,8 +86,8 @@ def test_actors_on_two_nodes_give_the_latents_of_this_process(
     service: Service, ray_cluster: RayCluster, expected: dict[str, Tensor]
 ) -> None:
     labels = {
-        watch.config.resources.labels["zone"]: name
-        for name, watch in service.engine.worker_pool.workers.items()
+        handle.config.resources.labels["zone"]: name
+        for name, handle in service.engine.worker_pool.workers.items()
     }
     assert zones(service, ray_cluster) == labels
     assert labels.keys() == set(ZONES)
@@ -149,14 +149,14 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
 
 @pytest.mark.slow
 def test_workers_come_and_go_at_run_time(service: Service, expected: dict[str, Tensor]) -> None:
-    worker_id = service.engine.add_worker(
+    worker_id = service.engine.worker_pool.start(
         worker_config(service.folder, resources=half_a_gpu(zone="a"))
     )
     service.wait_ready(3)
     pid = service.pid(worker_id)
     service.add("t2v", "t2v", "t2v", "v2v")
     service.wait(lambda: worker_id in service.busy)
-    service.engine.drain_worker(worker_id)
+    service.engine.worker_pool.drain(worker_id)
     service.run()
     service.wait(lambda: worker_id not in service.workers)
     service.wait(lambda: not os.path.exists(f"/proc/{pid}"))
@@ -169,8 +169,8 @@ def test_a_worker_that_never_started_can_be_drained(
     service: Service, expected: dict[str, Tensor]
 ) -> None:
     resources = Resources(num_cpus=2, labels={"zone": "c"})
-    worker_id = service.engine.add_worker(worker_config(service.folder, resources=resources))
-    service.engine.drain_worker(worker_id)
+    worker_id = service.engine.worker_pool.start(worker_config(service.folder, resources=resources))
+    service.engine.worker_pool.drain(worker_id)
     service.wait(lambda: worker_id not in service.workers)
     wait_for_only(service)
     service.add("t2v")

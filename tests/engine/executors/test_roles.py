@@ -86,7 +86,7 @@ def start(folder: Path) -> Iterator[Start]:
 
 def wait_ready(viewer: Viewer) -> None:
     worker_pool = viewer.engine.worker_pool
-    viewer.wait(lambda: all(watch.is_ready for watch in worker_pool.workers.values()))
+    viewer.wait(lambda: all(handle.is_ready for handle in worker_pool.workers.values()))
 
 
 def check(viewer: Viewer, expected: dict[str, Tensor]) -> None:
@@ -152,12 +152,12 @@ def test_the_last_worker_for_a_role_is_not_drained(role: Role, start: Start, fol
         InvalidRequestError,
         match=f"got worker '{first}', which is the last one to {role}: add another one first",
     ):
-        viewer.engine.drain_worker(first)
-    viewer.engine.drain_worker(second)
+        viewer.engine.worker_pool.drain(first)
+    viewer.engine.worker_pool.drain(second)
     with pytest.raises(InvalidRequestError, match="which is the last one to"):
-        viewer.engine.drain_worker(third)
+        viewer.engine.worker_pool.drain(third)
     with pytest.raises(InvalidRequestError, match="got worker 'nobody', expected one of: inline-"):
-        viewer.engine.drain_worker("nobody")
+        viewer.engine.worker_pool.drain("nobody")
     viewer.wait(lambda: second not in viewer.engine.worker_pool.workers)
     assert viewer.engine.worker_pool.workers.keys() == {first, third}
 
@@ -173,18 +173,18 @@ def test_sessions_move_from_a_drained_worker_to_a_new_one(
     for name, case in CASES.items():
         session = engine.add_request(case.request(f"{name}-0"))
         viewer.wait(lambda: session.cursor >= (0, 1, 0))  # noqa: B023
-        engine.pause(session.session_id)
+        engine.scheduler.pause(session.session_id)
         sessions.append(session)
     engine.switch_prompt("t2v-0", SWITCH.prompt, SWITCH.transition_chunks)
     viewer.wait(lambda: viewer.switches == {"t2v-0": [SWITCH]})
-    new = engine.add_worker(worker(folder))
+    new = engine.worker_pool.start(worker(folder))
     wait_ready(viewer)
     for name in ("t2v-0", "i2v-0"):
-        engine.resume(name)
-    engine.drain_worker(old)
+        engine.scheduler.resume(name)
+    engine.worker_pool.drain(old)
     viewer.wait(lambda: old not in engine.worker_pool.workers)
     assert {session.worker_id for session in sessions} <= {new, None}
-    engine.resume("v2v-0")
+    engine.scheduler.resume("v2v-0")
     viewer.finish()
     switched = replace(SMALL, switches=(SWITCH,)).request("t2v")
     check(viewer, expected | run_sessions(latent_model(folder), [switched], batch_invariant=True))
@@ -195,8 +195,8 @@ def test_a_worker_that_is_drained_before_it_is_ready_never_is(
     start: Start, folder: Path, expected: dict[str, Tensor]
 ) -> None:
     viewer = start(worker(folder))
-    late = viewer.engine.add_worker(worker(folder))
-    viewer.engine.drain_worker(late)
+    late = viewer.engine.worker_pool.start(worker(folder))
+    viewer.engine.worker_pool.drain(late)
     viewer.engine.add_request(SMALL.request("t2v-0"))
     viewer.finish()
     check(viewer, expected)
@@ -221,7 +221,7 @@ def test_a_worker_that_dies_while_it_is_drained_is_not_replaced(
     first, second = engine.worker_pool.workers
     sessions = [engine.add_request(case.request(f"{name}-0")) for name, case in CASES.items()]
     viewer.wait(lambda: any(session.worker_id == first for session in sessions))
-    engine.drain_worker(first)
+    engine.worker_pool.drain(first)
     engine.executor.kill_worker(first)
     viewer.finish()
     assert engine.worker_pool.workers.keys() == {second}

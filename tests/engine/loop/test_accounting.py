@@ -21,7 +21,7 @@ from helios_serve.model_config import Geometry
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from helios_serve.store.usage import DayUsage
 from helios_serve.store.video_store import VideoStore
-from tests.support.engines import core, make, read, request, run, until
+from tests.support.engines import core, make, quick_model, read, request, run, until
 
 WIDTHS = {"narrow": 64, "wide": 128}
 
@@ -50,10 +50,9 @@ def in_seconds(
                 worker = received.worker_id
                 plan = own.worker_pool.workers[worker].plans[seen[worker]]
                 seen[worker] += 1
-                if plan.scheduled_steps:
-                    plans.append(
-                        frozenset((step.session_id, step.cursor) for step in plan.scheduled_steps)
-                    )
+                steps = plan.output.scheduled_steps
+                if steps:
+                    plans.append(frozenset((step.session_id, step.cursor) for step in steps))
                 received = received._replace(
                     event=msgspec.structs.replace(received.event, seconds=1.0)
                 )
@@ -90,7 +89,8 @@ def test_a_steps_time_is_shared_by_cost(store: VideoStore, monkeypatch: pytest.M
 
 
 def test_a_step_that_is_taken_again_counts_once() -> None:
-    assembler = ChunkAssembler(request("a", 66), 0)
+    wanted = request("a", 66)
+    assembler = ChunkAssembler(wanted, wanted.resolve(quick_model().config), 0)
     for chunk in range(2):
         for _ in range(2):
             assembler.spend(StepCursor(chunk, 0, 0), 1.0)
@@ -152,9 +152,11 @@ def test_what_a_tenant_may_not_have_is_refused_and_not_counted(store: VideoStore
             (accepted,) = (job.id for job in store.jobs())
             await read(engine, accepted)
             with pytest.raises(CapacityError, match="has requested 50 of its 100"):
-                await engine.extend(accepted, request("d", 101, tenant="acme"))
-            await engine.set_tenants({"acme": TenantConfig(frames_per_day=101)}, TenantConfig())
-            await engine.extend(accepted, request("d", 101, tenant="acme", tier="flex"))
+                await engine.submit(request("d", 101, tenant="acme"), extends=accepted)
+            await engine.models.set_tenants(
+                {"acme": TenantConfig(frames_per_day=101)}, TenantConfig()
+            )
+            await engine.submit(request("d", 101, tenant="acme", tier="flex"), extends=accepted)
             await read(engine, "d")
             counted = usage(store, "acme")
             assert (counted.requests, counted.granted, counted.frames) == (2, 101, 101)

@@ -148,11 +148,11 @@ def test_a_paused_session_is_swapped_out_and_repeats_its_chunk(model: LoadedMode
     paused = engine.add_request(case.request("paused"))
     while paused.cursor < (1, 1, 1):
         events += engine.step()
-    engine.pause("paused")
+    engine.scheduler.pause("paused")
     engine.add_request(CASE.request("other"))
     while paused.worker_id is not None or len(engine.scheduler.sessions) == 2:
         events += engine.step()
-    engine.resume("paused")
+    engine.scheduler.resume("paused")
     while engine.has_unfinished:
         events += engine.step()
     assert torch.equal(latents_of(events, "paused", 4), alone(model, case))
@@ -275,12 +275,12 @@ def test_denoising_waits_for_a_decoder_that_is_behind(
     names = {f"{index}" for index in range(12)}
     for name in names:
         engine.add_request(CASE.request(name))
-    while engine.outputs.board.num_waiting < DECODE_AHEAD:
+    while engine.decode_stage.queue.num_waiting < DECODE_AHEAD:
         engine.step()
     for _ in range(30):
         engine.step(timeout=0.01)
     most = DECODE_AHEAD + QUEUE_DEPTH * engine.scheduler.config.max_num_seqs
-    assert engine.outputs.board.num_waiting < most < len(names) * CASE.chunks
+    assert engine.decode_stage.queue.num_waiting < most < len(names) * CASE.chunks
     assert engine.scheduler.sessions
     may_decode.set()
     latents, failures = finish(engine)

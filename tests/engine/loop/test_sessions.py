@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from helios_serve.engine.loop.continuation import fork_snapshots
+from helios_serve.core.session import Session
+from helios_serve.engine.loop.continuation import fork_snapshot
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_LATENTS
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.video_request import VideoRequest
 from tests.support.videos import Case, SteppedExecutor, Viewer, run_sessions
 
@@ -67,7 +69,7 @@ def extended(viewer: Viewer, request: VideoRequest, chunk: int) -> Tensor:
     """Go on from what `viewer` has of the request's own video before `chunk`."""
     snapshot = viewer.snapshot(request.request_id, chunk - 1)
     again = msgspec.structs.replace(request.without_media(), request_id="more")
-    viewer.engine.add_request(again, snapshot)
+    viewer.engine.add_request(again, ResumePoint(snapshot))
     viewer.finish()
     return viewer.latents("more", range(chunk, 4))
 
@@ -119,19 +121,29 @@ def test_what_cannot_go_on_from_a_snapshot_is_refused(view: View) -> None:
     viewer.finish()
     snapshot = viewer.snapshot("a", 1)
     with pytest.raises(InvalidRequestError, match="got num_frames 66, expected more than the 66"):
-        viewer.engine.add_request(replace(CASE, chunks=2).request("b"), snapshot)
+        viewer.engine.add_request(replace(CASE, chunks=2).request("b"), ResumePoint(snapshot))
     with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
-        viewer.engine.add_request(replace(CASE, width=128).request("b"), snapshot)
+        viewer.engine.add_request(replace(CASE, width=128).request("b"), ResumePoint(snapshot))
     other = msgspec.structs.replace(snapshot, dtype="bfloat16")
-    viewer.engine.add_request(CASE.request("b"), other)
+    viewer.engine.add_request(CASE.request("b"), ResumePoint(other))
     viewer.finish()
     assert viewer.failures == {
         "b": "got a snapshot in bfloat16, expected the worker's dtype float32"
     }
 
 
-def children(count: int) -> list[VideoRequest]:
-    return [CASE.request(f"child-{index}") for index in range(count)]
+def fork(viewer: Viewer, count: int) -> list[Session]:
+    """Continue "parent" in several ways."""
+    names = [f"child-{index}" for index in range(count)]
+    snapshot = viewer.engine.fork_point("parent")
+    return [
+        viewer.engine.add_request(
+            CASE.request(name),
+            ResumePoint(fork_snapshot(snapshot, CASE.seed, index)),
+            siblings=("parent", *names),
+        )
+        for index, name in enumerate(names)
+    ]
 
 
 def test_forks_differ_from_each_other_and_the_parent_goes_on_unchanged(
@@ -141,7 +153,7 @@ def test_forks_differ_from_each_other_and_the_parent_goes_on_unchanged(
     parent = viewer.engine.add_request(CASE.request("parent"))
     viewer.wait(lambda: parent.edge_chunk == 2)
     used = viewer.engine.scheduler.stats().used_blocks
-    sessions = viewer.engine.fork("parent", children(3))
+    sessions = fork(viewer, 3)
     assert {session.worker_id for session in sessions} == {parent.worker_id}
     assert viewer.engine.scheduler.stats().used_blocks == used
     viewer.finish()
@@ -160,12 +172,14 @@ def test_the_same_fork_gives_the_same_videos_even_when_its_parent_is_over(
     viewer = view()
     parent = viewer.engine.add_request(CASE.request("parent"))
     viewer.wait(lambda: parent.edge_chunk == 2)
-    viewer.engine.fork("parent", children(2))
+    fork(viewer, 2)
     viewer.finish()
-    snapshots = fork_snapshots(viewer.snapshot("parent", 1), CASE.seed, 2)
-    for index, snapshot in enumerate(snapshots):
+    for index in range(2):
+        snapshot = fork_snapshot(viewer.snapshot("parent", 1), CASE.seed, index)
         siblings = ("again-0", "again-1") if with_kin else ()
-        viewer.engine.add_request(CASE.request(f"again-{index}"), snapshot, siblings=siblings)
+        viewer.engine.add_request(
+            CASE.request(f"again-{index}"), ResumePoint(snapshot), siblings=siblings
+        )
     viewer.finish()
     for index in range(2):
         again = viewer.latents(f"again-{index}", range(2, 4))
@@ -182,10 +196,12 @@ def test_a_sibling_that_cannot_be_opened_takes_nobodys_history_with_it(
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     bad = str(tmp_path / "bad.safetensors")
     snapshot, siblings = viewer.snapshot("parent", 1), ("bad", "good")
-    viewer.engine.add_request(CASE.request("alone"), snapshot)
+    viewer.engine.add_request(CASE.request("alone"), ResumePoint(snapshot))
     viewer.finish()
-    viewer.engine.add_request(CASE.request("bad", lora=bad), snapshot, siblings=siblings)
-    viewer.engine.add_request(CASE.request("good"), snapshot, siblings=siblings)
+    viewer.engine.add_request(
+        CASE.request("bad", lora=bad), ResumePoint(snapshot), siblings=siblings
+    )
+    viewer.engine.add_request(CASE.request("good"), ResumePoint(snapshot), siblings=siblings)
     viewer.finish()
     assert viewer.failures.keys() == {"bad"}
     assert torch.equal(viewer.latents("good", range(2, 4)), viewer.latents("alone", range(2, 4)))
@@ -196,27 +212,17 @@ def test_only_a_running_video_with_a_finished_chunk_can_be_forked(view: View) ->
     viewer.engine.add_request(CASE.request("young"))
     for name in ("young", "unknown"):
         with pytest.raises(InvalidRequestError, match="expected a running video with a finished"):
-            viewer.engine.fork(name, children(1))
-
-
-def test_a_fork_is_made_whole_or_not_at_all(view: View) -> None:
-    viewer = view()
-    parent = viewer.engine.add_request(CASE.request("parent"))
-    viewer.wait(lambda: parent.edge_chunk == 1)
-    with pytest.raises(InvalidRequestError, match="'parent', which is in use"):
-        viewer.engine.fork("parent", [*children(2), CASE.request("parent")])
-    viewer.finish()
-    assert viewer.chunks.keys() == {"parent"}
+            viewer.engine.fork_point(name)
 
 
 def switch(viewer: Viewer, *prompts: str, transition: int | None = None) -> None:
     """Turn video "a" to prompts, one after the other; it is paused until they are read."""
-    viewer.engine.pause("a")
+    viewer.engine.scheduler.pause("a")
     told = len(viewer.switches.setdefault("a", []))
     for prompt in prompts:
         viewer.engine.switch_prompt("a", prompt, transition)
     viewer.wait(lambda: len(viewer.switches["a"]) == told + len(prompts))
-    viewer.engine.resume("a")
+    viewer.engine.scheduler.resume("a")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_draining_worker_ends_when_it_has_done_its_tasks_and_is_given_no_more(
     play.ready(0, 1, 2)
     play.engine.add_request(make_request("a"))
     (task,) = play.told(0)
-    play.engine.drain_worker(play.names[0])
+    play.engine.worker_pool.drain(play.names[0])
     for name in ("b", "c", "d"):
         play.engine.add_request(make_request(name))
     assert (len(play.told(0)), len(play.told(1))) == (0, 1)
@@ -123,13 +123,26 @@ def test_what_a_dead_worker_was_to_encode_another_one_does() -> None:
     assert len(play.engine.worker_pool.workers) == 3
 
 
+def test_nobody_does_a_dead_workers_task_for_a_request_that_has_ended() -> None:
+    play = Play(("encode", "decode"), ("encode", "decode"), ("denoise",))
+    play.ready(0, 1)
+    for name in ("a", "b"):
+        play.engine.add_request(make_request(name))
+    _, (other,) = play.told(0), play.told(1)
+    play.engine.abort("a")
+    play.say(0, WorkerDied("an accident"))
+    play.say(1, encoded(other))
+    assert play.told(1) == []
+    play.engine.add_request(make_request("a"))
+
+
 def test_a_worker_that_was_drained_while_it_started_is_given_no_sessions() -> None:
     play = Play(("encode", "decode"), ("denoise",), ("denoise",))
     play.ready(0)
     session = play.engine.add_request(make_request("a"))
     (task,) = play.told(0)
     play.say(0, encoded(task))
-    play.engine.drain_worker(play.names[1])
+    play.engine.worker_pool.drain(play.names[1])
     play.ready(1)
     assert session.worker_id is None
     assert play.names[1] in play.puppets.stopped

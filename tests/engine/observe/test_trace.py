@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from helios_serve.core.scheduler import Scheduler
-from helios_serve.core.session import Session
 from helios_serve.engine.observe.trace import Trace
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import StorageError
@@ -22,6 +21,7 @@ from helios_serve.messages import (
 )
 from helios_serve.options.scheduling import SchedulingConfig
 from tests.support.engines import core, make, quick_model, request, run
+from tests.support.scheduling import make_session
 
 
 class Clock:
@@ -48,7 +48,7 @@ def scheduler(clock: Clock) -> Scheduler:
     """With two sessions."""
     scheduler = Scheduler(SchedulingConfig(), clock)
     for name in ("a", "b"):
-        scheduler.add_session(Session(request(name), quick_model().config, arrival=0.0))
+        scheduler.add_session(make_session(request(name), quick_model().config))
     return scheduler
 
 
@@ -149,7 +149,7 @@ def test_engines_share_a_file_but_no_lanes(path: Path) -> None:
     with Trace(path) as trace:
         cores = {name: core() for name in ("first", "second")}
         for name, own in cores.items():
-            own.observers = (trace.of(name),)
+            own.observers.add(trace.of(name))
 
         async def main() -> None:
             async with AsyncEngine(cores) as engine:

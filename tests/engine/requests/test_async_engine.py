@@ -273,7 +273,7 @@ def test_a_cancelled_submission_leaves_nothing(is_stored: bool, store: VideoStor
                 assert not store.jobs()
                 await idle(engine)  # an id is in use until no worker has a task or a step of it
                 assert not own.scheduler.sessions
-            assert not engine.failures
+            assert not engine.models.failures
 
     run(main())
 
@@ -287,7 +287,7 @@ def test_two_models_work_at_once() -> None:
             videos = await asyncio.gather(
                 *(make(engine, wanted(model)) for model in ("nano", "nano-mid", None))
             )
-            assert (await engine.stats()).keys() == {"nano", "nano-mid"}
+            assert (await engine.models.stats()).keys() == {"nano", "nano-mid"}
             return videos
 
     nano, mid, default = run(main())
@@ -318,15 +318,19 @@ def test_an_engine_that_fails_tells_everybody(is_stored: bool, store: VideoStore
             )
             assert {str(outcome) for outcome in outcomes} == {message}
             assert {type(outcome) for outcome in outcomes} <= {RequestFailedError, EngineDeadError}
-            assert engine.failures == {"broken": message}
+            assert engine.models.failures == {"broken": message}
             for call in (
                 engine.submit(request("d")),
-                engine.add_worker(),
-                engine.drain_worker("inline-0"),
+                engine.models.add_worker(),
+                engine.models.drain_worker("inline-0"),
             ):
                 with pytest.raises(EngineDeadError, match=message):
                     await call
-            assert (await engine.stats()).keys() == (await engine.workers()).keys() == {"nano"}
+            assert (
+                (await engine.models.stats()).keys()
+                == (await engine.models.workers()).keys()
+                == {"nano"}
+            )
             assert len(await make(engine, request("e", model="nano"))) == 2
             if is_stored:  # kept for an engine that works
                 left = {job.status for job in store.jobs() if job.id in names}
@@ -363,7 +367,7 @@ def test_closing_ends_what_runs() -> None:
         with pytest.raises(EngineDeadError, match="^the engine is closed$"):
             await engine.submit(request("b"))
         await engine.abort("a")
-        assert await engine.stats() == {}
+        assert await engine.models.stats() == {}
 
     run(main())
 
@@ -398,27 +402,27 @@ def test_counts_and_workers_are_told() -> None:
     async def main() -> None:
         async with engine_of(own) as engine:
             await make(engine, request("a", 33))
-            (reports,) = (await engine.workers()).values()
+            (reports,) = (await engine.models.workers()).values()
             assert [report.worker_id for report in reports] == ["inline-0", "inline-1"]
             assert {report.roles for report in reports} == {("encode", "denoise", "decode")}
             await until(lambda: own.stats().workers == 2)
-            assert await engine.add_worker() == "inline-2"
+            assert await engine.models.add_worker() == "inline-2"
             await until(lambda: own.stats().workers == 3)
             await engine.submit(request("b", LONG))
             await until(lambda: own.stats().scheduler.running == 1)
-            (stats,) = (await engine.stats()).values()
+            (stats,) = (await engine.models.stats()).values()
             assert (stats.workers, stats.scheduler.running, stats.scheduler.waiting) == (3, 1, 0)
             assert stats.scheduler.used_blocks > 0
-            (reports,) = (await engine.workers()).values()
+            (reports,) = (await engine.models.workers()).values()
             (busy,) = [report.worker_id for report in reports if report.sessions]
-            await engine.drain_worker(busy)  # its session goes on elsewhere
+            await engine.models.drain_worker(busy)  # its session goes on elsewhere
             await until(lambda: own.stats().workers == 2)
-            left = [report.worker_id for report in (await engine.workers())["nano"]]
-            await engine.drain_worker(left[0])
+            left = [report.worker_id for report in (await engine.models.workers())["nano"]]
+            await engine.models.drain_worker(left[0])
             with pytest.raises(InvalidRequestError, match=f"got worker '{left[1]}', which is the"):
-                await engine.drain_worker(left[1])
+                await engine.models.drain_worker(left[1])
             with pytest.raises(InvalidRequestError, match="got worker 'x', expected one of"):
-                await engine.drain_worker("x")
+                await engine.models.drain_worker("x")
             async with aclosing(engine.watch("b", 5)) as chunks:
                 await anext(chunks)
             await engine.abort("b")

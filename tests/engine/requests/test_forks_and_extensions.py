@@ -71,6 +71,8 @@ def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore
             children = [request("fits", LONG), request("does not", LONG, width=128)]
             with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
                 await engine.fork("parent", children)
+            with pytest.raises(InvalidRequestError, match="'parent', which is in use"):
+                await engine.fork("parent", [request("too", LONG), request("parent", LONG)])
             assert [job.id for job in store.jobs()] == ["parent"] * is_stored
             await until(lambda: "fits" not in mid.scheduler.sessions)
             await engine.fork("parent", [request("fits", LONG)])
@@ -90,16 +92,16 @@ def test_an_extension_is_a_longer_video(store: VideoStore) -> None:
             videos = {}
             for name, frames in (("cut", 80), ("whole", 66)):
                 await make(engine, request(name, frames))
-                await engine.extend(name, request(f"{name} on", 132))
+                await engine.submit(request(f"{name} on", 132), extends=name)
                 videos[name] = await read(engine, f"{name} on")
-            await engine.extend("whole on", request("further", 140))
+            await engine.submit(request("further", 140), extends="whole on")
             videos["further"] = await read(engine, "further", 0)
             with pytest.raises(
                 InvalidRequestError, match="'nobody' to extend, expected a finished"
             ):
-                await engine.extend("nobody", request("x", 165))
+                await engine.submit(request("x", 165), extends="nobody")
             with pytest.raises(InvalidRequestError, match="got num_frames 66, expected more than"):
-                await engine.extend("cut", request("x", 66))
+                await engine.submit(request("x", 66), extends="cut")
             assert store.job("x") is None
             return videos
 
@@ -115,7 +117,7 @@ def test_an_extension_has_the_model_of_its_parent(store: VideoStore) -> None:
     async def main() -> list[VideoChunk]:
         async with engine_of(core(), store, **{"nano-mid": core("nano-mid")}) as engine:
             await make(engine, request("first", 66, model="nano-mid"))
-            await engine.extend("first", request("second", 99))
+            await engine.submit(request("second", 99), extends="first")
             return await read(engine, "second")
 
     assert fragments(run(main())) == expected

@@ -100,7 +100,7 @@ def test_a_video_of_which_nothing_was_made_begins_anew(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path, broken) as engine:
             await asyncio.gather(*map(engine.submit, videos), return_exceptions=True)
-            await until(lambda: bool(engine.failures))
+            await until(lambda: bool(engine.models.failures))
         async with opened(tmp_path) as engine:
             names = [job.id for job in store_of(engine).jobs()]
             await check(engine, *(each for each in videos if each.request_id in names))
@@ -126,7 +126,7 @@ def test_a_video_that_was_complete_but_for_a_word_is_completed(
         async with opened(tmp_path) as engine:
             assert job_status(engine, "plain") == "completed"
             await check(engine, plain)
-            assert not engine.cores["nano"].has_unfinished
+            assert not engine.models.cores["nano"].has_unfinished
 
     run(main())
 
@@ -263,10 +263,11 @@ def test_an_extension_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
             patch.setattr(SegmentStore, "put", failing(SegmentStore.put, at, FULL))
             async with opened(tmp_path) as engine:
                 await make(engine, cut)
-                await engine.extend("cut", request("early", FRAMES))
-                await engine.extend("cut", request("late", FRAMES, max_lead_chunks=1))
+                await engine.submit(request("early", FRAMES), extends="cut")
+                reading = asyncio.create_task(read(engine, "early"))  # before it fails
+                await engine.submit(request("late", FRAMES, max_lead_chunks=1), extends="cut")
                 with pytest.raises(RequestFailedError, match="No space left"):
-                    await read(engine, "early")
+                    await reading
                 await until(lambda: num_stored(engine, "late") >= 3)
                 assert num_stored(engine, "late") < 4
         async with opened(tmp_path) as engine:

@@ -235,7 +235,7 @@ class RealtimeConnection:
         )
 
     async def _queue_status(self) -> messages.QueueStatus:
-        stats = (await self.engine.stats()).values()
+        stats = (await self.engine.models.stats()).values()
         running = sum(each.scheduler.running for each in stats)
         waiting = sum(each.scheduler.waiting for each in stats)
         if self._video_id is None:

@@ -1,0 +1,80 @@
+"""Events on their way from the engines' threads to the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVarTuple
+
+from helios_serve.engine.loop.events import EngineEvent, StepTaken
+from helios_serve.engine.requests.active_requests import ActiveRequests
+from helios_serve.engine.requests.chunk_writer import ChunkWriter, RequestEvent
+from helios_serve.engine.requests.engine_thread import EngineThread
+from helios_serve.store.video_store import VideoStore
+
+Arguments = TypeVarTuple("Arguments")
+
+
+class EventDelivery:
+    """Delivers events to active requests; with a store, when they are stored.
+
+    Public methods other than `on_events` and `on_engine_end` are for the event loop's thread.
+    """
+
+    def __init__(self, active: ActiveRequests, store: VideoStore | None) -> None:
+        self.active = active
+        self.store = store
+        self._writer: ChunkWriter | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self, on_storage_error: Callable[[str, str], None]) -> None:
+        """Begin; `on_storage_error` is called in the loop with a request's id and the reason."""
+        self._loop = asyncio.get_running_loop()
+        if self.store is not None:
+
+            def on_error(request_id: str, message: str) -> None:
+                self._call_soon(on_storage_error, request_id, message)
+
+            self._writer = ChunkWriter(self.store, self._publish, on_error)
+
+    async def close(self) -> None:
+        """Store what is queued, and end."""
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.close)
+
+    def stop(self, request_id: str) -> None:
+        """Store no more of a request."""
+        if self._writer is not None:
+            self._writer.stop(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """The engine sends no more events of a stopped request: its id may be used again."""
+        if self._writer is not None:
+            self._writer.forget(request_id)
+
+    def on_events(self, events: list[EngineEvent]) -> None:
+        """Take the events of a step, in the engine's thread."""
+        for event in events:
+            if isinstance(event, StepTaken):
+                if (handle := self.active.handles.get(event.request_id)) is not None:
+                    handle.on_step(event.cursor.chunk)
+            elif self._writer is None:
+                self._publish(event)
+            else:
+                self._writer.put(event)
+
+    def on_engine_end(self, thread: EngineThread, failure: str) -> None:
+        """End an engine's requests, in its thread. Stored jobs stay as they are, to be resumed."""
+
+        def end_requests() -> None:
+            for request_id in self.active.on_thread(thread):
+                self.active.finish(request_id, failure)
+
+        self._call_soon(end_requests)
+
+    def _publish(self, event: RequestEvent) -> None:
+        """In any thread."""
+        self._call_soon(self.active.deliver, event)
+
+    def _call_soon(self, function: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
