@@ -1,4 +1,4 @@
-"""Pictures: frames from images in memory, and thumbnails of videos."""
+"""Converts images and videos in memory to frames, and makes thumbnails of video files."""
 
 import io
 import math

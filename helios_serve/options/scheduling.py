@@ -40,10 +40,10 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much runs in one step, and how much may wait.
+    """Limits of a batch and of the queue.
 
-    The default batch lets the small pyramid stages of several sessions share a step, while
-    full-resolution steps at 640x384 run alone.
+    With the defaults, small pyramid stages of several sessions share a step, while full-resolution
+    steps at 640x384 run alone.
     """
 
     max_num_batched_tokens: Annotated[
@@ -65,7 +65,7 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchedulingConfig(BatchLimits, frozen=True, kw_only=True):
-    """Limits and policies of the scheduler; `tenant_defaults` are for tenants not in `tenants`."""
+    """Limits and policies of the scheduler. `tenant_defaults` applies to all other tenants."""
 
     realtime_share: Annotated[
         float,

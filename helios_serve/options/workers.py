@@ -17,11 +17,11 @@ ROLES: tuple[Role, ...] = ("encode", "denoise", "decode")
 Quantization = Literal["fp8"]
 """Quantization of the transformer's large linear layers. fp8: float8_e4m3fn, a scale per row."""
 DecodeDtype = Literal["float32", "bfloat16"]
-"""What the VAE decodes in; it encodes in float32 always."""
+"""Dtype of the VAE's decoder. Its encoder always runs in float32."""
 ExecutorKind = Literal["inline", "local", "ray"]
-"""Where workers run: threads of this process, processes of this machine, or Ray actors."""
+"""How workers run: as threads of this process, as child processes, or as Ray actors."""
 LoadFormat = Literal["auto", "dummy"]
-"""Whether weights are read from the checkpoint or drawn at random."""
+"""Whether weights are loaded from the checkpoint (auto) or random (dummy)."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +38,12 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model is run, the same for all of its workers.
+    """Options for running a model, shared by all of its workers.
 
-    Commands, the Python API and the settings inside other engines take these by name; flags and
-    docs/options.md are made from them.
+    The command line, the Python API and the integrations accept the fields by name. Flags and
+    docs/options.md are generated from their descriptions. For `dtype`, `auto` is bfloat16 on
+    accelerators and float32 on the CPU. docs/memory.md explains `decode_dtype`, `quantization`,
+    `offload` and `context_parallel`, and docs/kernels.md `compile_sizes`.
     """
 
     device: Annotated[
@@ -109,16 +111,11 @@ DEFAULT_OPTIONS = WorkerOptions()
 
 
 class WorkerConfig(WorkerOptions, frozen=True, kw_only=True):
-    """What one worker runs: its model, its share of the work and what it takes of a cluster.
+    """Configuration of one worker.
 
     - `model`: a local folder, a Hugging Face hub id, or a built-in model such as `nano`.
-    - `device`: a torch device name, or `auto` for the first accelerator, else the CPU.
-    - `dtype`: `auto`, `bfloat16` or `float32`; `auto` is bfloat16 on accelerators.
-    - `load_format`: `dummy` fills the model with random weights.
-    - `decode_dtype`, `quantization`, `offload`, `context_parallel`: see docs/memory.md.
-    - `compile_sizes`: sizes for which the VAE's decoder is compiled; see docs/kernels.md.
-    - `history_blocks`: blocks in the history pool; None sizes it by the free memory.
-    - `batch_invariant`: run each pack segment alone, so that results do not depend on the batch.
+    - `roles`: the kinds of work that it does.
+    - `resources`: what it reserves on a Ray cluster.
     """
 
     model: str = DEFAULT_MODEL
@@ -159,9 +156,9 @@ class WorkerGroup(msgspec.Struct, frozen=True):
 def groups_for(
     model: str, groups: Iterable[WorkerGroup], options: WorkerOptions
 ) -> tuple[WorkerGroup, ...]:
-    """`groups` of workers that run `model` with `options`.
+    """Return `groups` with their workers set to run `model` with `options`.
 
-    Raises InvalidRequestError if no worker would do some of the work.
+    Raises InvalidRequestError if no worker has one of the roles.
     """
     chosen = tuple(groups)
     check_roles(chosen)
@@ -171,7 +168,7 @@ def groups_for(
 
 
 def worker_config(model: str, options: WorkerOptions, like: WorkerConfig) -> WorkerConfig:
-    """A worker with the roles and resources of `like` that runs `model` with `options`."""
+    """Return the configuration of a worker with the roles and resources of `like`."""
     shared = {name: getattr(options, name) for name in WorkerOptions.__struct_fields__}
     return WorkerConfig(model=model, roles=like.roles, resources=like.resources, **shared)
 

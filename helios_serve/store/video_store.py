@@ -230,22 +230,20 @@ class VideoStore:
             return
         self._snapshots.put(request.request_id, resume_point)
         chunk = resume_point.snapshot.chunk
-        first = coming = chunk if resume_point.tail is None else chunk - 1
-        before = CHUNK_FRAMES * coming
+        first_chunk = next_chunk = chunk if resume_point.tail is None else chunk - 1
+        frames_before = CHUNK_FRAMES * next_chunk
         parent = None if extends is None else self._jobs.get(extends)
-        if parent is not None and parent.first_chunk < coming:
-            before, first = (
-                min(parent.request.params.num_frames, CHUNK_FRAMES * chunk),
-                parent.first_chunk,
-            )
-            self._segments.share(request.request_id, parent.id, range(first, coming))
+        if parent is not None and parent.first_chunk < next_chunk:
+            first_chunk = parent.first_chunk
+            frames_before = min(parent.request.params.num_frames, CHUNK_FRAMES * chunk)
+            self._segments.share(request.request_id, parent.id, range(first_chunk, next_chunk))
         self._jobs.add(
             request,
             num_chunks=num_chunks,
-            first_chunk=first,
-            next_chunk=coming,
+            first_chunk=first_chunk,
+            next_chunk=next_chunk,
             kept_chunk=chunk,
-            frames_before=before,
+            frames_before=frames_before,
             frames_per_day=frames_per_day,
         )
 
