@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TREE := build/tree
+CHECKED := build/checked
 NODE_READY := build/node/.ready
 ENVIRONMENTS := tests/integrations/environments
 BROWSERS := chromium chromium-browser google-chrome
@@ -16,10 +17,14 @@ GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psuti
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install serve format lint typecheck test test-slow node browser test-integrations test-vllm-omni test-sglang \
+.PHONY: help install serve docs format lint typecheck test test-slow node browser test-integrations test-vllm-omni test-sglang \
   tree bench bench-kernels bench-gpu wheels wheel clean
 
-install: $(READY)  ## a virtual environment with this package, editable, and the development tools, pinned
+# The first target, so that `make` alone prints it.
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(READY)  ## create .venv with this package, editable, and the pinned development tools
 
 # torch comes first and alone, so that the pinned build is chosen before anything asks for "some torch".
 $(READY): pyproject.toml constraints.txt
@@ -30,32 +35,38 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
 
-serve: $(READY)  ## the video API, with the built-in model, at http://127.0.0.1:8000
+serve: $(READY)  ## serve the video API with the built-in model at http://127.0.0.1:8000
 	$(BIN)/helios-serve serve
 
-format: $(READY)
+docs: $(READY)  ## write docs/options.md from the options
+	$(BIN)/python -m helios_serve.entrypoints.cli.options_document > docs/options.md
+
+format: $(READY)  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-lint: $(READY)
+lint: $(READY)  ## check formatting and style
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
 # The tree as it is imported, not as it is stored, with the version that an installation would know.
-tree:
+tree:  ## link the sources into build/tree as they are imported, for PYTHONPATH and mypy
 	rm -rf $(TREE) && mkdir -p $(TREE)/helios_serve $(TREE)/helios_serve-source.dist-info
 	ln -s $(CURDIR)/helios_serve/* $(CURDIR)/model_executor $(CURDIR)/kernels $(TREE)/helios_serve
 	{ echo "Name: helios-serve"; sed -n 's/^version = "\(.*\)"/Version: \1/p' pyproject.toml; } \
 	  > $(TREE)/helios_serve-source.dist-info/METADATA
 
-typecheck: $(READY) tree
-	MYPYPATH=$(TREE) $(BIN)/mypy -p helios_serve
+# `tests` and `benchmarks` are linked away from the root, where kernels/ would be a package too.
+typecheck: $(READY) tree  ## check the types of the package, tests, benchmarks and examples
+	mkdir -p $(CHECKED) && ln -sfn $(CURDIR)/tests $(CURDIR)/benchmarks $(CHECKED)
+	MYPYPATH=$(TREE):$(CHECKED) $(BIN)/mypy -p helios_serve -p tests -p benchmarks
+	$(BIN)/mypy examples
 
-test: $(READY)  ## everything fast
+test: $(READY)  ## run the fast tests
 	$(BIN)/pytest -m "not slow and not vllm_omni and not sglang"
 
-test-slow: $(READY) node browser  ## full matrices, faults, soaks, fuzzing
+test-slow: $(READY) node browser  ## run the slow tests: full matrices, faults, soaks, fuzzing
 	$(BIN)/pytest -m "slow and not vllm_omni and not sglang"
 
-node: $(NODE_READY)  ## the official client for Node, pinned, which a slow test runs
+node: $(NODE_READY)  ## install the pinned OpenAI client for Node, which a slow test runs
 
 $(NODE_READY): tests/entrypoints/http/node/package.json tests/entrypoints/http/node/create_and_download.mjs
 	@{ command -v node && command -v npm; } > /dev/null || \
@@ -64,7 +75,7 @@ $(NODE_READY): tests/entrypoints/http/node/package.json tests/entrypoints/http/n
 	cd $(@D) && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
 
-browser:  ## Chromium, for the playground's tests: one on PATH, or Debian's
+browser:  ## install Chromium for the playground's tests, unless there is one on PATH
 	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium; \
@@ -72,17 +83,17 @@ browser:  ## Chromium, for the playground's tests: one on PATH, or Debian's
 	  echo "The playground's tests need a browser: install one of $(BROWSERS)."; exit 1; \
 	fi
 
-test-integrations: test-vllm-omni test-sglang  ## the real engines we plug into
+test-integrations: test-vllm-omni test-sglang  ## run the tests with the real vLLM-Omni and SGLang
 
-test-vllm-omni: $(READY)  ## with the real vLLM-Omni, in an environment of its own
+test-vllm-omni: $(READY)  ## run the tests with the real vLLM-Omni, in an environment of its own
 	$(BIN)/python $(ENVIRONMENTS)/build.py vllm_omni
 	$(BIN)/pytest -m vllm_omni
 
-test-sglang: $(READY)  ## with the real SGLang, likewise
+test-sglang: $(READY)  ## run the tests with the real SGLang, in an environment of its own
 	$(BIN)/python $(ENVIRONMENTS)/build.py sglang
 	$(BIN)/pytest -m sglang
 
-bench: $(READY)  ## results go to benchmarks/results
+bench: $(READY)  ## run the CPU benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/vae.py --size 128x64 --rounds 3 --compile --output benchmarks/results/vae_cpu.json
 	$(BIN)/python benchmarks/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
 	$(BIN)/python benchmarks/vs_diffusers.py --sessions 4 --size 128x64 \
@@ -95,10 +106,10 @@ bench: $(READY)  ## results go to benchmarks/results
 	$(BIN)/python benchmarks/overhead.py --output benchmarks/results/overhead_nano.json
 	$(BIN)/python benchmarks/edge.py --output benchmarks/results/edge_nano.json
 
-bench-kernels: tree  ## on a machine with a GPU; $(PYTHON) needs torch and triton, nothing else
+bench-kernels: tree  ## time each kernel on a GPU; PYTHON=... needs torch and triton
 	PYTHONPATH=$(TREE) $(PYTHON) benchmarks/kernels.py --output benchmarks/results/kernels.json
 
-bench-gpu: tree $(GPU_PACKAGES)/.ready  ## the 14B model on a GPU; $(PYTHON) needs torch, triton and transformers
+bench-gpu: tree $(GPU_PACKAGES)/.ready  ## time the 14B model on a GPU; PYTHON=... needs torch, triton and transformers
 	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/vae.py $(FLAGS) --compile \
 	  --output benchmarks/results/vae.json
 	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/denoise.py $(FLAGS) \
@@ -111,14 +122,14 @@ $(GPU_PACKAGES)/.ready: | $(WHEELS)/.ready
 	$(PYTHON) -m pip install -q --no-index --no-deps --find-links $(WHEELS) --target $(GPU_PACKAGES) $(GPU_NEEDS)
 	@touch $@
 
-wheels: $(WHEELS)/.ready  ## what bench-gpu needs from elsewhere
+wheels: $(WHEELS)/.ready  ## download the packages that bench-gpu needs, for a machine without an index
 
 $(WHEELS)/.ready:
 	$(PYTHON) -m pip download -q -c constraints.txt --no-deps -d $(WHEELS) $(GPU_NEEDS)
 	@touch $@
 
-wheel: $(READY)
+wheel: $(READY)  ## build the wheel and the source distribution into dist
 	$(BIN)/python -m build
 
-clean:
+clean:  ## delete what was built
 	rm -rf build dist *.egg-info

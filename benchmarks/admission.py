@@ -48,7 +48,9 @@ class Bench:
 
     def run(self, starts: list[float]) -> tuple[list[float], float]:
         """Start a session at each of `starts`; seconds to its first chunk, and until all ended."""
-        waiting, first, begun = list(starts), {}, {}
+        waiting = list(starts)
+        first: dict[str, float] = {}
+        begun: dict[str, float] = {}
         started = time.perf_counter()
         while waiting or self.engine.has_unfinished:
             now = time.perf_counter() - started

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from helios_serve.kernels import flash, reference
-from helios_serve.kernels.backend import FASTEST_FIRST, LIBRARIES, runs, triton_lack
+from helios_serve.kernels.backend import ATTENTION_PATHS, runs, triton_lack
+from helios_serve.kernels.registry import REFERENCE, Kernels, attention_by, triton_kernels
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run
 
@@ -29,9 +29,9 @@ COPY_BYTES = 1 << 30
 
 
 class Work(NamedTuple):
-    """One call of a kernel, given the module to take it from, and the bytes it has to move."""
+    """One call of a kernel by some implementation, and the bytes that it must move."""
 
-    call: Callable[[Any], Any]
+    call: Callable[[Kernels], object]
     moved: int
 
 
@@ -67,15 +67,15 @@ def size_of(*tensors: Tensor) -> int:
 
 def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
     """Norms, residuals and RoPE over the tokens of one session, in bf16."""
-    bf16 = {"dtype": torch.bfloat16, "device": device}
+    normal = partial(torch.randn, dtype=torch.bfloat16, device=device)
     rows = PackRows([Run(0, sizes.history, 0), Run(sizes.history, sizes.tokens, 1)], device)
-    x, update = (torch.randn(sizes.tokens, sizes.dim, **bf16) for _ in range(2))
-    noise = torch.randn(sizes.noise, sizes.dim, **bf16)
+    x, update = (normal(sizes.tokens, sizes.dim) for _ in range(2))
+    noise = normal(sizes.noise, sizes.dim)
     table = torch.randn(6, 2, sizes.dim, device=device)
     norm, text_norm = NormTable(table[0], table[1]), NormTable(table[2, :1], table[3, :1])
-    qkv = torch.randn(sizes.tokens, 3 * sizes.dim, **bf16)
-    query, key, _ = qkv.split(sizes.dim, dim=1)
-    weights = torch.randn(2, sizes.dim, **bf16).unbind()
+    qkv = normal(sizes.tokens, 3 * sizes.dim)
+    query, key, _ = torch.split(qkv, sizes.dim, dim=1)
+    weights = normal(sizes.dim), normal(sizes.dim)
     pairs = sizes.head_dim // 2
     angles = torch.randn(64, pairs, device=device)
     places = torch.randint(64, (sizes.tokens, 3), dtype=torch.int32, device=device)
@@ -84,12 +84,11 @@ def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
         [(Rope(torch.polar(torch.ones_like(angles), angles), places, thirds), slice(None))]
     )
 
-    def gated(kernels: Any, *, noise_only: bool) -> Tensor:
+    def gated(kernels: Kernels, *, noise_only: bool) -> Tensor:
         chosen = text_norm if noise_only else norm
-        out: Tensor = kernels.gated_residual_norm_(
+        return kernels.gated_residual_norm_(
             x, update, rows, table[4], chosen, EPS, noise_only=noise_only
         )
-        return out
 
     return {
         "norm_modulate": Work(lambda k: k.norm_modulate(x, rows, norm, EPS), 2 * size_of(x)),
@@ -141,7 +140,7 @@ def sampler_works(
     }
 
 
-def measure(call: Callable[[], Any]) -> float:
+def measure(call: Callable[[], object]) -> float:
     """Median milliseconds, with cold caches."""
     from triton.testing import do_bench
 
@@ -150,11 +149,11 @@ def measure(call: Callable[[], Any]) -> float:
 
 def compare(works: dict[str, Work], copy_rate: float) -> list[dict[str, Any]]:
     """Kernel and reference, and what share of the copy bandwidth the kernel reaches."""
-    from helios_serve.kernels import fused
-
     results = []
     for name, work in works.items():
-        ours, theirs = (measure(partial(work.call, kernels)) for kernels in (fused, reference))
+        ours, theirs = (
+            measure(partial(work.call, kernels)) for kernels in (triton_kernels(), REFERENCE)
+        )
         rate = work.moved / ours / 1e6
         results.append(
             {
@@ -174,25 +173,22 @@ def compare(works: dict[str, Work], copy_rate: float) -> list[dict[str, Any]]:
 
 def compare_attention(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
     """Every path for self-attention; ours and SDPA for text with a bias."""
-    from helios_serve.kernels import fused
-
+    own = triton_kernels().attention
     shape = (3, sizes.tokens, sizes.heads, sizes.head_dim)
     query, key, value = torch.randn(shape, dtype=torch.bfloat16, device=device).unbind()
     lengths = Lengths([sizes.tokens], device)
     paths: dict[str, Callable[[], Tensor]] = {
-        "sdpa": lambda: reference.attention(query, key, value, lengths, lengths),
-        "triton": lambda: fused.attention(query, key, value, lengths, lengths),
+        path: partial(attention_by(path, own), query, key, value, lengths, lengths)
+        for path in ATTENTION_PATHS
+        if runs(path, device)
     }
-    for path in FASTEST_FIRST:
-        if path in LIBRARIES and runs(path, device):
-            paths[path] = partial(flash.attention, path, query, key, value, lengths, lengths)
     results = time_attention("self-attention", paths, 4 * sizes.tokens**2 * sizes.dim)
     noise, text = Lengths([sizes.noise], device), Lengths([TEXT_ROWS], device)
     inputs = query[: sizes.noise], key[:TEXT_ROWS], value[:TEXT_ROWS], noise, text
     bias = torch.zeros(TEXT_ROWS, dtype=torch.bfloat16, device=device)
     biased: dict[str, Callable[[], Tensor]] = {
-        "sdpa": lambda: reference.attention(*inputs, bias),
-        "triton": lambda: fused.attention(*inputs, bias),
+        "sdpa": lambda: REFERENCE.attention(*inputs, bias),
+        "triton": lambda: own(*inputs, bias),
     }
     flops = 4 * sizes.noise * TEXT_ROWS * sizes.dim
     return results + time_attention("attention to text", biased, flops)

@@ -12,7 +12,7 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm_omni.platforms.interface import OmniPlatform, OmniPlatformEnum
 
 
-class CpuOmniPlatform(OmniPlatform, CpuPlatform):
+class CpuOmniPlatform(OmniPlatform, CpuPlatform):  # type: ignore[misc]
     """What a worker asks of its platform, answered for the CPU."""
 
     _omni_enum = OmniPlatformEnum.OOT

@@ -21,7 +21,13 @@ from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.messages import StepsDone
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.options.sampling import SamplingParams, default_size
-from helios_serve.options.workers import DEFAULT_MODEL, Resources, WorkerConfig, WorkerGroup
+from helios_serve.options.workers import (
+    DEFAULT_MODEL,
+    ExecutorKind,
+    Resources,
+    WorkerConfig,
+    WorkerGroup,
+)
 from helios_serve.video_request import VideoRequest
 
 SESSIONS = (1, 4, 16)
@@ -58,7 +64,7 @@ class Meter:
         return 1e3 * (wall - forward) / steps, 1e3 * forward / steps, steps
 
 
-def start(kind: str, arguments: argparse.Namespace) -> EngineCore:
+def start(kind: ExecutorKind, arguments: argparse.Namespace) -> EngineCore:
     groups = tuple(
         WorkerGroup(
             WorkerConfig(

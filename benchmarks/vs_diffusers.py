@@ -39,8 +39,7 @@ from diffusers import (
     HeliosTransformer3DModel,
 )
 from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
@@ -60,7 +59,7 @@ from helios_serve.model_executor.models.published import (
     scheduler_config,
     write_json,
 )
-from helios_serve.model_executor.weights import place
+from helios_serve.model_executor.weights import set_tensors
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_data, as_tensor
 from helios_serve.options.sampling import SamplingParams
@@ -242,7 +241,7 @@ def our_transformer(
     for key, stored in module.state_dict().items():
         if (name := component.rename(key)) is not None:
             tensor = component.convert(name, stored).to(device, component.dtype_of(name))
-            place(transformer, {name: tensor.contiguous()})
+            set_tensors(transformer, {name: tensor.contiguous()})
     assert isinstance(transformer, HeliosTransformer)
     return config, transformer.eval().requires_grad_(False)
 

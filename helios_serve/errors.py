@@ -1,14 +1,17 @@
-"""Errors that reach a user. Each message says what was got and what is allowed."""
+"""Exceptions of helios-serve.
+
+Messages are shown to users: each states what was received and what is expected.
+"""
 
 
 class HeliosError(Exception):
-    """Anything this package raises on purpose."""
+    """Base class of the exceptions that this package raises deliberately."""
 
 
 class InvalidRequestError(HeliosError, ValueError):
-    """A request that cannot be served as asked.
+    """The request is invalid.
 
-    `param` names the field at fault, in the API's words.
+    `param` is the invalid field, by its name in the HTTP API.
     """
 
     def __init__(self, message: str, *, param: str) -> None:
@@ -17,7 +20,7 @@ class InvalidRequestError(HeliosError, ValueError):
 
 
 class NotAllowedError(InvalidRequestError):
-    """A request that others may make, but not its sender; `code` is the API's word for why."""
+    """The sender may not make this request. `code` is the API's error code."""
 
     def __init__(self, message: str, *, code: str, param: str) -> None:
         super().__init__(message, param=param)
@@ -25,9 +28,9 @@ class NotAllowedError(InvalidRequestError):
 
 
 class CapacityError(HeliosError):
-    """A request that is fine but finds no room now.
+    """The request is valid, but there is no capacity for it now.
 
-    `code` is the API's word for the reason, `retry_after` seconds after which to try again.
+    `code` is the API's error code. The client should retry after `retry_after` seconds.
     """
 
     def __init__(self, message: str, *, code: str, retry_after: float = 5.0) -> None:
@@ -37,20 +40,29 @@ class CapacityError(HeliosError):
 
 
 class CheckpointError(HeliosError, ValueError):
-    """A checkpoint that is wrong, truncated or incomplete; the message names file and key."""
+    """The checkpoint is invalid, damaged or incomplete. The message names the file and the key."""
 
 
 class DeviceError(HeliosError, ValueError):
-    """A device or dtype that this machine or this model does not have."""
+    """The device cannot run the model as configured, or the device or dtype is not available."""
 
 
 class StorageError(HeliosError):
-    """Data that cannot be kept or read back, such as on a full disk; says what and where."""
+    """Data cannot be written or read, for example on a full disk. The message names the path."""
 
 
 class RequestFailedError(HeliosError):
-    """A request that was accepted but could not be brought to its end."""
+    """An accepted request failed or was cancelled."""
 
 
 class EngineDeadError(HeliosError):
-    """The engine has given up, or was closed: it takes no more requests."""
+    """The engine has failed or is closed and accepts no more requests."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Return a one-line description of `error` for users and logs.
+
+    The message of a `HeliosError` stands alone. Any other message is prefixed with the type of the
+    exception, because it may mean little by itself (`KeyError: 'x'`).
+    """
+    return str(error) if isinstance(error, HeliosError) else f"{type(error).__name__}: {error}"

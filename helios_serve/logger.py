@@ -1,7 +1,7 @@
-"""Log records of this package; commands show them as single lines.
+"""The package's logger, and a formatter that keeps user data out of the log.
 
-Nothing of what users send is logged: no prompts, keys, bodies or URLs. What an unexpected exception
-says may repeat it, as a KeyError repeats its key, so only messages of known kinds are shown.
+Prompts, API keys, request bodies and URLs are never logged. The message of an unexpected exception
+may contain them (a `KeyError` repeats its key), so only messages of known types are written.
 """
 
 import copy
@@ -16,16 +16,19 @@ from helios_serve.errors import HeliosError, InvalidRequestError
 logger = logging.getLogger("helios_serve")
 
 SAFE_MESSAGES = (HeliosError, OSError, RuntimeError, MemoryError, ArithmeticError)
-"""Errors whose messages are about the machine, or are our own; not those about a request."""
+"""Exceptions whose messages may be logged: they describe the machine or are written by us.
+
+`InvalidRequestError` is a `HeliosError`, but quotes the request: `DiscreetFormatter` excludes it.
+"""
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class DiscreetFormatter(logging.Formatter):
-    """Shows where an exception was raised, and what it says only if it is of a known kind."""
+    """Formats every traceback in full, but exception messages only of the `SAFE_MESSAGES` types."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """asyncio describes a task that failed in further lines, with what it raised."""
+        """Format a record. asyncio's keep one line only: the next ones repeat the task's error."""
         if record.name == "asyncio":
             record = copy.copy(record)
             record.msg, record.args = record.getMessage().partition("\n")[0], ()
@@ -36,25 +39,31 @@ class DiscreetFormatter(logging.Formatter):
         error = ei[1]
         while error is not None:
             name = type(error).__name__
-            is_told = isinstance(error, SAFE_MESSAGES) and not isinstance(
+            is_safe = isinstance(error, SAFE_MESSAGES) and not isinstance(
                 error, InvalidRequestError
             )
-            said = f"{name}: {error}" if is_told else name
+            summary = f"{name}: {error}" if is_safe else name
             frames = traceback.format_tb(error.__traceback__)
-            lines = [*frames, f"{said}\n", *(["which led to\n"] if lines else []), *lines]
+            lines = [*frames, f"{summary}\n", *(["which led to\n"] if lines else []), *lines]
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         return "".join(lines).rstrip()
 
 
 def show_logs(level: int = logging.INFO) -> None:
-    """Write records of `level` and above to standard error, once each."""
+    """Write the package's records of `level` and above to standard error.
+
+    They do not propagate to the root logger, so each is written once.
+    """
     logger.handlers = [stderr_handler()]
     logger.setLevel(level)
     logger.propagate = False
 
 
 def show_all_logs() -> None:
-    """Show warnings of libraries in the same way: those that Python shows by itself say all."""
+    """Also write warnings of libraries and uncaught exceptions of threads to standard error.
+
+    Python's default handlers would print exception messages in full.
+    """
     logging.getLogger().handlers = [stderr_handler()]
     threading.excepthook = log_thread
 

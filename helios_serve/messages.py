@@ -1,4 +1,8 @@
-"""What the engine and the workers say to each other."""
+"""Messages between the engine and its workers.
+
+The engine sends a `WorkerCommand`; a worker answers with `WorkerEvent`s. Executors that run workers
+in other processes encode both as msgpack.
+"""
 
 from typing import NamedTuple
 
@@ -8,11 +12,14 @@ from helios_serve.size import Size
 from helios_serve.video_request import Frames, OutputKind, PromptWeight, VideoRequest
 
 NULL_BLOCK = 0
-"""Block 0 of every history pool holds zeros and is never written."""
+"""Id of the block of every history pool that holds zeros and is never written."""
 
 
 class StepCursor(NamedTuple):
-    """Where a session stands: all schedules are pure functions of it."""
+    """Position of a denoise step: its chunk, the stage in the chunk and the step in the stage.
+
+    All three count from 0. Schedules are pure functions of the cursor.
+    """
 
     chunk: int
     stage: int
@@ -20,11 +27,12 @@ class StepCursor(NamedTuple):
 
 
 class ChunkBlocks(NamedTuple):
-    """What a worker needs to know of the history for one chunk.
+    """The block table of one chunk.
 
-    `window` is the anchor and the last 19 frames, oldest first; `append` is where the chunk's own
-    nine frames go. Both are flat lists of block ids, frame by frame, tiles row major. With
-    `new_anchor` the chunk's first frame is the anchor from then on.
+    `window` lists the blocks of the anchor and of the last 19 latent frames, oldest first; frames
+    that do not exist yet are null blocks. `append` lists the blocks that the chunk's nine latent
+    frames are written to. Both are flat: frame by frame, and row by row of tiles in a frame. With
+    `new_anchor` the chunk's first latent frame becomes the anchor of the following chunks.
     """
 
     window: tuple[int, ...]
@@ -33,7 +41,7 @@ class ChunkBlocks(NamedTuple):
 
 
 class TensorData(msgspec.Struct, frozen=True):
-    """A tensor as raw bytes; `dtype` is torch's name."""
+    """A tensor as raw bytes, row major. `dtype` is its name in torch, such as `bfloat16`."""
 
     data: bytes
     shape: tuple[int, ...]
@@ -41,12 +49,13 @@ class TensorData(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All that a session needs to go on at `chunk`: its generator and its history, as raw bytes.
+    """The state from which a session resumes at `chunk`: its generator and its history.
 
-    `anchor` and the `num_frames` of `frames` are rows of blocks in `dtype`, torch's name, as the
-    pool holds them; `rng` is the generator's state before the first draw of the chunk. Chunk 0 has
-    a snapshot where an image or a video comes before it. A fork seeds its generator with `reseed`.
-    `height` and `width` are the video's, in pixels.
+    `rng` is the generator's state before the first draw for `chunk`; a fork sets `reseed`, with
+    which the generator is seeded instead. `anchor` and `frames` are rows of history blocks as raw
+    bytes in `dtype` (a torch name), in the pool's layout; `frames` holds `num_frames` latent
+    frames, oldest first. `height` and `width` are the video's, in pixels. A snapshot at chunk 0
+    holds the history of a request with a reference image or video.
     """
 
     chunk: int
@@ -61,7 +70,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class EncodedPrompt(msgspec.Struct, frozen=True, weakref=True):
-    """The text encoder's states of a prompt's real tokens: (tokens, text_dim)."""
+    """Text encoder states of a prompt, without padding: (tokens, text_dim)."""
 
     prompt: str
     states: TensorData
@@ -72,7 +81,10 @@ class EncodedPrompt(msgspec.Struct, frozen=True, weakref=True):
 
 
 class EncodeTask(msgspec.Struct, frozen=True, tag=True):
-    """Prompts to be read, and the reference of `seed_from`, if any, to be made a history."""
+    """A task to encode prompts and, with `seed_from`, that request's reference into a history.
+
+    Prompts are truncated to `max_sequence_length` tokens.
+    """
 
     session_id: str
     prompts: tuple[str, ...]
@@ -81,10 +93,11 @@ class EncodeTask(msgspec.Struct, frozen=True, tag=True):
 
 
 class DecodeTask(msgspec.Struct, frozen=True, tag=True):
-    """The latents of a finished chunk, to be turned into its first `num_frames` frames.
+    """A task to decode the latents of a finished chunk into its first `num_frames` frames.
 
-    `output` says whether they are wanted as pixels or as a segment of an MP4 at `fps`; `shown_size`
-    is their width and height, if not the size that was sampled.
+    `latents` is (1, 16, 9, height / 8, width / 8). `output` selects pixels or an MP4 segment, at
+    `fps` frames per second. Frames are scaled and cropped to `shown_size`; None keeps the sampled
+    size.
     """
 
     session_id: str
@@ -97,10 +110,11 @@ class DecodeTask(msgspec.Struct, frozen=True, tag=True):
 
 
 class NewSession(msgspec.Struct, frozen=True):
-    """A session that the worker has not seen, or has to take up again from `snapshot`.
+    """A session to open on a worker, from `snapshot` if there is one.
 
-    The snapshot's anchor is to be put into `blocks.window` and its frames into `blocks.append`;
-    both are empty where there is none, or where the session shares the blocks of another.
+    The worker writes the snapshot's anchor to the blocks in `blocks.window` and its frames to those
+    in `blocks.append`. Both are empty without a snapshot, and for a fork that shares the blocks of
+    another session. `prompts` holds the encoded prompts that the session needs.
     """
 
     session_id: str
@@ -111,7 +125,11 @@ class NewSession(msgspec.Struct, frozen=True):
 
 
 class ChunkStart(msgspec.Struct, frozen=True):
-    """What a chunk begins with: its blocks, the prompts in effect, and those new to the worker."""
+    """The inputs of a chunk.
+
+    `blocks` is its block table, `mix` the prompts in effect with their weights, and `new_prompts`
+    the encoded prompts that the worker does not have yet.
+    """
 
     blocks: ChunkBlocks
     mix: tuple[PromptWeight, ...]
@@ -119,7 +137,7 @@ class ChunkStart(msgspec.Struct, frozen=True):
 
 
 class ScheduledStep(msgspec.Struct, frozen=True):
-    """One denoise step of one session; `start` comes with the first step of a chunk."""
+    """One denoise step of one session. The first step of a chunk carries its `start`."""
 
     session_id: str
     cursor: StepCursor
@@ -127,7 +145,7 @@ class ScheduledStep(msgspec.Struct, frozen=True):
 
 
 class SchedulerOutput(msgspec.Struct, frozen=True, tag=True):
-    """What a worker is to do next: close `finished`, open the new, and then take the steps."""
+    """A worker's next plan: close `finished` sessions, open the new ones, then run the steps."""
 
     new_sessions: tuple[NewSession, ...] = ()
     scheduled_steps: tuple[ScheduledStep, ...] = ()
@@ -143,7 +161,7 @@ WorkerCommand = SchedulerOutput | EncodeTask | DecodeTask
 
 
 class ChunkResult(msgspec.Struct, frozen=True):
-    """A finished chunk: its nine latent frames, and where the session stands behind it.
+    """A finished chunk: its nine latent frames, and the session's snapshot after it.
 
     `latents` is (1, 16, 9, height / 8, width / 8).
     """
@@ -155,14 +173,14 @@ class ChunkResult(msgspec.Struct, frozen=True):
 
 
 class SessionFailure(msgspec.Struct, frozen=True):
-    """A session that cannot go on; its batch-mates do."""
+    """A session that failed. The other sessions of its batch continue."""
 
     session_id: str
     message: str
 
 
 class RunnerOutput(msgspec.Struct, frozen=True):
-    """What came of a plan; `forward_seconds` of its time went into the transformer."""
+    """The results of a plan. `forward_seconds` is the time spent in the transformer's forwards."""
 
     chunks: tuple[ChunkResult, ...] = ()
     failures: tuple[SessionFailure, ...] = ()
@@ -170,10 +188,11 @@ class RunnerOutput(msgspec.Struct, frozen=True):
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
-    """What the worker is for is loaded.
+    """The worker has loaded its model and accepts commands.
 
-    Its history pool has `num_blocks` blocks, and there is room for the cross-attention keys and
-    values of `text_rows` prompt tokens; both are 0 for one that does not denoise.
+    `num_blocks` is the size of its history pool, and `text_rows` the number of prompt tokens whose
+    cross-attention keys and values fit in its memory. Both are 0 for a worker that does not
+    denoise.
     """
 
     num_blocks: int = 0
@@ -181,14 +200,18 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepsDone(msgspec.Struct, frozen=True, tag=True):
-    """The oldest plan is done, in `seconds`."""
+    """The worker finished its oldest plan, which took `seconds`."""
 
     output: RunnerOutput
     seconds: float
 
 
 class InputsEncoded(msgspec.Struct, frozen=True, tag=True):
-    """What an encode task gave, or the error; `snapshot` is the history that a reference makes."""
+    """The result of an `EncodeTask`, or its `error`.
+
+    `snapshot` holds the history that the reference was encoded to, and `input_latents` its noised
+    latents (1, 16, latent frames, height / 8, width / 8), if the request asks for them.
+    """
 
     session_id: str
     prompts: tuple[EncodedPrompt, ...] = ()
@@ -199,14 +222,14 @@ class InputsEncoded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """One chunk of a video as MP4: `header` + the fragments of all chunks is a playable file."""
+    """One chunk of a video as MP4: `header` and the fragments of all chunks form a whole file."""
 
     header: bytes
     fragment: bytes
 
 
 class ChunkDecoded(msgspec.Struct, frozen=True, tag=True):
-    """Frames or a segment of a chunk, as its task asked for, or the error."""
+    """The result of a `DecodeTask`: frames or a segment, or the `error`."""
 
     session_id: str
     chunk: int
@@ -217,9 +240,9 @@ class ChunkDecoded(msgspec.Struct, frozen=True, tag=True):
 
 
 class WorkerDied(msgspec.Struct, frozen=True, tag=True):
-    """The worker is gone, with everything it held.
+    """The worker ended, and its state is lost.
 
-    `is_final` says that another one would end the same way: its configuration cannot work.
+    `is_final` means that a new worker with the same configuration would fail in the same way.
     """
 
     reason: str

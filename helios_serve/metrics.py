@@ -1,4 +1,4 @@
-"""What is counted and timed, for Prometheus; docs/metrics.md says what each one means."""
+"""Prometheus metrics of the server. docs/metrics.md describes each one."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -10,65 +10,71 @@ TOKENS = (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5)
 
 
 class Metrics:
-    """One registry with everything in it; any thread may count.
+    """A registry with all metrics. Thread-safe.
 
-    Names begin with helios: and labels are few: models, outcomes, stages, workers. Never ids of
-    requests, nor prompts.
+    Names start with `helios:`. Labels take few values (model, status, stage, worker), and never
+    request ids or prompts.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "Videos that are over", "status")
-        self.rejections = self._counter("admission_rejections", "Requests refused", "reason")
-        self.frames = self._counter("frames_generated", "Frames that were handed on")
+        self.requests = self._counter("requests", "Finished videos", "status")
+        self.rejections = self._counter(
+            "admission_rejections", "Requests rejected for lack of capacity", "reason"
+        )
+        self.frames = self._counter("frames_generated", "Frames delivered")
         self.queue_seconds = self._histogram(
-            "request_queue_time_seconds", "From acceptance to the first step", LONG
+            "request_queue_time_seconds", "Time from acceptance to the first denoise step", LONG
         )
         self.request_seconds = self._histogram(
-            "e2e_request_latency_seconds", "From acceptance to completion", LONG
+            "e2e_request_latency_seconds", "Time from acceptance to completion", LONG
         )
         self.first_chunk_seconds = self._histogram(
-            "time_to_first_chunk_seconds", "From acceptance to the first chunk", LONG
+            "time_to_first_chunk_seconds", "Time from acceptance to the first chunk", LONG
         )
         self.chunk_seconds = self._histogram(
-            "inter_chunk_latency_seconds", "From one chunk to the next", LONG
+            "inter_chunk_latency_seconds", "Time from one chunk of a video to the next", LONG
         )
         self.chunk_rtf = self._histogram(
-            "chunk_rtf", "Time from one chunk to the next, over its playback time", RATIOS
+            "chunk_rtf", "Time from one chunk to the next, divided by its playback time", RATIOS
         )
         self.step_seconds = self._histogram(
-            "denoise_step_seconds", "Time of a batch's denoise step", SHORT, "stage"
+            "denoise_step_seconds", "Time of a denoise step of one batch", SHORT, "stage"
         )
         self.step_sessions = self._histogram(
-            "step_batch_sessions", "Sessions that share a denoise step", COUNTS
+            "step_batch_sessions", "Sessions in a denoise step", COUNTS
         )
-        self.step_tokens = self._histogram("step_batch_tokens", "Tokens of a denoise step", TOKENS)
+        self.step_tokens = self._histogram("step_batch_tokens", "Tokens in a denoise step", TOKENS)
         self.decode_seconds = self._histogram(
-            "vae_decode_seconds", "Latents of a chunk to frames and their encoding", SHORT
+            "vae_decode_seconds", "Time to decode a chunk's latents and encode its frames", SHORT
         )
         self.encode_seconds = self._histogram(
-            "encode_seconds", "Prompts and references to what the model reads", SHORT
+            "encode_seconds", "Time to encode the prompts and reference of a session", SHORT
         )
-        self.worker_deaths = self._counter("worker_deaths", "Workers that died or were killed")
-        self.sessions = self._gauge("num_sessions", "Sessions", "state")
-        self.tasks = self._gauge("num_tasks_waiting", "Tasks that no worker has taken", "kind")
-        self.blocks_used = self._gauge("history_blocks_used", "Blocks that hold history")
-        self.blocks_total = self._gauge("history_blocks_total", "Blocks of all pools")
-        self.workers = self._gauge("worker_up", "1 for a worker that is ready, else 0", "worker")
+        self.worker_deaths = self._counter(
+            "worker_deaths", "Workers that died or were killed for not responding"
+        )
+        self.sessions = self._gauge("num_sessions", "Waiting and running sessions", "state")
+        self.tasks = self._gauge("num_tasks_waiting", "Tasks waiting for a worker", "kind")
+        self.blocks_used = self._gauge("history_blocks_used", "History blocks in use")
+        self.blocks_total = self._gauge("history_blocks_total", "History blocks in all pools")
+        self.workers = self._gauge(
+            "worker_up", "1 if the worker is ready, 0 if it is starting", "worker"
+        )
         self.event_loop_tasks = Gauge(
             "helios:event_loop_tasks",
-            "Activities of the server; more and more of them at the same load is a leak",
+            "Tasks on the server's event loop; growth at constant load indicates a leak",
             registry=self.registry,
         )
         self.preemptions = self._gauge(
-            "preemptions_total", "Sessions that lost their blocks or their worker so far"
+            "preemptions_total", "Times that a session lost its blocks or its worker"
         )
         self.deadline_misses = self._gauge(
-            "chunk_deadline_miss_total", "Chunks of priority sessions that came late so far"
+            "chunk_deadline_miss_total", "Chunks of priority sessions that missed their deadline"
         )
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:

@@ -1,7 +1,7 @@
-"""What a Helios checkpoint says of itself, and what follows from it by arithmetic.
+"""The configuration of a Helios checkpoint, and the counts derived from it.
 
-The scheduler's cost model and the model share these numbers, so nothing here needs torch. Sizes
-are height x width in pixels unless a name says otherwise.
+The scheduler's cost model and the model share this module, so it does not import torch. Sizes are
+height x width in pixels unless a name says otherwise.
 """
 
 from typing import Literal, NamedTuple
@@ -9,30 +9,33 @@ from typing import Literal, NamedTuple
 import msgspec
 
 CHUNK_FRAMES = 33
-"""Pixel frames of a chunk: the causal VAE makes 1 + 4 * (9 - 1) of 9 latent frames."""
+"""Pixel frames of a chunk: the causal VAE decodes 9 latent frames to 1 + 4 * (9 - 1)."""
 CHUNK_LATENTS = 9
+"""Latent frames of a chunk."""
 LONG_FRAMES = 16
 MID_FRAMES = 2
 HISTORY_FRAMES = 19
-"""Latent frames a chunk sees of the past, oldest first: long 16, mid 2, short 1."""
+"""Latent frames of history that a chunk attends to, oldest first: long 16, mid 2, short 1."""
 WINDOW_FRAMES = 1 + HISTORY_FRAMES
-"""The anchor and the history: all that a chunk needs of the past."""
+"""Latent frames of a chunk's window: the anchor, usually the first one, and the history."""
 
 LATENT_CHANNELS = 16
 LATENT_STRIDE = 8
-"""Pixels a side of a latent pixel."""
+"""Pixels along a side of a latent pixel."""
 PATCH_PIXELS = 16
-"""Pixels a side of a base patch, which is 1 x 2 x 2 latent pixels."""
+"""Pixels along a side of a base patch, which is 1 x 2 x 2 latent pixels."""
 PATCH_DIM = LATENT_CHANNELS * 2 * 2
+"""Values in a base patch."""
 TILE_PATCHES = 4
-"""Base patches a side of a tile: a long (4, 8, 8) patch is the same tile of four frames."""
+"""Base patches along a side of a tile. A long (4, 8, 8) patch is one tile of four frames."""
 BLOCK_ROWS = TILE_PATCHES * TILE_PATCHES
+"""Base patches of a history block, which is one tile of one latent frame."""
 
 Variant = Literal["base", "mid", "distilled"]
 
 
 class TransformerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`transformer/config.json`, as far as published checkpoints differ in it."""
+    """`transformer/config.json`: the keys in which published checkpoints may differ."""
 
     num_layers: int
     num_attention_heads: int
@@ -52,7 +55,7 @@ class TransformerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`scheduler/scheduler_config.json`; `solver` joins its class and its scheduler_type."""
+    """`scheduler/scheduler_config.json`. `solver` combines its class and its `scheduler_type`."""
 
     solver: Literal["unipc", "euler", "dmd"]
     num_train_timesteps: int = 1000
@@ -73,7 +76,7 @@ class SamplerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeliosConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One checkpoint: architecture, noise schedule and the flags of its pipeline class."""
+    """The configuration of a checkpoint: architecture, noise schedule and pipeline flags."""
 
     variant: Variant
     transformer: TransformerConfig
@@ -86,12 +89,12 @@ class HeliosConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width must divide by this: every pyramid stage halves the patch grid."""
+        """Height and width must be multiples of this: each pyramid stage halves the patch grid."""
         return PATCH_PIXELS << (self.stages - 1)
 
 
 class Grid(NamedTuple):
-    """Rows and columns of patches in one latent frame."""
+    """The patch grid of one latent frame."""
 
     rows: int
     cols: int
@@ -102,13 +105,14 @@ class Grid(NamedTuple):
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """Counts of patches, tiles and tokens for one frame size in pixels."""
+    """Counts of patches, tiles and tokens for a frame size in pixels."""
 
     height: int
     width: int
 
     @property
     def latent_size(self) -> tuple[int, int]:
+        """Height and width in latent pixels."""
         return self.height // LATENT_STRIDE, self.width // LATENT_STRIDE
 
     @property
@@ -137,7 +141,7 @@ class Geometry(msgspec.Struct, frozen=True):
 
     @property
     def short_tokens(self) -> int:
-        """Tokens of the anchor and of the last frame."""
+        """Tokens of the anchor and of the last latent frame, at full resolution."""
         return 2 * self.patches.size
 
     @property
@@ -145,11 +149,12 @@ class Geometry(msgspec.Struct, frozen=True):
         return self.long_tokens + self.mid_tokens + self.short_tokens
 
     def stage_patches(self, stage: int, stages: int) -> Grid:
-        """The patch grid of a pyramid stage; the last stage is full resolution."""
+        """Return the patch grid of a pyramid stage. The last stage has full resolution."""
         shrink = stages - 1 - stage
         return Grid(self.patches.rows >> shrink, self.patches.cols >> shrink)
 
     def noise_tokens(self, stage: int, stages: int) -> int:
+        """Return the number of noise tokens of a chunk at a pyramid stage."""
         return CHUNK_LATENTS * self.stage_patches(stage, stages).size
 
     def _coarser(self, factor: int) -> Grid:
@@ -158,18 +163,18 @@ class Geometry(msgspec.Struct, frozen=True):
 
 
 def num_chunks(num_frames: int) -> int:
-    """Chunks that make at least `num_frames` pixel frames."""
+    """Return the number of chunks in a video of `num_frames` pixel frames."""
     return max(1, -(-num_frames // CHUNK_FRAMES))
 
 
 class ChunkFrames(NamedTuple):
-    """`length` frames from frame `first` of the video on."""
+    """`length` pixel frames of a video, starting at frame `first`."""
 
     first: int
     length: int
 
 
 def frames_of_chunk(num_frames: int, chunk: int) -> ChunkFrames:
-    """The frames that `chunk` has of a video of `num_frames`; the last chunk may be shorter."""
+    """Return the frames of `chunk` in a video of `num_frames`. The last chunk may be shorter."""
     first = chunk * CHUNK_FRAMES
     return ChunkFrames(first, min(CHUNK_FRAMES, num_frames - first))

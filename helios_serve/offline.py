@@ -1,24 +1,23 @@
-"""Helios from Python: `Helios(model).generate(prompt)`."""
+"""Python API: `Helios(model).generate(prompt)`."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from helios_serve.engine.inline_engine import InlineEngine, StepDone
-from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer, as_array
 from helios_serve.media.references import load_image, load_video
 from helios_serve.messages import TensorData
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
+from helios_serve.options.fields import Options, options_of, read_options, unknown_option
 from helios_serve.options.sampling import SamplingParams, default_size
-from helios_serve.options.workers import DEFAULT_MODEL, DecodeDtype, Quantization
+from helios_serve.options.workers import DEFAULT_MODEL, WorkerOptions
 from helios_serve.video_request import Frames, VideoRequest, check_references
 
 PathLike = str | os.PathLike[str]
@@ -26,9 +25,9 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class GeneratedChunk:
-    """Up to 33 finished frames, (frames, height, width, 3), uint8.
+    """A finished chunk of at most 33 frames: uint8, (frames, height, width, 3).
 
-    `latents` are the chunk's own, behind those of the reference where these were asked for.
+    `latents` are the chunk's latents, preceded by those of the reference if they were requested.
     """
 
     index: int
@@ -42,58 +41,41 @@ class GeneratedChunk:
 
 @dataclass(frozen=True)
 class GeneratedVideo:
-    """A finished video: (frames, height, width, 3), uint8, and the latents behind it."""
+    """A finished video: `frames` (frames, height, width, 3), uint8, and their `latents`."""
 
     frames: NDArray[np.uint8]
     fps: int
     latents: tuple[TensorData, ...]
 
     def save(self, path: PathLike) -> None:
-        """Write an MP4."""
+        """Write the video to an MP4 file."""
         with Mp4Writer(Path(path), fps=self.fps) as writer:
             for start in range(0, len(self.frames), CHUNK_FRAMES):
                 part = self.frames[start : start + CHUNK_FRAMES]
                 writer.append(GeneratedChunk(start, part, ()).as_frames())
 
     def save_latents(self, path: PathLike) -> None:
-        """Write the latents as safetensors, in diffusers' layout."""
+        """Write the latents to a safetensors file, in diffusers' layout."""
         save_latents(Path(path), self.latents)
 
 
 class Helios:
     """A model in this process.
 
-    `model` is nano, nano-mid, nano-base, a local folder in Hugging Face layout, or a hub id. Its
-    configuration is read at once; its weights are loaded by `load()`, or with the first video
-    after all that was asked for it has been checked. With `batch_invariant` results repeat bitwise.
-    Raises CheckpointError or DeviceError.
+    Its configuration is read at once. Its weights are loaded by `load()`, or with the first video,
+    after the request is validated.
+
+    Args:
+        model: nano, nano-mid, nano-base, a local folder in Hugging Face layout, or a hub id.
+        options: Fields of WorkerOptions, such as device, dtype and quantization; see
+            docs/options.md.
+
+    Raises CheckpointError, DeviceError or InvalidRequestError.
     """
 
-    def __init__(
-        self,
-        model: str = DEFAULT_MODEL,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        load_format: Literal["auto", "dummy"] = "auto",
-        decode_dtype: DecodeDtype = "float32",
-        compile_sizes: Sequence[str] = (),
-        quantization: Quantization | None = None,
-        offload: bool = False,
-        batch_invariant: bool = False,
-    ) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
         self.name = model
-        self._engine = InlineEngine(
-            model,
-            device=device,
-            dtype=dtype,
-            load_format=load_format,
-            decode_dtype=decode_dtype,
-            compile_sizes=compile_sizes,
-            quantization=quantization,
-            offload=offload,
-            batch_invariant=batch_invariant,
-        )
+        self._engine = InlineEngine(model, from_keywords(WorkerOptions, options))
 
     def load(self) -> None:
         """Load the weights, if they are not loaded yet."""
@@ -101,10 +83,14 @@ class Helios:
 
     @property
     def config(self) -> HeliosConfig:
+        """The configuration of the checkpoint."""
         return self._engine.config
 
     def generate(self, prompt: str, **options: Any) -> GeneratedVideo:
-        """The whole video at once; options are those of `stream`."""
+        """Generate a whole video.
+
+        `options` are those of `request`. Raises the errors of `stream`.
+        """
         request = self.request(prompt, **options)
         chunks = list(self._run(request, None))
         return GeneratedVideo(
@@ -116,10 +102,11 @@ class Helios:
     def stream(
         self, prompt: str, *, on_step: Callable[[StepDone], None] | None = None, **options: Any
     ) -> Iterator[GeneratedChunk]:
-        """Chunks of the video as they are finished.
+        """Return an iterator over the chunks of a video, as they are finished.
 
-        Options are those of `request`. Everything is checked before the weights are loaded;
-        raises InvalidRequestError and CheckpointError.
+        `options` are those of `request`. `on_step` is called after each denoise step. The request
+        is validated at once, before the weights are loaded. Raises InvalidRequestError and
+        CheckpointError.
         """
         return self._run(self.request(prompt, **options), on_step)
 
@@ -134,10 +121,17 @@ class Helios:
         keep_input_latents: bool = False,
         **params: Any,
     ) -> VideoRequest:
-        """A checked request, with its reference media loaded at the video's size.
+        """Return a validated request, with its reference loaded and scaled to the video's size.
 
-        `params` are the fields of SamplingParams: width, height, num_frames, fps, seed, steps,
-        guidance_scale, negative_prompt, switches and so on.
+        Args:
+            prompt: Text prompt.
+            image: Image file to start from (I2V).
+            video: Video file, or folder of frames, to continue (V2V).
+            lora: LoRA adapter, a file or folder in diffusers' format.
+            lora_scale: Scale of the LoRA adapter.
+            keep_input_latents: Return the reference's latents with the first chunk.
+            params: Fields of SamplingParams, such as width, height, num_frames, fps, seed, steps,
+                guidance_scale, negative_prompt and switches.
         """
         check_references(image, video)
         sampling = self._sampling_params(params)
@@ -157,16 +151,9 @@ class Helios:
         return request
 
     def _sampling_params(self, options: dict[str, Any]) -> SamplingParams:
-        """Sampling parameters from keyword arguments, with this model's default size."""
-        unknown = sorted(options.keys() - set(SamplingParams.__struct_fields__))
-        if unknown:
-            expected = ", ".join(SamplingParams.__struct_fields__)
-            raise TypeError(f"got unknown option {unknown[0]!r}, expected one of {expected}")
-        width, height = default_size(self.name)
-        try:
-            return msgspec.convert({"width": width, "height": height} | options, SamplingParams)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(str(error), param="params") from error
+        """Build sampling parameters from keyword arguments, with the model's default size."""
+        size = default_size(self.name)
+        return from_keywords(SamplingParams, size._asdict() | options)
 
     def _run(
         self, request: VideoRequest, on_step: Callable[[StepDone], None] | None
@@ -176,10 +163,18 @@ class Helios:
                 if on_step is not None:
                     on_step(event)
                 continue
-            assert event.frames is not None, "pixels were asked for"
+            assert event.frames is not None, "the chunk has no pixels"
             inputs = [] if event.input_latents is None else [event.input_latents]
             yield GeneratedChunk(
                 index=event.chunk,
                 frames=as_array(event.frames),
                 latents=(*inputs, event.latents),
             )
+
+
+def from_keywords(kind: type[Options], keywords: dict[str, Any]) -> Options:
+    """Build options from keyword arguments. Raises TypeError for an unknown one, as a call does."""
+    for name in keywords:
+        if name not in options_of(kind):
+            raise TypeError(unknown_option(name, kind))
+    return read_options(kind, keywords)

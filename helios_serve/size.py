@@ -1,4 +1,4 @@
-"""Sizes of videos, in pixels: read, checked and rounded to what a checkpoint can make."""
+"""Video sizes in pixels: parsing, validation and rounding to sizes that a checkpoint supports."""
 
 import math
 from collections.abc import Callable
@@ -10,13 +10,15 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import HeliosConfig
 
 MAX_SIDE = 4096
+"""Largest width and height, in pixels."""
 MIN_SHOWN_SIDE = 16
+"""Smallest width and height of delivered frames, in pixels."""
 SizeName = Annotated[str, msgspec.Meta(pattern="^[1-9][0-9]*x[1-9][0-9]*$")]
-"""WIDTHxHEIGHT in pixels."""
+"""WIDTHxHEIGHT in pixels, such as `640x384`."""
 
 
 class Size(NamedTuple):
-    """Pixels of a video, in the order in which users write them."""
+    """Width and height of a video in pixels, in the order in which users write them."""
 
     width: int
     height: int
@@ -26,7 +28,10 @@ class Size(NamedTuple):
 
 
 def parse_size(text: str) -> Size:
-    """Read WIDTHxHEIGHT; whether a checkpoint can make that size is not checked."""
+    """Parse WIDTHxHEIGHT; raises InvalidRequestError for any other text.
+
+    `check_size` then checks whether a checkpoint supports the size.
+    """
     try:
         width, height = text.lower().split("x")
         return Size(int(width), int(height))
@@ -39,14 +44,14 @@ def parse_size(text: str) -> Size:
 def nearest_size(
     width: int, height: int, config: HeliosConfig, rounded: Callable[[float], int] = round
 ) -> Size:
-    """The size next to width x height that a checkpoint can make."""
+    """Return the supported size nearest to width x height; `rounded` rounds to a multiple."""
     step = config.size_multiple
     sides = (min(max(step, rounded(side / step) * step), MAX_SIDE) for side in (width, height))
     return Size(*sides)
 
 
 def check_size(width: int, height: int, config: HeliosConfig) -> None:
-    """Both sides must divide by the checkpoint's size multiple."""
+    """Raise InvalidRequestError unless the checkpoint can generate this size."""
     step = config.size_multiple
     fits = all(side % step == 0 and step <= side <= MAX_SIDE for side in (width, height))
     if fits:
@@ -63,7 +68,10 @@ def check_size(width: int, height: int, config: HeliosConfig) -> None:
 
 
 def check_shown_size(width: int, height: int) -> None:
-    """Pixels of a video come in pairs: colours have half the resolution."""
+    """Raise InvalidRequestError unless frames of this size can be encoded.
+
+    Sides must be even: chroma has half the resolution (4:2:0).
+    """
     if any(side % 2 or not MIN_SHOWN_SIDE <= side <= MAX_SIDE for side in (width, height)):
         raise InvalidRequestError(
             f"got size {width}x{height}, expected WIDTHxHEIGHT with even sides from "

@@ -1,4 +1,4 @@
-"""A request for one video, and what a user may send with it."""
+"""The request for one video, its reference media and its prompts."""
 
 import math
 from collections.abc import Iterator
@@ -8,30 +8,37 @@ import msgspec
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
+from helios_serve.options.fields import check_range
 from helios_serve.options.sampling import (
     MAX_FRAMES,
     PromptSwitch,
     ResolvedParams,
     SamplingParams,
-    check_range,
 )
 from helios_serve.options.scheduling import DEFAULT_TENANT, ServiceTier
 from helios_serve.size import Size, check_shown_size
 
 MAX_TEXT = 32_768
-"""Characters of a prompt; what models read of it is far less."""
+"""Maximum characters of a prompt. The text encoder reads far fewer."""
 MAX_MEDIA_BYTES = (1 << 32) - 1
-Relation = Literal["remix", "extension", "edit", "continuation"]
-"""How a video comes from another: the same under another prompt, the same and more, made from its
-frames; a continuation is made from the end of a video whose state is not known."""
+"""Maximum bytes of a reference, decoded: msgpack stores lengths in 32 bits."""
+Relation = Literal["remix", "extension", "edit", "continuation", "fork"]
+"""How a video was derived from another one.
+
+- remix: generated again with another prompt
+- extension: resumed from the other video's snapshot, so that it gets longer
+- edit: generated with the other video's frames as its reference
+- continuation: generated from the end of a video without a snapshot, as its reference
+- fork: resumed from the other video's snapshot with noise, and maybe a prompt, of its own
+"""
 OutputKind = Literal["frames", "segment"]
-"""Whether chunks are handed on as pixels or as segments of an MP4."""
+"""Whether chunks are delivered as pixels or as MP4 segments."""
 
 
 class Frames(msgspec.Struct, frozen=True):
-    """`count` RGB frames of height x width pixels: uint8, row major, frame after frame.
+    """RGB frames as raw bytes: uint8, (count, height, width, 3), row major.
 
-    Behind the first one, `skipped` more are left out, which nobody looks at.
+    `skipped` is the number of frames left out after the first one because V2V does not read them.
     """
 
     data: bytes
@@ -42,15 +49,17 @@ class Frames(msgspec.Struct, frozen=True):
 
 
 class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One video to make. At most one of `image` (I2V) and `video` (V2V) is given.
+    """A request for one video.
 
-    Reference frames have the size of the video. `lora` is a local file or folder.
-    `keep_input_latents` asks for the reference's noised latents, which diffusers returns in front
-    of the video's own. With `max_lead_chunks` the video is made only so far ahead of its reader.
-    Frames are scaled and cut to `shown_size`, pixels of width and height, if that is not the size
-    that is sampled. None for `model` is the first one that is served. `parent` is the video that
-    this one was made from, as its `relation` says. `fingerprint` tells a repetition of the same
-    order from another one.
+    - `model`: the served model to use; None selects the first one.
+    - `image`, `video`: the reference of I2V or V2V, in the size of the video; at most one is set.
+    - `lora`: a local LoRA file or folder, applied with `lora_scale`.
+    - `keep_input_latents`: also return the reference's noised latents, which diffusers prepends to
+      the video's own.
+    - `shown_size`: the size to which frames are scaled and cropped; None keeps the sampled size.
+    - `max_lead_chunks`: generation pauses when it is this many chunks ahead of the reader.
+    - `parent`: the id of the video that this one was derived from, as `relation` says.
+    - `fingerprint`: a hash of the original request, which identifies a retry of it.
     """
 
     request_id: str
@@ -73,7 +82,7 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What the video shows, from its beginning and from every switch on; each text once."""
+        """The initial prompt and the prompts of all switches, without duplicates."""
         return tuple(dict.fromkeys((self.prompt, *self._switched())))
 
     @property
@@ -81,11 +90,11 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.image is not None or self.video is not None
 
     def without_media(self) -> "VideoRequest":
-        """The request less its reference, for those who have no more use of it."""
+        """Return the request without its reference, which is large and needed for encoding only."""
         return msgspec.structs.replace(self, image=None, video=None) if self.has_reference else self
 
     def with_switch(self, switch: PromptSwitch) -> "VideoRequest":
-        """One more prompt switch, in place of any that was meant for its chunk or a later one."""
+        """Return the request with `switch` in place of all switches at its chunk or later ones."""
         earlier = (item for item in self.params.switches if item.chunk < switch.chunk)
         params = msgspec.structs.replace(self.params, switches=(*earlier, switch))
         return msgspec.structs.replace(self, params=params)
@@ -99,7 +108,7 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.params.resolve(config)
 
     def check_inputs(self) -> None:
-        """Raise InvalidRequestError unless what comes beside the prompt can be used."""
+        """Raise InvalidRequestError unless texts, references and options are within the limits."""
         check_references(self.image, self.video)
         for text in (self.prompt, self.params.negative_prompt, self.lora or "", *self._switched()):
             check_text(text)
@@ -136,16 +145,18 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptWeight(msgspec.Struct, frozen=True):
+    """A prompt and its weight in a mix of prompts; the weights of a mix add up to 1."""
+
     prompt: str
     weight: float
 
 
 def prompt_weights(prompt: str, params: SamplingParams, chunk: int) -> tuple[PromptWeight, ...]:
-    """The prompts in effect at `chunk`; the chunk's embedding is their weighted sum.
+    """Return the prompts in effect at `chunk`; their weighted sum is the chunk's text embedding.
 
-    At a switch over s = `transition_chunks` the p-th chunk weighs the new prompt with
-    linspace(0, 1, s)[p] against the one before it; with s < 2 it switches at once. A switch that
-    comes before the last one is through starts from that one's prompt.
+    A prompt switch with s = `transition_chunks` fades from the previous prompt: at its p-th chunk
+    (from 0) the new prompt has weight linspace(0, 1, s)[p]. With s < 2 it switches at once. If
+    another switch starts during the fade, it fades from the new prompt of the interrupted one.
     """
     begun = [switch for switch in params.switches if switch.chunk <= chunk]
     if not begun:
@@ -164,10 +175,10 @@ def prompt_weights(prompt: str, params: SamplingParams, chunk: int) -> tuple[Pro
 
 
 def check_text(text: str) -> None:
-    """Text that has no UTF-8 form cannot be sent to a worker."""
+    """Raise InvalidRequestError for text that is too long or cannot be encoded as UTF-8."""
     if len(text) > MAX_TEXT:
         raise InvalidRequestError(
-            f"got text of {len(text)} characters, expected {MAX_TEXT} at most", param="prompt"
+            f"got text of {len(text)} characters, expected at most {MAX_TEXT}", param="prompt"
         )
     try:
         text.encode()
@@ -179,7 +190,7 @@ def check_text(text: str) -> None:
 
 
 def check_references(image: object, video: object) -> None:
-    """A video starts from an image or goes on from a video, not both."""
+    """Raise InvalidRequestError if both an image (I2V) and a video (V2V) are given."""
     if image is not None and video is not None:
         raise InvalidRequestError(
             "got both an image and a video, expected at most one of them", param="video"

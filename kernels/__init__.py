@@ -1,1 +1,1 @@
-"""Numerical kernels of the packed forward, each with a plain torch reference."""
+"""Numerical kernels of the packed forward, in Triton and as torch references."""

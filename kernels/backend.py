@@ -1,6 +1,6 @@
-"""Which kernels a device runs, and which attention: what is present, and what the user asked for.
+"""Chooses the kernels and the attention of a device: by what it can run and by the environment.
 
-The one module of this package that names a kind of device. Everything is decided once a device.
+The only module of this package that names a kind of device. Choices are cached per device.
 """
 
 import os
@@ -15,11 +15,11 @@ Backend = Literal["reference", "triton"]
 AttentionPath = Literal["flash3", "varlen", "flash2", "sdpa", "triton"]
 FASTEST_FIRST: tuple[AttentionPath, ...] = ("flash3", "varlen", "flash2", "triton")
 ATTENTION_PATHS: tuple[AttentionPath, ...] = (*FASTEST_FIRST, "sdpa")
-"""FlashAttention 3, torch's varlen_attn, FlashAttention 2, ours in Triton, SDPA a segment."""
+"""FlashAttention 3, torch's varlen_attn, FlashAttention 2, ours in Triton, SDPA per segment."""
 
 KERNELS_VARIABLE, ATTENTION_VARIABLE = "HELIOS_KERNELS", "HELIOS_ATTENTION"
 TRITON_DEVICE = "cuda"
-"""The kind of device that Triton is the default on; torch gives AMD's that name too."""
+"""The kind of device with Triton as the default; torch uses the name for AMD GPUs too."""
 
 LIBRARIES: Mapping[AttentionPath, str] = {
     "flash3": "flash_attn_interface",
@@ -31,11 +31,11 @@ CAPABILITIES: Mapping[AttentionPath, range] = {
     "varlen": range(8, 100),
     "flash2": range(8, 100),
 }
-"""Major compute capabilities; FlashAttention 3 is made for Hopper."""
+"""Major compute capabilities that each library supports; FlashAttention 3 is for Hopper."""
 
 
 class KernelChoice(NamedTuple):
-    """The kernels of one device, and how its segments attend to themselves in half precision."""
+    """The backend of a device, and its attention in half precision without a bias."""
 
     backend: Backend
     attention: AttentionPath
@@ -45,7 +45,10 @@ class KernelChoice(NamedTuple):
 
 
 def choose_kernels(device: torch.device) -> KernelChoice:
-    """What `device` runs; raises ValueError for a wish that is unknown or cannot be met."""
+    """Choose the kernels of `device`.
+
+    Raises ValueError if an environment variable is unknown or requests what it cannot run.
+    """
     return _choose(
         device, os.environ.get(KERNELS_VARIABLE, ""), os.environ.get(ATTENTION_VARIABLE, "")
     )
@@ -58,6 +61,7 @@ def _choose(device: torch.device, kernels: str, attention: str) -> KernelChoice:
 
 
 def choose_backend(device: torch.device, wish: str) -> Backend:
+    """The backend that `wish` names; without one, Triton on GPUs where it is installed."""
     lack = triton_lack(device)
     match wish:
         case "":
@@ -72,7 +76,7 @@ def choose_backend(device: torch.device, wish: str) -> Backend:
 
 
 def choose_attention(device: torch.device, wish: str, backend: Backend) -> AttentionPath:
-    """By default the fastest path that is there; SDPA beside the reference kernels."""
+    """The path that `wish` names; without one, the fastest available, or SDPA with references."""
     if not wish:
         faster = ("sdpa",) if backend == "reference" else FASTEST_FIRST
         return next(path for path in faster if runs(path, device))
@@ -87,7 +91,7 @@ def choose_attention(device: torch.device, wish: str, backend: Backend) -> Atten
 
 
 def runs(path: AttentionPath, device: torch.device) -> bool:
-    """Whether `path` can be taken on `device`."""
+    """Whether `device` can run `path`."""
     if path == "sdpa":
         return True
     if path == "triton":
@@ -104,12 +108,12 @@ def triton_lack(device: torch.device) -> str | None:
         return "the package triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
     if device.type == "cpu" and not interpreted:
-        return "there they run in the interpreter only (TRITON_INTERPRET=1)"
+        return "a CPU runs Triton kernels in the interpreter only: set TRITON_INTERPRET=1"
     return None
 
 
 def is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it would lie in
+    except ModuleNotFoundError:  # its parent package is not installed
         return False

@@ -1,7 +1,7 @@
-"""Float8 numbers with a scale for each row: what kernels, layers and loading agree on.
+"""The float8 format of kernels, layers and loading: values with one scale per row.
 
-Activations are quantised at every call, each row by its own largest entry, so that no calibration
-is needed and no row depends on its neighbours in a pack.
+Activations are quantized at every call, each row by its own largest entry. So no calibration is
+needed, and no row depends on the others of its pack.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from torch import Tensor
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 SMALLEST_SCALE = 1e-12
-"""Of a row of zeros."""
+"""The scale of a row of zeros."""
 
 
 class Quantized(NamedTuple):
-    """Rows in float8, and the fp32 factor of each: (rows, n), (rows, 1)."""
+    """Float8 values (rows, n), and the fp32 scale (rows, 1) that each row is multiplied by."""
 
     values: Tensor
     scale: Tensor

@@ -1,7 +1,7 @@
-"""Linear layers with what follows them, in one pass where the library under torch has one.
+"""Linear layers fused with bias and GELU where torch's backend can.
 
 On a CPU, oneDNN adds the bias and applies GELU while a tile of the product is in cache. torch's own
-operators fill the output with the bias first and read it once more for GELU, which is 8% of a
+operators first fill the output with the bias and read it again for GELU, which takes 8% of a
 forward.
 """
 
@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_serve.kernels import dispatch
 from helios_serve.kernels.fp8 import Quantized
+from helios_serve.kernels.registry import kernels_of
 
 
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor, *, scale: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
-    """x (rows, in) @ weight (out, in).T + bias (out,), and then GELU (tanh form) if asked for.
+    """x (rows, in) @ weight (out, in).T + bias (out,), followed by GELU (tanh form) if `gelu`.
 
-    With `scale` (out, 1) the weight is float8 times that.
+    With `scale` (out, 1) the weight is float8, to be multiplied by it. Returns new rows in the
+    dtype of `x`.
     """
     if scale is not None:
         out = scaled_linear(x, Quantized(weight, scale), bias)
@@ -32,8 +33,8 @@ def linear(
 
 
 def scaled_linear(x: Tensor, weight: Quantized, bias: Tensor) -> Tensor:
-    """x (rows, in) @ weight (out, in).T + bias (out,), in the dtype of x; both sides in float8."""
-    rows = dispatch.quantize_rows(x)
+    """x (rows, in) @ weight (out, in).T + bias (out,) in float8; returns the dtype of `x`."""
+    rows = kernels_of(x).quantize_rows(x)
     return torch._scaled_mm(
         rows.values,
         weight.values.t(),
@@ -46,7 +47,7 @@ def scaled_linear(x: Tensor, weight: Quantized, bias: Tensor) -> Tensor:
 
 
 def fuses(dtype: torch.dtype) -> bool:
-    """Whether oneDNN can do it on this CPU."""
+    """Whether oneDNN fuses layers of `dtype` on this CPU."""
     if not torch._C._has_mkldnn:
         return False
     if dtype == torch.bfloat16:

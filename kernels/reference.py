@@ -1,8 +1,8 @@
-"""The kernels in plain torch: exact, on any device, and what every faster one is tested against.
+"""The kernels in plain torch: exact, on any device, and what the Triton kernels are tested against.
 
-Rows are tokens, and `PackRows` says which of them share a row of the modulation table, so nothing
-is ever expanded to tokens. Layer norms, modulation and gated residuals are computed in fp32
-whatever the dtype of the rows, as the published model does. A trailing underscore: in place.
+`registry` documents arguments and results. `PackRows` says which rows share a row of the modulation
+table, so that nothing is expanded to tokens. Layer norms, modulation and gated residuals are
+computed in fp32 for every dtype of the rows, as the published model does.
 """
 
 import torch
@@ -15,22 +15,19 @@ from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run, join
 
 
 def gather_window(pool: Tensor, window: Tensor, places: Tensor) -> Tensor:
-    """Rows of a history, by way of its block table: (places, width).
-
-    `pool` is (blocks, rows a block, width), `window` (blocks of the history,) its block table, and
-    a place is (position in the block table) * rows a block + (row in the block).
-    """
-    rows_a_block = pool.shape[1]
-    index = window[places // rows_a_block] * rows_a_block + places % rows_a_block
+    """See `registry.GatherWindow`."""
+    block_rows = pool.shape[1]
+    index = window[places // block_rows] * block_rows + places % block_rows
     return pool.flatten(0, 1).index_select(0, index)
 
 
 def norm_modulate(x: Tensor, rows: PackRows, norm: NormTable, eps: float) -> Tensor:
-    """layer_norm(x) * weight + bias, with each row's row of the table."""
+    """See `registry.NormModulate`."""
     return join([norm_run(x, run, norm, eps) for run in rows.runs])
 
 
 def norm_run(x: Tensor, run: Run, norm: NormTable, eps: float) -> Tensor:
+    """The norm of the rows of one run, which share a row of the table."""
     rows, row = x[run.rows].float(), norm.row_of(run)
     return F.layer_norm(rows, rows.shape[-1:], norm.weight[row], norm.bias[row], eps).to(x.dtype)
 
@@ -45,10 +42,7 @@ def gated_residual_norm_(
     *,
     noise_only: bool = False,
 ) -> Tensor:
-    """x += update * gate in place, with gate fp32 (table rows, dim); returns `norm` of the new x.
-
-    With `noise_only` just the noise rows, end to end, are returned.
-    """
+    """See `registry.GatedResidualNorm`."""
     for run in rows.runs:
         old, change, factor = x[run.rows], update[run.rows], gate[run.table_row]
         if x.dtype == torch.float32:
@@ -62,7 +56,7 @@ def gated_residual_norm_(
 def noise_residual_norm_(
     x: Tensor, update: Tensor, rows: PackRows, norm: NormTable, eps: float
 ) -> Tensor:
-    """Noise rows of x += update in place, with an update for them alone; returns `norm` of x."""
+    """See `registry.NoiseResidualNorm`."""
     noise = [run for run in rows.runs if not run.is_history]
     changes = torch.split(update, [run.stop - run.start for run in noise])
     for run, change in zip(noise, changes, strict=True):
@@ -80,14 +74,9 @@ def norm_rope_(
     history_scale: Tensor | None = None,
     rows: PackRows | None = None,
 ) -> Tensor:
-    """RMS norm across all heads, then rotary embedding of neighbouring pairs; may reuse `x`.
-
-    `x` is (rows, heads * head_dim), rows at any stride; returns (rows, heads, head_dim). Pooled
-    rope entries have a modulus under one, which is intended. `history_scale` (heads,) multiplies
-    the history's of `rows`.
-    """
+    """See `registry.NormRope`; in place in fp32."""
     if x.dtype == torch.float32:
-        # In place: twice as fast as F.rms_norm, which takes five passes on a CPU.
+        # Twice as fast as F.rms_norm, which makes five passes on a CPU.
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]
         normed = x.mul_(square.add_(eps).rsqrt_()).mul_(weight)
     else:
@@ -98,7 +87,7 @@ def norm_rope_(
     pairs.mul_(rope.entries.unsqueeze(1))
     turned = torch.view_as_real(pairs).flatten(-2).to(x.dtype)
     if history_scale is not None:
-        assert rows is not None, "a history scale needs to know the history"
+        assert rows is not None, "a history scale requires the rows"
         for run in rows.runs:
             if run.is_history:
                 turned[run.rows] *= history_scale.view(-1, 1).to(x.dtype)
@@ -116,7 +105,7 @@ def qk_norm_rope_(
     *,
     history_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`norm_rope_` of queries and of keys, whose history is scaled."""
+    """See `registry.QkNormRope`."""
     query = norm_rope_(query, weights[0], rope, heads, eps)
     key = norm_rope_(key, weights[1], rope, heads, eps, history_scale=history_scale, rows=rows)
     return query, key
@@ -130,11 +119,7 @@ def attention(
     keys: Lengths,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Full attention of each segment's queries to its own keys: (rows, heads * head_dim).
-
-    query (rows, heads, head_dim); key, value (key rows, heads, head_dim); `bias` (key rows,), of
-    the same dtype as they must have it on a GPU, is added to the logits of each key.
-    """
+    """See `registry.PackedAttention`: torch's SDPA, segment by segment."""
     return join(
         [
             attend(query[q], key[k], value[k], None if bias is None else bias[k])
@@ -144,7 +129,7 @@ def attention(
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of one segment."""
+    """Attention of one segment: (rows, heads * head_dim)."""
     mask = None if bias is None else bias.expand(len(query), -1)
     mixed = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
@@ -163,19 +148,14 @@ def enter_stage(
     factor: Tensor,
     noise_dtype: torch.dtype,
 ) -> Tensor:
-    """Latent rows of the next pyramid stage: (4 * rows, 4 * channels).
-
-    `rows` are patches of `grid` (rows, columns) a frame, laid out (2, 2, channel). Every pixel of
-    them becomes a patch of four equal ones; `weights` are those of signal and noise. The noise is
-    `drawn` (channels, patches, 4) times `factor`^T, in `noise_dtype`.
-    """
+    """See `registry.EnterStage`."""
     signal, weight = weights
     noise = correlate(drawn, factor).to(noise_dtype)
     return signal * upsample(rows, grid) + weight * noise
 
 
 def upsample(rows: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Nearest x2: every latent pixel becomes a patch of four equal pixels."""
+    """Nearest x2: each latent pixel becomes a patch of four equal pixels."""
     channels = rows.shape[1] // 4
     pixels = rows.view(-1, *grid, 2, 2, channels)  # (frames, rows, cols, y, x, channels)
     patches = pixels.permute(0, 1, 3, 2, 4, 5).unsqueeze(-2)
@@ -190,7 +170,7 @@ def correlate(drawn: Tensor, factor: Tensor) -> Tensor:
 def dmd_step(
     latents: Tensor, flow: Tensor, start: Tensor, sigma: float, next_sigma: float | None
 ) -> Tensor:
-    """x0 in fp64, cast to the flow's dtype; then noised to `next_sigma` by the stage's start."""
+    """See `registry.DmdStep`."""
     clean = (latents.double() - sigma * flow.double()).to(flow.dtype)
     if next_sigma is None:
         return clean
@@ -199,11 +179,7 @@ def dmd_step(
 
 
 def quantize_rows(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
-    """(rows, n) -> the nearest multiples, with each row's largest entry at the largest float8.
-
-    Entries are off by at most a sixteenth, and those below a 28672nd of their row's largest by at
-    most a sixteenth of that. With another `dtype` the multiples are not yet rounded to float8.
-    """
+    """See `registry.QuantizeRows`."""
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
     scale = (largest.float() / LARGEST).clamp_(min=SMALLEST_SCALE)
     return Quantized((rows / scale).to(dtype), scale)

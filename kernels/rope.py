@@ -1,4 +1,4 @@
-"""Rotary entries by axis: three small indices a token instead of an entry a token."""
+"""Rotary embeddings by axis: three small indices per token instead of an entry per token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from helios_serve.kernels.rows import join
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """Every channel pair of a rotary entry turns with one axis only: frame, row or column.
+    """Rotary entries of a grid of tokens.
 
-    So pair j of a token is `table[places[token, axis of j], j]`, with `table` complex64
-    (positions, pairs) and `places` int32 (tokens, 3); `pairs` counts the pairs of each axis.
+    Each channel pair rotates with one axis only: frame, row or column. So pair j of a token is
+    `table[places[token, axis of j], j]`, with `table` complex64 (positions, pairs) and `places`
+    int32 (tokens, 3). `pairs` counts the pairs of each axis.
     """
 
     table: Tensor
@@ -24,7 +25,7 @@ class Rope:
 
     @cached_property
     def entries(self) -> Tensor:
-        """The entries of every token: complex64 (tokens, pairs)."""
+        """The expanded entries: complex64 (tokens, pairs)."""
         columns = torch.split(self.table, list(self.pairs), dim=1)
         return torch.cat(
             [axis[self.places[:, index].long()] for index, axis in enumerate(columns)], dim=1
@@ -32,7 +33,10 @@ class Rope:
 
 
 class PackedRope:
-    """The entries of a packed sequence: some rows of one `Rope` after the other."""
+    """Rotary entries of a packed sequence: rows of several `Rope`s, concatenated.
+
+    `table` and `places` are as in `Rope`, with the tables of distinct ropes end to end.
+    """
 
     def __init__(self, parts: Sequence[tuple[Rope, slice]]) -> None:
         self.parts = parts

@@ -1,6 +1,6 @@
-"""What the rows of a packed sequence are: runs and slices for torch, tables of indices for kernels.
+"""The layout of a packed sequence: runs and slices for torch, index tensors for kernels.
 
-Tables are made once a pack, on its device, and the host never waits for them.
+Index tensors are built once per pack and uploaded without a device synchronization.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 class Run(NamedTuple):
-    """Rows [start, stop) of a packed sequence, modulated by row `table_row`.
+    """Rows [start, stop) of a packed sequence, modulated by row `table_row` of a table.
 
-    Row 0 of a modulation table is timestep 0, which history alone takes.
+    Row 0 of a modulation table is timestep 0, which only history has.
     """
 
     start: int
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 
 class PackRows:
-    """The rows of a packed sequence as runs, which follow each other from row 0 on."""
+    """The rows of a packed sequence as contiguous runs, starting at row 0."""
 
     def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
         self.runs = tuple(runs)
@@ -47,14 +47,14 @@ class PackRows:
 
     @cached_property
     def table_row(self) -> Tensor:
-        """Each row's row of the modulation table: int32 (rows,)."""
+        """The row of the modulation table for each row: int32 (rows,)."""
         lengths = torch.tensor([run.stop - run.start for run in self.runs])
         numbers = torch.tensor([run.table_row for run in self.runs], dtype=torch.int32)
         return upload(numbers.repeat_interleave(lengths), self.device)
 
     @cached_property
     def noise_place(self) -> Tensor:
-        """Each noise row's place among the noise rows, -1 for history: int32 (rows,)."""
+        """The index of each noise row among the noise rows, -1 for history: int32 (rows,)."""
         places = torch.full((len(self),), -1, dtype=torch.int32)
         first = 0
         for run in self.runs:
@@ -66,7 +66,7 @@ class PackRows:
 
 
 class Lengths:
-    """Segments that lie end to end, as attention takes them."""
+    """The lengths of the segments of a packed sequence, as attention takes them."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.offsets = (0, *accumulate(lengths))
@@ -79,30 +79,31 @@ class Lengths:
 
     @cached_property
     def cumulative(self) -> Tensor:
-        """Where each segment starts, and where the last one stops: int32 (segments + 1,)."""
+        """The start of each segment and the end of the last one: int32 (segments + 1,)."""
         return upload(torch.tensor(self.offsets, dtype=torch.int32), self.device)
 
 
 class NormTable(NamedTuple):
-    """What a layer norm is multiplied with and shifted by: fp32 (table rows, dim) each.
+    """The factors and shifts of a layer norm: fp32 (table rows, dim) each.
 
-    A table of one row serves every row of the sequence.
+    A table with one row applies to every row of the sequence.
     """
 
     weight: Tensor
     bias: Tensor
 
     def row_of(self, run: Run) -> int:
+        """The row of this table that applies to `run`."""
         return run.table_row if len(self.weight) > 1 else 0
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`, without waiting for what the device is at."""
+    """Copy a CPU tensor to `device` without waiting for the device."""
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    """Parts end to end; a single part is returned as it is."""
+    """Concatenate parts along rows; a single part is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

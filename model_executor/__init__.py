@@ -1,1 +1,1 @@
-"""Everything that touches tensors: models, workers, executors."""
+"""Models, the workers that run them, and the executors that start and reach workers."""

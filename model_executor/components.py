@@ -1,4 +1,4 @@
-"""The modules of a checkpoint, on the meta device, and how their files become parameters."""
+"""Builds the modules of a checkpoint on the meta device and describes how their files fill them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -22,15 +22,16 @@ PATCH_KERNELS = {
     "patch_mid": (2, 4, 4),
     "patch_long": (4, 8, 8),
 }
+"""Kernel size (frames, rows, columns), in latent pixels, of each patch embedding."""
 FP32_PARTS = ("time_embedder", "scale_shift_table", "norm2", "history_key_scale")
-"""Parameters that stay in fp32 whatever the model's dtype, as in diffusers."""
+"""Parameters that stay in fp32 whatever the model's dtype, as in diffusers 0.42.1."""
 
 DECODER_PARTS = ("decoder.", "post_quant_conv.")
-"""The part of the VAE that makes pictures of latents."""
+"""Prefixes of the parameters that the VAE needs for decoding."""
 
 
 class Part(NamedTuple):
-    """One module on the meta device, and how its files fill it."""
+    """A module on the meta device, and the description of its files."""
 
     module: nn.Module
     component: Component
@@ -43,7 +44,11 @@ def build_parts(
     quantization: Quantization | None = None,
     decode_dtype: torch.dtype = torch.float32,
 ) -> dict[str, Part]:
-    """Transformer, text encoder and VAE of the checkpoint in `folder`, by their folders' names."""
+    """Build the transformer, text encoder and VAE of the checkpoint in `folder`.
+
+    Returns the parts by the names of their subfolders. Raises CheckpointError for a configuration
+    that is not supported.
+    """
     return {
         "transformer": build_transformer(folder, config, dtype, quantization),
         "text_encoder": build_text_encoder(folder, config, dtype),
@@ -68,7 +73,7 @@ def build_transformer(
         dtype_of=lambda name: torch.float32 if any(part in name for part in FP32_PARTS) else dtype,
         convert=flatten_patch_weight,
         stored_shape=stored_patch_shape,
-        kept=lambda name, tensor: (
+        postprocess=lambda name, tensor: (
             quantize_weight(name, tensor) if name in quantized else {name: tensor}
         ),
     )
@@ -95,7 +100,7 @@ def build_text_encoder(folder: Path, config: HeliosConfig, dtype: torch.dtype) -
 
 
 def build_vae(folder: Path, decode_dtype: torch.dtype) -> Part:
-    """Without a wish all of the VAE is in fp32, as documented for these checkpoints."""
+    """Build the VAE in fp32, as its checkpoints document, with a decoder in `decode_dtype`."""
     settings = read_json(folder, "vae/config.json")
     with torch.device("meta"):
         module = AutoencoderKLWan.from_config(settings)
@@ -108,23 +113,29 @@ def build_vae(folder: Path, decode_dtype: torch.dtype) -> Part:
 
 
 def rename_transformer_key(key: str) -> str | None:
-    """Official checkpoints keep the final table at the top level, and an unused norm."""
+    """Return the parameter for a checkpoint key; None for a key to ignore.
+
+    Official checkpoints store the final scale-shift table at the top level, and an unused norm.
+    """
     if "norm_added_q" in key:
         return None
     return "norm_out.scale_shift_table" if key == "scale_shift_table" else key
 
 
 def stored_patch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Patch weights are stored as convolutions: (dim, 16, frames, height, width)."""
+    """Return the shape in which a parameter of `shape` is stored.
+
+    Patch embeddings are stored as convolution weights: (dim, 16, frames, height, width).
+    """
     kernel = patch_kernel(name)
     return shape if kernel is None else (shape[0], LATENT_CHANNELS, *kernel)
 
 
 def flatten_patch_weight(name: str, weight: Tensor) -> Tensor:
-    """A convolution over patches as a matmul over rows of base patches.
+    """Convert a patch embedding's convolution weight to a matmul over rows of base patches.
 
-    (dim, 16, t, 2y, 2x) -> (dim, t * y * x * 64), base patches in order t, y, x and each row laid
-    out (ph, pw, channel).
+    (dim, 16, t, 2y, 2x) -> (dim, t * y * x * 64). Base patches are in order t, y, x, and the values
+    of each in order (row, column, channel). Other weights are returned unchanged.
     """
     if patch_kernel(name) is None:
         return weight
@@ -134,11 +145,12 @@ def flatten_patch_weight(name: str, weight: Tensor) -> Tensor:
 
 
 def patch_kernel(name: str) -> tuple[int, int, int] | None:
+    """Return the kernel size of a patch embedding's weight; None for other parameters."""
     layer, _, leaf = name.partition(".")
     return PATCH_KERNELS.get(layer) if leaf == "weight" else None
 
 
 def tie_embeddings(text_encoder: nn.Module) -> None:
-    """One embedding for both names: files hold `shared.weight` alone."""
+    """Tie the encoder's embedding to `shared.weight`: checkpoints store only the latter."""
     shared = text_encoder.get_submodule("shared")
     text_encoder.get_submodule("encoder.embed_tokens").weight = shared.weight

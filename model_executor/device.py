@@ -1,4 +1,4 @@
-"""Devices and dtypes by the names that users give them."""
+"""Resolves device and dtype names, and checks what a device supports."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -9,45 +9,50 @@ from helios_serve.errors import DeviceError
 from helios_serve.kernels.backend import KernelChoice, choose_kernels
 
 ACCELERATORS = ("cuda", "npu", "xpu")
-"""Kinds of accelerator that "auto" takes; all have float64, which the DMD update needs."""
+"""Accelerators that `auto` selects. All support float64, which the DMD update needs."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first accelerator, or the CPU; raises DeviceError for one not present.
+    """Return the device called `name`. `auto` is the first accelerator, or the CPU if none exists.
 
-    So it does where the device cannot run the kernels that the environment asks for.
+    Raises DeviceError if the device does not exist, or cannot run the kernels that the environment
+    selects.
     """
     device = find_device(name, find_accelerator())
     resolve_kernels(device)
     return device
 
 
-def current(device: torch.device) -> AbstractContextManager[None]:
-    """Makes `device` this thread's current one: there Triton runs its kernels, wherever their
-    tensors are."""
+def current_device(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which `device` is this thread's current device.
+
+    Triton launches kernels on the current device, whatever device their tensors are on.
+    """
     return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
 def find_accelerator() -> torch.device | None:
-    """The one that "auto" takes, if there is any."""
+    """Return the accelerator that `auto` selects, or None."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None and accelerator.type in ACCELERATORS else None
 
 
-def spread(name: str, places: range) -> str:
-    """The first device of a worker with others beside it: a name without a number goes round all.
+def assign_device(name: str, slots: range) -> str:
+    """Return the first device of a worker, given its slots on this machine.
 
-    `places`, one for each of its processes, count from 0; where there are more than devices, some
-    share one. A worker whose processes would go beyond the last device begins at the first.
+    `slots` holds one consecutive number, from 0, for each process of the worker. A name without an
+    index (`auto`, `cuda`) is mapped to the device at the first slot, modulo the number of devices:
+    with more slots than devices, workers share devices. A worker whose processes would exceed the
+    last device starts at device 0. Other names are returned unchanged.
     """
     accelerator = find_accelerator()
     if accelerator is None or name not in ("auto", accelerator.type):
         return name
     count = torch.accelerator.device_count()
-    first = places.start % count
-    return f"{accelerator.type}:{first if first + len(places) <= count else 0}"
+    first = slots.start % count
+    return f"{accelerator.type}:{first if first + len(slots) <= count else 0}"
 
 
 def find_device(name: str, accelerator: torch.device | None) -> torch.device:
@@ -66,7 +71,7 @@ def find_device(name: str, accelerator: torch.device | None) -> torch.device:
 
 
 def resolve_kernels(device: torch.device) -> KernelChoice:
-    """The kernels of `device`; raises DeviceError where the environment asks for others."""
+    """Return the kernels for `device`. Raises DeviceError if it cannot run those selected."""
     try:
         return choose_kernels(device)
     except ValueError as error:
@@ -74,7 +79,7 @@ def resolve_kernels(device: torch.device) -> KernelChoice:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on an accelerator and float32 on the CPU."""
+    """Return a dtype by name. `auto` is bfloat16 on an accelerator and float32 on the CPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in DTYPES:
@@ -83,13 +88,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
-    """Raise DeviceError where FP8 matmuls with a scale a row do not run, by running a small one."""
-    eights = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn)
+    """Raise DeviceError unless a small FP8 matmul with one scale per row runs on `device`."""
+    values = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn)
     scale = torch.ones(16, 1, device=device)
     try:
         torch._scaled_mm(
-            eights,
-            eights.t(),
+            values,
+            values.t(),
             scale_a=scale,
             scale_b=scale.t(),
             bias=torch.zeros(16, dtype=dtype, device=device),
@@ -104,7 +109,7 @@ def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device now."""
+    """Return the bytes of free memory on the device."""
     if device.type == "cpu":
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free, _ = torch.accelerator.get_memory_info(device)

@@ -1,9 +1,9 @@
-"""From the name of a model to its parts on a device."""
+"""Finds checkpoints and loads the parts of a model that a worker's roles need."""
 
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -25,28 +25,28 @@ from helios_serve.model_executor.offload import WeightPlacement
 from helios_serve.model_executor.weights import (
     fill_random,
     find_sources,
-    kept_bytes,
     stream_weights,
+    weight_bytes,
 )
-from helios_serve.options.workers import ROLES, DecodeDtype, Quantization, Role
+from helios_serve.options.workers import DEFAULT_OPTIONS, ROLES, LoadFormat, Role, WorkerOptions
 from helios_serve.size import check_size, parse_size
-
-LoadFormat = Literal["auto", "dummy"]
 
 PARTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
     "encode": ("text_encoder", "vae"),
     "denoise": ("transformer",),
     "decode": ("vae",),
 }
+"""The parts of a checkpoint that each role needs."""
 DUMMY_SEEDS = {"transformer": 0, "text_encoder": 1, "vae": 2}
-"""A part's random weights are the same whatever other parts a worker has."""
+"""Seeds of random weights, one per part, so that a part does not depend on the parts loaded."""
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "spiece.model", "tokenizer/*"]
 HUB_IGNORED = ["transformer_ode/*"]
+"""Files of a hub repository to download, and those to skip."""
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint whose json files were read. `note` says what a user must know of its weights."""
+    """A checkpoint whose configuration was read. `note` is a warning about its weights, if any."""
 
     name: str
     folder: Path
@@ -56,7 +56,7 @@ class Checkpoint(NamedTuple):
 
 
 class LoadedModel(NamedTuple):
-    """A checkpoint ready to run, less what no role asked for."""
+    """The loaded parts of a checkpoint; None for parts that no role needs."""
 
     config: HeliosConfig
     device: torch.device
@@ -66,10 +66,10 @@ class LoadedModel(NamedTuple):
 
 
 def open_checkpoint(model: str, load_format: LoadFormat) -> Checkpoint:
-    """Find `model` and read its configuration; raises CheckpointError.
+    """Find `model` (a folder, a hub id or a built-in model) and read its configuration.
 
-    With `load_format="dummy"` weights are random and only the json files are needed, or none for
-    a published hub id.
+    With `load_format="dummy"` the weights will be random, so that only the JSON files are needed;
+    for a published hub id nothing is downloaded. Raises CheckpointError.
     """
     folder, note = find_checkpoint(model, load_format)
     return Checkpoint(model, folder, read_config(folder), load_format, note)
@@ -80,58 +80,58 @@ def load_checkpoint(
     device: torch.device,
     dtype: torch.dtype,
     roles: Collection[Role] = ROLES,
-    *,
-    decode_dtype: DecodeDtype = "float32",
-    compile_sizes: Sequence[str] = (),
-    quantization: Quantization | None = None,
-    offload: bool = False,
+    options: WorkerOptions = DEFAULT_OPTIONS,
 ) -> LoadedModel:
-    """Load the weights that `roles` need; every file is checked before the first is read.
+    """Load the parts that `roles` need to `device`.
 
-    With `offload` the device holds few of them at a time. Raises CheckpointError, DeviceError
-    where the device cannot do what is asked for, and InvalidRequestError for a size, WIDTHxHEIGHT,
-    that the model cannot make.
+    The headers of all files are checked before any weight is read. Raises CheckpointError,
+    DeviceError if the device does not support an option or lacks memory, and InvalidRequestError
+    for a size in `options.compile_sizes` that the model cannot generate.
     """
-    compiled = check_compilation(compile_sizes, checkpoint.config, offload=offload)
-    if quantization is not None and "denoise" in roles:
+    compiled = check_compilation(options.compile_sizes, checkpoint.config, offload=options.offload)
+    if options.quantization is not None and "denoise" in roles:
         check_fp8(device, dtype)
     if checkpoint.note is not None:
         logger.warning(checkpoint.note)
     folder, config = checkpoint.folder, checkpoint.config
     needed = {name for role in roles for name in PARTS_OF_ROLE[role]}
-    built = build_parts(folder, config, dtype, quantization, DTYPES[decode_dtype])
+    built = build_parts(folder, config, dtype, options.quantization, DTYPES[options.decode_dtype])
     parts = {name: part for name, part in built.items() if name in needed}
     tokenizer = load_tokenizer(folder) if "text_encoder" in parts else None
-    homes = {
-        name: WeightPlacement(name, kept_bytes(*part), device, offload)
+    placements = {
+        name: WeightPlacement(name, weight_bytes(*part), device, options.offload)
         for name, part in parts.items()
     }
-    shown = ", ".join(f"{name} {home.device_bytes / 1e9:.1f} GB" for name, home in homes.items())
-    logger.info("%s: %s of weights on %s", checkpoint.name, shown, device)
+    summary = ", ".join(
+        f"{name} {placement.device_bytes / 1e9:.1f} GB" for name, placement in placements.items()
+    )
+    logger.info("%s: %s of weights on %s", checkpoint.name, summary, device)
     try:
-        fill(parts, homes, device, dummy=checkpoint.load_format == "dummy")
-        visits = {name: home.open(parts[name].module) for name, home in homes.items()}
+        fill(parts, placements, device, dummy=checkpoint.load_format == "dummy")
+        contexts = {
+            name: placement.activate(parts[name].module) for name, placement in placements.items()
+        }
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"got {device}, expected a device with room for {shown} of weights beside what it "
-            "holds: see docs/memory.md for what takes less"
+            f"got {device}, expected free memory for {summary} of weights: see docs/memory.md for "
+            "ways to use less"
         ) from error
     modules = {name: part.module for name, part in parts.items()}
     transformer, text_encoder = modules.get("transformer"), modules.get("text_encoder")
     assert transformer is None or isinstance(transformer, HeliosTransformer)
     if transformer is not None:
         logger.info("%s: %s", device, resolve_kernels(device))
-        # On a CPU one large matmul is no faster than three. Layers that come and go stay apart.
-        if device.type != "cpu" and not offload:
+        # On a CPU one large matmul is no faster than three; streamed layers cannot be joined.
+        if device.type != "cpu" and not options.offload:
             transformer.join_projections()
-    if "vae" in modules and decode_dtype == "bfloat16" and not offload:
+    if "vae" in modules and options.decode_dtype == "bfloat16" and not options.offload:
         put_channels_last(modules["vae"].get_submodule("decoder"))
     if text_encoder is not None:
         tie_embeddings(text_encoder)
-    vae = Vae(modules["vae"], device, visits["vae"]) if "vae" in modules else None
+    vae = Vae(modules["vae"], device, contexts["vae"]) if "vae" in modules else None
     if vae is not None and compiled and "decode" in roles:
         vae.compile(compiled)
-    if device.type != "cpu":  # threads use the weights on streams of their own
+    if device.type != "cpu":  # other threads use the weights on streams of their own
         torch.accelerator.synchronize(device)
     return LoadedModel(
         config,
@@ -145,9 +145,13 @@ def load_checkpoint(
 def check_compilation(
     names: Sequence[str], config: HeliosConfig, *, offload: bool
 ) -> list[Geometry]:
-    """The sizes, WIDTHxHEIGHT, that the decoder is to be compiled for."""
+    """Return the sizes for which the VAE's decoder will be compiled.
+
+    Raises DeviceError with `offload`, and InvalidRequestError for a name other than WIDTHxHEIGHT or
+    a size that the model cannot generate.
+    """
     if names and offload:
-        raise DeviceError("got compile sizes with offload, expected one of the two")
+        raise DeviceError("got compile sizes with offload, expected only one of them")
     sizes = []
     for name in names:
         if not re.fullmatch(r"\d+x\d+", name):
@@ -162,12 +166,16 @@ def check_compilation(
 
 
 def fill(
-    parts: dict[str, Part], homes: dict[str, WeightPlacement], device: torch.device, *, dummy: bool
+    parts: dict[str, Part],
+    placements: dict[str, WeightPlacement],
+    device: torch.device,
+    *,
+    dummy: bool,
 ) -> None:
-    """Give every part its weights, from files that are all checked first, or random ones."""
+    """Fill all parts with weights: random ones if `dummy`, else from files, checked beforehand."""
     sources = {} if dummy else {name: find_sources(*part) for name, part in parts.items()}
     for name, (module, component) in parts.items():
-        component = homes[name].furnish(component)
+        component = placements[name].apply_to(component)
         if dummy:
             fill_random(module, component, device, DUMMY_SEEDS[name])
         else:
@@ -176,9 +184,9 @@ def fill(
 
 
 def find_checkpoint(model: str, load_format: LoadFormat) -> tuple[Path, str | None]:
-    """The folder of `model`, and a note where its weights are not real."""
+    """Return the folder of `model`, and a warning if its weights are random."""
     if (nano := nano_checkpoint(model)) is not None:
-        return nano, f"{model} has random weights: it shows the machinery, not pictures"
+        return nano, f"{model} has random weights, for tests: its videos show noise"
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder, "weights are random (dummy)" if load_format == "dummy" else None
@@ -190,7 +198,7 @@ def find_checkpoint(model: str, load_format: LoadFormat) -> tuple[Path, str | No
 
 
 def download(model: str, patterns: list[str]) -> Path:
-    """The local snapshot of a hub repository."""
+    """Download files of a hub repository, unless they are cached, and return their folder."""
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=HUB_IGNORED))
     except HFValidationError as error:
@@ -201,7 +209,7 @@ def download(model: str, patterns: list[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{model} is no local folder and could not be had from the hub: {reason}"
+            f"{model} is not a local folder and cannot be downloaded from the hub: {reason}"
         ) from error
 
 
@@ -209,6 +217,4 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / 'tokenizer'} holds no usable tokenizer: {error}"
-        ) from error
+        raise CheckpointError(f"{folder / 'tokenizer'} has no usable tokenizer: {error}") from error

@@ -1,4 +1,4 @@
-"""LoRA adapters in diffusers' format, from a file or folder to the layers of a transformer."""
+"""Loads LoRA adapters in diffusers' format and maps them to the layers of a transformer."""
 
 import json
 from pathlib import Path
@@ -16,20 +16,21 @@ DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 
 
 AdapterKey = tuple[str, int, float]
+"""The file, its modification time in nanoseconds, and the scale of an adapter."""
 
 
 def adapter_key(path: str, scale: float) -> AdapterKey:
-    """What tells one adapter from another: its file, when that was written, and its scale."""
+    """Return the cache key of an adapter. Raises CheckpointError if the file does not exist."""
     file = find_file(path)
     return str(file.resolve()), file.stat().st_mtime_ns, scale
 
 
 def load_adapter(path: str, transformer: nn.Module, scale: float) -> LoraAdapter:
-    """The adapter in `path`, fitted to `transformer`; raises CheckpointError.
+    """Load the adapter in `path`, a file or folder, for `transformer`.
 
-    An adapter that would apply to no layer, or of which we would leave anything out, is refused: a
-    silently ignored adapter looks like a bad one. `transformer` may lie on the meta device, to
-    check an adapter before the weights are loaded.
+    Raises CheckpointError for an adapter that applies to no layer or has tensors that cannot be
+    applied: if they were ignored, the adapter would appear to be bad. `transformer` may be on the
+    meta device, to check an adapter before the weights are loaded.
     """
     file = find_file(path)
     tensors, metadata = read_tensors(file)
@@ -56,26 +57,29 @@ def load_adapter(path: str, transformer: nn.Module, scale: float) -> LoraAdapter
 
 
 def find_file(path: str) -> Path:
+    """Return the safetensors file at `path`, which may be its folder."""
     file = Path(path).expanduser()
     if file.is_dir():
         file = file / FILE_NAME
     if not file.is_file():
-        raise CheckpointError(f"got LoRA {path!r}, expected a safetensors file or a folder with it")
+        raise CheckpointError(
+            f"got LoRA {path!r}, expected a safetensors file or a folder with {FILE_NAME}"
+        )
     return file
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and adapter metadata of a LoRA file."""
+    """Read the tensors and the adapter metadata of a LoRA file."""
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             header = stored.metadata() or {}
     except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is damaged or not a safetensors file: {error}") from error
     try:
         metadata = json.loads(header.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
-        raise CheckpointError(f"{file}: its adapter metadata is no JSON: {error}") from error
+        raise CheckpointError(f"{file}: the adapter metadata is not valid JSON: {error}") from error
     for key in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora"):
         if metadata.get(PREFIX + key):
             raise CheckpointError(f"{file}: adapters with {key} are not supported")
@@ -90,7 +94,7 @@ def low_rank(
     layer: LoraLinear,
     scale: float,
 ) -> LowRank:
-    """One layer's term, with alpha / rank and `scale` folded into its upper half."""
+    """Return the low-rank term of one layer, with `scale` * alpha / rank folded into `up`."""
     down, up = tensors[name + DOWN], tensors.get(name + UP)
     if up is None:
         raise CheckpointError(f"{file} lacks {name}{UP}")
@@ -103,6 +107,6 @@ def low_rank(
         )
     alpha = tensors.get(name + ALPHA)
     strength = float(metadata.get(PREFIX + "lora_alpha", rank) if alpha is None else alpha)
-    bias = layer.bias  # in the model's dtype also where the weight is quantised
+    bias = layer.bias  # has the model's dtype even if the weight is quantized
     up = (up.float() * (scale * strength / rank)).to(bias.device, bias.dtype)
     return LowRank(down.to(bias.device, bias.dtype), up)

@@ -1,7 +1,7 @@
-"""Safetensors files of one component: checked whole by their headers, then streamed to the device.
+"""Loads the safetensors files of a component, or random weights, into a module.
 
-Every tensor goes from the mapped file straight to where it stays, one at a time, so a model never
-exists twice in memory.
+All headers are checked before any tensor is read. Tensors are then copied one at a time from the
+memory-mapped file to their destination, so that the model never exists twice in memory.
 """
 
 import json
@@ -16,18 +16,23 @@ from torch import Tensor, nn
 from helios_serve.errors import CheckpointError
 
 STEMS = ("diffusion_pytorch_model", "model")
+"""File names without extension: of diffusers, and of transformers."""
 
 Rename = Callable[[str], str | None]
-"""Checkpoint key -> parameter name, or None for a key to ignore."""
+"""Maps a checkpoint key to a parameter name, or to None if the key is ignored."""
 
 
 class Component(NamedTuple):
-    """How the files of one component become the parameters of a module.
+    """How the files of a component become the parameters of a module.
 
-    `dtype_of` gives a parameter's dtype by its name, `convert` turns a stored tensor into the
-    parameter, `stored_shape` a parameter's shape into the stored one. `kept` gives, by their names,
-    the tensors that a parameter is kept as, where they stay. Parameters in `optional` may be absent
-    from the files.
+    - `folder`: the folder of the files.
+    - `rename`: maps checkpoint keys to parameter names.
+    - `dtype_of`: returns the dtype of a parameter.
+    - `convert`: converts a stored tensor to the parameter of that name.
+    - `stored_shape`: returns the shape in which a parameter of the given shape is stored.
+    - `postprocess`: returns, by name, the tensors that replace a parameter in the module, such as
+      float8 values and scales, or a copy on the host.
+    - `optional`: parameters that the files may lack.
     """
 
     folder: Path
@@ -35,12 +40,12 @@ class Component(NamedTuple):
     dtype_of: Callable[[str], torch.dtype]
     convert: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
     stored_shape: Callable[[str, tuple[int, ...]], tuple[int, ...]] = lambda _, shape: shape
-    kept: Callable[[str, Tensor], dict[str, Tensor]] = lambda name, tensor: {name: tensor}
+    postprocess: Callable[[str, Tensor], dict[str, Tensor]] = lambda name, tensor: {name: tensor}
     optional: frozenset[str] = frozenset()
 
 
 class Source(NamedTuple):
-    """Where a parameter is stored."""
+    """The file and key in which a parameter is stored."""
 
     path: Path
     key: str
@@ -48,7 +53,7 @@ class Source(NamedTuple):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component; raises CheckpointError naming what is missing."""
+    """Return the safetensors files of a component. Raises CheckpointError if one is missing."""
     for stem in STEMS:
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
@@ -63,15 +68,15 @@ def indexed_files(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is no index of safetensors files: {error!r}") from error
+        raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
     for name in names:
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is not there")
+            raise CheckpointError(f"{index} names {name}, which does not exist")
     return [index.parent / name for name in names]
 
 
 def stored_tensors(paths: list[Path]) -> Iterator[Source]:
-    """Every tensor of the files, from their headers; a truncated file raises CheckpointError."""
+    """Yield all tensors listed in the files' headers. Raises CheckpointError for damaged files."""
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
@@ -82,7 +87,10 @@ def stored_tensors(paths: list[Path]) -> Iterator[Source]:
 
 
 def find_sources(module: nn.Module, component: Component) -> dict[str, Source]:
-    """Where each parameter of `module` is stored; refuses missing, extra and misshapen keys."""
+    """Find each parameter of `module` in the files of its component.
+
+    Raises CheckpointError for missing or unexpected keys and for wrong shapes.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     paths = weight_files(component.folder)
     sources = {}
@@ -109,7 +117,7 @@ def find_sources(module: nn.Module, component: Component) -> dict[str, Source]:
 def stream_weights(
     module: nn.Module, component: Component, sources: dict[str, Source], device: torch.device
 ) -> None:
-    """Fill the meta parameters of `module` from its files, on `device`."""
+    """Load the parameters of `module`, on the meta device, from `sources` to `device`."""
     by_file: dict[Path, list[str]] = {}
     for name, source in sources.items():
         by_file.setdefault(source.path, []).append(name)
@@ -118,23 +126,23 @@ def stream_weights(
             for name in names:
                 stored = file.get_tensor(sources[name].key)
                 tensor = component.convert(name, stored).to(component.dtype_of(name)).contiguous()
-                place(module, component.kept(name, tensor))
+                set_tensors(module, component.postprocess(name, tensor))
 
 
 def fill_random(module: nn.Module, component: Component, device: torch.device, seed: int) -> None:
-    """Fill the meta parameters of `module` with reproducible random numbers, on `device`."""
+    """Fill the parameters of `module`, on the meta device, with random numbers from `seed`."""
     generator = torch.Generator(device).manual_seed(seed)
     for name, meta in module.state_dict().items():
         if name in component.optional:
             continue
         tensor = random_tensor(name, tuple(meta.shape), component.dtype_of(name), generator)
-        place(module, component.kept(name, tensor))
+        set_tensors(module, component.postprocess(name, tensor))
 
 
 def random_tensor(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
 ) -> Tensor:
-    """Noise at the scale that an initialised parameter of that name and shape has."""
+    """Return random values at the scale of an initialized parameter of that name and shape."""
     tensor = torch.empty(shape, dtype=dtype, device=generator.device)
     if name.endswith("gamma") or (len(shape) == 1 and name.endswith("weight")):
         return tensor.normal_(1, 0.02, generator=generator)
@@ -143,12 +151,12 @@ def random_tensor(
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of `module`, by its name."""
+    """Return the parameters and buffers of `module` by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def place(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors where the parameters and buffers of those names in `module` were."""
+def set_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the parameters and buffers of `module` that have the names of `tensors`."""
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
@@ -158,11 +166,12 @@ def place(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
 
 
-def kept_bytes(module: nn.Module, component: Component) -> dict[str, int]:
-    """Bytes of every tensor that `module`, on the meta device, will be kept as, by its name."""
+def weight_bytes(module: nn.Module, component: Component) -> dict[str, int]:
+    """Return the bytes of each tensor of `module` (on the meta device) after `postprocess`."""
     sizes: dict[str, int] = {}
     for name, meta in module.state_dict().items():
         if name not in component.optional:
             tensor = torch.empty(meta.shape, dtype=component.dtype_of(name), device="meta")
-            sizes |= {part: kept.nbytes for part, kept in component.kept(name, tensor).items()}
+            stored = component.postprocess(name, tensor)
+            sizes |= {part: item.nbytes for part, item in stored.items()}
     return sizes

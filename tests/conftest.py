@@ -3,7 +3,7 @@
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     from tests.support.tiny_checkpoint import write_tiny_checkpoints
 
 from helios_serve.model_executor.loader import LoadedModel
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
 # that they start.
@@ -56,7 +56,7 @@ def latent_model() -> ModelLoader:
     @cache
     def load(folder: Path, **options: Any) -> LoadedModel:
         model = load_model(str(folder), **options)
-        model.vae.decode = blank_frames  # type: ignore[method-assign]
+        loaded(model.vae).decode = blank_frames  # type: ignore[method-assign]
         return model
 
     return load
@@ -77,7 +77,7 @@ def latent_pipeline() -> Callable[[Path], Any]:
 
 
 @pytest.fixture
-def cholesky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Tensor], None]]:
+def cholesky(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
     """Makes diffusers use a given block noise factor: its own fp32 Cholesky fails on the CPU."""
 
     def use(factor: Tensor) -> None:

@@ -1,7 +1,7 @@
 """One model in this process, for one caller at a time: no server, no other processes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from helios_serve.core.history_manager import HistoryManager
@@ -15,7 +15,6 @@ from helios_serve.model_executor.device import check_fp8, resolve_device, resolv
 from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.model_executor.loader import (
     LoadedModel,
-    LoadFormat,
     check_compilation,
     load_checkpoint,
     open_checkpoint,
@@ -23,7 +22,7 @@ from helios_serve.model_executor.loader import (
 from helios_serve.model_executor.lora_files import load_adapter
 from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.options.engine import EngineConfig
-from helios_serve.options.workers import DecodeDtype, Quantization
+from helios_serve.options.workers import WorkerOptions
 from helios_serve.video_request import VideoRequest
 
 
@@ -42,30 +41,14 @@ class InlineEngine:
     `load`, or by the first request.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        load_format: LoadFormat = "auto",
-        decode_dtype: DecodeDtype = "float32",
-        compile_sizes: Sequence[str] = (),
-        quantization: Quantization | None = None,
-        offload: bool = False,
-        batch_invariant: bool = False,
-    ) -> None:
-        self.batch_invariant = batch_invariant
-        self.checkpoint = open_checkpoint(model, load_format)
-        self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device)
-        self.decode_dtype = decode_dtype
-        self.compile_sizes = compile_sizes
-        self.quantization = quantization
-        self.offload = offload
-        if quantization is not None:
+    def __init__(self, model: str, options: WorkerOptions) -> None:
+        self.options = options
+        self.checkpoint = open_checkpoint(model, options.load_format)
+        self.device = resolve_device(options.device)
+        self.dtype = resolve_dtype(options.dtype, self.device)
+        if options.quantization is not None:
             check_fp8(self.device, self.dtype)
-        check_compilation(compile_sizes, self.config, offload=offload)
+        check_compilation(options.compile_sizes, self.config, offload=options.offload)
         self._model: LoadedModel | None = None
 
     @property
@@ -76,13 +59,7 @@ class InlineEngine:
         """The model, loaded if it was not yet."""
         if self._model is None:
             self._model = load_checkpoint(
-                self.checkpoint,
-                self.device,
-                self.dtype,
-                decode_dtype=self.decode_dtype,
-                compile_sizes=self.compile_sizes,
-                quantization=self.quantization,
-                offload=self.offload,
+                self.checkpoint, self.device, self.dtype, options=self.options
             )
         return self._model
 
@@ -105,7 +82,7 @@ class InlineEngine:
                 model,
                 emit,
                 history_blocks=HistoryManager.peak_blocks(geometry) + 1,
-                batch_invariant=self.batch_invariant,
+                batch_invariant=self.options.batch_invariant,
             )
         )
         config = EngineConfig(step_deadline=math.inf, start_deadline=math.inf)

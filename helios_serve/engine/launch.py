@@ -1,20 +1,16 @@
 """From what a command was told to an engine with its workers."""
 
-from typing import Literal
-
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.observe.observer import Observer, StepMetrics
 from helios_serve.engine.observe.trace import Trace
 from helios_serve.metrics import Metrics
 from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.executor.abstract import Executor
-from helios_serve.model_executor.loader import LoadFormat, open_checkpoint
+from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.model_executor.worker.group import check_context_parallel, check_thread
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
-from helios_serve.options.workers import WorkerGroup
-
-ExecutorKind = Literal["inline", "local", "ray"]
+from helios_serve.options.workers import ExecutorKind, LoadFormat, WorkerGroup
 
 
 def launch(

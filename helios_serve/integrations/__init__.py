@@ -1,1 +1,1 @@
-"""Adapters that run the engine inside other servers; each imports its server lazily."""
+"""Adapters that run the engine inside other servers. Each imports its server lazily."""

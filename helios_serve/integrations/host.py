@@ -1,4 +1,4 @@
-"""Our engine inside another server: on an event loop of its own, for callers in any thread."""
+"""Hosts the engine inside another server, on its own event loop, for callers in any thread."""
 
 import asyncio
 import threading
@@ -21,14 +21,14 @@ from helios_serve.video_request import VideoRequest
 Result = TypeVar("Result")
 
 READY_PERIOD = 0.05
-"""Seconds between two looks at whether the workers have started."""
+"""Seconds between checks whether the workers have started."""
 
 
 class EngineHost:
     """Runs the engine for one model.
 
-    Raises CheckpointError, DeviceError or InvalidRequestError if the model or the settings are
-    wrong; its workers start in the background.
+    The workers start in the background. Raises CheckpointError, DeviceError or InvalidRequestError
+    for an invalid model or invalid settings.
     """
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
@@ -37,7 +37,7 @@ class EngineHost:
             model,
             settings.worker_groups(model),
             settings.executor_kind,
-            ray_address=settings.ray_address,
+            ray_address=settings.host.ray_address,
             scheduling=settings.scheduling,
         )
         self.config: HeliosConfig = core.model_config
@@ -49,39 +49,39 @@ class EngineHost:
 
     @property
     def failure(self) -> str | None:
-        """Why no more videos can be made, if that is so."""
+        """The reason why no more videos can be generated, or None."""
         return "the engine is closed" if self._loop.is_closed() else self._engine_failure
 
     def wait_ready(self) -> None:
-        """Returns when there is a worker for every kind of work; raises EngineDeadError."""
+        """Wait until every role has a ready worker. Raises EngineDeadError."""
         self._wait(self._until_ready())
 
     def submit(
         self, request: VideoRequest, *, continue_from: Snapshot | None = None
     ) -> "HostedVideo":
-        """Accept a request, which is made from now on.
+        """Accept a request and start generating it.
 
-        With `continue_from` its `num_frames` count from the beginning of the video that this
-        snapshot was taken of, and its chunks come from there on. Raises InvalidRequestError,
-        CapacityError or EngineDeadError.
+        With `continue_from`, the video continues from that snapshot: `num_frames` counts from the
+        beginning of the snapshot's video, and the chunks start after the snapshot. Raises
+        InvalidRequestError, CapacityError or EngineDeadError.
         """
         self._wait(self._engine.submit(request, continue_from=continue_from))
         return HostedVideo(self, request.request_id)
 
     def stats(self) -> EngineStats:
-        """Counts of this moment; raises EngineDeadError."""
+        """Return the current counts. Raises EngineDeadError."""
         stats = self._wait(self._engine.models.stats())
         if self.model not in stats:
             raise EngineDeadError(self.failure or "the engine is closed")
         return stats[self.model]
 
-    def where(self) -> dict[str, str]:
-        """Where each worker runs, by its id."""
+    def worker_locations(self) -> dict[str, str]:
+        """Return where each worker runs, by its id."""
         reports = self._wait(self._engine.models.workers())
         return {report.worker_id: report.where for report in reports.get(self.model, [])}
 
     def close(self) -> None:
-        """End all videos, the workers and the engine; may be called twice."""
+        """Stop all videos, the workers and the engine. It may be called twice."""
         if self._loop.is_closed():
             return
         try:
@@ -92,7 +92,7 @@ class EngineHost:
             self._loop.close()
 
     def call(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
-        """Have `work` done on the engine's loop; raises EngineDeadError if that is closed."""
+        """Run a coroutine on the engine's event loop. Raises EngineDeadError if it is closed."""
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError as error:
@@ -122,9 +122,10 @@ class EngineHost:
 
 
 class HostedVideo:
-    """A video in the making, for callers in any thread.
+    """A video that is being generated, for callers in any thread.
 
-    Whoever reads it takes one chunk after another; a video with `max_lead_chunks` waits for them.
+    There is one reader, which takes the chunks in order. A video with `max_lead_chunks` waits for
+    its reader.
     """
 
     def __init__(self, host: EngineHost, request_id: str) -> None:
@@ -133,30 +134,30 @@ class HostedVideo:
         self._chunks = host._engine.watch(request_id)
 
     def next_chunk(self) -> "Future[VideoChunk | None]":
-        """The next chunk when it is there; None behind the last one.
+        """Return a future of the next chunk, or of None after the last one.
 
-        Raises, through the future, RequestFailedError where the video ends early. One call at a
-        time.
+        The future raises RequestFailedError if the video ends early. Wait for it before the next
+        call.
         """
         return self.host.call(self._next())
 
     def chunks(self) -> Iterator[VideoChunk]:
-        """Every chunk that is still to come; raises RequestFailedError."""
+        """Yield the remaining chunks. Raises RequestFailedError."""
         while (chunk := self.next_chunk().result()) is not None:
             yield chunk
 
     def switch_prompt(
         self, prompt: str, transition_chunks: int | None = None
     ) -> "Future[PromptSwitch]":
-        """Turn the video to another prompt; the future tells at which chunk it does.
+        """Change the video's prompt. Returns a future of the switch, which says at which chunk.
 
-        Raises through it InvalidRequestError where no chunk is left for that.
+        The future raises InvalidRequestError if no chunk is left for the switch.
         """
         switching = self.host._engine.switch_prompt(self.request_id, prompt, transition_chunks)
         return self.host.call(switching)
 
     def abort(self) -> None:
-        """End the video at once and forget it; one that is over is left as it is."""
+        """Abort the video and forget it. A finished video is not changed."""
         self.host.call(self.host._engine.abort(self.request_id)).result()
 
     async def _next(self) -> VideoChunk | None:

@@ -1,25 +1,25 @@
-"""From what another server was asked for to a request to our engine."""
+"""Conversion of another server's requests to engine requests."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from helios_serve.errors import InvalidRequestError
-from helios_serve.media.pixels import frames_from
+from helios_serve.media.pictures import frames_from
 from helios_serve.model_config import HeliosConfig
+from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import SamplingParams, default_size
 from helios_serve.video_request import Frames, VideoRequest, check_references
 
 SYNONYMS = {"pyramid_num_inference_steps_list": "steps"}
-"""Names of diffusers and of other servers, where they are not ours."""
+"""Names of options in diffusers and other servers that differ from ours."""
 
 
 class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A video that was ordered elsewhere.
+    """A request for a video from another server.
 
-    `options` are fields of SamplingParams by their names here or in diffusers; those that are None
-    are left to the checkpoint. `image` and `video` are in any form that `frames_from` takes, `lora`
+    `options` are the fields of SamplingParams, by our names or diffusers'. None leaves an option to
+    the checkpoint's default. `image` and `video` are in any form that `frames_from` accepts. `lora`
     is a local file or folder.
     """
 
@@ -33,7 +33,7 @@ class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_lead_chunks: int | None = None
 
     def to_video_request(self, model: str, config: HeliosConfig) -> VideoRequest:
-        """The request as our engine takes it, checked; raises InvalidRequestError."""
+        """Return the validated engine request. Raises InvalidRequestError."""
         check_references(self.image, self.video)
         params = sampling_params(self.options, model, config)
         return VideoRequest(
@@ -55,20 +55,10 @@ class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sampling_params(options: Mapping[str, Any], model: str, config: HeliosConfig) -> SamplingParams:
-    """Checked sampling parameters of plain values; raises InvalidRequestError."""
+    """Build validated sampling parameters from plain values. Raises InvalidRequestError."""
     given = {SYNONYMS.get(name, name): value for name, value in options.items()}
-    unknown = sorted(given.keys() - set(SamplingParams.__struct_fields__))
-    if unknown:
-        expected = ", ".join(SamplingParams.__struct_fields__)
-        raise InvalidRequestError(
-            f"got {unknown[0]!r}, expected one of {expected}", param=unknown[0]
-        )
-    width, height = default_size(model)
-    chosen = {"width": width, "height": height}
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    try:
-        params = msgspec.convert(chosen, SamplingParams)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(str(error), param="params") from error
+    size = default_size(model)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    params = read_options(SamplingParams, size._asdict() | chosen)
     params.resolve(config)
     return params

@@ -1,4 +1,4 @@
-"""SGLang's plugin (entry point `sglang.multimodal_gen.plugins`): Helios without a setting."""
+"""SGLang's plugin (entry point `sglang.multimodal_gen.plugins`), which needs no configuration."""
 
 import importlib
 
@@ -7,9 +7,11 @@ from helios_serve.logger import logger
 
 
 def register_helios() -> None:
-    """As if SGLANG_EXTERNAL_MODEL_PACKAGE named our package, which SGLang looks at only once and
-    may have before it calls its plugins."""
+    """Register Helios, as SGLANG_EXTERNAL_MODEL_PACKAGE would.
+
+    SGLang reads that variable only once, possibly before it calls its plugins.
+    """
     try:
         importlib.import_module("helios_serve.integrations.sglang")
     except HeliosError as error:
-        logger.warning("%s; Helios is left to SGLang's own pipeline", error)
+        logger.warning("%s; Helios uses SGLang's own pipeline", error)

@@ -1,18 +1,18 @@
-"""Which releases of SGLang we run in."""
+"""Releases of SGLang that the integration supports."""
 
 from importlib.metadata import version
 
 from helios_serve.errors import HeliosError
 
 VERIFIED = ("0.5.23",)
-"""Those that the tests have run with: what we plug into is not the same in others."""
+"""Releases that the tests run with. The internal interfaces that we use differ in others."""
 
 
 def check_version() -> None:
-    """Raises HeliosError."""
+    """Raise HeliosError unless a supported release of SGLang is installed."""
     installed = version("sglang")
     if installed not in VERIFIED:
         raise HeliosError(
-            f"got SGLang {installed}, expected {' or '.join(VERIFIED)}, which is what "
-            "helios-serve's integration was verified with"
+            f"got SGLang {installed}, expected {' or '.join(VERIFIED)}, with which "
+            "helios-serve's integration is tested"
         )

@@ -1,1 +1,1 @@
-"""Frames to and from files: MP4 segments, reference images and videos."""
+"""Media files: MP4 segments, reference images and videos, thumbnails and latents."""

@@ -1,4 +1,4 @@
-"""What is said between the server and a process that decodes references."""
+"""Messages between the server and a decoder process: msgpack with a length prefix."""
 
 import struct
 from typing import Literal
@@ -7,15 +7,18 @@ import msgspec
 
 MediaKind = Literal["image", "video"]
 
-HEAD = struct.Struct(">I")
-"""In front of each message: its length in bytes."""
+LENGTH_PREFIX = struct.Struct(">I")
+"""The length prefix of a message, in bytes."""
 
 
 class DecodeLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What decoding one reference may take; a process that wants more is ended or refused.
+    """Resource limits for decoding one reference.
 
-    `cpu_seconds` counts all threads, `seconds` goes by the clock; `memory` is address space in
-    bytes, most of which is never touched; `result_bytes` is the largest file it may write.
+    - `cpu_seconds`: CPU time of all threads; the process is killed beyond it.
+    - `seconds`: wall-clock time; the process is killed beyond it.
+    - `memory`: bytes of address space, most of which is never touched; allocations beyond it fail.
+    - `open_files`: open file descriptors.
+    - `result_bytes`: the largest file that may be written.
     """
 
     cpu_seconds: int = 60
@@ -26,9 +29,9 @@ class DecodeLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecodeJob(msgspec.Struct, frozen=True):
-    """Decode the file `path` to `width` x `height` and write its frames to the file `result`.
+    """A job to decode the file `path` at `width` x `height` pixels and write it to `result`.
 
-    None for `kind` takes an image or a video, as the content says.
+    With None for `kind` the content determines whether it is an image or a video.
     """
 
     path: str
@@ -39,7 +42,10 @@ class DecodeJob(msgspec.Struct, frozen=True):
 
 
 class Decoded(msgspec.Struct, frozen=True, tag=True):
-    """RGB frames in the result's file, as `Frames` has them."""
+    """The reference was decoded. The result file holds RGB frames in the layout of `Frames.data`.
+
+    `count` and `skipped` are those of `Frames`.
+    """
 
     kind: MediaKind
     count: int
@@ -47,7 +53,7 @@ class Decoded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The file is not what it should be; `message` says what was got, and what is expected."""
+    """The file was rejected. `message` states what it is and what is expected."""
 
     message: str
 
@@ -56,10 +62,10 @@ DecodeAnswer = Decoded | Refused
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The process has started and takes jobs."""
+    """The process has started and accepts jobs."""
 
 
-def packed(message: msgspec.Struct) -> bytes:
-    """A message with its head."""
+def encode_message(message: msgspec.Struct) -> bytes:
+    """Encode a message with its length prefix."""
     data = msgspec.msgpack.encode(message)
-    return HEAD.pack(len(data)) + data
+    return LENGTH_PREFIX.pack(len(data)) + data

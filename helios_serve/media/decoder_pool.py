@@ -1,4 +1,7 @@
-"""Processes that decode references, so that a bomb, a crash or a hang is not the server's."""
+"""Decodes references in separate processes, which isolates the server from malicious files.
+
+A file that crashes or hangs its decoder, or exhausts its memory, ends that process only.
+"""
 
 import asyncio
 import os
@@ -16,14 +19,14 @@ import msgspec
 from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
 from helios_serve.logger import logger
 from helios_serve.media.decode_job import (
-    HEAD,
+    LENGTH_PREFIX,
     DecodeAnswer,
     Decoded,
     DecodeJob,
     DecodeLimits,
     MediaKind,
     Ready,
-    packed,
+    encode_message,
 )
 from helios_serve.media.references import Reference
 from helios_serve.video_request import Frames
@@ -31,11 +34,11 @@ from helios_serve.video_request import Frames
 NUM_PROCESSES = 2
 MAX_WAITING = 32
 JOBS_PER_PROCESS = 200
-"""After which a process is replaced, so that what its decoders leak does not add up."""
+"""Jobs after which a process is replaced, which bounds memory leaks of the decoding libraries."""
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 MODULE = "helios_serve.media.decoder_process"
-KEPT_ENVIRONMENT = (
+INHERITED_ENVIRONMENT = (
     "HOME",
     "LANG",
     "LC_ALL",
@@ -46,18 +49,22 @@ KEPT_ENVIRONMENT = (
     "TMPDIR",
     "VIRTUAL_ENV",
 )
+"""Variables that a process gets from the server: no others, which may hold secrets."""
 OWN_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-"""Address space is limited, and threads that wait for work would take most of it."""
+"""Limits threads and arenas, which would take most of the limited address space."""
 
 Message = TypeVar("Message")
 
 
 class DecoderEndedError(Exception):
-    """The process ended before it answered; says how."""
+    """The process ended before it answered. The message is a signal name or an exit status."""
 
 
 class Decoder:
-    """One process, which does one job at a time."""
+    """A decoder process, which runs one job at a time.
+
+    `jobs` counts the jobs that it was given.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -65,13 +72,13 @@ class Decoder:
 
     @classmethod
     async def start(cls, limits: DecodeLimits) -> "Decoder":
-        """Raises HeliosError."""
-        kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+        """Start a process with `limits` and wait until it is ready. Raises HeliosError."""
+        inherited = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", MODULE, msgspec.json.encode(limits).decode()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=kept | OWN_ENVIRONMENT,
+            env=inherited | OWN_ENVIRONMENT,
         )
         decoder = cls(process)
         try:
@@ -80,7 +87,7 @@ class Decoder:
         except BaseException as error:
             await decoder.kill()
             if isinstance(error, TimeoutError | DecoderEndedError):
-                raise HeliosError(f"no process that decodes references starts: {error}") from error
+                raise HeliosError(f"cannot start a decoder process: {error}") from error
             raise
         return decoder
 
@@ -93,25 +100,28 @@ class Decoder:
         return self._process.returncode is None and self.jobs < JOBS_PER_PROCESS
 
     async def run(self, job: DecodeJob) -> DecodeAnswer:
-        """Raises DecoderEndedError; after that, or if it is cancelled, it has to be killed."""
+        """Run a job and return its answer. Raises DecoderEndedError if the process ends.
+
+        After an exception, cancellation included, the process must be killed.
+        """
         assert self._process.stdin is not None
         self.jobs += 1
         try:
-            self._process.stdin.write(packed(job))
+            self._process.stdin.write(encode_message(job))
             await self._process.stdin.drain()
         except ConnectionError:
             await self._process.wait()
-            raise DecoderEndedError(self._how_it_ended()) from None
+            raise DecoderEndedError(self._exit_reason()) from None
         return await self._read(DecodeAnswer)  # type: ignore[arg-type]
 
     async def kill(self) -> None:
-        """SIGKILL also ends a process that is stopped or hangs."""
+        """Kill the process. SIGKILL also ends a process that is stopped or hangs."""
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
 
     async def close(self) -> None:
-        """It ends when nobody gives it jobs any more."""
+        """Let the process exit, as it does when its input is closed; kill it if it does not."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -123,14 +133,14 @@ class Decoder:
     async def _read(self, kind: type[Message]) -> Message:
         assert self._process.stdout is not None
         try:
-            head = await self._process.stdout.readexactly(HEAD.size)
-            data = await self._process.stdout.readexactly(HEAD.unpack(head)[0])
+            prefix = await self._process.stdout.readexactly(LENGTH_PREFIX.size)
+            data = await self._process.stdout.readexactly(LENGTH_PREFIX.unpack(prefix)[0])
         except asyncio.IncompleteReadError:
             await self._process.wait()
-            raise DecoderEndedError(self._how_it_ended()) from None
+            raise DecoderEndedError(self._exit_reason()) from None
         return msgspec.msgpack.decode(data, type=kind)
 
-    def _how_it_ended(self) -> str:
+    def _exit_reason(self) -> str:
         code = self._process.returncode
         if code is not None and code < 0:
             return signal.Signals(-code).name
@@ -138,9 +148,10 @@ class Decoder:
 
 
 class DecoderPool:
-    """A few processes, started when there is something to decode.
+    """A pool of decoder processes, which are started on demand.
 
-    `folder` is for results on their way. An asynchronous context; the processes end with it.
+    An asynchronous context manager: leaving it ends the processes. `folder` holds temporary
+    results. At most `size` references are decoded at the same time and `max_waiting` wait.
     """
 
     def __init__(
@@ -160,7 +171,7 @@ class DecoderPool:
         self._waiting = 0
 
     async def __aenter__(self) -> "DecoderPool":
-        """What a killed server has left in the folder goes."""
+        """Empty the folder, in which a killed server may have left results."""
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, mode=0o700)
         return self
@@ -172,11 +183,12 @@ class DecoderPool:
     async def decode(
         self, path: Path, *, width: int, height: int, kind: MediaKind | None, name: str, param: str
     ) -> Reference:
-        """The reference in the file `path`, which a client knows by `name`, in field `param`.
+        """Decode the file `path` into frames of `width` x `height` pixels.
 
-        A process that dies may have been killed by somebody else, so another one tries once more.
-        Raises InvalidRequestError for what cannot be decoded, or not within the limits, and
-        CapacityError where too many wait.
+        Errors name the file `name` and the request field `param`. If the process dies, for example
+        because the system is out of memory, another one retries once. Raises InvalidRequestError
+        for a file that cannot be decoded within the limits, and CapacityError if too many
+        references are waiting.
         """
         async with self._slot():
             with tempfile.TemporaryDirectory(dir=self.folder, prefix="frames-") as scratch:
@@ -196,18 +208,18 @@ class DecoderPool:
             except DecoderEndedError as error:
                 if str(error) == "SIGXCPU":
                     raise
-                logger.warning("a process that decodes references ended: %s", error)
+                logger.warning("decoder process ended: %s", error)
                 return await self._run(job, fresh=True)
         except TimeoutError:
             got = f"a file whose decoding takes more than {self.limits.seconds:g} seconds"
         except DecoderEndedError as error:
             if str(error) == "SIGXCPU":
                 seconds = self.limits.cpu_seconds
-                got = f"a file whose decoding takes more than {seconds} seconds of a processor"
+                got = f"a file whose decoding takes more than {seconds} seconds of CPU time"
             else:
-                got = f"a file that ends the process which decodes it ({error})"
+                got = f"a file that crashes the decoder process ({error})"
         raise InvalidRequestError(
-            f"{name}: got {got}, expected a picture or a shorter video that is whole", param=param
+            f"{name}: got {got}, expected a valid image or a shorter video", param=param
         )
 
     async def _run(self, job: DecodeJob, *, fresh: bool = False) -> DecodeAnswer:
@@ -228,7 +240,7 @@ class DecoderPool:
         return answer
 
     async def _take(self, fresh: bool) -> Decoder:
-        """One that waits for work, or a new one."""
+        """Return an idle process, unless `fresh` is set, or a new one."""
         while self.idle and not fresh:
             decoder = self.idle.pop()
             if decoder.is_usable:
@@ -240,8 +252,8 @@ class DecoderPool:
     async def _slot(self) -> AsyncIterator[None]:
         if self._waiting >= self.max_waiting:
             raise CapacityError(
-                f"{self._waiting} references wait to be decoded, expected fewer than "
-                f"{self.max_waiting}",
+                f"queue is full: {self._waiting} references waiting to be decoded "
+                f"(limit {self.max_waiting})",
                 code="queue_full",
             )
         self._waiting += 1

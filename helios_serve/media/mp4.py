@@ -1,8 +1,8 @@
-"""Chunks to fragmented MP4, each encoded alone, and from there to a plain file.
+"""Encodes chunks as segments of a fragmented MP4 and converts the result to a plain MP4.
 
-Every chunk is one container of its own, so any worker can encode any chunk and a retry gives the
-same bytes. Its header (ftyp and moov) is the same for all chunks of a video and is kept once; the
-fragment (moof and mdat) gets its place in time and its sequence number patched in.
+Each chunk is encoded into a container of its own, so any worker can encode any chunk, and a retry
+gives the same bytes. The header (ftyp and moov) is the same for all chunks of a video. The chunk's
+position in time and sequence number are patched into its fragment (moof and mdat).
 """
 
 import io
@@ -28,7 +28,7 @@ MUXER_OPTIONS = "empty_moov+default_base_moof+frag_keyframe+skip_trailer"
 
 
 class Box(NamedTuple):
-    """A box of an MP4 file: its kind and where its content lies."""
+    """A box of an MP4 file: its type and the offsets of its content."""
 
     kind: bytes
     start: int
@@ -36,13 +36,14 @@ class Box(NamedTuple):
 
     @property
     def whole(self) -> slice:
+        """The box with its header."""
         return slice(self.start - 8, self.stop)
 
 
 def encode_chunk(frames: Frames, *, chunk: int, fps: int) -> Segment:
-    """Encode the frames of chunk number `chunk`, counted from 0, as H.264.
+    """Encode the frames of chunk number `chunk`, counted from 0, as an H.264 segment.
 
-    Raises ValueError for more frames than a chunk has, which would not be one fragment.
+    Raises ValueError for more frames than a chunk has: they would not fit in one fragment.
     """
     if not 1 <= frames.count <= CHUNK_FRAMES:
         raise ValueError(f"got {frames.count} frames, expected 1 to {CHUNK_FRAMES}")
@@ -67,13 +68,13 @@ def encode_chunk(frames: Frames, *, chunk: int, fps: int) -> Segment:
 
 
 def as_array(frames: Frames) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(count, height, width, 3), without a copy."""
+    """Return the frames as a uint8 array (count, height, width, 3), without a copy."""
     shape = (frames.count, frames.height, frames.width, 3)
     return np.frombuffer(frames.data, np.uint8).reshape(shape)
 
 
 def split_segment(data: bytes, chunk: int) -> Segment:
-    """Header and fragment of a one-chunk file, the fragment moved to its place in the video."""
+    """Split a one-chunk MP4 into header and fragment, and move the fragment to its position."""
     boxes = {box.kind: box for box in child_boxes(data, 0, len(data))}
     header = data[boxes[b"ftyp"].whole] + data[boxes[b"moov"].whole]
     moof, mdat = boxes[b"moof"], boxes[b"mdat"]
@@ -84,9 +85,9 @@ def split_segment(data: bytes, chunk: int) -> Segment:
         box.kind: box for box in child_boxes(data, inside[b"traf"].start, inside[b"traf"].stop)
     }
     start = track[b"tfdt"].start
-    wide = data[start] == 1  # version 1 counts in 64 bits
+    is_64_bit = data[start] == 1  # version 1 of the box
     ticks = chunk * CHUNK_FRAMES * TICKS_PER_FRAME
-    struct.pack_into(">Q" if wide else ">I", patched, start + 4, ticks)
+    struct.pack_into(">Q" if is_64_bit else ">I", patched, start + 4, ticks)
     return Segment(header, bytes(patched[moof.whole] + patched[mdat.whole]))
 
 
@@ -98,11 +99,11 @@ def child_boxes(data: bytes, start: int, stop: int) -> Iterator[Box]:
 
 
 class Mp4Writer:
-    """A file that grows by a chunk at a time and can be played whenever writing stops.
+    """Writes a video chunk by chunk to a file that is playable at any time. A context manager.
 
-    On a clean exit it is rewritten as a plain MP4 with its index in front, which every player and
-    browser takes; until then, and after a crash, it is a fragmented MP4 of the finished chunks.
-    A file that was there before stays untouched until the first chunk.
+    Until the end, and after a crash, the file is a fragmented MP4 of the finished chunks. Leaving
+    the context without an exception rewrites it as a plain MP4 with its index in front, which all
+    players and browsers support. An existing file is not touched before the first chunk.
     """
 
     def __init__(self, path: Path, *, fps: int) -> None:
@@ -112,7 +113,7 @@ class Mp4Writer:
         self._file: IO[bytes] | None = None
 
     def append(self, frames: Frames) -> None:
-        """Write the next chunk through to the disk."""
+        """Encode the next chunk and flush it to the disk."""
         segment = encode_chunk(frames, chunk=self.chunks, fps=self.fps)
         if self._file is None:
             self._file = self.path.open("wb")
@@ -138,7 +139,7 @@ class Mp4Writer:
 
 
 def defragment(path: Path) -> None:
-    """Rewrite a fragmented MP4 in place as a plain one; no frame is encoded again."""
+    """Rewrite a fragmented MP4 in place as a plain MP4, without encoding frames again."""
     scratch = path.with_name(f".{path.name}.part")
     try:
         with (

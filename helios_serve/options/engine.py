@@ -1,4 +1,4 @@
-"""Engine options: its workers, its scheduling and its deadlines."""
+"""Engine options: workers, scheduling and deadlines."""
 
 import msgspec
 
@@ -7,10 +7,10 @@ from helios_serve.options.workers import WorkerConfig
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Which workers an engine keeps, and how long, in seconds, it waits for one of them.
+    """Configuration of an engine.
 
-    `step_deadline` is for one batch of steps, or one task beside them, `start_deadline` for loading
-    a model.
+    A worker is replaced if it does not start within `start_deadline` seconds, or does not finish a
+    plan, an encode task or a decode task within `step_deadline` seconds.
     """
 
     workers: tuple[WorkerConfig, ...] = (WorkerConfig(),)

@@ -1,11 +1,13 @@
-"""Sampling options: how a video is sampled, and what a checkpoint allows."""
+"""Sampling options, and their validation against a checkpoint."""
 
-import math
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import HeliosConfig, num_chunks
+from helios_serve.options.fields import check_ranges
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.size import Size, check_size
 
@@ -18,9 +20,10 @@ PUBLISHED_SIZE = Size(640, 384)
 
 
 class PromptSwitch(msgspec.Struct, frozen=True):
-    """From `chunk` on (counted from 0) the video turns to `prompt`.
+    """A change of the prompt to `prompt` at chunk number `chunk`, counted from 0.
 
-    It takes `transition_chunks` to get there; None is what the request says.
+    `transition_chunks` is the number of chunks over which the prompts are blended (None: the
+    request's own setting).
     """
 
     chunk: int
@@ -28,43 +31,143 @@ class PromptSwitch(msgspec.Struct, frozen=True):
     transition_chunks: int | None = None
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How a video is sampled. None means the published default of the checkpoint's variant.
+StepCount = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+NumFrames = Annotated[
+    int, Meta(ge=1, le=MAX_FRAMES, description="Number of frames.", extra={"metavar": "N"})
+]
+Seed = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=2**63 - 1,
+        description="Seed of the random noise; the same request and seed give the same video.",
+        extra={"metavar": "N"},
+    ),
+]
 
-    `steps` counts denoise steps a pyramid stage (Mid, Distilled), `num_inference_steps` those of
-    Base. The sigmas are (min, max) of the noise that is mixed into reference images and videos.
-    `zero_steps` and `use_zero_init` belong to CFG-Zero* (Mid).
+
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options with the same name, type and default in every interface.
+
+    HTTP bodies, batch lines and `SamplingParams` inherit them. Command-line flags, integrations and
+    docs/options.md are generated from them.
     """
 
-    width: int = 640
-    height: int = 384
-    num_frames: int = 99
-    fps: int = 24
-    seed: int = 0
-    steps: tuple[int, ...] | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    negative_prompt: str = ""
-    switches: tuple[PromptSwitch, ...] = ()
-    transition_chunks: int = 3
-    amplify_first_chunk: bool = False
-    skip_first_chunk: bool = False
-    use_zero_init: bool = True
-    zero_steps: int = 1
-    image_noise_sigma: tuple[float, float] = (0.111, 0.135)
-    video_noise_sigma: tuple[float, float] = (0.111, 0.135)
-    add_input_noise: bool = True
-    max_sequence_length: int = 512
+    fps: Annotated[
+        int, Meta(ge=1, le=120, description="Frames per second.", extra={"metavar": "N"})
+    ] = 24
+    steps: Annotated[
+        tuple[StepCount, ...] | None,
+        Meta(
+            description="Denoise steps of each pyramid stage (Mid and Distilled).",
+            extra={"metavar": "N,N,N", "default": "20,20,20 for Mid, 2,2,2 for Distilled"},
+        ),
+    ] = None
+    num_inference_steps: Annotated[
+        StepCount | None,
+        Meta(description="Denoise steps (Base).", extra={"metavar": "N", "default": "50"}),
+    ] = None
+    guidance_scale: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(
+            description="Scale of classifier-free guidance; at most 1 turns it off. Distilled does "
+            "not support it.",
+            extra={"metavar": "X", "default": "5 for Base and Mid, 1 for Distilled"},
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str,
+        Meta(description="Text prompt that guidance steers away from.", extra={"metavar": "TEXT"}),
+    ] = ""
+    switches: Annotated[
+        tuple[PromptSwitch, ...],
+        Meta(
+            description="Prompts that replace the previous one from a chunk on (chunks have 33 "
+            "frames and are counted from 0).",
+            extra={"flag": "--prompt-at", "metavar": "CHUNK:TEXT"},
+        ),
+    ] = ()
+    transition_chunks: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="Number of chunks over which a prompt switch is blended.",
+            extra={"metavar": "N"},
+        ),
+    ] = 3
+    amplify_first_chunk: Annotated[
+        bool, Meta(description="Use twice the denoise steps for the first chunk (Distilled).")
+    ] = False
+    skip_first_chunk: Annotated[
+        bool, Meta(description="Take the anchor frame from the second chunk, not the first.")
+    ] = False
+    use_zero_init: Annotated[
+        bool,
+        Meta(
+            description="Zero the prediction of the first steps (CFG-Zero*, Mid).",
+            extra={"flag": "--no-zero-init"},
+        ),
+    ] = True
+    zero_steps: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_STEPS,
+            description="Number of steps after the first that CFG-Zero* zeroes (Mid).",
+            extra={"metavar": "N"},
+        ),
+    ] = 1
+    image_noise_sigma: Annotated[
+        tuple[float, float],
+        Meta(
+            description="Range of sigma for noise mixed into the reference's anchor frame.",
+            extra={"metavar": "MIN,MAX"},
+        ),
+    ] = (0.111, 0.135)
+    video_noise_sigma: Annotated[
+        tuple[float, float],
+        Meta(
+            description="Range of sigma for noise mixed into the reference's history frames.",
+            extra={"metavar": "MIN,MAX"},
+        ),
+    ] = (0.111, 0.135)
+    add_input_noise: Annotated[
+        bool,
+        Meta(
+            description="Mix noise into reference images and videos.",
+            extra={"flag": "--no-input-noise"},
+        ),
+    ] = True
+    max_sequence_length: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=512,
+            description="Maximum number of prompt tokens; further ones are ignored.",
+            extra={"metavar": "N"},
+        ),
+    ] = 512
+
+
+class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
+    """Sampling parameters, with the size and length of the video.
+
+    None means the default of the checkpoint's variant.
+    """
+
+    width: Annotated[int, Meta(description="Width in pixels.")] = 640
+    height: Annotated[int, Meta(description="Height in pixels.")] = 384
+    num_frames: NumFrames = 99
+    seed: Seed = 0
 
     def resolve(self, config: HeliosConfig) -> "ResolvedParams":
-        """Check against `config` and fill in its defaults; raises InvalidRequestError."""
+        """Validate the parameters against `config`, and fill in its defaults.
+
+        Raises InvalidRequestError, which names the invalid field.
+        """
         check_size(self.width, self.height, config)
-        check_range("num_frames", self.num_frames, 1, MAX_FRAMES)
-        check_range("fps", self.fps, 1, 120)
-        check_range("seed", self.seed, 0, 2**63 - 1)
-        check_range("max_sequence_length", self.max_sequence_length, 1, 512)
-        check_range("transition_chunks", self.transition_chunks, 0, 100)
-        check_range("zero_steps", self.zero_steps, 0, MAX_STEPS)
+        check_ranges(self)
         check_sigma("image_noise_sigma", self.image_noise_sigma)
         check_sigma("video_noise_sigma", self.video_noise_sigma)
         check_switches(self.switches, num_chunks(self.num_frames))
@@ -74,45 +177,25 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 "expected a distilled one (DMD)",
                 param="amplify_first_chunk",
             )
-        return ResolvedParams(
-            width=self.width,
-            height=self.height,
-            num_frames=self.num_frames,
-            fps=self.fps,
-            seed=self.seed,
-            steps=resolve_steps(self, config),
-            guidance_scale=resolve_guidance(self.guidance_scale, config),
-            negative_prompt=self.negative_prompt,
-            amplify_first_chunk=self.amplify_first_chunk,
-            skip_first_chunk=self.skip_first_chunk,
-            use_zero_init=self.use_zero_init,
-            zero_steps=self.zero_steps,
-            max_sequence_length=self.max_sequence_length,
-        )
+        options = msgspec.structs.asdict(self)
+        options["steps"] = resolve_steps(self, config)
+        options["guidance_scale"] = resolve_guidance(self.guidance_scale, config)
+        options["switches"] = ()
+        return ResolvedParams(**options)
 
 
-class ResolvedParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling parameters that fit a checkpoint, with its defaults filled in.
+class ResolvedParams(SamplingParams, frozen=True, kw_only=True):
+    """Sampling parameters that are valid for a checkpoint, with all defaults filled in.
 
-    They never change. Prompt switches, which are added while a video is made, stay in the request.
+    They never change: prompt switches, which are added while a video is made, stay in the request.
     """
 
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    seed: int
     steps: tuple[int, ...]
     guidance_scale: float
-    negative_prompt: str
-    amplify_first_chunk: bool
-    skip_first_chunk: bool
-    use_zero_init: bool
-    zero_steps: int
-    max_sequence_length: int
 
     @property
     def is_guided(self) -> bool:
+        """Whether classifier-free guidance is used."""
         return self.guidance_scale > 1
 
     @property
@@ -123,21 +206,25 @@ class ResolvedParams(msgspec.Struct, frozen=True, kw_only=True):
         return chunk == 0 and self.amplify_first_chunk
 
     def stage_steps(self, chunk: int) -> tuple[int, ...]:
-        """Denoise steps of each stage of `chunk`; an amplified first chunk takes twice as many."""
+        """Return the number of denoise steps of each stage of `chunk`, doubled if it is
+        amplified.
+        """
         factor = 2 if self.is_amplified(chunk) else 1
         return tuple(factor * steps for steps in self.steps)
 
     @property
     def total_steps(self) -> int:
+        """Denoise steps of the whole video."""
         return sum(sum(self.stage_steps(chunk)) for chunk in range(self.num_chunks))
 
 
 def default_size(model: str) -> Size:
-    """(width, height) where none is given: what the published checkpoints are made for, or nano."""
+    """Return the default size of a model: that of the published checkpoints, or nano's."""
     return NANO_SIZE if model.split("-")[0] == DEFAULT_MODEL else PUBLISHED_SIZE
 
 
 def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ...]:
+    """Return the steps of each stage. Raises InvalidRequestError if their number does not fit."""
     single = config.stages == 1
     given, other = params.steps, params.num_inference_steps
     if single and given is None and other is not None:
@@ -145,7 +232,7 @@ def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ..
     elif not single and other is not None:
         raise InvalidRequestError(
             f"got num_inference_steps={other} with a {config.variant} checkpoint, "
-            f"expected steps, one number for each of its {config.stages} stages",
+            f"expected steps with one number for each of its {config.stages} stages",
             param="num_inference_steps",
         )
     steps = DEFAULT_STEPS[config.variant] if given is None else given
@@ -155,18 +242,13 @@ def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ..
             f"expected {config.stages} for a {config.variant} checkpoint",
             param="steps",
         )
-    for count in steps:
-        check_range("steps", count, 1, MAX_STEPS)
     return steps
 
 
 def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
+    """Return the guidance scale. Raises InvalidRequestError for guidance with a distilled model."""
     if scale is None:
         return DEFAULT_GUIDANCE[config.variant]
-    if not math.isfinite(scale) or not 0 <= scale <= 100:
-        raise InvalidRequestError(
-            f"got guidance_scale {scale}, expected 0 to 100", param="guidance_scale"
-        )
     if config.variant == "distilled" and scale > 1:
         raise InvalidRequestError(
             f"got guidance_scale {scale} with a distilled checkpoint, expected at most 1: "
@@ -176,12 +258,8 @@ def resolve_guidance(scale: float | None, config: HeliosConfig) -> float:
     return scale
 
 
-def check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise InvalidRequestError(f"got {name} {value}, expected {low} to {high}", param=name)
-
-
 def check_sigma(name: str, sigma: tuple[float, float]) -> None:
+    """Raise InvalidRequestError unless 0 <= MIN <= MAX <= 1."""
     low, high = sigma
     if not 0 <= low <= high <= 1:
         raise InvalidRequestError(
@@ -190,14 +268,15 @@ def check_sigma(name: str, sigma: tuple[float, float]) -> None:
 
 
 def check_switches(switches: tuple[PromptSwitch, ...], chunks: int) -> None:
+    """Raise InvalidRequestError unless each switch has its own chunk, in ascending order."""
     at = [switch.chunk for switch in switches]
     if any(not 1 <= chunk < chunks for chunk in at):
-        allowed = f"1 to {chunks - 1}" if chunks > 1 else "no switch: the video is one chunk long"
+        allowed = f"1 to {chunks - 1}" if chunks > 1 else "none: the video has only one chunk"
         raise InvalidRequestError(
             f"got prompt switches at chunks {at}, expected {allowed}", param="switches"
         )
     if at != sorted(set(at)):
         raise InvalidRequestError(
-            f"got prompt switches at chunks {at}, expected each chunk once, in rising order",
+            f"got prompt switches at chunks {at}, expected distinct chunks in ascending order",
             param="switches",
         )

@@ -1,61 +1,97 @@
-"""Scheduling options: limits and shares of tenants, and policies of the scheduler."""
+"""Scheduling options: the limits and shares of tenants, and the scheduler's policies."""
 
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from helios_serve.size import SizeName
 
 DEFAULT_TENANT = "default"
 ServiceTier = Literal["priority", "default", "flex"]
-"""priority is real-time, flex takes what the others leave."""
-Limit = Annotated[int, msgspec.Meta(ge=0)]
-Weight = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
+"""A request's tier: priority has real-time deadlines, default shares the remaining time fairly by
+tenant, and flex does so with a smaller weight."""
+Limit = Annotated[int, Meta(ge=0)]
+Weight = Annotated[float, Meta(ge=1e-3, le=1e6)]
 
 
 class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tenant's share and limits; None is no limit of its own.
+    """A tenant's share and limits. None means no limit for this tenant.
 
-    `frames_per_day` counts what is asked for in a day of UTC, less what is not made of it.
+    - `weight`: the tenant's share of the workers' time, relative to other tenants.
+    - `tiers`: the tiers that its requests may use.
+    - `max_sessions`: unfinished videos, including those that wait for a worker.
+    - `max_queued`: videos that wait for a worker.
+    - `frames_per_day`: frames requested in a UTC day, less those of failed or cancelled videos that
+      were not generated.
+    - `sizes`: the video sizes that it may request.
     """
 
     weight: Weight = 1.0
-    tiers: Annotated[tuple[ServiceTier, ...], msgspec.Meta(min_length=1)] | None = None
+    tiers: Annotated[tuple[ServiceTier, ...], Meta(min_length=1)] | None = None
     max_sessions: Limit | None = None
     max_queued: Limit | None = None
     frames_per_day: Limit | None = None
-    sizes: Annotated[tuple[SizeName, ...], msgspec.Meta(min_length=1)] | None = None
+    sizes: Annotated[tuple[SizeName, ...], Meta(min_length=1)] | None = None
 
     def tier_like(self, usual: ServiceTier) -> ServiceTier:
-        """The tier of a request that names none: the usual one, or the first that is allowed."""
+        """Return the default tier of a request: `usual` if allowed, else the first allowed tier."""
         return usual if self.tiers is None or usual in self.tiers else self.tiers[0]
 
 
-class SchedulingConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits and policies of the scheduler.
+class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much runs in one step, and how much may wait.
 
-    A batch holds at most `max_num_seqs` sessions and `max_num_batched_tokens` tokens; the default
-    lets the small pyramid stages share a step and full-resolution steps at 384x640 go alone.
-    `realtime_share` of a worker's rate may be promised to priority sessions; `batch_share` of
-    what it does goes to the other tiers while they have work. `start_buffer` is the lead, in
-    seconds, that a real-time player builds up before it starts. `tenant_defaults` are for tenants
-    that are not among `tenants`.
+    The default batch lets the small pyramid stages of several sessions share a step, while
+    full-resolution steps at 640x384 run alone.
     """
 
-    max_num_batched_tokens: int = 12288
-    max_num_seqs: int = 32
-    max_queued: int = 1024
-    realtime_share: float = 0.85
-    batch_share: float = 0.15
-    flex_weight: float = 0.25
-    start_buffer: float = 1.0
+    max_num_batched_tokens: Annotated[
+        int,
+        Meta(ge=1, description="Tokens in one denoise step.", extra={"metavar": "N"}),
+    ] = 12288
+    max_num_seqs: Annotated[
+        int,
+        Meta(ge=1, description="Sessions in one denoise step.", extra={"metavar": "N"}),
+    ] = 32
+    max_queued: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Videos that may wait for a worker; more are refused.",
+            extra={"metavar": "N"},
+        ),
+    ] = 1024
+
+
+class SchedulingConfig(BatchLimits, frozen=True, kw_only=True):
+    """Limits and policies of the scheduler; `tenant_defaults` are for tenants not in `tenants`."""
+
+    realtime_share: Annotated[
+        float,
+        Meta(
+            gt=0, le=1, description="Share of a worker's rate that priority sessions may reserve."
+        ),
+    ] = 0.85
+    batch_share: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="Share of a worker's steps kept for the other tiers."),
+    ] = 0.15
+    flex_weight: Annotated[
+        float, Meta(gt=0, le=1, description="Weight of flex against default.")
+    ] = 0.25
+    start_buffer: Annotated[
+        float,
+        Meta(ge=0, description="Seconds that a real-time player buffers before it starts."),
+    ] = 1.0
     tenants: dict[str, TenantConfig] = {}
     tenant_defaults: TenantConfig = TenantConfig()
 
     def tenant(self, name: str) -> TenantConfig:
+        """Return the configuration of a tenant, or the defaults if it has none."""
         return self.tenants.get(name, self.tenant_defaults)
 
     def weight(self, tenant: str, tier: ServiceTier) -> float:
-        """A flow's share of service: its tenant's, of which flex counts a part."""
+        """Return the fair-queueing weight of a tenant's requests in `tier`."""
         weight = self.tenant(tenant).weight
         return weight * self.flex_weight if tier == "flex" else weight

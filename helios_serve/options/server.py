@@ -1,16 +1,20 @@
-"""Server options: what the server keeps, and for how long."""
+"""Server options: retention, disk limit, realtime sessions and LoRA adapters."""
 
 import msgspec
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server does beside making videos.
+    """Options of the HTTP server.
 
-    `retention` is how many seconds finished videos and files are kept, `max_disk` how many bytes
-    they may take before new ones are refused; None is for ever, and what the disk has. A realtime
-    session is kept for `session_grace` seconds when its client has gone.
+    - `retention`: seconds for which finished videos and uploaded files are kept; None keeps them
+      forever.
+    - `max_disk`: bytes that the data folder may take before new videos are refused; None means no
+      limit.
+    - `session_grace`: seconds for which a realtime session waits for its client to reconnect.
+    - `loras`: files of the LoRA adapters that requests may use, by name.
     """
 
     retention: float | None = None
     max_disk: int | None = None
     session_grace: float = 30.0
+    loras: dict[str, str] = {}

@@ -1,29 +1,35 @@
-"""Worker options: which model a worker runs, how, on what, and for which work."""
+"""Worker options: the model that a worker runs, its device, precision and roles."""
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.size import SizeName
 
 DEFAULT_MODEL = "nano"
 Role = Literal["encode", "denoise", "decode"]
-"""What a worker does: read prompts and references, take denoise steps, turn latents to frames."""
+"""What a worker does: encode prompts and references, run denoise steps, or decode latents."""
 ROLES: tuple[Role, ...] = ("encode", "denoise", "decode")
 Quantization = Literal["fp8"]
-"""How the transformer's large linear layers are kept: fp8 is float8_e4m3fn with a scale a row."""
+"""Quantization of the transformer's large linear layers. fp8: float8_e4m3fn, a scale per row."""
 DecodeDtype = Literal["float32", "bfloat16"]
 """What the VAE decodes in; it encodes in float32 always."""
+ExecutorKind = Literal["inline", "local", "ray"]
+"""Where workers run: threads of this process, processes of this machine, or Ray actors."""
+LoadFormat = Literal["auto", "dummy"]
+"""Whether weights are read from the checkpoint or drawn at random."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker takes of a cluster.
+    """Resources that a worker reserves on a Ray cluster.
 
-    None for `num_gpus` is one if there are any, or none on the CPU. It may be a fraction, so that
-    several workers share a GPU; `labels` are those of the nodes that it may run on.
+    `num_gpus` may be a fraction, so that workers share a GPU. None means one per rank of the
+    worker, or none if it runs on the CPU or the cluster has no GPUs. `labels` restricts the worker
+    to nodes with these labels.
     """
 
     num_cpus: float = 1.0
@@ -31,60 +37,112 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
-class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker runs. None for `history_blocks` sizes the pool by the memory left free.
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is run, the same for all of its workers.
 
-    See docs/memory.md for `decode_dtype`, `quantization`, `offload` and `context_parallel`, and
-    docs/kernels.md for `compile_sizes`.
+    Commands, the Python API and the settings inside other engines take these by name; flags and
+    docs/options.md are made from them.
+    """
+
+    device: Annotated[
+        str,
+        Meta(
+            description="auto, cpu, cuda (each worker takes the next one), cuda:1 and so on.",
+        ),
+    ] = "auto"
+    dtype: Annotated[str, Meta(description="auto, bfloat16 or float32.")] = "auto"
+    load_format: Annotated[
+        LoadFormat,
+        Meta(description="dummy: random weights, to measure speed without a download."),
+    ] = "auto"
+    decode_dtype: Annotated[
+        DecodeDtype,
+        Meta(
+            description="Precision of the VAE decoder; bfloat16 takes half the memory and is less "
+            "exact.",
+        ),
+    ] = "float32"
+    compile_sizes: Annotated[
+        tuple[SizeName, ...],
+        Meta(
+            description="Sizes for which the VAE decoder is compiled at the start, a minute or so "
+            "each.",
+            extra={"metavar": "WIDTHxHEIGHT,..."},
+        ),
+    ] = ()
+    quantization: Annotated[
+        Quantization | None,
+        Meta(
+            description="fp8: the transformer's large linear layers in half the memory, less "
+            "exact.",
+        ),
+    ] = None
+    offload: Annotated[
+        bool,
+        Meta(
+            description="Keep weights on the host and copy them to the device layer by layer: "
+            "3.3 GB at a time of 14B, slowly.",
+        ),
+    ] = False
+    context_parallel: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Devices that share each denoise step of a worker, one process each.",
+            extra={"metavar": "N"},
+        ),
+    ] = 1
+    batch_invariant: Annotated[
+        bool,
+        Meta(description="Run segments one by one, so that results repeat bitwise."),
+    ] = False
+    history_blocks: Annotated[
+        Annotated[int, Meta(ge=2)] | None,
+        Meta(
+            description="Blocks of a denoising worker's history pool.",
+            extra={"metavar": "N", "default": "as many as free memory allows"},
+        ),
+    ] = None
+
+
+DEFAULT_OPTIONS = WorkerOptions()
+
+
+class WorkerConfig(WorkerOptions, frozen=True, kw_only=True):
+    """What one worker runs: its model, its share of the work and what it takes of a cluster.
+
+    - `model`: a local folder, a Hugging Face hub id, or a built-in model such as `nano`.
+    - `device`: a torch device name, or `auto` for the first accelerator, else the CPU.
+    - `dtype`: `auto`, `bfloat16` or `float32`; `auto` is bfloat16 on accelerators.
+    - `load_format`: `dummy` fills the model with random weights.
+    - `decode_dtype`, `quantization`, `offload`, `context_parallel`: see docs/memory.md.
+    - `compile_sizes`: sizes for which the VAE's decoder is compiled; see docs/kernels.md.
+    - `history_blocks`: blocks in the history pool; None sizes it by the free memory.
+    - `batch_invariant`: run each pack segment alone, so that results do not depend on the batch.
     """
 
     model: str = DEFAULT_MODEL
-    device: str = "auto"
-    dtype: str = "auto"
-    load_format: Literal["auto", "dummy"] = "auto"
-    decode_dtype: DecodeDtype = "float32"
-    compile_sizes: tuple[SizeName, ...] = ()
-    quantization: Quantization | None = None
-    offload: bool = False
-    context_parallel: int = 1
     roles: tuple[Role, ...] = ROLES
-    history_blocks: int | None = None
-    batch_invariant: bool = False
     resources: Resources = Resources()
 
     @property
     def ranks(self) -> int:
-        """Processes, each with a device, that this worker is made of: only steps are shared."""
+        """The number of processes of the worker, one per device. Only denoising is parallel."""
         return self.context_parallel if "denoise" in self.roles else 1
 
 
-SHARED_OPTIONS = (
-    "device",
-    "dtype",
-    "load_format",
-    "decode_dtype",
-    "compile_sizes",
-    "quantization",
-    "offload",
-    "context_parallel",
-    "batch_invariant",
-    "history_blocks",
-)
-"""Fields of WorkerConfig that are said once for all workers of a model."""
-
-
 class WorkerGroup(msgspec.Struct, frozen=True):
-    """`count` workers of one kind."""
+    """`count` workers with the same configuration."""
 
     config: WorkerConfig
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "WorkerGroup":
-        """From N[:ROLES][@KEY=VALUE,...], as users write it; raises ValueError.
+        """Parse N[:ROLES][@KEY=VALUE,...]; raises ValueError for any other text.
 
-        Roles are joined by +, all if there are none. The keys cpus and gpus are amounts, any other
-        is a label of the nodes to run on.
+        ROLES are joined by `+` and default to all roles. The keys `cpus` and `gpus` are amounts;
+        any other key is a label of the nodes to run on.
         """
         head, has_needs, needs = text.partition("@")
         number, has_names, names = head.partition(":")
@@ -99,23 +157,27 @@ class WorkerGroup(msgspec.Struct, frozen=True):
 
 
 def groups_for(
-    model: str, groups: Iterable[WorkerGroup], options: object
+    model: str, groups: Iterable[WorkerGroup], options: WorkerOptions
 ) -> tuple[WorkerGroup, ...]:
-    """`groups` of workers that run `model`, as attributes of `options` by their names say.
+    """`groups` of workers that run `model` with `options`.
 
-    Raises InvalidRequestError where nobody would do some of the work.
+    Raises InvalidRequestError if no worker would do some of the work.
     """
     chosen = tuple(groups)
     check_roles(chosen)
-    shared = {name: getattr(options, name) for name in SHARED_OPTIONS}
     return tuple(
-        WorkerGroup(msgspec.structs.replace(group.config, model=model, **shared), group.count)
-        for group in chosen
+        WorkerGroup(worker_config(model, options, group.config), group.count) for group in chosen
     )
 
 
+def worker_config(model: str, options: WorkerOptions, like: WorkerConfig) -> WorkerConfig:
+    """A worker with the roles and resources of `like` that runs `model` with `options`."""
+    shared = {name: getattr(options, name) for name in WorkerOptions.__struct_fields__}
+    return WorkerConfig(model=model, roles=like.roles, resources=like.resources, **shared)
+
+
 def check_roles(groups: Iterable[WorkerGroup]) -> None:
-    """Raise InvalidRequestError if nobody would do some of the work."""
+    """Raise InvalidRequestError unless every role is taken by at least one worker."""
     covered = {role for group in groups for role in group.config.roles}
     if idle := [role for role in ROLES if role not in covered]:
         raise InvalidRequestError(

@@ -1,1 +1,3 @@
-"""What the server does, apart from HTTP: videos, realtime sessions, batches, tenants, webhooks."""
+"""The server's features, independent of HTTP: videos, realtime sessions, batches, tenants,
+webhooks.
+"""

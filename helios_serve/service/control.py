@@ -1,7 +1,7 @@
-"""A running engine's workers, listed and changed from another process of the same user.
+"""Control socket: other processes of the same user list and change an engine's workers.
 
-Over a Unix socket in the data folder, which only its owner can open: one JSON request a
-connection, one JSON answer.
+It is a Unix socket in the data folder that only its owner can open. Each connection carries one
+JSON command and one JSON reply, each on one line.
 """
 
 import asyncio
@@ -26,7 +26,11 @@ MAX_NAME = 100
 
 
 class ControlCommand(msgspec.Struct, frozen=True):
-    """What to do; `group` says which workers to add, None more of the first kind."""
+    """A command to the engine.
+
+    `model` may be left out if the engine has one model. `worker_id` is the worker to drain. `group`
+    describes the workers to add; None adds one worker like the model's first.
+    """
 
     action: Literal["list", "add", "drain"]
     model: str | None = None
@@ -35,7 +39,7 @@ class ControlCommand(msgspec.Struct, frozen=True):
 
 
 class ControlReply(msgspec.Struct, frozen=True):
-    """The workers by model, and the ids of those that were added, or the error."""
+    """A reply: the workers by model, the ids of the added workers, or an error message."""
 
     workers: dict[str, list[WorkerReport]] = {}
     added: tuple[str, ...] = ()
@@ -43,7 +47,7 @@ class ControlReply(msgspec.Struct, frozen=True):
 
 
 class ControlServer:
-    """An asynchronous context in which the engine answers commands at `folder`."""
+    """An asynchronous context manager that serves commands at the socket in `folder`."""
 
     def __init__(self, engine: AsyncEngine, folder: Path) -> None:
         self.engine = engine
@@ -52,17 +56,21 @@ class ControlServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "ControlServer":
-        self.path.unlink(missing_ok=True)  # of a process that was killed: the folder is locked
-        before = os.umask(0o177)
+        # Left by a killed process: the folder's lock excludes another running server.
+        self.path.unlink(missing_ok=True)
+        old_umask = os.umask(0o177)
         try:
-            with reachable(self.path) as name:
+            with socket_address(self.path) as name:
                 self._server = await asyncio.start_unix_server(self._serve, name, limit=MAX_LINE)
         finally:
-            os.umask(before)
+            os.umask(old_umask)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Nobody is waited for: some may have connected and say nothing."""
+        """Close the socket.
+
+        Does not wait for clients, which may have connected and sent nothing.
+        """
         assert self._server is not None
         self._server.close()
         for task in self._tasks:
@@ -75,7 +83,7 @@ class ControlServer:
         assert task is not None
         self._tasks.add(task)
         try:
-            with suppress(ConnectionError):  # who asked may not wait for the answer
+            with suppress(ConnectionError):  # the client may not wait for the reply
                 writer.write(msgspec.json.encode(await self._answer(reader)) + b"\n")
                 await writer.drain()
         finally:
@@ -84,13 +92,13 @@ class ControlServer:
 
     async def _answer(self, reader: asyncio.StreamReader) -> ControlReply:
         try:
-            return await self._obey(
+            return await self._execute(
                 msgspec.json.decode(await reader.readline(), type=ControlCommand)
             )
         except (HeliosError, msgspec.DecodeError, ValueError) as error:
             return ControlReply(error=str(error))
 
-    async def _obey(self, command: ControlCommand) -> ControlReply:
+    async def _execute(self, command: ControlCommand) -> ControlReply:
         match command.action:
             case "list":
                 return ControlReply(workers=await self.engine.models.workers())
@@ -112,24 +120,24 @@ class ControlServer:
         )
 
 
-def ask(folder: Path, command: ControlCommand) -> ControlReply:
-    """Send a command to the engine that runs with `folder`.
+def send_command(folder: Path, command: ControlCommand) -> ControlReply:
+    """Send a command to the engine that runs in `folder`, and return its reply.
 
-    Raises InvalidRequestError if none runs there, or for what it refuses.
+    Raises InvalidRequestError if no engine runs there, or if it rejects the command.
     """
     path = folder / SOCKET_NAME
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(ANSWER_SECONDS)
         try:
-            with reachable(path) as name:
+            with socket_address(path) as name:
                 connection.connect(name)
             connection.sendall(msgspec.json.encode(command) + b"\n")
             with connection.makefile("rb") as answers:
                 answer = msgspec.json.decode(answers.readline(), type=ControlReply)
         except (OSError, msgspec.DecodeError) as error:
-            why = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or error
             raise InvalidRequestError(
-                f"no engine answers at {path}: {why}", param="data-dir"
+                f"no engine is running at {path}: {reason}", param="data-dir"
             ) from error
     if answer.error is not None:
         raise InvalidRequestError(answer.error, param="worker")
@@ -137,9 +145,12 @@ def ask(folder: Path, command: ControlCommand) -> ControlReply:
 
 
 @contextmanager
-def reachable(path: Path) -> Iterator[str]:
-    """A name of the socket that the system takes: a longer one than about a hundred bytes it does
-    not, but it does by way of the open folder."""
+def socket_address(path: Path) -> Iterator[str]:
+    """Yield an address of the socket that is short enough for the system.
+
+    Unix socket addresses are limited to about 100 bytes. A longer path is reached through a file
+    descriptor of its folder.
+    """
     if len(os.fsencode(path)) <= MAX_NAME:
         yield str(path)
         return

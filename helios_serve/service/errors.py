@@ -1,4 +1,4 @@
-"""Errors in the API's words, for every protocol that answers with them."""
+"""Errors of the API, shared by every protocol that reports them."""
 
 from helios_serve.errors import (
     CapacityError,
@@ -18,7 +18,15 @@ SIZE_PARAMS = ("size", "width", "height")
 
 
 class ApiError(Exception):
-    """An answer other than the one that was asked for."""
+    """An error response.
+
+    Args:
+        status: HTTP status code.
+        message: Explanation for a person.
+        code: Machine-readable name of the error.
+        param: The invalid field, if any.
+        retry_after: Seconds after which a retry may succeed, if any.
+    """
 
     def __init__(
         self,
@@ -36,7 +44,7 @@ class ApiError(Exception):
 
 
 def type_of(status: int) -> str:
-    """The field's words for kinds of errors."""
+    """Return the error type that OpenAI's API uses for an HTTP status."""
     match status:
         case 401:
             return "authentication_error"
@@ -53,11 +61,16 @@ def type_of(status: int) -> str:
 
 
 def not_found(video_id: str) -> ApiError:
-    return ApiError(404, f"got video {video_id!r}, which does not exist", code="not_found")
+    """Return the error for a video that does not exist, or belongs to another tenant."""
+    return ApiError(404, f"video {video_id!r} not found", code="not_found")
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Our own errors in the API's words; anything else is ours to mend and says little."""
+    """Convert an exception to an ApiError.
+
+    Exceptions that are not HeliosError are logged and reported as "internal error", because their
+    messages may contain user data.
+    """
     message = str(error)
     match error:
         case ApiError():

@@ -1,4 +1,4 @@
-"""What has to be done from time to time: old videos go, and what had to stop goes on."""
+"""Periodic maintenance: deletes expired videos and files, measures disk use, and resumes jobs."""
 
 import asyncio
 import time
@@ -10,12 +10,14 @@ from helios_serve.store.disk import Disk
 from helios_serve.store.service_tables import ServiceTables
 
 PERIOD = 10.0
-"""Seconds from one round to the next."""
+"""Seconds between rounds."""
 
 
 class Housekeeper:
-    """An asynchronous context in which the rounds are made. `retention` is how many seconds a
-    finished video, or a file, is kept; None is for ever."""
+    """An asynchronous context manager that runs maintenance rounds in the background.
+
+    Finished videos and files are deleted after `retention` seconds (None: never).
+    """
 
     def __init__(
         self, videos: Videos, tables: ServiceTables, disk: Disk, retention: float | None
@@ -37,7 +39,10 @@ class Housekeeper:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def round(self) -> None:
-        """Delete what has expired, see how much room there is, and use it."""
+        """Delete what has expired, measure disk use, and resume stored jobs if there is room.
+
+        Raises StorageError if there is none.
+        """
         if self.retention is not None:
             await self._delete_older(time.time() - self.retention)
         await asyncio.to_thread(self.disk.measure)
@@ -51,7 +56,7 @@ class Housekeeper:
                 await self.round()
             except HeliosError as error:
                 logger.warning("housekeeping: %s", error)
-            except Exception as error:  # the next round may do better
+            except Exception as error:  # the next round may succeed
                 logger.error("housekeeping failed", exc_info=error)
 
     async def _delete_older(self, limit: float) -> None:

@@ -1,4 +1,4 @@
-"""The keys that a running server goes by, and when they were used."""
+"""In-memory cache of the API keys, and of the times at which they were last used."""
 
 import asyncio
 import time
@@ -9,13 +9,13 @@ from helios_serve.logger import logger
 from helios_serve.store.keys import ApiKey, KeyRing, KeyStore
 
 FRESH_SECONDS = 0.5
-"""How old what is known of the keys may be; so long a revoked one may still be used."""
+"""Maximum age of the cached keys. A revoked key may be accepted for this long."""
 NOTE_SECONDS = 60.0
-"""How far the last use of a key on disk may be behind."""
+"""Seconds between writes of last-use times to disk."""
 
 
 class KeyCache:
-    """A store's keys in memory: other processes change them while the server runs."""
+    """Caches the keys of a store, which other processes may change while the server runs."""
 
     def __init__(self, store: KeyStore, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
@@ -27,7 +27,7 @@ class KeyCache:
         self._reading = asyncio.Lock()
 
     async def ring(self) -> KeyRing:
-        """The keys as they are now, or were a moment ago; raises StorageError."""
+        """Return the valid keys, at most FRESH_SECONDS old. Raises StorageError."""
         if self._is_stale():
             async with self._reading:
                 if self._is_stale():
@@ -35,24 +35,30 @@ class KeyCache:
         return self._ring
 
     def note_use(self, key: ApiKey) -> None:
-        """A sender has shown the key."""
+        """Record that a request used the key."""
         self._used[key.id] = time.time()
 
     async def write_uses(self) -> None:
-        """Write down when keys were used; nobody is turned away because that fails."""
+        """Write last-use times to the store.
+
+        Errors are only logged: requests must not fail on them.
+        """
         used, self._used = self._used, {}
         self._noted_at = self._clock()
         if used:
             try:
                 await asyncio.to_thread(self.store.note_use, used)
             except StorageError as error:
-                logger.warning("when keys were used is not noted: %s", error)
+                logger.warning("cannot store the last use of API keys: %s", error)
 
     def _is_stale(self) -> bool:
         return self._clock() >= self._read_at + FRESH_SECONDS
 
     async def _read(self) -> None:
-        """The version is asked for before the keys, so that no change is missed."""
+        """Read the keys if their version has changed.
+
+        The version is read before the keys, so that no change is missed.
+        """
         now, version = self._clock(), await asyncio.to_thread(self.store.version)
         if version != self._version:
             self._ring, self._version = await asyncio.to_thread(self.store.ring), version

@@ -1,18 +1,18 @@
-"""The server's own life: it starts, serves, comes to rest, and closes."""
+"""Life cycle of the server: start, drain and shutdown."""
 
 import asyncio
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import CapacityError
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 class Lifecycle:
-    """An asynchronous context around one engine.
+    """The server's state. An asynchronous context manager, used inside the engine's.
 
-    `failure` says why a model cannot be served, if that turned out before one of its workers was
-    ready. `closing` is set when answers that have no end of their own should come to one.
+    `failure` is the reason why a model cannot be served, if none of its workers could start.
+    `closing` is set at shutdown, so that endless responses end.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -32,18 +32,20 @@ class Lifecycle:
         await asyncio.gather(self._starting, return_exceptions=True)
 
     def check_open(self) -> None:
-        """Raise CapacityError if nothing new is taken any more."""
+        """Raise CapacityError if the server is shutting down."""
         if self.is_draining:
             raise CapacityError("the server is shutting down", code="shutting_down")
 
     async def drain(self, timeout: float) -> bool:
-        """Take nothing new, bring what is under way to its next chunk edge, and end all readers;
-        whether `timeout` seconds were enough."""
+        """Reject new videos and wait until the chunks under way are finished.
+
+        Return whether this took at most `timeout` seconds.
+        """
         self.is_draining = True
         return await self.engine.models.drain(timeout)
 
     def close(self) -> None:
-        """Let every reader hear that no more comes."""
+        """End all streams and long responses."""
         self.is_draining = True
         self.closing.set()
         self.engine.close_readers()
@@ -51,7 +53,7 @@ class Lifecycle:
     async def _watch_start(self) -> None:
         waiting = set(self.engine.models.cores)
         while waiting and self.failure is None:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             stats = await self.engine.models.stats()
             waiting -= {name for name, item in stats.items() if item.workers}
             for name in waiting & self.engine.models.failures.keys():

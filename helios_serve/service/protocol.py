@@ -1,22 +1,27 @@
-"""What the API takes and gives."""
+"""JSON types of the API: request bodies and responses."""
 
 from datetime import date
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
-from helios_serve.options.sampling import PromptSwitch
-from helios_serve.options.scheduling import ServiceTier
+from helios_serve.options.sampling import NumFrames, SamplingOptions, Seed, StepCount
 from helios_serve.store.batches import BatchStatus, LineError
 from helios_serve.video_request import Relation
 
-BatchKey = Annotated[str, msgspec.Meta(max_length=64)]
-BatchValue = Annotated[str, msgspec.Meta(max_length=512)]
+MAX_FORKS = 16
+"""Videos that one request may fork off."""
+BatchKey = Annotated[str, Meta(max_length=64)]
+BatchValue = Annotated[str, Meta(max_length=512)]
+RequestedTier = Literal["auto", "priority", "default", "flex"]
 WireStatus = Literal["queued", "in_progress", "completed", "failed"]
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """`code` is for programs, `message` for people, `param` the field at fault."""
+    """An error: a machine-readable `code`, a `message` for people, and `param`, the
+    invalid field.
+    """
 
     message: str
     type: str
@@ -25,73 +30,107 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every error response."""
+
     error: ErrorDetail
 
 
 class VideoError(msgspec.Struct, frozen=True):
-    """Why a video is not complete."""
+    """Why a video failed or was cancelled."""
 
     code: str
     message: str
 
 
-class CreateVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A video to make; what is left out has the default of the model.
+class CreateVideo(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for a new video. Options that are left out use the model's defaults."""
 
-    `size` is WIDTHxHEIGHT, which the model must be able to make, unless `size_policy` is fit: then
-    the nearest size that it makes is scaled and cut to what was asked. `seconds` or `num_frames` is
-    its length. `model` comes from the list of models. `pyramid_num_inference_steps_list` is another
-    name of `steps`.
-    """
-
-    prompt: str
-    model: str | None = None
-    size: str | None = None
-    size_policy: Literal["exact", "fit"] = "exact"
-    width: int | None = None
-    height: int | None = None
-    seconds: float | None = None
-    num_frames: int | None = None
-    fps: int = 24
-    seed: int | None = None
-    steps: tuple[int, ...] | None = None
-    pyramid_num_inference_steps_list: tuple[int, ...] | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    negative_prompt: str = ""
-    switches: tuple[PromptSwitch, ...] = ()
-    transition_chunks: int = 3
-    service_tier: ServiceTier | Literal["auto"] = "auto"
-    user: str | None = None
+    prompt: Annotated[str, Meta(description="Text prompt that describes the video.")]
+    model: Annotated[
+        str | None, Meta(description="Name of a served model; the first model by default.")
+    ] = None
+    size: Annotated[
+        str | None, Meta(description="WIDTHxHEIGHT in pixels, instead of `width` and `height`.")
+    ] = None
+    size_policy: Annotated[
+        Literal["exact", "fit"],
+        Meta(
+            description="exact: reject a size that the model does not support; fit: generate at "
+            "the nearest supported size, then scale and crop to the requested one."
+        ),
+    ] = "exact"
+    width: Annotated[int | None, Meta(description="Width in pixels.")] = None
+    height: Annotated[int | None, Meta(description="Height in pixels.")] = None
+    seconds: Annotated[
+        float | None, Meta(description="Length in seconds, instead of `num_frames`.")
+    ] = None
+    num_frames: Annotated[
+        NumFrames | None, Meta(description="Length in frames.", extra={"default": "99"})
+    ] = None
+    seed: Annotated[Seed | None, Meta(extra={"default": "random"})] = None
+    pyramid_num_inference_steps_list: Annotated[
+        tuple[StepCount, ...] | None, Meta(description="Alias of `steps`, as in diffusers.")
+    ] = None
+    lora: Annotated[
+        str | None, Meta(description="Name of a LoRA adapter that the server offers.")
+    ] = None
+    lora_scale: Annotated[float, Meta(description="Scale of the LoRA adapter.")] = 1.0
+    service_tier: Annotated[
+        RequestedTier,
+        Meta(
+            description="priority: real time; flex: runs on capacity that the other tiers leave "
+            "idle; auto: default, or the tenant's first allowed tier."
+        ),
+    ] = "auto"
+    user: Annotated[
+        str | None, Meta(description="Your identifier of an end user; the server ignores it.")
+    ] = None
 
 
 class RemixVideo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The same seed, size and reference with another prompt."""
+    """A request for a video with another one's seed, size, length and reference, and a
+    new prompt.
+    """
 
     prompt: str
 
 
 class ExtendVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`seconds` more of a finished video, under `prompt`; its first prompt if that is left out."""
+    """A request to extend a video by `seconds`. Without `prompt`, it keeps its first prompt."""
 
     video: dict[str, str]
     seconds: float = 4.0
     prompt: str | None = None
 
 
+class ForkVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request to continue a video in several ways from its last finished chunk.
+
+    Each entry of `prompts` makes one video; null keeps the video's own prompts. Each gets `seconds`
+    more from there on (None: up to the end of the video).
+    """
+
+    prompts: Annotated[tuple[str | None, ...], Meta(min_length=1, max_length=MAX_FORKS)]
+    seconds: float | None = None
+
+
 class SwitchPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Another prompt for a video in the making."""
+    """A request to change the prompt of a running video.
+
+    `transition_chunks` is the number of chunks over which the prompts are blended (None: the
+    video's own setting).
+    """
 
     prompt: str
     transition_chunks: int | None = None
 
 
 class Video(msgspec.Struct, kw_only=True):
-    """A video and how far it is; times are Unix seconds, `progress` goes from 0 to 100.
+    """A video and its progress. Times are Unix seconds; `progress` is 0 to 100.
 
-    Everything from `num_frames` on goes beyond OpenAI's. `relation` says how the video comes from
-    its parent; a continuation holds what is new only, since the state at the end of what it goes on
-    from is not known.
+    The fields from `num_frames` on are not part of OpenAI's API. `relation` says how the video was
+    derived from its parent. A continuation contains only the new frames, because its parent has no
+    snapshot to resume from.
     """
 
     id: str
@@ -120,6 +159,8 @@ class Video(msgspec.Struct, kw_only=True):
 
 
 class VideoList(msgspec.Struct, kw_only=True):
+    """A page of videos."""
+
     object: Literal["list"] = "list"
     data: list[Video]
     first_id: str | None
@@ -128,13 +169,15 @@ class VideoList(msgspec.Struct, kw_only=True):
 
 
 class VideoDeleted(msgspec.Struct, kw_only=True):
+    """The response to a deleted video."""
+
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: bool = True
 
 
 class FileObject(msgspec.Struct, kw_only=True):
-    """A file of the sender's; `bytes` is its size."""
+    """An uploaded file or a batch output. `bytes` is its size."""
 
     id: str
     object: Literal["file"] = "file"
@@ -147,6 +190,8 @@ class FileObject(msgspec.Struct, kw_only=True):
 
 
 class FileList(msgspec.Struct, kw_only=True):
+    """A page of files."""
+
     object: Literal["list"] = "list"
     data: list[FileObject]
     first_id: str | None
@@ -155,13 +200,15 @@ class FileList(msgspec.Struct, kw_only=True):
 
 
 class FileDeleted(msgspec.Struct, kw_only=True):
+    """The response to a deleted file."""
+
     id: str
     object: Literal["file"] = "file"
     deleted: bool = True
 
 
 class CreateBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A video for every line of a file."""
+    """A request to generate one video for each line of a file."""
 
     input_file_id: str
     endpoint: Literal["/v1/videos"]
@@ -170,18 +217,22 @@ class CreateBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class BatchCounts(msgspec.Struct):
+    """Numbers of a batch's requests: all, completed, and failed."""
+
     total: int
     completed: int
     failed: int
 
 
 class BatchErrors(msgspec.Struct, kw_only=True):
+    """Errors in a batch's input file."""
+
     object: Literal["list"] = "list"
     data: tuple[LineError, ...]
 
 
 class Batch(msgspec.Struct, kw_only=True):
-    """A batch and how far it is; times are Unix seconds."""
+    """A batch and its progress. Times are Unix seconds."""
 
     id: str
     object: Literal["batch"] = "batch"
@@ -206,6 +257,8 @@ class Batch(msgspec.Struct, kw_only=True):
 
 
 class BatchList(msgspec.Struct, kw_only=True):
+    """A page of batches."""
+
     object: Literal["list"] = "list"
     data: list[Batch]
     first_id: str | None
@@ -214,7 +267,7 @@ class BatchList(msgspec.Struct, kw_only=True):
 
 
 class BatchLineResponse(msgspec.Struct, frozen=True):
-    """What the API answered, or would have answered, to a line's request."""
+    """The response to a line's request, as POST /v1/videos would have returned it."""
 
     status_code: int
     request_id: str
@@ -222,12 +275,14 @@ class BatchLineResponse(msgspec.Struct, frozen=True):
 
 
 class BatchLineError(msgspec.Struct, frozen=True):
+    """Why a line has no complete video."""
+
     code: str
     message: str
 
 
 class BatchOutputLine(msgspec.Struct, frozen=True):
-    """What came of one line; `error` says why there is no complete video."""
+    """The result of one line. `error` is set if the video is not complete."""
 
     id: str
     custom_id: str
@@ -236,7 +291,7 @@ class BatchOutputLine(msgspec.Struct, frozen=True):
 
 
 class PromptSwitchedAt(msgspec.Struct, frozen=True):
-    """The chunk from which on the video turns to the prompt, and its first frame."""
+    """The first chunk, and its first frame, that the new prompt affects."""
 
     prompt: str
     chunk: int
@@ -244,6 +299,8 @@ class PromptSwitchedAt(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
+    """A served model."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -251,12 +308,14 @@ class Model(msgspec.Struct, kw_only=True):
 
 
 class ModelList(msgspec.Struct, kw_only=True):
+    """All served models."""
+
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class UsageCounts(msgspec.Struct, kw_only=True):
-    """Videos that were accepted, frames that were made, and the time that workers took for them."""
+    """Accepted videos, generated frames, and seconds that workers spent on their denoise steps."""
 
     requests: int = 0
     frames: int = 0
@@ -264,7 +323,7 @@ class UsageCounts(msgspec.Struct, kw_only=True):
 
 
 class UsageDay(msgspec.Struct, kw_only=True):
-    """What `UsageCounts` counts, on one day of UTC."""
+    """`UsageCounts` of one day (UTC)."""
 
     day: date = msgspec.field(name="date")
     requests: int
@@ -273,7 +332,7 @@ class UsageDay(msgspec.Struct, kw_only=True):
 
 
 class FramesQuota(msgspec.Struct, kw_only=True):
-    """Frames that may be asked for in a day, and that are left of today's; None is no limit."""
+    """The daily frame limit and the frames left today. None means no limit."""
 
     frames_per_day: int | None
     frames_left: int | None
@@ -281,6 +340,8 @@ class FramesQuota(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, kw_only=True):
+    """A tenant's usage by day, from `start_date` to `end_date` (UTC, inclusive), and its quota."""
+
     object: Literal["usage"] = "usage"
     tenant: str
     start_date: date

@@ -1,4 +1,4 @@
-"""The file of tenants: their shares and limits, read at the start and again at SIGHUP."""
+"""The tenants file: shares and limits of tenants, read at the start and reloaded on SIGHUP."""
 
 import asyncio
 import signal
@@ -17,24 +17,27 @@ from helios_serve.options.scheduling import TenantConfig
 from helios_serve.store.keys import check_tenant_name
 
 UNLIMITED = "unlimited"
-"""Takes a limit of the defaults off a tenant: TOML has no word for nothing."""
+"""A value that removes a default limit from a tenant. TOML has no null."""
 
 
 class Tenants(NamedTuple):
-    """What the file says: of tenants by name, and of all others."""
+    """Settings of the tenants by name, and the defaults for all others."""
 
     tenants: dict[str, TenantConfig]
     defaults: TenantConfig
 
 
 def read_tenants(path: Path) -> Tenants:
-    """Raises InvalidRequestError that names the file, the table and the field at fault."""
+    """Read a tenants file.
+
+    Raises InvalidRequestError, which names the file, the table and the field.
+    """
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise invalid_file(path, f"cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise invalid_file(path, f"is no TOML: {error}") from error
+        raise invalid_file(path, f"is not valid TOML: {error}") from error
     if unknown := content.keys() - {"defaults", "tenants"}:
         raise invalid_file(path, f"got {min(unknown)!r}, expected [defaults] and [tenants.NAME]")
     defaults = table(path, content, "defaults")
@@ -50,26 +53,27 @@ def read_tenants(path: Path) -> Tenants:
     return Tenants(tenants, as_config(path, "defaults", defaults))
 
 
-def table(path: Path, content: dict[str, Any], name: str, within: str = "") -> dict[str, Any]:
+def table(path: Path, content: dict[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """Return a table of the file, empty if it is missing."""
     found = content.get(name, {})
     if not isinstance(found, dict):
         raise invalid_file(
-            path, f"got {within}{name} = {found!r}, expected a table [{within}{name}]"
+            path, f"got {prefix}{name} = {found!r}, expected a table [{prefix}{name}]"
         )
     return found
 
 
-def as_config(path: Path, where: str, fields: dict[str, Any]) -> TenantConfig:
-    """The fields, checked one by one, so that the message can tell what was got."""
-    given = {name: None if value == UNLIMITED else value for name, value in fields.items()}
+def as_config(path: Path, name: str, fields: dict[str, Any]) -> TenantConfig:
+    """Convert the fields of table `name`."""
+    given = {field: None if value == UNLIMITED else value for field, value in fields.items()}
     try:
         return msgspec.convert(given, TenantConfig)
     except msgspec.ValidationError as error:
-        raise invalid_file(path, f"[{where}]: {error_text(error, fields)}") from error
+        raise invalid_file(path, f"[{name}]: {error_text(error, fields)}") from error
 
 
 def error_text(error: msgspec.ValidationError, fields: dict[str, Any]) -> str:
-    """The error with what was got in it, which msgspec leaves out."""
+    """Return the message with the invalid value, which msgspec leaves out."""
     message, _, place = str(error).partition(" - at `$.")
     field = place.split("[")[0].rstrip("`")
     if field not in fields:
@@ -82,9 +86,10 @@ def invalid_file(path: Path, message: str) -> InvalidRequestError:
 
 
 class TenantsFile:
-    """A file that is read again at SIGHUP, from the making of this object on.
+    """A tenants file that is reloaded on SIGHUP.
 
-    That is to be in the main thread. Raises what `read_tenants` does.
+    Create it in the main thread, because it installs a signal handler. `first` holds the settings
+    at the start. Raises InvalidRequestError for an invalid file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +100,7 @@ class TenantsFile:
 
     @asynccontextmanager
     async def reloading(self, engine: AsyncEngine) -> AsyncIterator[None]:
-        """Within it the engine goes by what the file says."""
+        """Apply the file to `engine` on every SIGHUP, for as long as the context is open."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._asked.set)
         reloading = asyncio.create_task(self._reload_when_asked(engine))
@@ -103,7 +108,8 @@ class TenantsFile:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # not to end us while we shut down
+            # The default action would kill the server during shutdown.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             reloading.cancel()
             await asyncio.gather(reloading, return_exceptions=True)
 
@@ -114,11 +120,11 @@ class TenantsFile:
             await self._reload(engine)
 
     async def _reload(self, engine: AsyncEngine) -> None:
-        """The file is read whole before anything changes; where it is wrong nothing does."""
+        """Apply the file. Nothing changes if it is invalid."""
         try:
             tenants, defaults = await asyncio.to_thread(read_tenants, self.path)
         except InvalidRequestError as error:
-            logger.error("tenants stay as they were: %s", error)
+            logger.error("tenants are not reloaded: %s", error)
             return
         await engine.models.set_tenants(tenants, defaults)
-        logger.info("%s was read again: it names %d tenants", self.path, len(tenants))
+        logger.info("reloaded %s: %d tenants", self.path, len(tenants))

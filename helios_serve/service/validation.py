@@ -1,29 +1,23 @@
-"""Decoded JSON to the types of the protocol, with errors that name the field at fault."""
+"""Validation of decoded JSON, with errors that name the invalid field."""
 
-import re
 from typing import TypeVar
 
 import msgspec
 
+from helios_serve.options.fields import explain, field_at_fault
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import Json
 
-Body = TypeVar("Body")
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def convert(body: Json, kind: type[Body]) -> Body:
-    """A body as `kind`; numbers may come as text, as in forms. Raises ApiError naming the field."""
+    """Convert `body` to `kind`. Strings are accepted for numbers, as in form fields.
+
+    Raises ApiError, which names the invalid field.
+    """
     try:
         return msgspec.convert(body, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ApiError(
-            400, str(error), code="invalid_value", param=field_at_fault(error)
-        ) from error
-
-
-def field_at_fault(error: msgspec.ValidationError) -> str | None:
-    """The field that msgspec's message names, in one of two ways."""
-    for pattern in (r"`\$\.([^`]+)`", r"field `([^`]+)`"):
-        if (match := re.search(pattern, str(error))) is not None:
-            return match.group(1)
-    return None
+        message, field = explain(error, body, kind), field_at_fault(error)
+        raise ApiError(400, message, code="invalid_value", param=field) from error

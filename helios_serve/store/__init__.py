@@ -1,1 +1,1 @@
-"""What outlives a process: jobs, segments and snapshots on disk."""
+"""Persistent state: jobs, segments, snapshots, uploaded files, batches and API keys on disk."""

@@ -1,4 +1,4 @@
-"""Batches of videos: how far each is, and what came of its lines."""
+"""Batches of requests: their status, and the result of each line of their input files."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -18,10 +18,14 @@ BatchStatus = Literal[
     "cancelled",
 ]
 OPEN: tuple[BatchStatus, ...] = ("validating", "in_progress", "finalizing", "cancelling")
+"""Statuses of batches that have not ended."""
 
 
 class LineError(msgspec.Struct, frozen=True):
-    """What is wrong with a line of an input file; lines count from 1."""
+    """An error in an input file, at `line` (counted from 1) or, with None, in the whole file.
+
+    `code`, `message` and `param` are those of the API's error object.
+    """
 
     code: str
     message: str
@@ -30,7 +34,12 @@ class LineError(msgspec.Struct, frozen=True):
 
 
 class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch; times are Unix seconds. `reached` says when it came to each status."""
+    """A batch as stored. Times are Unix seconds.
+
+    `total` is the number of lines in the input file, and `reached` the time at which the batch
+    entered each status. `output_file_id` holds the results of lines that succeeded,
+    `error_file_id` those of the others.
+    """
 
     id: str
     tenant: str
@@ -48,13 +57,16 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     error_file_id: str | None = None
 
     def at(self, status: BatchStatus, now: float, **changes: Any) -> "StoredBatch":
-        """The batch when it has come to another status."""
+        """Return the batch with a new status, which it entered at time `now`, and other changes."""
         reached = self.reached | {status: now}
         return msgspec.structs.replace(self, status=status, reached=reached, **changes)
 
 
 class BatchStore:
-    """Batches, and a row for each line that is done; every change is durable when it returns."""
+    """The batches of all tenants, and one row for each finished line.
+
+    Every change is durable when the method returns. Raises StorageError if the disk fails.
+    """
 
     def __init__(self, database: Database) -> None:
         self._table = database
@@ -72,7 +84,7 @@ class BatchStore:
         )
 
     def save(self, batch: StoredBatch) -> None:
-        """Replace what was known of a batch."""
+        """Replace the stored batch with the same id."""
         self._table.run(
             "UPDATE batches SET status = ?, record = ? WHERE id = ?",
             batch.status,
@@ -85,18 +97,21 @@ class BatchStore:
         return as_batch(rows[0]) if rows else None
 
     def page(self, tenant: str, after: str | None, limit: int) -> list[StoredBatch]:
-        """Up to `limit` batches of a tenant, newest first, those behind `after` if it is given."""
+        """Return up to `limit` batches of a tenant, newest first, starting after batch `after`."""
         rows = self._table.page("batches", after, limit, newest_first=True, tenant=tenant)
         return [as_batch(row) for row in rows]
 
     def open(self) -> list[StoredBatch]:
-        """All batches that are not over."""
+        """Return all batches that have not ended."""
         marks = ", ".join("?" * len(OPEN))
         rows = self._table.run(f"SELECT record FROM batches WHERE status IN ({marks})", *OPEN)
         return [as_batch(row) for row in rows]
 
-    def enter(self, batch_id: str, line: int, data: bytes, *, is_good: bool) -> None:
-        """What came of a line; one that is entered already stays as it is."""
+    def record_line(self, batch_id: str, line: int, data: bytes, *, is_good: bool) -> None:
+        """Store the result of a line. A line that already has a result keeps it.
+
+        `data` is the line of the output file, and `is_good` whether a video was generated.
+        """
         self._table.run(
             "INSERT OR IGNORE INTO batch_lines (batch_id, line, is_good, data) VALUES (?, ?, ?, ?)",
             batch_id,
@@ -105,13 +120,13 @@ class BatchStore:
             data,
         )
 
-    def entered(self, batch_id: str) -> set[int]:
-        """Lines that are done."""
+    def recorded_lines(self, batch_id: str) -> set[int]:
+        """Return the numbers of the lines that have a result."""
         rows = self._table.run("SELECT line FROM batch_lines WHERE batch_id = ?", batch_id)
         return {row["line"] for row in rows}
 
     def counts(self, batch_id: str) -> tuple[int, int]:
-        """Lines that came to a video, and others that are done."""
+        """Return the number of lines that succeeded, and of those that failed."""
         rows = self._table.run(
             "SELECT COUNT(*) AS number, TOTAL(is_good) AS good FROM batch_lines WHERE batch_id = ?",
             batch_id,
@@ -120,7 +135,7 @@ class BatchStore:
         return good, rows[0]["number"] - good
 
     def results(self, batch_id: str, *, are_good: bool) -> Iterator[bytes]:
-        """What was entered of lines of one outcome, in the order of the lines."""
+        """Iterate over the results of the lines that succeeded, or failed, in line order."""
         rows = self._table.run(
             "SELECT data FROM batch_lines WHERE batch_id = ? AND is_good = ? ORDER BY line",
             batch_id,

@@ -1,4 +1,4 @@
-"""A SQLite file in which every change is durable when the call returns."""
+"""A SQLite database in which every change is durable when the call returns."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from helios_serve.errors import StorageError
 
 Value = str | bytes | float | None
 Run = Callable[..., list[sqlite3.Row]]
-"""Of a statement and the values of its marks, its rows."""
+"""Executes a statement with the values of its placeholders and returns the rows."""
 
 
 class Database:
-    """Tables of one `schema`, a script whose last change it is to become `version`.
+    """A SQLite file with the tables of `schema`, a script that is run when the file is created.
 
-    It may be used by any thread. Raises StorageError for a file that is damaged, that another
-    version has written, or that cannot be written.
+    `version` is stored in the file and must be changed with the schema. Thread-safe. Raises
+    StorageError if the file is damaged, has another version or cannot be written.
     """
 
     def __init__(self, path: Path, schema: str, version: int) -> None:
@@ -33,21 +33,21 @@ class Database:
             raise
 
     def run(self, statement: str, *values: Value) -> list[sqlite3.Row]:
-        """One statement is one transaction, unless it is part of `together`."""
+        """Execute a statement as a transaction of its own and return its rows."""
         with self._lock, self._errors():
             return self._connection.execute(statement, values).fetchall()
 
     def insert(self, table: str, columns: dict[str, Value]) -> None:
-        """Add a row."""
+        """Insert a row."""
         marks = ", ".join("?" * len(columns))
         self.run(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", *columns.values())
 
     def page(
         self, table: str, after: str | None, limit: int, *, newest_first: bool, **equal: Value
     ) -> list[sqlite3.Row]:
-        """Up to `limit` rows by age, those behind the row `after` if it is given.
+        """Return up to `limit` rows ordered by creation time, starting after the row `after`.
 
-        Only those of which columns have the values `equal`; None is any.
+        `equal` filters by the values of columns; None matches any value.
         """
         order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
         wanted = {name: value for name, value in equal.items() if value is not None}
@@ -65,15 +65,15 @@ class Database:
             limit,
         )
 
-    def together(self, *statements: tuple[str, tuple[Value, ...]]) -> None:
-        """Run statements of which either all take effect or none."""
+    def run_all(self, *statements: tuple[str, tuple[Value, ...]]) -> None:
+        """Execute statements in one transaction."""
         with self.transaction() as run:
             for statement, values in statements:
                 run(statement, *values)
 
     @contextmanager
     def transaction(self) -> Iterator[Run]:
-        """What is run in the block takes effect as a whole, or not at all if it raises."""
+        """Execute the block's statements in one transaction, rolled back if the block raises."""
         with self._lock, self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield lambda statement, *values: self._connection.execute(statement, values).fetchall()
@@ -106,4 +106,4 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            raise StorageError(f"cannot use the tables in {self.path}: {error}") from error
+            raise StorageError(f"cannot access the database {self.path}: {error}") from error

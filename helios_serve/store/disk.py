@@ -1,4 +1,4 @@
-"""How much room a folder takes, and how much there is."""
+"""Disk usage of the data folder, and its limits."""
 
 import os
 import shutil
@@ -8,13 +8,14 @@ from helios_serve.errors import StorageError
 from helios_serve.store.files import storage_errors
 
 RESERVE = 256 << 20
-"""Bytes that stay free for videos in the making, when new ones are refused already."""
+"""Bytes kept free for running videos: with less, new videos are refused."""
 
 
 class Disk:
-    """The folder of a server. `limit` is the most that it may take, in bytes; None is no limit.
+    """The disk usage of a server's data folder.
 
-    `used` is what it took when `measure` was called last.
+    `limit` is the most bytes that the folder may take; None means no limit. `used` is the size, in
+    bytes, at the last call of `measure`.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
@@ -23,7 +24,7 @@ class Disk:
         self.used = 0
 
     def measure(self) -> None:
-        """Add all files up; one with several names counts once."""
+        """Update `used` to the total size of all files. Hard links to a file count once."""
         sizes: dict[int, int] = {}
         for root, _, names in os.walk(self.folder):
             for name in names:
@@ -35,22 +36,22 @@ class Disk:
         self.used = sum(sizes.values())
 
     def check_room(self) -> None:
-        """Raise StorageError unless there is room for more videos."""
+        """Raise StorageError if the folder exceeds its limit or the disk is almost full."""
         if self.limit is not None and self.used >= self.limit:
             raise StorageError(
-                f"videos take {readable(self.used)}, expected less than {readable(self.limit)} "
-                "(--max-disk): delete some"
+                f"got {readable(self.used)} of videos and files, expected less than "
+                f"{readable(self.limit)} (--max-disk): delete some"
             )
-        with storage_errors("look at the disk of", self.folder):
+        with storage_errors("get the free disk space of", self.folder):
             free = shutil.disk_usage(self.folder).free
         if free < RESERVE:
             raise StorageError(
-                f"the disk has {readable(free)} free, expected at least {readable(RESERVE)}"
+                f"got {readable(free)} of free disk space, expected at least {readable(RESERVE)}"
             )
 
 
 def readable(size: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes with a decimal unit, such as `1.5 GB`."""
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

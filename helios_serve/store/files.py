@@ -1,4 +1,8 @@
-"""Files that are either written whole and survive a power cut, or are not there."""
+"""Durable, atomic file operations.
+
+A write either completes and survives a power failure, or leaves the previous state. All functions
+raise StorageError if the disk fails.
+"""
 
 import fcntl
 import os
@@ -18,12 +22,12 @@ T = TypeVar("T")
 
 
 class DamagedFileError(StorageError):
-    """A file that is missing or is not what was written; reading it again does not help."""
+    """The file is missing or its content is invalid, so that reading it again would fail too."""
 
 
 @contextmanager
 def storage_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError that tells what failed, and where."""
+    """Raise an OSError of the block as StorageError: cannot `doing` `path`, and the reason."""
     try:
         yield
     except OSError as error:
@@ -31,9 +35,10 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put `data` into `path`, durably and all at once; its folder is made if need be.
+    """Write `data` to `path`, durably and atomically; missing folders are created.
 
-    A file has one writer at a time. A crash may leave a scratch file, whose name starts with a dot.
+    A file must have one writer at a time. A crash may leave a temporary file, whose name starts
+    with a dot.
     """
     scratch = path.with_name(f".{path.name}.part")
     with storage_errors("write", path):
@@ -50,7 +55,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def link_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Give files of one folder a name in another too, durably; nothing is copied."""
+    """Hard-link the files called `names` from `source` to `target`, durably."""
     make_folder(target)
     for name in names:
         with storage_errors("link", target / name):
@@ -60,7 +65,7 @@ def link_files(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Raises DamagedFileError if there is no such file."""
+    """Return the content of a file. Raises DamagedFileError if it does not exist."""
     try:
         with storage_errors("read", path):
             return path.read_bytes()
@@ -71,12 +76,12 @@ def read_file(path: Path) -> bytes:
 
 
 def write_struct(path: Path, value: msgspec.Struct) -> None:
-    """Put `value` into `path` as msgpack, as durably as `write_file`."""
+    """Write `value` to `path` as msgpack with `write_file`."""
     write_file(path, msgspec.msgpack.encode(value))
 
 
 def read_struct(path: Path, kind: type[T]) -> T:
-    """Raises DamagedFileError if `path` does not hold a `kind`."""
+    """Read a msgpack file. Raises DamagedFileError if it does not hold a `kind`."""
     try:
         return msgspec.msgpack.decode(read_file(path), type=kind)
     except ValueError as error:  # DecodeError, and UnicodeDecodeError for a damaged string
@@ -84,7 +89,7 @@ def read_struct(path: Path, kind: type[T]) -> T:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and what is missing above it, so that it survives a power cut."""
+    """Create a folder and its missing parents, durably."""
     with storage_errors("make", path):
         if not path.is_dir():
             make_folder(path.parent)
@@ -93,13 +98,13 @@ def make_folder(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make what was written to a file survive a power cut."""
+    """Flush the content of a file to the disk."""
     with storage_errors("sync", path), path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder as durable as the files that they stand for."""
+    """Flush the entries of a folder (names that were added or removed) to the disk."""
     with storage_errors("sync", path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -109,7 +114,7 @@ def sync_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it, if it is there."""
+    """Delete a file or a folder tree, if it exists."""
     with storage_errors("delete", path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -119,9 +124,9 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Have `folder` alone until the block, or this process, ends.
+    """Hold an exclusive lock on `folder` until the block or this process ends.
 
-    Raises StorageError at once if somebody else has it.
+    Raises StorageError at once if another process holds it.
     """
     with storage_errors("lock", folder):
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -138,5 +143,5 @@ def take_lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(
-            f"{folder} is in use by another server; each needs a folder of its own"
+            f"{folder} is in use by another server: each server needs its own folder"
         ) from error

@@ -1,4 +1,4 @@
-"""The table of jobs: what was asked for, and how far each has come."""
+"""The table of jobs: the request, status and progress of each video."""
 
 import sqlite3
 import time
@@ -41,12 +41,14 @@ CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
 
 
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it was when it was read. Times are Unix seconds.
+    """A job as stored. Times are Unix seconds.
 
-    Chunks from `first_chunk` up to `next_chunk`, exclusive, are committed; `first_chunk` is above 0
-    where the job extends another. `request` comes without its reference, which is kept if
-    `has_media`; it goes on from the snapshot at `kept_chunk`, if there is one. `frames_left` are
-    still to be made, or never will be if it has ended.
+    - `request`: without its reference, which is in a file if `has_media` is set.
+    - `first_chunk`, `next_chunk`: the committed chunks are `first_chunk` to `next_chunk - 1`.
+      `first_chunk` is above 0 for a fork, which does not have its parent's chunks.
+    - `num_chunks`: chunks of the whole video.
+    - `kept_chunk`: the chunk of the stored snapshot, from which the job resumes; None without one.
+    - `frames_left`: frames still to be generated; in an ended job, frames that never will be.
     """
 
     id: str
@@ -66,7 +68,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def chunks(self) -> range:
-        """The committed ones."""
+        """The committed chunks."""
         return range(self.first_chunk, self.next_chunk)
 
     @property
@@ -75,9 +77,9 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStore:
-    """One row a job; every change is durable when the call returns.
+    """The table of jobs, one row each. Every change is durable when the method returns.
 
-    It may be used by any thread. Raises StorageError as `Database` does.
+    Thread-safe. Raises StorageError as `Database` does.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -86,7 +88,7 @@ class JobStore:
 
     @property
     def database(self) -> Database:
-        """For tables that change together with the jobs."""
+        """The database, for tables that change in one transaction with the jobs."""
         return self._table
 
     def add(
@@ -100,10 +102,11 @@ class JobStore:
         frames_before: int = 0,
         frames_per_day: int | None = None,
     ) -> None:
-        """Enter a job whose first `frames_before` frames there are already.
+        """Add a job, whose first `frames_before` frames exist already.
 
-        The others count against what its tenant may ask for in a day: raises CapacityError or
-        InvalidRequestError if they are too many.
+        The other frames are charged to its tenant's daily limit, `frames_per_day`. Raises
+        CapacityError if they exceed what is left of it, and InvalidRequestError if they exceed the
+        limit itself.
         """
         now = self._clock()
         frames = max(0, request.params.num_frames - frames_before)
@@ -131,12 +134,12 @@ class JobStore:
         return self._as_job(rows[0]) if rows else None
 
     def all(self) -> list[StoredJob]:
-        """In the order in which they were accepted."""
+        """Return all jobs, in the order in which they were accepted."""
         rows = self._table.run("SELECT * FROM jobs ORDER BY created_at, id")
         return [self._as_job(row) for row in rows]
 
     def unfinished(self) -> list[StoredJob]:
-        """Those that have not ended, in the order in which they were accepted."""
+        """Return the jobs that have not ended, in the order in which they were accepted."""
         rows = self._table.run(
             "SELECT * FROM jobs WHERE status IN ('queued', 'in_progress') ORDER BY created_at, id"
         )
@@ -145,17 +148,17 @@ class JobStore:
     def page(
         self, tenant: str, after: str | None, limit: int, *, newest_first: bool
     ) -> list[StoredJob]:
-        """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
+        """Return up to `limit` jobs of a tenant ordered by age, starting after the job `after`."""
         rows = self._table.page("jobs", after, limit, newest_first=newest_first, tenant=tenant)
         return [self._as_job(row) for row in rows]
 
     def ended_before(self, limit: float) -> list[StoredJob]:
-        """Jobs that came to their end before `limit`."""
+        """Return the jobs that ended before `limit`, in Unix seconds."""
         rows = self._table.run("SELECT * FROM jobs WHERE completed_at < ?", limit)
         return [self._as_job(row) for row in rows]
 
     def update_request(self, request: VideoRequest) -> None:
-        """Replace what was asked for, less the reference, which stays as it is."""
+        """Replace the request of a job. Its reference does not change."""
         blob = msgspec.msgpack.encode(request.without_media())
         self._table.run(
             "UPDATE jobs SET request = ?, updated_at = ? WHERE id = ?",
@@ -165,8 +168,11 @@ class JobStore:
         )
 
     def advance(self, job_id: str, chunk: int, *, frames_left: int, device_seconds: float) -> None:
-        """Enter segment and snapshot of `chunk`, and what it took, in the one transaction that
-        commits them; `frames_left` are to come behind it."""
+        """Commit `chunk`: its segment, its snapshot and the usage, in one transaction.
+
+        `frames_left` is the number of frames after the chunk, and `device_seconds` the time that
+        workers spent on it.
+        """
         now = self._clock()
         with self._table.transaction() as run:
             rows = run(
@@ -189,9 +195,9 @@ class JobStore:
             UsageTable(run).add(tenant, now, max(0, before - frames_left), device_seconds)
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
-        """End a job; one that has ended before stays as it is.
+        """End a job, unless it has ended already.
 
-        Frames that it has left are given back to its tenant.
+        Frames that were not generated are returned to its tenant's daily limit.
         """
         now = self._clock()
         with self._table.transaction() as run:
@@ -207,19 +213,19 @@ class JobStore:
                 now,
                 job_id,
             )
-            UsageTable(run).give_back(*rows[0])
+            UsageTable(run).refund(*rows[0])
 
     def delete(self, job_id: str) -> None:
-        """Forget a job; one of which nothing was made is as if it had not been accepted."""
+        """Delete a job. If it never started, its request is removed from the usage too."""
         with self._table.transaction() as run:
             for tenant, created_at, left, status in run(
                 f"SELECT tenant, created_at, frames_left, status {UNFINISHED}", job_id
             ):
-                UsageTable(run).give_back(tenant, created_at, left, int(status == "queued"))
+                UsageTable(run).refund(tenant, created_at, left, int(status == "queued"))
             run("DELETE FROM jobs WHERE id = ?", job_id)
 
     def usage(self, tenant: str, first: date, last: date) -> list[DayUsage]:
-        """The days of a tenant on which something happened; both ends are included."""
+        """Return a tenant's usage on each active day from `first` to `last`, inclusive."""
         return UsageTable(self._table.run).days(tenant, first, last)
 
     def close(self) -> None:

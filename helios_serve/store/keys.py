@@ -1,4 +1,4 @@
-"""API keys, of which only hashes are kept: who has one speaks for its tenant."""
+"""API keys, which authenticate tenants. Only their hashes are stored."""
 
 import fcntl
 import hmac
@@ -21,7 +21,7 @@ from helios_serve.store.files import make_folder, storage_errors
 DATABASE = "keys.sqlite3"
 PREFIX = "sk-helios-"
 KEY_BYTES = 32
-"""Random ones, which nobody guesses: a plain hash of them is enough."""
+"""Random bytes in a key: enough entropy that a plain, unsalted hash is safe."""
 TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_LABEL = 200
 SCHEMA_VERSION = 1
@@ -39,9 +39,9 @@ CREATE TABLE keys (
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """What is known of a key, which is not the key. Times are Unix seconds.
+    """The record of a key, without the key itself. Times are Unix seconds.
 
-    A revoked one stays in the table: a server whose last key was revoked is not open to all.
+    A revoked key stays in the table, so that revoking the last key does not open the server.
     """
 
     id: str
@@ -54,45 +54,45 @@ class ApiKey(msgspec.Struct, frozen=True):
 
 
 class NewKey(NamedTuple):
-    """`secret` is the key itself, told this once."""
+    """A created key. `secret` is the key itself, which cannot be retrieved later."""
 
     key: ApiKey
     secret: str
 
 
 class KeyRing(NamedTuple):
-    """The keys of one moment, by hash; those that were revoked are not among them.
+    """The valid keys at one moment, by hash.
 
-    Without any key at all `is_open`: there is nothing to tell senders apart by.
+    `is_open` is set if no key was ever created: then requests need no key.
     """
 
     keys: Mapping[bytes, ApiKey]
     is_open: bool
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key, in time that tells nothing of those that there are."""
+        """Return the key with this secret, or None. The time it takes reveals no other key."""
         given = hash_of(secret)
         key = self.keys.get(given)
         return key if key is not None and hmac.compare_digest(key.hash, given) else None
 
 
 class KeyStore:
-    """A SQLite file in the data folder, which several processes may have open.
+    """The keys in a SQLite file of the data folder, readable only by its owner.
 
-    Only its owner can read it. Methods may be called from any thread, and raise StorageError.
+    Several processes may open it. Thread-safe. Methods raise StorageError if the disk fails.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = folder / DATABASE
         self._clock = clock
         make_folder(folder)
-        with taking_turns(folder):
+        with creation_lock(folder):
             with storage_errors("open", self.path):
                 make_private(self.path)
             self._table = Database(self.path, SCHEMA, SCHEMA_VERSION)
 
     def create(self, tenant: str, label: str = "") -> NewKey:
-        """A new key of a tenant; raises InvalidRequestError for a name that is none."""
+        """Create a key for a tenant. Raises InvalidRequestError for an invalid tenant or label."""
         check_tenant_name(tenant)
         if len(label) > MAX_LABEL or not label.isprintable():
             raise InvalidRequestError(
@@ -106,7 +106,7 @@ class KeyStore:
         return NewKey(key, secret)
 
     def all(self) -> list[ApiKey]:
-        """In the order in which they were made, revoked ones too."""
+        """Return all keys, revoked ones included, in the order in which they were created."""
         rows = self._table.run(
             "SELECT id, hash, tenant, label, created_at, last_used_at, revoked_at FROM keys "
             "ORDER BY created_at, id"
@@ -114,13 +114,13 @@ class KeyStore:
         return [ApiKey(*row) for row in rows]
 
     def ring(self) -> KeyRing:
-        """What a server goes by."""
+        """Return the keys that are valid now."""
         keys = self.all()
         valid = {key.hash: key for key in keys if key.revoked_at is None}
         return KeyRing(valid, is_open=not keys)
 
     def revoke(self, key_id: str) -> ApiKey:
-        """Let nobody use a key any more; raises InvalidRequestError for one that is unknown."""
+        """Revoke a key and return its record. Raises InvalidRequestError for an unknown id."""
         self._table.run(
             "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL",
             self._clock(),
@@ -130,16 +130,16 @@ class KeyStore:
             if key.id == key_id:
                 return key
         raise InvalidRequestError(
-            f"got key {key_id!r}, expected an id as `helios-serve keys list` shows it", param="id"
+            f"got key {key_id!r}, expected an id listed by `helios-serve keys list`", param="id"
         )
 
     def note_use(self, used: Mapping[str, float]) -> None:
-        """Enter when keys, by id, were last used."""
+        """Store the times, by key id, at which keys were last used."""
         statement = "UPDATE keys SET last_used_at = ? WHERE id = ?"
-        self._table.together(*((statement, (moment, key_id)) for key_id, moment in used.items()))
+        self._table.run_all(*((statement, (moment, key_id)) for key_id, moment in used.items()))
 
     def version(self) -> int:
-        """Another number than before if another process has changed something."""
+        """Return a number that changes whenever another process changes the table."""
         number: int = self._table.run("PRAGMA data_version")[0][0]
         return number
 
@@ -148,8 +148,8 @@ class KeyStore:
 
 
 @contextmanager
-def taking_turns(folder: Path) -> Iterator[None]:
-    """Two processes that make the same new SQLite file at once would not both succeed."""
+def creation_lock(folder: Path) -> Iterator[None]:
+    """Serialize processes that create the same SQLite file: SQLite itself would fail in one."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -159,7 +159,7 @@ def taking_turns(folder: Path) -> Iterator[None]:
 
 
 def make_private(path: Path) -> None:
-    """Leave the file to its owner; SQLite gives its other files the rights of this one."""
+    """Restrict a file to its owner. SQLite's journal files inherit its permissions."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
@@ -171,10 +171,10 @@ def hash_of(secret: str) -> bytes:
 
 
 def check_tenant_name(name: str) -> None:
-    """Raise InvalidRequestError unless it can stand in a list, a log and a file of tenants."""
+    """Raise InvalidRequestError unless the name is safe in lists, logs and the tenants file."""
     if not TENANT_NAME.fullmatch(name):
         raise InvalidRequestError(
             f"got tenant {name!r}, expected 1 to 64 letters, digits, dots, dashes or underscores, "
-            "a letter or digit first",
+            "starting with a letter or digit",
             param="tenant",
         )

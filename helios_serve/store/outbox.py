@@ -1,4 +1,4 @@
-"""Events of videos that have ended, until somebody was told of them."""
+"""The outbox of webhook events: one for each video that ended, until it is delivered."""
 
 from collections.abc import Collection
 from typing import Literal
@@ -34,9 +34,9 @@ END
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A video has ended; a cancelled one has failed. Times are Unix seconds.
+    """A video ended. Cancellation counts as failure. Times are Unix seconds.
 
-    It was tried to be delivered `attempts` times, and is to be from `next_at` on.
+    `attempts` deliveries have failed; the next one is due at `next_at`.
     """
 
     id: str
@@ -48,9 +48,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Outbox:
-    """Beside the table of jobs, so that the statement that ends a job also enters its event.
+    """The table of events, in the database of the jobs.
 
-    From when it is opened every job that ends has one, until `drop`. An event outlives its video.
+    A trigger inserts the event in the transaction that ends its job. It exists from the first time
+    the outbox is opened until `drop`. An event remains if its video is deleted.
     """
 
     def __init__(self, database: Database) -> None:
@@ -60,28 +61,28 @@ class Outbox:
 
     @staticmethod
     def drop(database: Database) -> None:
-        """Enter no more events, and forget those that are there."""
+        """Delete all events and create no more."""
         database.run("DROP TRIGGER IF EXISTS event_of_end")
         database.run("DROP TABLE IF EXISTS events")
 
-    def due(self, now: float, limit: int, *, but: Collection[str] = ()) -> list[Event]:
-        """Up to `limit` events to be delivered, those that wait longest first."""
-        marks = ", ".join("?" * len(but))
+    def due(self, now: float, limit: int, *, exclude: Collection[str] = ()) -> list[Event]:
+        """Return up to `limit` events that are due, the longest overdue first, except `exclude`."""
+        marks = ", ".join("?" * len(exclude))
         rows = self._database.run(
             f"SELECT * FROM events WHERE next_at <= ? AND id NOT IN ({marks}) "
             "ORDER BY next_at LIMIT ?",
             now,
-            *but,
+            *exclude,
             limit,
         )
         return [Event(**dict(row)) for row in rows]
 
     def postpone(self, event_id: str, until: float) -> None:
-        """Another attempt has failed."""
+        """Count a failed delivery and schedule the next one at `until`."""
         self._database.run(
             "UPDATE events SET attempts = attempts + 1, next_at = ? WHERE id = ?", until, event_id
         )
 
     def forget(self, event_id: str) -> None:
-        """It was delivered, or given up."""
+        """Delete an event that was delivered or given up."""
         self._database.run("DELETE FROM events WHERE id = ?", event_id)

@@ -1,4 +1,4 @@
-"""What users keep with the service beside their videos: files and batches."""
+"""The database of uploaded files and batches."""
 
 import time
 from collections.abc import Callable
@@ -40,7 +40,10 @@ CREATE TABLE batch_lines (
 
 
 class ServiceTables:
-    """Files and batches in `folder`, of which one process at a time has the lock."""
+    """The stores of files and batches in `folder`.
+
+    The caller must hold the lock of `folder`: the files are not safe for use by two processes.
+    """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         with ExitStack() as opened:

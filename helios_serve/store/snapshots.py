@@ -1,18 +1,18 @@
-"""Where each video stands behind its last committed chunk."""
+"""Snapshots of sessions after their last committed chunk."""
 
 import msgspec
 
 from helios_serve.messages import Snapshot, TensorData
 from helios_serve.store.files import read_struct, remove, write_struct
-from helios_serve.store.folders import JobFolders, list_folder
+from helios_serve.store.job_files import JobFolders, list_folder
 from helios_serve.store.jobs import StoredJob
 
 
 class ResumePoint(msgspec.Struct, frozen=True):
-    """What a video goes on from.
+    """The state from which a video resumes.
 
-    `tail` is the final latents of the chunk before `snapshot.chunk`: where the video's end was cut
-    inside that chunk, an extension shows it again, whole.
+    `tail` holds the final latents of the chunk before `snapshot.chunk`. If the video ended inside
+    that chunk, an extension decodes it again to deliver the frames that were cut off.
     """
 
     snapshot: Snapshot
@@ -20,18 +20,18 @@ class ResumePoint(msgspec.Struct, frozen=True):
 
 
 class SnapshotStore(JobFolders):
-    """One file a snapshot, named by the chunk at which it goes on."""
+    """Stores snapshots, each in a file named by the chunk at which it resumes."""
 
     def put(self, job_id: str, resume_point: ResumePoint) -> None:
-        """Durable when it returns."""
+        """Store a resume point. Durable when it returns."""
         write_struct(self.folder(job_id) / snapshot_name(resume_point.snapshot.chunk), resume_point)
 
     def get(self, job_id: str, chunk: int) -> ResumePoint:
-        """Raises StorageError if it is missing or damaged."""
+        """Return a resume point. Raises DamagedFileError if it is missing or damaged."""
         return read_struct(self.folder(job_id) / snapshot_name(chunk), ResumePoint)
 
     def delete_others(self, job_id: str, keep_chunk: int) -> None:
-        """Delete all snapshots of a job but one."""
+        """Delete all snapshots of a job except one."""
         for path in list_folder(self.folder(job_id)):
             if path.name != snapshot_name(keep_chunk):
                 remove(path)

@@ -1,4 +1,4 @@
-"""What tenants have asked for and got, by day: a table beside that of the jobs."""
+"""Usage of tenants by day, in a table of the jobs' database."""
 
 from datetime import UTC, date, datetime, timedelta
 
@@ -21,10 +21,12 @@ CREATE TABLE usage (
 
 
 class DayUsage(msgspec.Struct, frozen=True):
-    """A tenant's day of UTC.
+    """A tenant's usage on one UTC day.
 
-    `requests` were accepted on it, and `granted` frames of them, less those that will not be made.
-    `frames` were made and stored on it, for which workers took `device_seconds`.
+    - `requests`: requests accepted on that day.
+    - `granted`: frames in those requests, less frames that will not be generated.
+    - `frames`: frames generated and stored on that day.
+    - `device_seconds`: the time that workers spent on them.
     """
 
     day: date
@@ -35,7 +37,7 @@ class DayUsage(msgspec.Struct, frozen=True):
 
 
 class UsageTable:
-    """Every method is part of the transaction in which `run` runs statements.
+    """Reads and updates usage within the transaction in which `run` executes statements.
 
     Times are Unix seconds.
     """
@@ -44,40 +46,41 @@ class UsageTable:
         self._run = run
 
     def grant(self, tenant: str, now: float, frames: int, frames_per_day: int | None) -> None:
-        """Count a request for `frames`.
+        """Charge a request for `frames` to the tenant's daily limit, `frames_per_day`.
 
-        Raises CapacityError if they are not left of the day's, InvalidRequestError if they are more
-        than any day's.
+        Raises CapacityError if they exceed what is left of the limit today, and InvalidRequestError
+        if they exceed the limit itself. None means no limit.
         """
         day = day_of(now)
         if frames_per_day is not None:
             if frames > frames_per_day:
                 raise InvalidRequestError(
-                    f"got {frames} frames to make, expected at most {frames_per_day}, which is "
-                    f"what tenant {tenant} may ask for in a day",
+                    f"got a request for {frames} frames, expected at most {frames_per_day}, the "
+                    f"daily limit of tenant {tenant}",
                     param="num_frames",
                 )
             rows = self._run("SELECT granted FROM usage WHERE tenant = ? AND day = ?", tenant, day)
             granted = rows[0]["granted"] if rows else 0
             if granted + frames > frames_per_day:
                 raise CapacityError(
-                    f"got {frames} frames to make, and tenant {tenant} has asked for {granted} of "
-                    f"the {frames_per_day} that it may have in a day",
+                    f"got a request for {frames} frames, expected at most "
+                    f"{max(0, frames_per_day - granted)}: tenant {tenant} has requested {granted} "
+                    f"of its {frames_per_day} frames today (UTC)",
                     code="tenant_quota",
                     retry_after=seconds_to_midnight(now),
                 )
         self._add(tenant, day, requests=1, granted=frames)
 
-    def give_back(self, tenant: str, asked_at: float, frames: int, requests: int = 0) -> None:
-        """Frames, and requests, of those that were granted at `asked_at` will not be made."""
+    def refund(self, tenant: str, asked_at: float, frames: int, requests: int = 0) -> None:
+        """Return frames and requests that were charged at `asked_at` but will not be generated."""
         self._add(tenant, day_of(asked_at), requests=-requests, granted=-frames)
 
     def add(self, tenant: str, now: float, frames: int, device_seconds: float) -> None:
-        """Frames were made."""
+        """Count generated frames and the device time spent on them."""
         self._add(tenant, day_of(now), frames=frames, device_seconds=device_seconds)
 
     def days(self, tenant: str, first: date, last: date) -> list[DayUsage]:
-        """Those on which something happened, from `first` to `last`, both included."""
+        """Return the usage of each active day from `first` to `last`, inclusive."""
         rows = self._run(
             "SELECT day, requests, granted, frames, device_seconds FROM usage "
             "WHERE tenant = ? AND day BETWEEN ? AND ? ORDER BY day",
@@ -105,12 +108,12 @@ def utc(time: float) -> datetime:
 
 
 def day_of(time: float) -> str:
-    """As text that sorts by time: YYYY-MM-DD in UTC."""
+    """Return the UTC day as YYYY-MM-DD, which sorts by time."""
     return utc(time).date().isoformat()
 
 
 def seconds_to_midnight(time: float) -> float:
-    """Until the next day of UTC begins."""
+    """Return the seconds until the next UTC day."""
     now = utc(time)
     midnight = datetime.combine(now.date() + timedelta(days=1), datetime.min.time(), UTC)
     return (midnight - now).total_seconds()

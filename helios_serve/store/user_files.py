@@ -1,4 +1,4 @@
-"""Files that users upload, and those that are made for them."""
+"""Files that users upload, and the output files of their batches."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from helios_serve.store.files import make_folder, remove, sync_file, sync_folder
 
 
 class UserFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a file. `created_at` is in Unix seconds, `size` in bytes."""
+    """The record of a file. `size` is in bytes, `created_at` in Unix seconds."""
 
     id: str
     tenant: str
@@ -24,10 +24,10 @@ class UserFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserFileStore:
-    """Contents in `folder`, under names of our own, and a row for each in `database`.
+    """Stores the contents of files in `folder`, named by file id, and a row for each in `database`.
 
-    A file counts from the moment its row is there; contents without a row are what a crash left,
-    and opening the store deletes them. Raises StorageError if the disk fails it.
+    A file exists once its row is committed. Opening the store deletes contents without a row, which
+    a crash left behind. Raises StorageError if the disk fails.
     """
 
     def __init__(
@@ -43,12 +43,14 @@ class UserFileStore:
                 remove(path)
 
     def scratch(self, file_id: str) -> Path:
-        """Where to write what is to become a file; `add` takes it from there."""
+        """Return the path to which the caller writes a file's content before it calls `add`."""
         return self.folder / f".{file_id}"
 
     def add(self, file_id: str, tenant: str, filename: str, purpose: str) -> UserFile:
-        """Make the file at `scratch` one of the tenant's, in place of one with that id if there is
-        one; durable when it returns."""
+        """Add the content at `scratch` as a file of the tenant. Durable when it returns.
+
+        A file with the same id is replaced.
+        """
         scratch, path = self.scratch(file_id), self.path(file_id)
         sync_file(scratch)
         scratch.replace(path)
@@ -70,20 +72,23 @@ class UserFileStore:
         return as_file(rows[0]) if rows else None
 
     def path(self, file_id: str) -> Path:
-        """Its contents."""
+        """Return the path of a file's content."""
         return self.folder / file_id
 
     def page(
         self, tenant: str, after: str | None, limit: int, *, newest_first: bool, purpose: str | None
     ) -> list[UserFile]:
-        """Up to `limit` files of a tenant by age, those behind file `after` if it is given."""
+        """Return up to `limit` files of a tenant ordered by age, starting after the file `after`.
+
+        `purpose` filters by purpose; None matches any.
+        """
         rows = self._table.page(
             "files", after, limit, newest_first=newest_first, tenant=tenant, purpose=purpose
         )
         return [as_file(row) for row in rows]
 
     def older_than(self, limit: float) -> list[UserFile]:
-        """Files that were made before `limit`."""
+        """Return the files created before `limit`, in Unix seconds."""
         return [
             as_file(row)
             for row in self._table.run("SELECT * FROM files WHERE created_at < ?", limit)

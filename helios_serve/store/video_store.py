@@ -1,7 +1,7 @@
-"""Accepted jobs and committed chunks, which survive a crash at any instant."""
+"""The store of jobs and their chunks, consistent after a crash at any instant."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
@@ -16,10 +16,8 @@ from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.store.database import Database
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
-from helios_serve.store.folders import list_folder
-from helios_serve.store.inputs import InputStore
+from helios_serve.store.job_files import InputStore, JobFolders, SegmentStore, list_folder
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
-from helios_serve.store.segments import SegmentStore
 from helios_serve.store.snapshots import ResumePoint, SnapshotStore
 from helios_serve.store.usage import DayUsage
 from helios_serve.video_request import VideoRequest
@@ -28,11 +26,11 @@ DATABASE = "jobs.sqlite3"
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """A job to be taken up again at `next_chunk`; those from `first_chunk` on are committed.
+    """A job to resume at `next_chunk`; chunks from `first_chunk` to the one before are committed.
 
-    It resumes from `resume_point` if there is one; `request` then has no reference. If `next_chunk`
-    is the number of chunks, only the job's end is missing. If it is the chunk before that of
-    `resume_point`, the tail is delivered first.
+    With a `resume_point` the session resumes from it, and `request` has no reference. Without one
+    the job starts from its request. If `next_chunk` equals the number of chunks, only the job's end
+    is missing. If it is one less than the resume point's chunk, its tail is delivered first.
     """
 
     request: VideoRequest
@@ -42,13 +40,13 @@ class Unfinished(msgspec.Struct, frozen=True):
 
 
 class VideoStore:
-    """Everything that is kept of all jobs, in one folder that one process at a time may open.
+    """The persistent state of all jobs, in a folder that one process at a time may open.
 
-    A chunk's segment and snapshot are files of their own; the row of the job in the table says
-    which of them count. So files are stored before the row changes and deleted after it, and
-    whatever no row knows of is what a crash has left: opening the store deletes it.
+    Segments, snapshots and references are files; the job's row in the database says which of them
+    are committed. Files are therefore written before the row changes and deleted after it. Opening
+    the store deletes files that no row refers to, which a crash left behind.
 
-    All methods may be called from any thread, and raise StorageError if the disk fails them.
+    Thread-safe. Methods raise StorageError if the disk fails.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
@@ -62,7 +60,7 @@ class VideoStore:
             self._snapshots = SnapshotStore(folder / "snapshots")
             self._inputs = InputStore(folder / "inputs")
             self._files = (self._segments, self._snapshots, self._inputs)
-            self._check_database()
+            check_database(self.folder, self._files)
             self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
             sync_folder(folder)
             jobs = self.jobs()
@@ -79,11 +77,12 @@ class VideoStore:
         extends: str | None = None,
         frames_per_day: int | None = None,
     ) -> None:
-        """Store a new job; durable when it returns.
+        """Store a new job. Durable when it returns.
 
-        It starts from `resume_point`, if given, and with the chunk of its tail, if there is one. It
-        shares the earlier chunks of the job that it `extends`. Raises InvalidRequestError if the
-        id is in use, and CapacityError if its tenant may not have so many frames.
+        With a `resume_point` the job starts from it, and first delivers the chunk of its tail, if
+        it has one. A job that `extends` another shares that job's earlier chunks. Raises
+        InvalidRequestError if the id is in use or the job exceeds its tenant's `frames_per_day`,
+        and CapacityError if it exceeds what is left of them today.
         """
         job_id = request.request_id
         with self._lock(job_id):
@@ -91,7 +90,7 @@ class VideoStore:
                 raise InvalidRequestError(
                     f"got request id {job_id!r}, which is in use", param="request_id"
                 )
-            self._delete_files(job_id)  # an earlier job's, if deleting them failed
+            self._delete_files(job_id)  # left by an earlier job whose deletion failed
             try:
                 self._add(request, num_chunks, resume_point, extends, frames_per_day)
             except HeliosError:
@@ -99,7 +98,7 @@ class VideoStore:
                 raise
 
     def update_request(self, request: VideoRequest) -> None:
-        """Replace the request of a job, less its reference, which stays as it is."""
+        """Replace the request of a job. Its reference does not change."""
         self._jobs.update_request(request)
 
     def commit(
@@ -110,10 +109,11 @@ class VideoStore:
         resume_point: ResumePoint,
         device_seconds: float = 0.0,
     ) -> bool:
-        """Store a finished chunk and where its job stands behind it; durable when it returns.
+        """Commit a finished chunk and the state after it. Durable when it returns.
 
-        False if the job is not wanted any more, in which case nothing is stored. A chunk that is
-        committed already stays as it is. What a failed commit leaves is replaced by the next try.
+        Returns False, and stores nothing, if the job was deleted, cancelled or failed. Chunks must
+        be committed in order; committing one again has no effect. After a StorageError the commit
+        can be retried.
         """
         assert resume_point.snapshot.chunk == chunk + 1
         with self._lock(job_id):
@@ -132,12 +132,12 @@ class VideoStore:
             return True
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
-        """End a job; its files stay. One that is deleted or has ended before stays as it is."""
+        """End a job and keep its files. No effect if it was deleted or has ended already."""
         with self._lock(job_id):
             self._jobs.finish(job_id, status, error)
 
     def delete(self, job_id: str) -> None:
-        """Forget a job, if there is one, and delete its files."""
+        """Delete a job, if it exists, and its files."""
         with self._lock(job_id):
             self._jobs.delete(job_id)
             self._delete_files(job_id)
@@ -146,39 +146,39 @@ class VideoStore:
         return self._jobs.get(job_id)
 
     def request(self, job_id: str) -> VideoRequest | None:
-        """What was asked for, with its reference: to ask for another video from the same."""
+        """Return the request of a job with its reference, so that it can be generated again."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
-            return None if job is None else self._whole_request(job)
+            return None if job is None else self._inputs.whole_request(job)
 
     def jobs(self) -> list[StoredJob]:
-        """In the order in which they were accepted."""
+        """Return all jobs, in the order in which they were accepted."""
         return self._jobs.all()
 
     def page(
         self, tenant: str, after: str | None, limit: int, *, newest_first: bool
     ) -> list[StoredJob]:
-        """Up to `limit` jobs of a tenant by age, those behind job `after` if it is given."""
+        """Return up to `limit` jobs of a tenant ordered by age, starting after the job `after`."""
         return self._jobs.page(tenant, after, limit, newest_first=newest_first)
 
     def usage(self, tenant: str, first: date, last: date) -> list[DayUsage]:
-        """The days of a tenant on which something happened; both ends are included."""
+        """Return a tenant's usage on each active day from `first` to `last`, inclusive."""
         return self._jobs.usage(tenant, first, last)
 
     def ended_before(self, limit: float) -> list[StoredJob]:
-        """Jobs that came to their end before `limit`, in Unix seconds."""
+        """Return the jobs that ended before `limit`, in Unix seconds."""
         return self._jobs.ended_before(limit)
 
-    def unfinished(self, but: Collection[str] = ()) -> list[Unfinished]:
-        """All jobs that have not ended, in the order in which they were accepted, `but` for some.
+    def unfinished(self, exclude: Collection[str] = ()) -> list[Unfinished]:
+        """Return the jobs that have not ended, in acceptance order, without ids in `exclude`.
 
-        One whose files are damaged is ended as failed, so that the others can go on.
+        A job whose files are damaged is ended as failed and left out.
         """
-        waiting = [job.id for job in self._jobs.unfinished() if job.id not in but]
+        waiting = [job.id for job in self._jobs.unfinished() if job.id not in exclude]
         return [item for job_id in waiting if (item := self._recover(job_id)) is not None]
 
     def resume_point(self, job_id: str) -> ResumePoint | None:
-        """What a job goes on from; None before its first chunk, unless it was accepted with it."""
+        """Return a job's current resume point; None before its first chunk if it had none."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.kept_chunk is None:
@@ -186,17 +186,17 @@ class VideoStore:
             return self._snapshots.get(job_id, job.kept_chunk)
 
     def segments(self, job_id: str) -> list[int]:
-        """The committed chunks of a job."""
+        """Return the committed chunks of a job."""
         job = self._jobs.get(job_id)
         return [] if job is None else list(job.chunks)
 
     def header(self, job_id: str) -> bytes | None:
-        """What comes before the fragments of a video; None before its first chunk."""
+        """Return the MP4 header of a video; None before its first chunk."""
         with self._lock(job_id):
             return self._segments.header(job_id) if self.segments(job_id) else None
 
     def fragment(self, job_id: str, chunk: int) -> bytes | None:
-        """A chunk as a part of an MP4; None if it is not committed."""
+        """Return the MP4 fragment of a chunk; None if it is not committed."""
         with self._lock(job_id):
             if chunk not in self.segments(job_id):
                 return None
@@ -204,29 +204,17 @@ class VideoStore:
 
     @property
     def database(self) -> Database:
-        """For tables that change together with the jobs."""
+        """The database, for tables that change in one transaction with the jobs."""
         return self._jobs.database
 
     def close(self) -> None:
-        """Let others open the folder; nothing can be done with this store any more."""
+        """Close the store and release its folder."""
         self._opened.close()
 
     def _lock(self, job_id: str) -> Lock:
-        """Held while row and files of a job have to agree; jobs do not wait for each other."""
+        """Return the job's lock, held while its row and files change. Jobs lock independently."""
         with self._locks_guard:
             return self._locks.setdefault(job_id, Lock())
-
-    def _check_database(self) -> None:
-        """A lost table must not make all videos leftovers that are swept."""
-        path = self.folder / DATABASE
-        if path.exists() and path.stat().st_size:
-            return
-        for files in self._files:
-            if list_folder(files.root):
-                raise StorageError(
-                    f"{path} is missing or empty, but there are files in {files.root}: put the "
-                    "one back or move the others away"
-                )
 
     def _add(
         self,
@@ -246,7 +234,10 @@ class VideoStore:
         before = CHUNK_FRAMES * coming
         parent = None if extends is None else self._jobs.get(extends)
         if parent is not None and parent.first_chunk < coming:
-            before, first = parent.request.params.num_frames, parent.first_chunk
+            before, first = (
+                min(parent.request.params.num_frames, CHUNK_FRAMES * chunk),
+                parent.first_chunk,
+            )
             self._segments.share(request.request_id, parent.id, range(first, coming))
         self._jobs.add(
             request,
@@ -266,19 +257,29 @@ class VideoStore:
             try:
                 return self._load(job)
             except DamagedFileError as error:
-                logger.error("job %s cannot go on: %s", job_id, error)
-                self._jobs.finish(job_id, "failed", "what was stored of it is damaged")
+                logger.error("job %s cannot be resumed: %s", job_id, error)
+                self._jobs.finish(job_id, "failed", "the stored data of the video is damaged")
                 return None
 
     def _load(self, job: StoredJob) -> Unfinished:
         if job.kept_chunk is not None:
             resume_point = self._snapshots.get(job.id, job.kept_chunk)
             return Unfinished(job.request, resume_point, job.first_chunk, job.next_chunk)
-        return Unfinished(self._whole_request(job), None, job.first_chunk, job.next_chunk)
-
-    def _whole_request(self, job: StoredJob) -> VideoRequest:
-        return self._inputs.restore(job.request) if job.has_media else job.request
+        return Unfinished(self._inputs.whole_request(job), None, job.first_chunk, job.next_chunk)
 
     def _delete_files(self, job_id: str) -> None:
         for files in self._files:
             files.delete(job_id)
+
+
+def check_database(folder: Path, stores: Iterable[JobFolders]) -> None:
+    """Raise StorageError if the database was lost: the sweep would delete every video."""
+    path = folder / DATABASE
+    if path.exists() and path.stat().st_size:
+        return
+    for files in stores:
+        if list_folder(files.root):
+            raise StorageError(
+                f"{path} is missing or empty, but there are files in {files.root}: restore "
+                "the database or move the files away"
+            )

@@ -1,1 +1,1 @@
-"""How a worker is reached: in this process, in a child process, through Ray."""
+"""Executors, which run workers as threads, as child processes or as Ray actors."""

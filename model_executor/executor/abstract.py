@@ -1,4 +1,4 @@
-"""How the engine reaches its workers, wherever they run."""
+"""The interface through which the engine starts and reaches its workers."""
 
 from typing import NamedTuple, Protocol
 
@@ -7,48 +7,49 @@ from helios_serve.options.workers import WorkerConfig
 
 
 class Received(NamedTuple):
-    """An event and the worker that it came from."""
+    """An event and the id of the worker that sent it."""
 
     worker_id: str
     event: WorkerEvent
 
 
 class Executor(Protocol):
-    """Workers by id. An id is never used again, so nothing late is taken for something new.
+    """Starts workers and exchanges messages with them.
 
-    A worker starts with WorkerReady or WorkerDied; it answers every plan with one StepsDone, in
-    order, and every encode and decode task likewise; and it ends with WorkerDied, unless it was
-    stopped.
+    Workers are addressed by id. Ids are never reused, so a late event cannot be attributed to
+    another worker. A worker's first event is WorkerReady or WorkerDied. It answers each plan with
+    StepsDone, each EncodeTask with InputsEncoded and each DecodeTask with ChunkDecoded, in order
+    within each kind. Its last event is WorkerDied, unless it was stopped.
     """
 
     def start_worker(self, config: WorkerConfig) -> str:
-        """Begin to start one more worker; returns its id at once."""
+        """Start a worker and return its id without waiting until it is ready."""
         ...
 
     def submit(self, worker_id: str, command: WorkerCommand) -> None:
-        """Give the worker a plan or a task behind those it has; never waits for it."""
+        """Queue a plan or a task for the worker. Never blocks."""
         ...
 
     def poll(self, timeout: float) -> list[Received]:
-        """What came from the workers; waits up to `timeout` seconds for something to come."""
+        """Return the events received; waits up to `timeout` seconds for the first one."""
         ...
 
     def wake(self) -> None:
-        """Let a `poll` that waits return; may be called from any thread."""
+        """Make a waiting `poll` return. May be called from any thread."""
         ...
 
     def where(self, worker_id: str) -> str:
-        """Where the worker runs, for people: a process, a node."""
+        """Return where the worker runs, such as its process and node, for display."""
         ...
 
     def kill_worker(self, worker_id: str) -> None:
-        """End a worker at once, whatever it is doing; WorkerDied follows."""
+        """Kill a worker at once, whatever it is doing. WorkerDied follows."""
         ...
 
     def stop_worker(self, worker_id: str) -> None:
-        """Let a worker end that has nothing to do; nothing more is heard of it."""
+        """Stop an idle worker. It sends no more events."""
         ...
 
     def shutdown(self) -> None:
-        """End all workers."""
+        """Stop all workers."""
         ...

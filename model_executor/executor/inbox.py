@@ -1,4 +1,4 @@
-"""Where the events of all workers arrive."""
+"""The queue of events received from all workers."""
 
 import queue
 import time
@@ -8,7 +8,7 @@ from helios_serve.model_executor.executor.abstract import Received
 
 
 class Inbox:
-    """A queue that threads put events into and the engine empties."""
+    """A queue into which threads put events, and from which the engine takes all at once."""
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
@@ -17,11 +17,11 @@ class Inbox:
         self._events.put(Received(worker_id, event))
 
     def wake(self) -> None:
-        """Let a `take` that waits return."""
+        """Make a waiting `take` return."""
         self._events.put(None)
 
     def take(self, timeout: float) -> list[Received]:
-        """All events that are there; waits up to `timeout` seconds for the first."""
+        """Return all queued events; waits up to `timeout` seconds for the first one."""
         deadline = time.monotonic() + timeout
         taken: list[Received | None] = []
         while True:

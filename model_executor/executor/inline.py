@@ -1,10 +1,10 @@
-"""Workers as threads of this process: for one video, and for tests."""
+"""Runs workers as threads of this process, for generating single videos and for tests."""
 
 import itertools
 import threading
 from collections.abc import Callable
 
-from helios_serve.errors import HeliosError
+from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger
 from helios_serve.messages import WorkerCommand, WorkerDied
 from helios_serve.model_executor.executor.abstract import Received
@@ -18,7 +18,7 @@ MakeWorker = Callable[[WorkerConfig, Emit], Worker]
 
 
 class InlineExecutor:
-    """Each worker is a thread; `make_worker` is called in it."""
+    """An executor whose workers are threads. `make_worker` is called in the worker's thread."""
 
     def __init__(self, make_worker: MakeWorker = load_worker) -> None:
         self.make_worker = make_worker
@@ -50,9 +50,9 @@ class InlineExecutor:
         return f"thread {self._threads[worker_id].name}"
 
     def kill_worker(self, worker_id: str) -> None:
-        """A thread cannot be killed: it is left to end by itself, and nobody hears it any more."""
+        """Abandon the worker: a thread cannot be killed, so it ends after its current commands."""
         self._commands[worker_id].close()
-        self._inbox.put(worker_id, WorkerDied("it was given up"))
+        self._inbox.put(worker_id, WorkerDied("abandoned by the engine"))
 
     def stop_worker(self, worker_id: str) -> None:
         self._commands[worker_id].close()
@@ -68,8 +68,7 @@ class InlineExecutor:
             check_thread(config)
             worker = self.make_worker(config, lambda event: self._inbox.put(worker_id, event))
             worker.run(self._commands[worker_id])
-        except Exception as error:  # told to the engine, which decides what follows
+        except Exception as error:  # reported to the engine, which handles it
             logger.error("worker %s died", worker_id, exc_info=error)
-            is_ours = isinstance(error, HeliosError)
-            reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            self._inbox.put(worker_id, WorkerDied(reason, is_final=is_ours))
+            death = WorkerDied(describe_error(error), is_final=isinstance(error, HeliosError))
+            self._inbox.put(worker_id, death)

@@ -1,6 +1,7 @@
-"""Workers as child processes of this one, reached by msgpack over a pipe.
+"""Runs workers as child processes, which exchange msgpack messages over a pipe.
 
-A child ends with its parent: it reads end of file. The parent learns of a child's end the same way.
+A child whose parent ends reads end-of-file from the pipe and exits. The parent detects the end of a
+child in the same way.
 """
 
 import itertools
@@ -14,27 +15,31 @@ from multiprocessing.process import BaseProcess
 
 import msgspec
 
-from helios_serve.errors import HeliosError
+from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger, show_logs
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
-from helios_serve.model_executor.exit_status import how_it_ended
+from helios_serve.model_executor.exit_status import describe_exit
 from helios_serve.model_executor.worker.commands import Commands
 from helios_serve.options.workers import WorkerConfig
 
 STOP_SECONDS = 10.0
+"""Time that a stopped worker has to exit before it is killed."""
 
 
-class Places:
-    """Which of a machine's devices workers have, counted from 0: the lowest that are free."""
+class DeviceSlots:
+    """Assigns numbered device slots of this machine to workers, the lowest free ones first.
+
+    `assign_device` maps slots to devices.
+    """
 
     def __init__(self) -> None:
         self._taken: list[range] = []
         self._lock = threading.Lock()
 
     def take(self, size: int) -> range:
-        """`size` places next to each other."""
+        """Take `size` consecutive slots."""
         with self._lock:
             first = 0
             for taken in sorted(self._taken, key=lambda taken: taken.start):
@@ -44,31 +49,31 @@ class Places:
             self._taken.append(range(first, first + size))
             return self._taken[-1]
 
-    def give_back(self, places: range) -> None:
+    def release(self, slots: range) -> None:
         with self._lock:
-            self._taken.remove(places)
+            self._taken.remove(slots)
 
 
-PLACES = Places()
-"""One for all models that a server has workers of."""
+DEVICE_SLOTS = DeviceSlots()
+"""Shared by the workers of all models in this process."""
 
 
 class Child:
-    """One worker process and the two threads that talk to it.
+    """A worker process and the two threads that write to and read from its pipe.
 
-    Commands are written by a thread of their own, since a pipe holds little and a task may carry a
+    Writing needs a thread because a write blocks when the pipe is full, and a task may carry a
     whole reference video.
     """
 
     def __init__(self, worker_id: str, config: WorkerConfig, inbox: Inbox) -> None:
         self.worker_id = worker_id
-        self.places = PLACES.take(config.ranks)
+        self.slots = DEVICE_SLOTS.take(config.ranks)
         self.inbox = inbox
         self.is_stopping = False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=run_worker, args=(config, self.places, theirs), name=worker_id, daemon=True
+            target=run_worker, args=(config, self.slots, theirs), name=worker_id, daemon=True
         )
         self.process.start()
         theirs.close()
@@ -84,12 +89,12 @@ class Child:
         self._commands.put(msgspec.msgpack.encode(command))
 
     def kill(self) -> None:
-        """SIGKILL also ends a process that is stopped or hangs; the reader need not tell of it."""
+        """Kill the process without an event from the reader. SIGKILL also ends a hung process."""
         self.is_stopping = True
         self.process.kill()
 
     def stop(self, seconds: float) -> None:
-        """Wait for its end when it has done what it was given, and kill it after `seconds`."""
+        """Let the process finish its commands and exit; kill it after `seconds`."""
         self.is_stopping = True
         self._commands.put(None)
         self.process.join(seconds)
@@ -105,7 +110,7 @@ class Child:
         while (data := self._commands.get()) is not None:
             try:
                 self._pipe.send_bytes(data)
-            except OSError:  # the child is gone: the reader says so
+            except OSError:  # the child ended; the reader reports it
                 return
         try:
             self._pipe.send_bytes(b"")
@@ -114,26 +119,26 @@ class Child:
 
     def _read(self) -> None:
         decoder = msgspec.msgpack.Decoder(WorkerEvent)
-        said_why = False
+        has_reason = False
         while True:
             try:
                 event = decoder.decode(self._pipe.recv_bytes())
             except (EOFError, OSError):
                 break
-            except msgspec.MsgspecError as error:  # what it says cannot be trusted any more
-                logger.error("worker %s sent nonsense", self.worker_id, exc_info=error)
+            except msgspec.MsgspecError as error:  # its later messages cannot be trusted either
+                logger.error("worker %s sent an invalid message", self.worker_id, exc_info=error)
                 self.process.kill()
                 break
-            said_why = said_why or isinstance(event, WorkerDied)
+            has_reason = has_reason or isinstance(event, WorkerDied)
             self.inbox.put(self.worker_id, event)
         self._commands.put(None)
         self.process.join()
-        if not said_why and not self.is_stopping:
-            self.inbox.put(self.worker_id, WorkerDied(how_it_ended(self.process.exitcode)))
+        if not has_reason and not self.is_stopping:
+            self.inbox.put(self.worker_id, WorkerDied(describe_exit(self.process.exitcode)))
 
 
 class LocalExecutor:
-    """Spawned worker processes on this machine, on its devices one after the other."""
+    """An executor whose workers are spawned processes, on this machine's devices in turn."""
 
     def __init__(self) -> None:
         self._inbox = Inbox()
@@ -163,18 +168,18 @@ class LocalExecutor:
         return f"process {self.pid(worker_id)}"
 
     def kill_worker(self, worker_id: str) -> None:
-        """Do not wait for its end: one that is stuck in a driver may not end at all."""
+        """Kill a worker without waiting for it: a process stuck in a driver may never exit."""
         if worker_id in self._children:
             self._children[worker_id].kill()
-            self._inbox.put(worker_id, WorkerDied("it was killed"))
+            self._inbox.put(worker_id, WorkerDied("killed by the engine"))
 
     def stop_worker(self, worker_id: str) -> None:
         child = self._children.pop(worker_id)
-        PLACES.give_back(child.places)
+        DEVICE_SLOTS.release(child.slots)
         self._reap(child)
 
     def pid(self, worker_id: str) -> int:
-        """The worker's process id."""
+        """Return the worker's process id."""
         pid = self._children[worker_id].process.pid
         assert pid is not None
         return pid
@@ -186,20 +191,20 @@ class LocalExecutor:
             thread.join()
 
     def _reap(self, child: Child) -> None:
-        """Nobody waits for a process that may take a while to end."""
+        """Stop a child in a thread of its own, as it may take a while to exit."""
         name = f"reap {child.worker_id}"
         thread = threading.Thread(target=child.stop, args=(STOP_SECONDS,), name=name, daemon=True)
         thread.start()
         self._reapers = [reaper for reaper in self._reapers if reaper.is_alive()] + [thread]
 
 
-def run_worker(config: WorkerConfig, places: range, pipe: Connection) -> None:
-    """The life of a worker process, at those places among the machine's devices."""
-    from helios_serve.model_executor.device import spread
+def run_worker(config: WorkerConfig, slots: range, pipe: Connection) -> None:
+    """Run a worker with its device slots in this process until the parent closes its commands."""
+    from helios_serve.model_executor.device import assign_device
     from helios_serve.model_executor.worker.worker import load_worker
 
     threading.Thread(target=end_with_parent, name="watch parent", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when its workers end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
     show_logs()
     lock = threading.Lock()
 
@@ -211,31 +216,31 @@ def run_worker(config: WorkerConfig, places: range, pipe: Connection) -> None:
     commands = Commands()
     threading.Thread(target=read_commands, args=(pipe, commands), name="read", daemon=True).start()
     try:
-        own = msgspec.structs.replace(config, device=spread(config.device, places))
+        own = msgspec.structs.replace(config, device=assign_device(config.device, slots))
         load_worker(own, emit).run(commands)
-    except BrokenPipeError:  # the parent is gone
+    except BrokenPipeError:  # the parent ended
         os._exit(1)
     except HeliosError as error:
         emit(WorkerDied(str(error), is_final=True))
-    except Exception as error:  # nothing is left to save; waiting threads must not delay the end
+    except Exception as error:  # exit at once: waiting threads must not delay it
         logger.error("worker failed", exc_info=error)
-        emit(WorkerDied(f"{type(error).__name__}: {error}"))
+        emit(WorkerDied(describe_error(error)))
         os._exit(1)
 
 
 def read_commands(pipe: Connection, commands: Commands) -> None:
-    """Take commands as they come, also while a step runs, so that tasks begin beside it."""
+    """Queue commands as they arrive, so that tasks can start while a step runs."""
     decoder = msgspec.msgpack.Decoder(WorkerCommand)
     try:
         while data := pipe.recv_bytes():
             commands.put(decoder.decode(data))
-    except (EOFError, OSError):  # the parent is gone
+    except (EOFError, OSError):  # the parent ended
         os._exit(1)
     commands.close()
 
 
 def end_with_parent() -> None:
-    """A child that is busy would notice only later that nobody waits for it any more."""
+    """Exit as soon as the parent ends. A busy worker would notice a closed pipe only later."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

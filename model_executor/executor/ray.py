@@ -1,10 +1,13 @@
-"""Workers as Ray actors, on any number of machines.
+"""Runs workers as Ray actors, on any number of nodes.
 
-Workers hold state, so Ray neither restarts them nor repeats their calls: the engine does both. A
-dead actor is noticed at once, since one call always waits in it.
+Workers hold state, so Ray must not restart them or retry their calls: the engine does both. The
+death of an actor is noticed at once, because a call to it is always pending.
 """
 
 import itertools
+import os
+import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -21,7 +24,6 @@ from helios_serve.errors import HeliosError
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
-from helios_serve.model_executor.executor.ray_connection import CONNECTION
 from helios_serve.model_executor.executor.ray_worker import RayWorker
 from helios_serve.options.workers import Resources, WorkerConfig
 
@@ -31,22 +33,67 @@ ACTOR = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={COMMA
     RayWorker
 )
 PLACEMENT_SECONDS = 60.0
-"""How long to wait for a node with room, and for a process there: Ray itself waits for ever."""
-LOOK_SECONDS = 1
-"""How long to wait for one of them before looking whether anybody still wants the worker: whole
-seconds, since a placement group's `wait` cuts off what is behind the point."""
+"""Timeout for reserving resources and starting the actor's process. Ray itself has none."""
+PLACEMENT_POLL_SECONDS = 1
+"""Interval at which a pending placement checks whether the worker was killed. An integer, because
+`PlacementGroup.wait` truncates its timeout to whole seconds."""
 REASON_LENGTH = 200
+"""Maximum characters of a reason for a worker's death."""
+ALONE: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.2"}
+"""Keeps a cluster that we start local. Ray would replace 127.0.0.1 by the outer address."""
+
+
+class RayConnection:
+    """The process's only Ray connection, opened for the first user and closed after the last.
+
+    A connection that the process has opened itself is used instead, and is not closed. Any call to
+    Ray after the connection was closed would implicitly start a new cluster.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users: set[object] = set()
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def open(self, user: object, address: str | None) -> None:
+        """Connect to the cluster at `address`, or start one on this machine if it is None."""
+        with self._lock:
+            if not ray.is_initialized():
+                self._connect(address)
+            self._users.add(user)
+
+    def close(self, user: object) -> None:
+        with self._lock:
+            self._users.discard(user)
+            if self._scratch is not None and not self._users:
+                ray.shutdown()
+                self._scratch.cleanup()
+                self._scratch = None
+
+    def _connect(self, address: str | None) -> None:
+        # By default workers import from this process's working directory first.
+        self._scratch = tempfile.TemporaryDirectory(prefix="helios-ray-")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address=address or "local",
+            runtime_env={"working_dir": self._scratch.name},
+            log_to_driver=False,
+            **(ALONE if address is None and sys.platform == "linux" else {}),
+        )
+
+
+CONNECTION = RayConnection()
 
 
 class RayPlacement(NamedTuple):
-    """Where an actor runs."""
+    """The node and process in which an actor runs."""
 
     node_id: str
     pid: int
 
 
 class Handle:
-    """One actor, its reserved place in the cluster, and the thread that listens to it."""
+    """An actor, its placement group, and the thread that starts it and receives its events."""
 
     def __init__(
         self, worker_id: str, config: WorkerConfig, group: PlacementGroup, inbox: Inbox
@@ -55,11 +102,12 @@ class Handle:
         self.config = config
         self.group = group
         self.inbox = inbox
-        self.place: RayPlacement | None = None
-        self.is_cut_off = False
-        """Whether the connection to it broke while Ray knows of no death: its node is gone."""
+        self.placement: RayPlacement | None = None
+        self.is_unreachable = False
+        """Whether the connection broke although Ray has not declared the actor dead: its node is
+        lost."""
         self._actor: Any = None
-        self._is_killed = self._is_unwanted = False
+        self._is_killed = self._is_released = False
         self._is_placing = True
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._listen, name=worker_id, daemon=True)
@@ -73,30 +121,30 @@ class Handle:
         self._actor.put.options(concurrency_group=COMMANDS).remote(data)
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing; nothing more is heard of it."""
+        """Kill the actor at once, whatever it is doing. It sends no more events."""
         with self._lock:
             self._is_killed = True
             if self._actor is not None:
                 ray.kill(self._actor, no_restart=True)
 
-    def give_back(self) -> None:
-        """End it, and free its place.
+    def release(self) -> None:
+        """Kill the actor and remove its placement group.
 
-        A place that is still being made is freed when it is there: Ray 2.60 may lose for ever what
-        it has taken for one that is removed earlier.
+        A group that is still being placed is removed once it is: when a pending group is removed,
+        Ray 2.60 may leak the resources that it has reserved already.
         """
         self.kill()
         with self._lock:
-            self._is_unwanted = True
-            is_there = not self._is_placing
-        if is_there:
+            self._is_released = True
+            is_placed = not self._is_placing
+        if is_placed:
             remove_placement_group(self.group)
 
     def join(self) -> None:
         self._thread.join()
 
     def _listen(self) -> None:
-        """Everything that the actor tells, until it dies; then why."""
+        """Start the actor and pass on its events until it dies, and then the reason."""
         decoder = msgspec.msgpack.Decoder(WorkerEvent)
         try:
             self._start()
@@ -104,28 +152,28 @@ class Handle:
             while True:
                 for data in ray.get(take.remote()):
                     event = decoder.decode(data)
-                    self._tell(event)
+                    self._emit(event)
                     if isinstance(event, WorkerDied):
                         return
-        except Exception as error:  # Ray has many; whatever it is, nobody hears the actor any more
-            self.is_cut_off = isinstance(error, ActorUnavailableError)
-            self._tell(WorkerDied(reason_of(error)))
+        except Exception as error:  # Ray raises many kinds; after any of them the actor is lost
+            self.is_unreachable = isinstance(error, ActorUnavailableError)
+            self._emit(WorkerDied(reason_of(error)))
         finally:
             self.kill()
 
-    def _tell(self, event: WorkerEvent) -> None:
+    def _emit(self, event: WorkerEvent) -> None:
         if not self._is_killed:
             self.inbox.put(self.worker_id, event)
 
     def _start(self) -> None:
-        """Wait for room, then for the actor's process there."""
+        """Wait for the placement group, then start the actor and wait for its process."""
         deadline = time.monotonic() + PLACEMENT_SECONDS
         try:
-            has_room = self._wait(lambda: self.group.wait(LOOK_SECONDS), deadline)
+            is_placed = self._wait(lambda: self.group.wait(PLACEMENT_POLL_SECONDS), deadline)
         finally:
             self._end_placing()
-        if not has_room:
-            raise HeliosError(f"no node has room for it: {describe(self.config)}")
+        if not is_placed:
+            raise HeliosError(f"no node has the resources: {describe_resources(self.config)}")
         need = self.config.resources
         actor = ACTOR.options(
             num_cpus=need.num_cpus,
@@ -134,33 +182,34 @@ class Handle:
         )
         with self._lock:
             if self._is_killed:
-                raise HeliosError("it was killed")
+                raise HeliosError("killed by the engine")
             self._actor = actor.remote(msgspec.msgpack.encode(self.config))
         where = self._actor.where.remote()
-        if not self._wait(lambda: ray.wait([where], timeout=LOOK_SECONDS)[0], deadline):
-            raise HeliosError(f"its process did not start within {PLACEMENT_SECONDS:g} s")
-        self.place = RayPlacement(*ray.get(where))
+        if not self._wait(lambda: ray.wait([where], timeout=PLACEMENT_POLL_SECONDS)[0], deadline):
+            raise HeliosError(f"process did not start within {PLACEMENT_SECONDS:g} s")
+        self.placement = RayPlacement(*ray.get(where))
 
     def _end_placing(self) -> None:
         with self._lock:
             self._is_placing = False
-            is_unwanted = self._is_unwanted
-        if is_unwanted:
+            is_released = self._is_released
+        if is_released:
             remove_placement_group(self.group)
 
-    def _wait(self, is_there: Callable[[], Any], deadline: float) -> bool:
-        """Whether it is there in time; Ray would wait for ever, also for a place that is gone."""
-        while not (found := is_there()):
+    def _wait(self, poll: Callable[[], Any], deadline: float) -> bool:
+        """Poll until true, the deadline or a kill. Ray would wait forever, even for a lost node."""
+        while not (found := poll()):
             if self._is_killed or time.monotonic() > deadline:
                 break
         return bool(found)
 
 
 class RayExecutor:
-    """Workers in a Ray cluster: the one at `address`, or a new one on this machine.
+    """An executor whose workers are Ray actors.
 
-    Each worker has a placement group of its own. When it dies its place is kept until the next
-    `poll`, for one that is started instead of it, so that nobody else takes the GPU in between.
+    It connects to the cluster at `address`, or starts a new one on this machine. Each worker has
+    its own placement group. When a worker dies, its group is kept until the next `poll` and reused
+    if a replacement with the same resources is started, so that no other job takes the GPU.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -169,8 +218,8 @@ class RayExecutor:
         self._numbers = itertools.count()
         self._handles: dict[str, Handle] = {}
         self._ended: list[Handle] = []
-        """Handles whose threads may still listen."""
-        self._free: list[tuple[Resources, float, PlacementGroup]] = []
+        """Handles whose threads may still be running."""
+        self._kept_groups: list[tuple[Resources, float, PlacementGroup]] = []
 
     def start_worker(self, config: WorkerConfig) -> str:
         worker_id = f"ray-{next(self._numbers)}"
@@ -181,58 +230,60 @@ class RayExecutor:
         self._handles[worker_id].submit(msgspec.msgpack.encode(command))
 
     def poll(self, timeout: float) -> list[Received]:
-        self._give_back()
+        self._remove_kept_groups()
         received = self._inbox.take(timeout)
         for worker_id, event in received:
             if isinstance(event, WorkerDied) and worker_id in self._handles:
-                self._release(self._end(worker_id))
+                self._keep_or_release(self._end(worker_id))
         return received
 
     def wake(self) -> None:
         self._inbox.wake()
 
     def where(self, worker_id: str) -> str:
-        place = self.place(worker_id)
-        return "no node yet" if place is None else f"node {place.node_id[:8]} process {place.pid}"
+        placement = self.placement(worker_id)
+        if placement is None:
+            return "no node yet"
+        return f"node {placement.node_id[:8]} process {placement.pid}"
 
-    def place(self, worker_id: str) -> RayPlacement | None:
-        """Where the worker runs, once it has a process."""
-        return self._handles[worker_id].place
+    def placement(self, worker_id: str) -> RayPlacement | None:
+        """Return the node and process of a worker; None until its process has started."""
+        return self._handles[worker_id].placement
 
     def kill_worker(self, worker_id: str) -> None:
-        """Do not wait for its end: a node out of reach never says that a process has ended."""
+        """Kill a worker without waiting for it: a lost node never confirms the end of a process."""
         if worker_id in self._handles:
             self._handles[worker_id].kill()
-            self._inbox.put(worker_id, WorkerDied("it was killed"))
+            self._inbox.put(worker_id, WorkerDied("killed by the engine"))
 
     def stop_worker(self, worker_id: str) -> None:
-        """It has nothing to do, so it may as well be killed."""
-        self._end(worker_id).give_back()
+        """Kill the worker, which is safe because it is idle."""
+        self._end(worker_id).release()
 
     def shutdown(self) -> None:
         for worker_id in list(self._handles):
             self.stop_worker(worker_id)
-        self._give_back()
+        self._remove_kept_groups()
         for handle in self._ended:
             handle.join()
         CONNECTION.close(self)
 
-    def _give_back(self) -> None:
-        for _, _, group in self._free:
+    def _remove_kept_groups(self) -> None:
+        for _, _, group in self._kept_groups:
             remove_placement_group(group)
-        self._free.clear()
+        self._kept_groups.clear()
 
     def _end(self, worker_id: str) -> Handle:
-        """Forget the worker, and see to it that it ends."""
+        """Remove the worker and kill its actor."""
         handle = self._handles.pop(worker_id)
         handle.kill()
         self._ended = [ended for ended in self._ended if ended.is_listening] + [handle]
         return handle
 
     def _reserve(self, config: WorkerConfig) -> PlacementGroup:
-        for index, (resources, gpus, kept) in enumerate(self._free):
+        for index, (resources, gpus, kept) in enumerate(self._kept_groups):
             if resources == config.resources and gpus == gpus_of(config):
-                del self._free[index]
+                del self._kept_groups[index]
                 return kept
         need = config.resources
         bundle = {"CPU": need.num_cpus, "GPU": gpus_of(config)}
@@ -243,22 +294,22 @@ class RayExecutor:
         )
         return group
 
-    def _release(self, handle: Handle) -> None:
-        """Keep a dead worker's place, unless it went with its node.
+    def _keep_or_release(self, handle: Handle) -> None:
+        """Keep a dead worker's placement group for its replacement, unless its node is lost.
 
-        Ray may take a quarter of a minute to declare a node dead, and would have a place there
-        wait for as long.
+        Ray may take 15 seconds to declare a node dead, and a replacement would wait for that long.
         """
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if handle.place is not None and handle.place.node_id in alive and not handle.is_cut_off:
+        placement = handle.placement
+        if placement is not None and placement.node_id in alive and not handle.is_unreachable:
             config = handle.config
-            self._free.append((config.resources, gpus_of(config), handle.group))
+            self._kept_groups.append((config.resources, gpus_of(config), handle.group))
         else:
-            handle.give_back()
+            handle.release()
 
 
 def reason_of(error: Exception) -> str:
-    """Why a worker died, in a line: Ray's errors end with the cause, or are one line long."""
+    """Describe an error in one line. Ray's multi-line messages have the cause in the last line."""
     if isinstance(error, HeliosError):
         return str(error)
     lines = str(error).strip().splitlines() or ["no reason given"]
@@ -267,7 +318,7 @@ def reason_of(error: Exception) -> str:
 
 
 def gpus_of(config: WorkerConfig) -> float:
-    """GPUs, or the part of one, that a worker takes of its node: one a rank if nothing is said."""
+    """Return the GPUs that a worker reserves, possibly a fraction; one per rank by default."""
     if config.resources.num_gpus is not None:
         return config.resources.num_gpus
     if config.device == "auto":
@@ -275,8 +326,8 @@ def gpus_of(config: WorkerConfig) -> float:
     return 0.0 if config.device == "cpu" else float(config.ranks)
 
 
-def describe(config: WorkerConfig) -> str:
-    """What a worker asks for, beside what the cluster has."""
+def describe_resources(config: WorkerConfig) -> str:
+    """Describe the resources that a worker requests and those of the cluster."""
     need = config.resources
     asked = f"got {need.num_cpus:g} CPUs, {gpus_of(config):g} GPUs, labels {need.labels}"
     have = {kind: amount for kind, amount in ray.cluster_resources().items() if kind in KINDS}

@@ -1,4 +1,4 @@
-"""A worker as a Ray actor: commands are put in, events taken out, the work is done beside both."""
+"""The Ray actor that runs a worker."""
 
 import os
 import queue
@@ -7,19 +7,20 @@ import threading
 import msgspec
 import ray
 
-from helios_serve.errors import HeliosError
+from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger, show_logs
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.worker.commands import Commands
 from helios_serve.options.workers import WorkerConfig
 
 POLL_SECONDS = 10.0
+"""Time that `take` waits for an event."""
 
 
 class RayWorker:
-    """The actor. `put` and `take` are called in a thread each, beside that of the work.
+    """The actor. `put`, `take` and the worker run concurrently, each in its own thread.
 
-    Everything travels as msgpack, in the order in which it was sent.
+    `config`, commands and events are encoded as msgpack. Commands and events keep their order.
     """
 
     def __init__(self, config: bytes) -> None:
@@ -31,11 +32,11 @@ class RayWorker:
         threading.Thread(target=self._work, args=(worker,), name="work", daemon=True).start()
 
     def put(self, command: bytes) -> None:
-        """Take a command."""
+        """Queue a command for the worker."""
         self._commands.put(self._decoder.decode(command))
 
     def take(self) -> list[bytes]:
-        """What happened since the last call; waits a while for something to happen."""
+        """Return the events since the last call; waits up to `POLL_SECONDS` for the first one."""
         try:
             events = [self._events.get(timeout=POLL_SECONDS)]
         except queue.Empty:
@@ -45,7 +46,7 @@ class RayWorker:
         return events
 
     def where(self) -> tuple[str, int]:
-        """The id of the node that it runs on, and its process id there."""
+        """Return the id of the actor's node and its process id."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def _work(self, config: WorkerConfig) -> None:
@@ -53,11 +54,9 @@ class RayWorker:
 
         try:
             load_worker(config, self._emit).run(self._commands)
-        except Exception as error:  # told to the engine, which decides what follows
+        except Exception as error:  # reported to the engine, which handles it
             logger.error("worker failed", exc_info=error)
-            is_ours = isinstance(error, HeliosError)
-            reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            self._emit(WorkerDied(reason, is_final=is_ours))
+            self._emit(WorkerDied(describe_error(error), isinstance(error, HeliosError)))
 
     def _emit(self, event: WorkerEvent) -> None:
         self._events.put(msgspec.msgpack.encode(event))

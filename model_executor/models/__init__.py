@@ -1,1 +1,1 @@
-"""Model implementations and the registry of architectures."""
+"""Models: the Helios transformer, its text encoder and VAE, and built-in checkpoints."""

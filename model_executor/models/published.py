@@ -1,4 +1,4 @@
-"""Configurations of the published checkpoints, so that speed can be measured without a download."""
+"""Configurations of the published checkpoints, for benchmarks with random weights."""
 
 import atexit
 import json
@@ -16,6 +16,7 @@ PUBLISHED: dict[str, Variant] = {
     "BestWishYsh/Helios-Mid": "mid",
     "BestWishYsh/Helios-Distilled": "distilled",
 }
+"""Hub ids of the published checkpoints."""
 
 TRANSFORMER = {
     "_class_name": "HeliosTransformer3DModel",
@@ -43,11 +44,11 @@ UMT5_XXL = {
 }
 
 WAN_VAE = {"_class_name": "AutoencoderKLWan"}
-"""The class's own defaults are the published VAE."""
+"""The defaults of the class are the published configuration."""
 
 
 def model_index(variant: Variant) -> dict[str, Any]:
-    """`model_index.json` of a variant."""
+    """Return the content of `model_index.json` for a variant."""
     base = variant == "base"
     flags = {"is_cfg_zero_star": variant == "mid", "is_distilled": variant == "distilled"}
     dmd = variant == "distilled"
@@ -63,7 +64,7 @@ def model_index(variant: Variant) -> dict[str, Any]:
 
 
 def scheduler_config(variant: Variant) -> dict[str, Any]:
-    """`scheduler_config.json` of a variant, as published."""
+    """Return the content of `scheduler_config.json` for a variant, as published."""
     stages = 1 if variant == "base" else 3
     common = {
         "num_train_timesteps": 1000,
@@ -91,7 +92,7 @@ def write_json(folder: Path, name: str, content: dict[str, Any]) -> None:
 
 
 def scratch_folder() -> Path:
-    """A temporary folder that goes with this process."""
+    """Create a temporary folder, which is deleted when this process exits."""
     path = tempfile.mkdtemp(prefix="helios-serve-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return Path(path)
@@ -99,7 +100,7 @@ def scratch_folder() -> Path:
 
 @cache
 def published_checkpoint(model: str) -> Path | None:
-    """A folder with the json files of a published checkpoint, without weights; None if unknown."""
+    """Return a folder with the JSON files of a published checkpoint; None for other models."""
     if (variant := PUBLISHED.get(model)) is None:
         return None
     folder = scratch_folder()

@@ -1,4 +1,4 @@
-"""UMT5 of transformers: prompts to the states of their real tokens."""
+"""The UMT5 text encoder: encodes prompts to the states of their tokens."""
 
 import html
 import re
@@ -13,12 +13,11 @@ MAX_CACHED_PROMPTS = 256
 
 
 class TextEncoder:
-    """Thin wrapper of UMT5EncoderModel and its tokenizer, with a cache of encoded prompts.
+    """Wraps UMT5EncoderModel and its tokenizer, and caches the last 256 encoded prompts.
 
-    Its layers work on `device`; its embedding may lie elsewhere.
-
-    Weights must be tied: published checkpoints store `shared.weight` alone, and an encoder whose
-    own embedding stayed untied reads every prompt as zeros.
+    The layers of `model` run on `device`; its embedding may be on another device. The embedding
+    must be tied: published checkpoints store `shared.weight` only, and an untied encoder would
+    encode every prompt as zeros.
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
@@ -29,12 +28,12 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, prompt: str, max_length: int) -> Tensor:
-        """States of the real tokens, at most `max_length` of them: (tokens, text_dim)."""
+        """Encode a prompt, truncated to `max_length` tokens: (tokens, text_dim), unpadded."""
         key = (clean(prompt), max_length)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        # Padding is masked in the encoder and cut from its states, so it is left out at once.
+        # The encoder masks padding, and its states would be dropped, so no padding is added.
         tokens = self.tokenizer(
             [key[0]], max_length=max_length, truncation=True, return_tensors="pt"
         )
@@ -48,6 +47,6 @@ class TextEncoder:
 
 
 def clean(prompt: str) -> str:
-    """Mend the encoding, unescape entities twice and fold white space, as in training."""
+    """Fix the encoding, unescape HTML entities twice and collapse white space, as in training."""
     mended = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", mended).strip()

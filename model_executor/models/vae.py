@@ -1,4 +1,4 @@
-"""The Wan VAE of diffusers, a chunk at a time, in the model's latent space."""
+"""The Wan VAE, which encodes references and decodes chunks."""
 
 import hashlib
 import threading
@@ -17,29 +17,31 @@ from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, Geometry
 from helios_serve.model_executor.models.helios.conditioning import Posterior
 
 MAX_CACHED_BYTES = 256 << 20
-GRAPHS_A_SIZE = 8
-"""Of the decoder, more than enough: a chunk's first latents are unlike the others."""
+"""Maximum bytes of cached posteriors."""
+GRAPHS_PER_SIZE = 8
+"""Limit of compiled graphs per size. The decoder needs more than one: a chunk's first latents are
+handled differently from the others."""
 STANCE = "eager_on_recompile"
-"""Of torch's compiler while videos are made."""
+"""torch.compiler's stance after `Vae.compile`: nothing is compiled while serving."""
 
 
 class Vae:
-    """Thin wrapper of AutoencoderKLWan.
+    """Wraps diffusers' AutoencoderKLWan.
 
-    Chunks decode independently of each other: the causal cache starts fresh for each. The cache
-    belongs to the model, so encoding and decoding in two threads take turns. Posteriors
-    of reference images are cached by size and the hash of their pixels. The model is used on
-    `device`, and within `visit` only: it may be elsewhere outside. Its decoder may have another
-    dtype than fp32; latents are scaled in fp32 in any case. It may be compiled for some sizes.
+    Each chunk is decoded independently, with an empty causal cache. The cache belongs to `model`,
+    so `encode` and `decode`, which two threads may call, exclude each other. Posteriors of
+    references are cached by shape and hash of the pixels. `model` is used on `device`, and only
+    within the context `on_device`, so its weights may be offloaded otherwise. The decoder may have
+    another dtype than fp32; latents are scaled in fp32 in any case.
     """
 
     def __init__(
-        self, model: Any, device: torch.device, visit: AbstractContextManager[object]
+        self, model: Any, device: torch.device, on_device: AbstractContextManager[object]
     ) -> None:
         self.model = model
         self.device = device
-        self.visit = visit
-        self._turn = threading.Lock()
+        self.on_device = on_device
+        self._lock = threading.Lock()
         shape = (1, model.config.z_dim, 1, 1, 1)
         self._mean = torch.tensor(model.config.latents_mean, device=device).view(shape)
         self._scale = 1.0 / torch.tensor(model.config.latents_std, device=device).view(shape)
@@ -48,45 +50,45 @@ class Vae:
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Posterior:
-        """RGB frames (frames, height, width, 3), uint8 -> posterior of (1, 16, latents, h, w)."""
+        """RGB frames (frames, height, width, 3), uint8 -> posterior (1, 16, latents, h, w)."""
         pixels = hashlib.sha256(frames.contiguous().numpy().tobytes())
         key = (tuple(frames.shape), pixels.hexdigest())
         if key in self._posteriors:
             self._posteriors.move_to_end(key)
             return self._posteriors[key]
         video = frames.to(self.device).permute(3, 0, 1, 2)[None].float() / 255
-        with self._turn, self.visit:
-            belief = self.model.encode(2 * video - 1).latent_dist
-        posterior = self._posteriors[key] = Posterior(belief.mean, belief.std)
+        with self._lock, self.on_device:
+            distribution = self.model.encode(2 * video - 1).latent_dist
+        posterior = self._posteriors[key] = Posterior(distribution.mean, distribution.std)
         while sum(map(num_bytes, self._posteriors.values())) > MAX_CACHED_BYTES:
             self._posteriors.popitem(last=False)
         return posterior
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """VAE latents -> the model's latents."""
+        """Convert VAE latents to the latents of the transformer."""
         return (latents - self._mean) * self._scale
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """The model's latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, CPU."""
+        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the CPU."""
         raw = latents[None].to(self.device, torch.float32) / self._scale + self._mean
         raw = raw.to(self.model.post_quant_conv.weight.dtype)
-        with self._turn, self.visit, self._stance():
+        with self._lock, self.on_device, self._stance():
             video: Tensor = self.model.decode(raw, return_dict=False)[0][0]
         pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(1, 2, 3, 0).contiguous().cpu()
 
     def compile(self, sizes: Sequence[Geometry]) -> None:
-        """Compile the decoder for frames of `sizes`, one after the other; call it before serving.
+        """Compile the decoder for frames of `sizes`. Call it before serving.
 
-        Other sizes are decoded as without it, and nothing is compiled later. Raises DeviceError
-        where torch has no compiler for the device.
+        Other sizes are decoded without compilation, and nothing is compiled later. Raises
+        DeviceError if the decoder cannot be compiled for the device.
         """
-        from torch._dynamo import config  # takes a second, which only those wait who ask for it
+        from torch._dynamo import config  # imported here because it takes a second
         from torch._dynamo.exc import TorchDynamoException
 
         self.model.decoder.compile(dynamic=False)
-        limit = GRAPHS_A_SIZE * len(sizes)
+        limit = GRAPHS_PER_SIZE * len(sizes)
         for size in sizes:
             name = f"{size.width}x{size.height}"
             logger.info("compiling the VAE's decoder for %s", name)
@@ -97,22 +99,24 @@ class Vae:
             except TorchDynamoException as error:
                 reason = str(error).splitlines()[0]
                 raise DeviceError(
-                    f"the VAE's decoder could not be compiled for {name} on {self.device}, which "
-                    "needs a C++ compiler for a CPU and Triton for a GPU; leave compile sizes out, "
-                    f"or mend this: {reason}"
+                    f"the VAE's decoder could not be compiled for {name} on {self.device}: install "
+                    "a C++ compiler (CPU) or Triton (GPU), or leave compile sizes out. Reason: "
+                    f"{reason}"
                 ) from error
-            logger.info("compiled it for %s in %.0f s", name, time.perf_counter() - started)
+            logger.info(
+                "compiled the VAE's decoder for %s in %.0f s", name, time.perf_counter() - started
+            )
         self._is_compiled = True
 
     def _stance(self) -> AbstractContextManager[object]:
-        """Behind `compile`, what it has not compiled runs as it is."""
+        """Return a context in which, after `compile`, other sizes run without compilation."""
         return torch.compiler.set_stance(STANCE) if self._is_compiled else nullcontext()
 
 
 def put_channels_last(model: nn.Module) -> None:
-    """Lay the weights of convolutions out by channels; they answer in the layout of their weights.
+    """Convert the weights of convolutions to channels-last, which determines their outputs' layout.
 
-    On a CPU with AMX that is quicker in bfloat16 and not in fp32: see benchmarks/vae.py.
+    On a CPU with AMX this is faster in bfloat16 but not in fp32: see benchmarks/vae.py.
     """
     layouts = {5: torch.channels_last_3d, 4: torch.channels_last}
     for module in model.modules():

@@ -1,1 +1,1 @@
-"""One device's share of the work: history pool, packed batches, model runner."""
+"""Workers: history pool, packed batches, the model runner, and encoding and decoding tasks."""

@@ -1,4 +1,4 @@
-"""What a worker was told to do and has not begun."""
+"""The queues of a worker's commands."""
 
 import queue
 
@@ -6,9 +6,9 @@ from helios_serve.messages import DecodeTask, EncodeTask, SchedulerOutput, Worke
 
 
 class Commands:
-    """Plans, and the tasks that run beside them; each kind in the order in which it came.
+    """Queues of plans, encode tasks and decode tasks, each in the order of arrival.
 
-    Any thread may put; each kind has one thread that takes. None is the end.
+    Any thread may put commands; one thread per queue takes them. None marks the end of a queue.
     """
 
     def __init__(self) -> None:
@@ -17,6 +17,7 @@ class Commands:
         self.decode: queue.SimpleQueue[DecodeTask | None] = queue.SimpleQueue()
 
     def put(self, command: WorkerCommand) -> None:
+        """Add a command to the queue of its kind."""
         match command:
             case SchedulerOutput():
                 self.plans.put(command)
@@ -26,7 +27,7 @@ class Commands:
                 self.decode.put(command)
 
     def close(self) -> None:
-        """What is there already is still done."""
+        """End all queues. Commands that were added before are still executed."""
         self.plans.put(None)
         self.encode.put(None)
         self.decode.put(None)

@@ -1,7 +1,8 @@
-"""Finished chunks to frames, or to segments of an MP4."""
+"""Decodes finished chunks to frames or MP4 segments."""
 
 import time
 
+from helios_serve.errors import describe_error
 from helios_serve.logger import logger
 from helios_serve.media.mp4 import encode_chunk
 from helios_serve.media.references import fit_frames
@@ -12,23 +13,24 @@ from helios_serve.video_request import Frames
 
 
 class ChunkDecoder:
-    """Decodes one chunk after another; a chunk that fails does not end the others."""
+    """Executes decode tasks."""
 
     def __init__(self, vae: Vae) -> None:
         self.vae = vae
 
     def decode(self, task: DecodeTask) -> ChunkDecoded:
+        """Decode a chunk. Never raises: a failure is the result's `error`."""
         started = time.perf_counter()
         try:
             frames = self._frames(task)
             segment = None
             if task.output == "segment":
                 segment = encode_chunk(frames, chunk=task.chunk, fps=task.fps)
-        except Exception as error:  # told to the engine, which ends that session
+        except Exception as error:  # reported to the engine, which fails that session only
             logger.error(
                 "decoding chunk %d of %s failed", task.chunk, task.session_id, exc_info=error
             )
-            message = f"decoding failed: {type(error).__name__}: {error}"
+            message = f"decoding failed: {describe_error(error)}"
             return ChunkDecoded(task.session_id, task.chunk, error=message)
         return ChunkDecoded(
             task.session_id,
@@ -39,7 +41,7 @@ class ChunkDecoder:
         )
 
     def _frames(self, task: DecodeTask) -> Frames:
-        """The chunk's pixels, less those that the video does not want, in the size to show."""
+        """Return the frames of the chunk that belong to the video, in the size to show."""
         pixels = self.vae.decode(as_tensor(task.latents)[0])[: task.num_frames]
         count, height, width, _ = pixels.shape
         frames = Frames(as_bytes(pixels), count, height, width)

@@ -1,11 +1,11 @@
-"""Prompts and references to what a session begins with."""
+"""Encodes the prompts and the reference of a session."""
 
 import time
 
 import torch
 from torch import Generator, Tensor
 
-from helios_serve.errors import HeliosError
+from helios_serve.errors import describe_error
 from helios_serve.logger import logger
 from helios_serve.messages import EncodedPrompt, EncodeTask, InputsEncoded, Snapshot
 from helios_serve.model_executor.models.helios.conditioning import (
@@ -21,13 +21,14 @@ from helios_serve.video_request import Frames, VideoRequest
 
 
 class InputEncoder:
-    """Encodes for one session after another; one that fails does not end the others."""
+    """Executes encode tasks."""
 
     def __init__(self, text_encoder: TextEncoder, vae: Vae) -> None:
         self.text_encoder = text_encoder
         self.vae = vae
 
     def encode(self, task: EncodeTask) -> InputsEncoded:
+        """Encode a session's inputs. Never raises: a failure is the result's `error`."""
         started = time.perf_counter()
         try:
             limit = task.max_sequence_length
@@ -38,10 +39,10 @@ class InputEncoder:
             snapshot, inputs = None, None
             if task.seed_from is not None:
                 snapshot, inputs = self._seed(task.seed_from)
-        except Exception as error:  # told to the engine, which ends that session
+        except Exception as error:  # reported to the engine, which fails that session only
             logger.error("encoding for %s failed", task.session_id, exc_info=error)
-            message = str(error) if isinstance(error, HeliosError) else repr(error)
-            return InputsEncoded(task.session_id, error=f"encoding failed: {message}")
+            message = f"encoding failed: {describe_error(error)}"
+            return InputsEncoded(task.session_id, error=message)
         return InputsEncoded(
             task.session_id,
             prompts,
@@ -51,7 +52,7 @@ class InputEncoder:
         )
 
     def _seed(self, request: VideoRequest) -> tuple[Snapshot, Tensor | None]:
-        """The state of a session before its first chunk, and the input latents if asked for."""
+        """Return the snapshot before the first chunk, and the input latents if requested."""
         generator = Generator().manual_seed(request.params.seed)
         anchor, frames, inputs = self._history(request, generator)
         snapshot = Snapshot(
@@ -81,6 +82,6 @@ class InputEncoder:
 
 
 def as_pixels(frames: Frames) -> Tensor:
-    """(count, height, width, 3), uint8."""
+    """Return frames as a uint8 tensor (count, height, width, 3)."""
     flat = torch.frombuffer(bytearray(frames.data), dtype=torch.uint8)
     return flat.view(frames.count, frames.height, frames.width, 3)

@@ -1,4 +1,4 @@
-"""The life of a process behind another one's worker: plans go in, nothing comes out."""
+"""The process of a context-parallel worker's rank 1 or up: reads plans and executes them."""
 
 import os
 import queue
@@ -19,8 +19,8 @@ from helios_serve.model_executor.worker.worker import load_rank
 
 
 def main() -> None:
-    """Load the model, meet the others, and run what comes; ends at once when rank 0 is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when its group ends
+    """Load the model, join the group and execute plans. Exits at once when rank 0 ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends its group itself
     show_logs()
     begin = read_frame(sys.stdin.buffer)
     if begin is None:
@@ -38,23 +38,23 @@ def main() -> None:
         while (plan := plans.get()) is not None:
             worker.execute(plan)
         dist.destroy_process_group()
-    except Exception as error:  # the others cannot go on without this one, and learn of its end
+    except Exception as error:  # its exit ends the worker: rank 0 notices
         logger.error("rank %d failed", start.rank, exc_info=error)
         leave(start.folder)
 
 
 def read_plans(plans: "queue.SimpleQueue[SchedulerOutput | None]", folder: str) -> None:
-    """Take plans as they come, also while one runs."""
+    """Queue plans as they arrive, even while one runs."""
     decoder = msgspec.msgpack.Decoder(SchedulerOutput)
     while data := read_frame(sys.stdin.buffer):
         plans.put(decoder.decode(data))
-    if data is None:  # rank 0 is gone
+    if data is None:  # rank 0 ended
         leave(folder)
     plans.put(None)
 
 
 def leave(folder: str) -> NoReturn:
-    """End at once, whatever other threads are at."""
+    """Exit at once, whatever other threads are doing."""
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 

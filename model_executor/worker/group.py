@@ -1,8 +1,8 @@
-"""A worker that is several processes: the first takes commands and hands its plans to the others.
+"""Context-parallel workers, which consist of one process per device.
 
-Every process keeps every session and does the same arithmetic, but for the forwards, which they
-share. So none can go on without the others: one that ends takes the whole worker with it, and the
-engine starts another.
+Rank 0 receives the commands and forwards its plans to the other ranks (followers). All ranks hold
+all sessions and compute the same results, except for forwards, which they share. If one process
+ends, the whole worker ends, and the engine starts another one.
 """
 
 import contextlib
@@ -23,19 +23,20 @@ import torch.distributed as dist
 from helios_serve.errors import DeviceError
 from helios_serve.messages import RunnerOutput, SchedulerOutput, WorkerDied
 from helios_serve.model_config import HeliosConfig
-from helios_serve.model_executor.exit_status import how_it_ended
+from helios_serve.model_executor.exit_status import describe_exit
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.options.workers import WorkerConfig
 
-TELL_SECONDS = 1.0
-"""For the engine to hear why a worker ends, before it does."""
-NOTICE_SECONDS = 3.0
-"""In which a process's end is noticed, after what it took part in has failed."""
+REPORT_SECONDS = 1.0
+"""Time between reporting the reason for a worker's end and exiting."""
+EXIT_NOTICE_SECONDS = 3.0
+"""Time to wait, after a plan failed, for a follower's end as the possible cause."""
 LENGTH_BYTES = 8
+"""Bytes of a frame's length prefix."""
 
 
 class RankStart(msgspec.Struct, frozen=True):
-    """What a process of the group begins with; `folder` is where the group meets."""
+    """The first message to a follower. The ranks rendezvous through a file in `folder`."""
 
     config: WorkerConfig
     rank: int
@@ -43,40 +44,41 @@ class RankStart(msgspec.Struct, frozen=True):
 
 
 def check_context_parallel(config: WorkerConfig, model: HeliosConfig) -> None:
-    """Raise DeviceError for a number of ranks that cannot share this model's forwards."""
+    """Raise DeviceError unless the number of ranks divides the model's attention heads."""
     ranks, heads = config.ranks, model.transformer.num_attention_heads
     if ranks < 1 or heads % ranks:
         raise DeviceError(
-            f"got context parallel {ranks}, expected a number that divides the model's {heads} "
-            "attention heads"
+            f"got context parallel {ranks}, expected a divisor of the model's {heads} attention "
+            "heads"
         )
     if ranks > 1 and config.offload:
-        raise DeviceError(f"got offload with context parallel {ranks}, expected one of the two")
+        raise DeviceError(f"got offload with context parallel {ranks}, expected only one of them")
 
 
 def check_thread(config: WorkerConfig) -> None:
-    """Raise DeviceError for a worker of several processes that is to be a thread."""
+    """Raise DeviceError for a context-parallel worker in a thread."""
     if config.ranks > 1:
         raise DeviceError(
-            f"got context parallel {config.ranks} for a worker that is a thread, expected one that "
-            "is a process: executor local or ray"
+            f"got context parallel {config.ranks} with executor inline, expected executor local "
+            "or ray"
         )
 
 
 def device_of(rank: int, device: torch.device) -> str:
-    """Ranks take devices one after the other from the first on; on a CPU they share it."""
+    """Return the device of a rank: consecutive ones, starting at rank 0's `device`; or the CPU."""
     return device.type if device.type == "cpu" else f"{device.type}:{(device.index or 0) + rank}"
 
 
 def join_group(folder: Path, rank: int, size: int, device: torch.device) -> Ranks:
-    """Meet the other processes; returns when all are there.
+    """Join the process group through `folder`. Returns when all ranks have joined.
 
-    They are on one machine, so that loopback will do for whatever is no accelerator's own link.
+    All ranks are on one machine, so the loopback interface is used for all traffic that does not go
+    through direct links between accelerators.
     """
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if sys.platform == "linux":
             os.environ.setdefault(variable, "lo")
-    store = dist.FileStore(str(folder / "meeting"), size)  # type: ignore[attr-defined]
+    store = dist.FileStore(str(folder / "rendezvous"), size)  # type: ignore[attr-defined]
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index or 0)
     backend = dist.get_default_backend_for_device(device)
@@ -86,12 +88,13 @@ def join_group(folder: Path, rank: int, size: int, device: torch.device) -> Rank
 
 
 def write_frame(pipe: IO[bytes], data: bytes) -> None:
+    """Write a message with its length prefix."""
     pipe.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
     pipe.flush()
 
 
 def read_frame(pipe: IO[bytes]) -> bytes | None:
-    """None at the end of the pipe."""
+    """Read a message. Returns None at the end of the pipe."""
     length = pipe.read(LENGTH_BYTES)
     if len(length) < LENGTH_BYTES:
         return None
@@ -101,34 +104,35 @@ def read_frame(pipe: IO[bytes]) -> bytes | None:
 
 
 class Followers:
-    """The processes of ranks 1 and up, as rank 0 has them.
+    """The processes of ranks 1 and up, started and controlled by rank 0.
 
-    When one of them ends, `tell` is given the reason, and this process ends too.
+    When one of them ends, the reason is passed to `emit`, and this process exits too.
     """
 
     def __init__(
-        self, config: WorkerConfig, device: torch.device, tell: Callable[[WorkerDied], None]
+        self, config: WorkerConfig, device: torch.device, emit: Callable[[WorkerDied], None]
     ) -> None:
         self.size = config.context_parallel
         self._folder = tempfile.TemporaryDirectory(prefix="helios-ranks-")
-        self._tell = tell
+        self._emit = emit
         self._is_closing = False
-        self._is_meeting = threading.Event()
+        self._is_joining = threading.Event()
         self._has_ended = threading.Event()
         self._lock = threading.Lock()
         self.processes = [self._start(config, rank, device) for rank in range(1, self.size)]
 
     def join(self, device: torch.device) -> Ranks:
-        """This process's place in the group, when it has loaded what it needs."""
-        self._is_meeting.set()
+        """Join the group as rank 0. Call it once the model is loaded."""
+        self._is_joining.set()
         return join_group(Path(self._folder.name), 0, self.size, device)
 
     def share(
         self, plan: SchedulerOutput, execute: Callable[[SchedulerOutput], RunnerOutput]
     ) -> RunnerOutput:
-        """Have the others run `plan` while this process does; raises what goes wrong with either.
+        """Execute a plan on all ranks and return this rank's output.
 
-        What comes of another process's end is not raised: that is told, and this process ends.
+        Raises the exceptions of `execute`, unless a follower has ended: then this never returns,
+        since the end is reported to the engine and this process exits.
         """
         try:
             data = msgspec.msgpack.encode(plan)
@@ -137,16 +141,16 @@ class Followers:
                 write_frame(process.stdin, data)
             return execute(plan)
         except Exception:
-            if self._has_ended.wait(NOTICE_SECONDS):
+            if self._has_ended.wait(EXIT_NOTICE_SECONDS):
                 threading.Event().wait()
             raise
 
     def close(self) -> None:
-        """Let the others end when they have done what they were given."""
+        """Stop the followers once they have executed their plans."""
         self._is_closing = True
         for process in self.processes:
             assert process.stdin is not None
-            with contextlib.suppress(OSError):  # it is gone already
+            with contextlib.suppress(OSError):  # it has ended already
                 write_frame(process.stdin, b"")
         for process in self.processes:
             process.wait()
@@ -158,7 +162,7 @@ class Followers:
     ) -> "subprocess.Popen[bytes]":
         own = msgspec.structs.replace(config, device=device_of(rank, device), roles=("denoise",))
         start = RankStart(own, rank, self._folder.name)
-        # -P: without it the working directory, which may hold anything, is where modules are from.
+        # -P: do not import modules from the working directory, which may contain anything.
         command = [sys.executable, "-P", "-m", "helios_serve.model_executor.worker.follower"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE)
         assert process.stdin is not None
@@ -169,12 +173,12 @@ class Followers:
 
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         status = process.wait()
-        self._is_meeting.wait()  # what one cannot load the other cannot either, and it says why
+        self._is_joining.wait()  # if loading fails here too, rank 0 reports that reason instead
         with self._lock:
             if self._is_closing or self._has_ended.is_set():
                 return
             self._has_ended.set()
-        self._tell(WorkerDied(f"rank {rank} of {self.size}: {how_it_ended(status)}"))
+        self._emit(WorkerDied(f"rank {rank} of {self.size}: {describe_exit(status)}"))
         self._folder.cleanup()
-        time.sleep(TELL_SECONDS)
+        time.sleep(REPORT_SECONDS)
         os._exit(1)

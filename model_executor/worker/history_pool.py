@@ -1,4 +1,4 @@
-"""The history of every session on one device: blocks of base patches, addressed by block tables."""
+"""The history pool: blocks that hold the latent history of all sessions on a device."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import upload
 from helios_serve.messages import NULL_BLOCK
 from helios_serve.model_config import (
@@ -24,29 +24,31 @@ from helios_serve.model_executor.models.helios.samplers import patchify
 from helios_serve.model_executor.worker.tensors import as_bytes
 
 TILE_PIXELS = 2 * TILE_PATCHES
-"""Latent pixels a side of a tile."""
+"""Latent pixels along a side of a tile."""
 
 
 class HistoryPool:
-    """`blocks` is (num_blocks, 16, 64): a block is one frame's tile of 4 x 4 base patches.
+    """A pool of history blocks, addressed by block tables.
 
-    Block 0 stays zero. A frame is written once and never changes while any table names it.
+    `blocks` is (num_blocks, 16, 64): each block holds one tile, 4 x 4 base patches, of one latent
+    frame. Block 0, the null block, stays zero. A block is not changed while a block table refers to
+    it.
     """
 
     def __init__(self, num_blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         self.blocks = torch.zeros(num_blocks, BLOCK_ROWS, PATCH_DIM, dtype=dtype, device=device)
 
     def write(self, latents: Tensor, block_ids: Sequence[int]) -> None:
-        """Store latent frames (16, frames, h, w) in as many blocks as their tiles."""
+        """Write latent frames (16, frames, h, w) to `block_ids`, one block per tile."""
         self._put(tile_rows(latents), block_ids)
 
     def read(self, block_ids: Sequence[int]) -> bytes:
-        """The rows of some blocks as raw bytes."""
+        """Return the content of blocks as raw bytes, in the pool's dtype."""
         index = upload(torch.tensor(block_ids, dtype=torch.long), self.blocks.device)
         return as_bytes(self.blocks[index])
 
     def restore(self, data: bytes, dtype: torch.dtype, block_ids: Sequence[int]) -> None:
-        """Put rows in `dtype`, as `read` gives them, into as many blocks."""
+        """Write raw bytes of `dtype`, as returned by `read`, to blocks."""
         rows = torch.frombuffer(bytearray(data), dtype=dtype)
         self._put(rows.view(-1, BLOCK_ROWS, PATCH_DIM), block_ids)
 
@@ -56,9 +58,12 @@ class HistoryPool:
         self.blocks[index] = rows.to(self.blocks.device, self.blocks.dtype)
 
     def gather(self, window: Tensor, geometry: Geometry) -> HistoryPatches:
-        """The windows of one session as patches; `window` is its flat block table of 20 frames."""
-        places, counts = window_places(geometry, self.blocks.device)
-        rows = kernels.gather_window(self.blocks, window, places)
+        """Gather the history patches of one session.
+
+        `window` is its flat block table of 20 frames: the anchor and the last 19.
+        """
+        indices, counts = window_indices(geometry, self.blocks.device)
+        rows = kernels_of(self.blocks).gather_window(self.blocks, window, indices)
         long, mid, short = torch.split(rows, counts)
         return HistoryPatches(
             long.view(-1, 4**3 * PATCH_DIM), mid.view(-1, 2**3 * PATCH_DIM), short
@@ -66,9 +71,9 @@ class HistoryPool:
 
 
 def tile_rows(latents: Tensor) -> Tensor:
-    """Latent frames (16, frames, h, w) as blocks: (frames * tiles, 16, 64).
+    """Split latent frames (16, frames, h, w) into tiles, as blocks: (frames * tiles, 16, 64).
 
-    Edge tiles are filled by repeating the last latent pixel, as the patch kernels pad.
+    Tiles at the edges are padded by repeating the last latent pixel, as the patch embeddings do.
     """
     height, width = latents.shape[-2:]
     padding = (0, -width % TILE_PIXELS, 0, -height % TILE_PIXELS)
@@ -79,18 +84,18 @@ def tile_rows(latents: Tensor) -> Tensor:
     return tiles.reshape(-1, BLOCK_ROWS, PATCH_DIM)
 
 
-class WindowPlaces(NamedTuple):
-    """Places (base patches,) of the long, mid and short window, and how many are in each."""
+class WindowIndices(NamedTuple):
+    """Indices (base patches,) of the long, mid and short window, and the number of each."""
 
-    places: Tensor
+    indices: Tensor
     counts: list[int]
 
 
 @lru_cache(maxsize=64)
-def window_places(geometry: Geometry, device: torch.device) -> WindowPlaces:
-    """Where each base patch of the windows lies, patch after patch.
+def window_indices(geometry: Geometry, device: torch.device) -> WindowIndices:
+    """Return the index of each base patch of the windows, in the order of the history patches.
 
-    A place is (position in the block table) * 16 + (row in the block).
+    An index is (position in the block table) * 16 + (row in the block).
     """
     tiles, mid, full = geometry.tiles, geometry.mid_patches, geometry.patches
     frame = torch.arange(WINDOW_FRAMES, device=device).view(-1, 1, 1)
@@ -98,19 +103,19 @@ def window_places(geometry: Geometry, device: torch.device) -> WindowPlaces:
     col = torch.arange(tiles.cols * TILE_PATCHES, device=device)
     tile = row // TILE_PATCHES * tiles.cols + col // TILE_PATCHES
     within = row % TILE_PATCHES * TILE_PATCHES + col % TILE_PATCHES
-    places = (frame * tiles.size + tile) * BLOCK_ROWS + within  # (frames, rows, cols)
+    indices = (frame * tiles.size + tile) * BLOCK_ROWS + within  # (frames, rows, cols)
     first_mid = 1 + LONG_FRAMES
-    anchor_and_last = places[[0, WINDOW_FRAMES - 1], : full.rows, : full.cols]
+    anchor_and_last = indices[[0, WINDOW_FRAMES - 1], : full.rows, : full.cols]
     windows = (
-        cut(places[1:first_mid], 4),
-        cut(places[first_mid:-1, : 2 * mid.rows, : 2 * mid.cols], 2),
-        cut(anchor_and_last, 1),
+        split_cubes(indices[1:first_mid], 4),
+        split_cubes(indices[first_mid:-1, : 2 * mid.rows, : 2 * mid.cols], 2),
+        split_cubes(anchor_and_last, 1),
     )
-    return WindowPlaces(torch.cat(windows), [len(window) for window in windows])
+    return WindowIndices(torch.cat(windows), [len(window) for window in windows])
 
 
-def cut(places: Tensor, side: int) -> Tensor:
-    """(frames, rows, cols) in cubes of side^3, one after the other, both in order t, y, x."""
-    frames, rows, cols = (size // side for size in places.shape)
-    cubes = places.reshape(frames, side, rows, side, cols, side)
+def split_cubes(indices: Tensor, side: int) -> Tensor:
+    """Split (frames, rows, cols) into cubes of side^3, flattened; both in order t, y, x."""
+    frames, rows, cols = (size // side for size in indices.shape)
+    cubes = indices.reshape(frames, side, rows, side, cols, side)
     return cubes.permute(0, 2, 4, 1, 3, 5).flatten()

@@ -1,4 +1,4 @@
-"""Runs scheduled steps on one device: sessions in, finished chunks out."""
+"""The model runner, which executes plans: it holds the sessions of a device and advances them."""
 
 import time
 from collections import OrderedDict
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from helios_serve.errors import HeliosError
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.errors import HeliosError, describe_error
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import upload
 from helios_serve.logger import logger
 from helios_serve.messages import (
@@ -26,7 +26,7 @@ from helios_serve.messages import (
     Snapshot,
 )
 from helios_serve.model_config import HISTORY_FRAMES, Geometry, HeliosConfig
-from helios_serve.model_executor.device import current
+from helios_serve.model_executor.device import current_device
 from helios_serve.model_executor.lora_files import AdapterKey, adapter_key, load_adapter
 from helios_serve.model_executor.models.helios.conditioning import (
     ChunkNoise,
@@ -50,13 +50,15 @@ from helios_serve.model_executor.worker.tensors import as_data, as_tensor, dtype
 from helios_serve.video_request import PromptWeight, VideoRequest
 
 MAX_ADAPTERS = 8
-"""LoRA adapters kept for the next session that names them."""
+"""LoRA adapters that are cached for later sessions."""
 
 
 class ModelRunner:
-    """The state of every session on one device, and the transformer that advances them.
+    """Holds the state of all sessions on a device and advances them with the transformer.
 
-    `text_bytes` bounds the keys and values kept of prompts that no session is at.
+    `num_blocks` is the size of the history pool. `text_bytes` limits the cache of prompts' keys and
+    values. With `batch_invariant` each pack segment runs alone, so that results do not depend on
+    the batch.
     """
 
     def __init__(
@@ -82,12 +84,12 @@ class ModelRunner:
         self._forward_seconds = 0.0
 
     def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
-        """Close finished sessions, open new ones, take one step of each scheduled one.
+        """Execute a plan: close finished sessions, open new ones and run the scheduled steps.
 
-        Whatever goes wrong with one session ends that session alone: it is reported as failed,
-        and its later steps are passed over.
+        An exception in one session fails that session only: it is closed and reported in
+        `failures`, and its later steps are skipped.
         """
-        with current(self.device):
+        with current_device(self.device):
             return self._execute(output)
 
     def _execute(self, output: SchedulerOutput) -> RunnerOutput:
@@ -114,20 +116,17 @@ class ModelRunner:
 
     @contextmanager
     def _isolated(self, session_id: str, failures: list[SessionFailure]) -> Iterator[None]:
-        """Turn any error into the failure of one session."""
+        """Turn an exception of the block into the failure of one session."""
         try:
             yield
-        except Exception as error:  # whatever it is, it must not reach the other sessions
+        except Exception as error:  # must not affect the other sessions
             self._fail(session_id, error, failures)
 
     def _fail(self, session_id: str, error: Exception, failures: list[SessionFailure]) -> None:
-        if isinstance(error, HeliosError):
-            message = str(error)
-        else:
-            message = f"{type(error).__name__}: {error}"
+        if not isinstance(error, HeliosError):
             logger.error("session %s failed", session_id, exc_info=error)
         self.sessions.pop(session_id, None)
-        failures.append(SessionFailure(session_id, message))
+        failures.append(SessionFailure(session_id, describe_error(error)))
 
     def _open(self, new: NewSession) -> SessionState:
         params = new.request.params.resolve(self.config)
@@ -150,10 +149,12 @@ class ModelRunner:
         )
 
     def _restore(self, snapshot: Snapshot, blocks: ChunkBlocks, generator: Generator) -> None:
-        """Fill `blocks`, if there are any, and bring the generator to where it was."""
-        held = dtype_name(self.pool.blocks.dtype)
-        if snapshot.chunk > 0 and snapshot.dtype != held:
-            raise HeliosError(f"got a snapshot in {snapshot.dtype}, expected this worker's {held}")
+        """Restore the history to `blocks`, unless they are empty, and the generator's state."""
+        pool_dtype = dtype_name(self.pool.blocks.dtype)
+        if snapshot.chunk > 0 and snapshot.dtype != pool_dtype:
+            raise HeliosError(
+                f"got a snapshot in {snapshot.dtype}, expected the worker's dtype {pool_dtype}"
+            )
         if blocks.window:
             dtype = getattr(torch, snapshot.dtype)
             self.pool.restore(snapshot.anchor, dtype, blocks.window)
@@ -165,7 +166,7 @@ class ModelRunner:
             generator.set_state(state)
 
     def _snapshot(self, session: SessionState, blocks: ChunkBlocks, chunk: int) -> Snapshot:
-        """Where the session stands behind `chunk`, whose frames lie in `blocks` already."""
+        """Return the snapshot after `chunk`, whose frames are in `blocks` already."""
         size = session.geometry.blocks_per_frame
         anchor, frames = blocks.window[:size], blocks.window[size:] + blocks.append
         if blocks.new_anchor:
@@ -183,7 +184,7 @@ class ModelRunner:
         )
 
     def _adapter(self, request: VideoRequest) -> LoraAdapter | None:
-        """The request's adapter, loaded once; at a scale of 0 it is only looked at."""
+        """Return the request's adapter, loaded once. With a scale of 0 it is only checked."""
         if request.lora is None:
             return None
         key = adapter_key(request.lora, request.lora_scale)
@@ -197,12 +198,12 @@ class ModelRunner:
         return self._adapters[key] if request.lora_scale else None
 
     def _prepare(self, scheduled: ScheduledStep) -> Job:
-        """Bring the session to the step's cursor: begin its chunk and its stage if they are new."""
+        """Advance the session to the step's cursor: start its chunk and enter its stage if new."""
         session = self.sessions[scheduled.session_id]
         chunk_index, stage, step = scheduled.cursor
         if scheduled.start is not None:
             session.chunk = self._begin_chunk(session, chunk_index, scheduled.start)
-        assert session.chunk is not None, f"{scheduled.session_id} has no chunk to go on with"
+        assert session.chunk is not None, f"{scheduled.session_id} has no chunk to continue"
         if step == 0 and stage > 0:
             self._enter_stage(session, session.chunk, stage)
         return Job(
@@ -237,8 +238,9 @@ class ModelRunner:
         assert transition is not None
         grid = session.geometry.stage_patches(stage - 1, self.config.stages)
         drawn = upload(chunk.noise.stages[stage - 1], self.device)
-        latents = kernels.enter_stage(
-            chunk.sampler.latents,
+        rows = chunk.sampler.latents
+        latents = kernels_of(rows).enter_stage(
+            rows,
             grid,
             transition,
             drawn,
@@ -249,7 +251,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _denoise(self, jobs: Sequence[Job], failures: list[SessionFailure]) -> None:
-        """One packed forward for all jobs but the zero-init ones, then each one's sampler step."""
+        """Run one packed forward, without zero-init steps, then the sampler step of every job."""
         running = [job for job in jobs if not job.step.skip_forward]
         skipped = [job for job in jobs if job.step.skip_forward]
         flows = self._flows(running) if running else []
@@ -261,17 +263,17 @@ class ModelRunner:
                 advance(job.chunk.sampler, job.step, flow)
 
     def _flows(self, jobs: Sequence[Job]) -> list[Tensor | Exception]:
-        """Each job's flow, or the error that it alone runs into.
+        """Return the flow of each job, or its exception.
 
-        A batch that does not fit in memory is halved; one that fails otherwise is run job by job.
-        Nothing has changed when a forward fails, so it can be run again.
+        A batch that runs out of memory is halved; one that fails otherwise is run job by job, to
+        find the jobs that cause it. A forward that failed can be retried: it changes no state.
         """
         try:
             batch = PackedBatch(jobs, self.config, self.pool)
             return [*batch.flows(self._forward, one_by_one=self.batch_invariant)]
-        except Exception as error:  # narrowed down to the jobs that cause it
+        except Exception as error:
             if self.transformer.ranks is not None:
-                raise  # others may not have met it, and cannot try again with us
+                raise  # the other ranks may not have failed, so a retry would diverge
             if len(jobs) == 1:
                 return [error]
             size = len(jobs) // 2 if isinstance(error, torch.OutOfMemoryError) else 1
@@ -287,12 +289,12 @@ class ModelRunner:
         return flow
 
     def _finish_chunk(self, scheduled: ScheduledStep, session: SessionState) -> ChunkResult:
-        """Store the chunk's frames in its blocks and take a snapshot."""
+        """Write the chunk's latent frames to its blocks and take a snapshot."""
         assert session.chunk is not None
         index, blocks = scheduled.cursor.chunk, session.chunk.blocks
         latents = unpatchify(session.chunk.sampler.latents, session.geometry.patches)
         if not latents.isfinite().all():
-            raise HeliosError(f"chunk {index} came out with NaN or infinity in its latents")
+            raise HeliosError(f"the latents of chunk {index} contain NaN or infinity")
         self.pool.write(latents, blocks.append)
         session.chunk = None
         return ChunkResult(

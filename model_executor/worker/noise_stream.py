@@ -1,4 +1,4 @@
-"""The noise of a session's chunks, drawn ahead."""
+"""Draws the noise of a session's chunks ahead of time."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -11,17 +11,18 @@ from helios_serve.model_executor.worker.tensors import as_bytes
 
 
 class Drawn(NamedTuple):
-    """A chunk's noise, and the generator's state behind it."""
+    """A chunk's noise, and the generator's state after it was drawn."""
 
     noise: ChunkNoise
     state: bytes
 
 
 class NoiseStream:
-    """Chunk after chunk from one generator; each next one is drawn while the last is denoised.
+    """Draws the noise of consecutive chunks from one generator.
 
-    `state` is the generator's before the first draw of the next chunk to be taken, however far it
-    has run ahead.
+    The noise of the next chunk is drawn by `pool` while the current chunk is denoised. `state` is
+    the generator's state before the first draw for the next chunk to be taken, even if its noise
+    has been drawn already.
     """
 
     def __init__(
@@ -29,16 +30,16 @@ class NoiseStream:
     ) -> None:
         self.state = as_bytes(generator.get_state())
         self._generator = generator
-        self._noise_from = draw
+        self._draw_noise = draw
         self._pool = pool
         self._next: Future[Drawn] | None = None
 
     def take(self, *, is_last: bool) -> ChunkNoise:
-        """The next chunk's noise; unless it is the last, the one behind it is begun."""
+        """Return the next chunk's noise. Starts to draw the following one's unless `is_last`."""
         noise, self.state = self._draw() if self._next is None else self._next.result()
         self._next = None if is_last else self._pool.submit(self._draw)
         return noise
 
     def _draw(self) -> Drawn:
-        noise = self._noise_from(self._generator)
+        noise = self._draw_noise(self._generator)
         return Drawn(noise, as_bytes(self._generator.get_state()))

@@ -1,4 +1,4 @@
-"""How far a worker runs ahead of its device."""
+"""Limits how far a worker runs ahead of its device."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -6,27 +6,28 @@ from contextlib import contextmanager
 
 import torch
 
-MAX_BEHIND = 1
-"""Plans that the device may still have to do when the work of another one is queued."""
+MAX_PENDING = 1
+"""Plans that may be unfinished on the device when the kernels of another one are launched."""
 
 
 class Pace:
-    """Has the work of one plan queued while the device is at the one before, and no more.
+    """Lets a worker launch the kernels of one plan while the device executes the previous plan.
 
-    Launching kernels takes a fraction of their time. A worker that ran on would tell of steps long
-    before they are taken: a session in a hurry would wait behind all of them, aborted ones would
-    be made all the same, and times would not be the device's. A CPU is never behind.
+    Launching kernels takes a fraction of their run time. Without a limit a worker would report
+    steps long before they are executed: urgent sessions would wait for all steps that were launched
+    before, aborted sessions would still be computed, and measured times would not be the device's.
+    On a CPU there is nothing to wait for.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._behind: deque[torch.Event] = deque()
+        self._pending: deque[torch.Event] = deque()
 
     @contextmanager
     def plan(self) -> Iterator[None]:
-        """Around what queues the work of a plan."""
-        while len(self._behind) > MAX_BEHIND:
-            self._behind.popleft().synchronize()
+        """Launch the kernels of one plan in this context. Entering it waits for the device."""
+        while len(self._pending) > MAX_PENDING:
+            self._pending.popleft().synchronize()
         yield
         if self.device.type != "cpu":
-            self._behind.append(torch.accelerator.current_stream(self.device).record_event())
+            self._pending.append(torch.accelerator.current_stream(self.device).record_event())

@@ -1,4 +1,4 @@
-"""Sessions into one packed forward, and its flow back to the sessions."""
+"""Runs the steps of several sessions as one packed forward."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,11 +15,11 @@ from helios_serve.model_executor.worker.history_pool import HistoryPool
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
 
 Transformer = Callable[[Sequence[PackSegment]], Tensor]
-"""Flow rows of some segments, end to end."""
+"""Returns the flow of segments, concatenated: (noise tokens, 64)."""
 
 
 class Job(NamedTuple):
-    """One session's step within a batch."""
+    """One denoise step of one session in a batch."""
 
     session_id: str
     session: SessionState
@@ -29,7 +29,10 @@ class Job(NamedTuple):
 
 
 class PackedBatch:
-    """The segments of some jobs: one each, or two where guidance needs the negative prompt too."""
+    """The pack segments of several jobs: one per job, or two with guidance.
+
+    The second one has the negative prompt.
+    """
 
     def __init__(self, jobs: Sequence[Job], config: HeliosConfig, pool: HistoryPool) -> None:
         self.jobs = jobs
@@ -37,9 +40,10 @@ class PackedBatch:
         self.segments = [segment for job in jobs for segment in self._segments_of(job, pool)]
 
     def flows(self, transformer: Transformer, *, one_by_one: bool = False) -> list[Tensor]:
-        """The guided flow rows of every job, from one forward over all segments.
+        """Return the guided flow of each job, (tokens, 64), from one forward over all segments.
 
-        `one_by_one` runs each segment alone, which repeats bitwise whatever the batch.
+        With `one_by_one` each segment runs alone, so that results are bitwise independent of the
+        batch.
         """
         if one_by_one:
             parts = [transformer([segment]) for segment in self.segments]
@@ -66,7 +70,7 @@ class PackedBatch:
         ]
 
     def _guided(self, job: Job, parts: list[Tensor]) -> Tensor:
-        """Take the job's own flows from the front of `parts`."""
+        """Remove the job's flows from the front of `parts` and return their guided combination."""
         flow = parts.pop(0)
         if job.chunk.negative is None:
             return flow

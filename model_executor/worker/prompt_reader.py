@@ -1,4 +1,4 @@
-"""Prompts to cross-attention keys and values, remembered while there is room."""
+"""Computes the cross-attention keys and values of prompts, with a cache."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,17 @@ Key = tuple[tuple[PromptWeight, ...], int, LoraAdapter | None]
 
 
 class PromptReader:
-    """An LRU cache of text contexts, bounded in bytes; sessions keep the contexts they use."""
+    """Reads prompts, with an LRU cache of text contexts of at most `cache_bytes`.
+
+    The context that was read last is cached even if it is larger. Sessions hold the contexts that
+    they use, so those outlive their eviction.
+    """
 
     def __init__(self, transformer: HeliosTransformer, cache_bytes: int) -> None:
         self.transformer = transformer
         self.cache_bytes = cache_bytes
         self._contexts: OrderedDict[Key, TextContext] = OrderedDict()
-        self._held_bytes = 0
+        self._cached_bytes = 0
 
     def read(
         self,
@@ -30,7 +34,11 @@ class PromptReader:
         max_length: int,
         adapter: LoraAdapter | None,
     ) -> TextContext:
-        """The context of a weighted mix of prompts, whose encoder states are in `states`."""
+        """Return the text context of a weighted mix of prompts.
+
+        `states` holds the encoder states of each prompt, and `max_length` is the number of rows
+        after padding.
+        """
         key = (mix, max_length, adapter)
         if key in self._contexts:
             self._contexts.move_to_end(key)
@@ -39,15 +47,15 @@ class PromptReader:
         rows = rows.to(self.transformer.device)
         context = self.transformer.read_text(rows, max_length - len(rows), adapter)
         self._contexts[key] = context
-        self._held_bytes += context.num_bytes
-        while self._held_bytes > self.cache_bytes and len(self._contexts) > 1:
-            self._held_bytes -= self._contexts.popitem(last=False)[1].num_bytes
+        self._cached_bytes += context.num_bytes
+        while self._cached_bytes > self.cache_bytes and len(self._contexts) > 1:
+            self._cached_bytes -= self._contexts.popitem(last=False)[1].num_bytes
         return context
 
 
 @torch.inference_mode()
 def mix_states(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """The weighted sum of encoder states, shorter ones continued by their zero padding."""
+    """Return the weighted sum of encoder states, padded with zeros to the longest: (rows, dim)."""
     if len(parts) == 1:
         return parts[0][0]
     states, _ = parts[0]

@@ -1,4 +1,4 @@
-"""What a worker keeps of a session between steps."""
+"""The state of a session on a worker between steps."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,14 @@ from helios_serve.options.sampling import ResolvedParams
 
 @dataclass
 class ChunkState:
-    """A chunk in the making: its blocks, schedule, noise, prompts and latents."""
+    """The state of a session's current chunk.
+
+    - `blocks`: its block table; `window` is `blocks.window` as a tensor on the device.
+    - `schedule`: the denoise schedule, by stage.
+    - `noise`: the chunk's noise.
+    - `prompt`, `negative`: the text contexts of the prompt and, with guidance, the negative prompt.
+    - `sampler`: the latents and the solver's state.
+    """
 
     blocks: ChunkBlocks
     window: Tensor
@@ -30,7 +37,10 @@ class ChunkState:
 
 @dataclass
 class SessionState:
-    """One session: its noise, its prompts as the text encoder read them, the chunk it is at."""
+    """The state of a session.
+
+    `prompts` holds the encoder states of its prompts, and `chunk` its current chunk, if any.
+    """
 
     params: ResolvedParams
     geometry: Geometry
@@ -40,6 +50,7 @@ class SessionState:
     chunk: ChunkState | None = None
 
     def schedule(self, config: HeliosConfig, chunk: int) -> tuple[StageSchedule, ...]:
+        """Return the denoise schedule of a chunk, by stage."""
         params = self.params
         zeroed = config.cfg_zero_star and params.is_guided and params.use_zero_init
         return denoise_schedule(
@@ -50,5 +61,6 @@ class SessionState:
         )
 
     def is_last_step(self, cursor: StepCursor) -> bool:
+        """Return whether the step at `cursor` is the last one of its chunk."""
         steps = self.params.stage_steps(cursor.chunk)
         return (cursor.stage, cursor.step) == (len(steps) - 1, steps[-1] - 1)

@@ -1,4 +1,4 @@
-"""Work that runs beside the denoising."""
+"""Threads that execute tasks concurrently with denoising."""
 
 import contextlib
 import queue
@@ -18,9 +18,9 @@ def side_thread(
     device: torch.device,
     name: str,
 ) -> Iterator[None]:
-    """A thread that does one task after another until it takes None; leaving waits for that.
+    """Run `work` on the tasks of a queue, in a thread, until it takes None. A context manager.
 
-    Where the device has streams it works in one of its own.
+    Leaving the context waits for the thread. On devices with streams the thread uses its own one.
     """
 
     def run() -> None:
@@ -35,5 +35,5 @@ def side_thread(
 
 
 def own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A stream beside the default one where the device has streams."""
+    """Return the context of a new stream, or a null context on a CPU."""
     return contextlib.nullcontext() if device.type == "cpu" else torch.Stream(device)

@@ -1,4 +1,4 @@
-"""A chunk or two that nobody asked for, so that the first video waits for no compiler."""
+"""Warm-up: compiles kernels before the first request by running a few small chunks."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,19 +26,19 @@ from helios_serve.options.sampling import SamplingParams
 from helios_serve.video_request import PromptWeight, VideoRequest
 
 SIZE = (128, 64)
-"""Width and height; kernels are made for a model's widths, and any size will do."""
+"""Width and height of the videos. Compiled kernels do not depend on it."""
 
-CROWDS = {40: ("alone",), 100: ("one", "other")}
-"""Sessions that are warmed up together, by the tokens of their prompt.
+BATCHES = {40: ("alone",), 100: ("one", "other")}
+"""Batches to run: the ids of their sessions, by the number of tokens of their prompt.
 
-A pack of one segment is a case of its own in Triton, and a short prompt in attention.
+Triton specializes kernels for packs of one segment, and attention for short prompts.
 """
 
 
 def warm_up(transformer: HeliosTransformer, config: HeliosConfig) -> None:
-    """Make one chunk of every crowd where kernels are compiled at their first use.
+    """Run one chunk of each batch, on devices whose kernels are compiled on first use.
 
-    Raises DeviceError where that fails: no video could be made here.
+    Raises DeviceError if a chunk fails, as every video would.
     """
     device = transformer.device
     if choose_kernels(device).backend == "reference":
@@ -54,29 +54,29 @@ def warm_up(transformer: HeliosTransformer, config: HeliosConfig) -> None:
         config,
         transformer,
         device,
-        num_blocks=1 + max(map(len, CROWDS.values())) * CHUNK_LATENTS * frame,
+        num_blocks=1 + max(map(len, BATCHES.values())) * CHUNK_LATENTS * frame,
         text_bytes=0,
     )
-    for tokens, crowd in CROWDS.items():
-        for plan in plans(crowd, tokens, params, config):
+    for tokens, session_ids in BATCHES.items():
+        for plan in plans(session_ids, tokens, params, config):
             output = runner.execute_model(plan)
             for failure in output.failures:
-                raise DeviceError(f"got {device}, where a first chunk failed: {failure.message}")
-    logger.info("%s: compiled them in %.0f s", device, time.perf_counter() - started)
+                raise DeviceError(f"got {device}, on which the warm-up failed: {failure.message}")
+    logger.info("%s: compiled kernels in %.0f s", device, time.perf_counter() - started)
 
 
 def plans(
-    crowd: Sequence[str], tokens: int, params: SamplingParams, config: HeliosConfig
+    session_ids: Sequence[str], tokens: int, params: SamplingParams, config: HeliosConfig
 ) -> Iterator[SchedulerOutput]:
-    """Every step of a first chunk of some sessions with a prompt of that many tokens."""
+    """Yield the plans of the first chunk of sessions whose prompt has `tokens` tokens."""
     frame = Geometry(params.height, params.width).blocks_per_frame
     texts = dict.fromkeys(("warm", params.negative_prompt))
     states = as_data(torch.ones(tokens, config.transformer.text_dim))
     prompts = tuple(EncodedPrompt(text, states) for text in texts)
-    nothing = ChunkBlocks((), ())
+    no_blocks = ChunkBlocks((), ())
     opened = tuple(
-        NewSession(name, VideoRequest(request_id=name, prompt="warm", params=params), nothing)
-        for name in crowd
+        NewSession(name, VideoRequest(request_id=name, prompt="warm", params=params), no_blocks)
+        for name in session_ids
     )
     window, size = (NULL_BLOCK,) * WINDOW_FRAMES * frame, CHUNK_LATENTS * frame
     starts: list[ChunkStart | None] = [
@@ -85,12 +85,12 @@ def plans(
             (PromptWeight("warm", 1.0),),
             prompts,
         )
-        for place in range(len(crowd))
+        for place in range(len(session_ids))
     ]
     for stage, count in enumerate(params.resolve(config).stage_steps(0)):
         for step in range(count):
             cursor = StepCursor(0, stage, step)
-            steps = map(ScheduledStep, crowd, [cursor] * len(crowd), starts)
+            steps = map(ScheduledStep, session_ids, [cursor] * len(session_ids), starts)
             yield SchedulerOutput(new_sessions=opened, scheduled_steps=tuple(steps))
-            opened, starts = (), [None] * len(crowd)
-    yield SchedulerOutput(finished=tuple(crowd))
+            opened, starts = (), [None] * len(session_ids)
+    yield SchedulerOutput(finished=tuple(session_ids))

@@ -1,4 +1,4 @@
-"""One device's share of the work: what its roles need of a model, and the sessions it denoises."""
+"""The worker: executes plans, encode tasks and decode tasks on one device."""
 
 import contextlib
 import time
@@ -34,20 +34,24 @@ from helios_serve.model_executor.worker.warm_up import warm_up
 from helios_serve.options.workers import WorkerConfig
 
 Emit = Callable[[WorkerEvent], None]
+"""Sends an event to the engine."""
 
 POOL_SHARE = 0.1
-"""Of the memory that the model leaves free, for history."""
+"""Share of the free memory, after loading, that the history pool takes."""
 POOL_LIMIT = 4 << 30
-"""Bytes of history at most: 1800 sessions at 384x640 in bfloat16."""
+"""Maximum bytes of the history pool: 1800 sessions at 640x384 in bfloat16."""
 TEXT_SHARE = 0.1
-"""Of that memory, for the keys and values of prompts in use; as much again caches others."""
+"""Share of the free memory for the keys and values of prompts in use. As much again is used to
+cache those of other prompts."""
 TEXT_LIMIT = 16 << 30
+"""Maximum bytes of either."""
 
 
 class Worker:
-    """Executes plans in order, and tasks beside them, and tells what came of both through `emit`.
+    """Executes plans in order and, in other threads, encode and decode tasks.
 
-    `emit` is also called from threads.
+    Results are sent through `emit`, which is called from several threads. `followers` are the other
+    ranks of a context-parallel worker. None for `history_blocks` sizes the pool by the free memory.
     """
 
     def __init__(
@@ -79,8 +83,8 @@ class Worker:
             self.ready = WorkerReady(num_blocks, text_bytes // text_row_bytes(model.transformer))
 
     def run(self, commands: Commands) -> None:
-        """Say that it is ready, and work until `commands` are closed."""
-        with self.beside(commands):
+        """Emit WorkerReady and execute commands until they are closed."""
+        with self.task_threads(commands):
             self.emit(self.ready)
             while (plan := commands.plans.get()) is not None:
                 self.execute(plan)
@@ -88,8 +92,8 @@ class Worker:
             self.followers.close()
 
     @contextlib.contextmanager
-    def beside(self, commands: Commands) -> Iterator[None]:
-        """Do encode and decode tasks in threads until `commands` are closed."""
+    def task_threads(self, commands: Commands) -> Iterator[None]:
+        """Execute encode and decode tasks in threads until `commands` are closed."""
         model = self.model
         with contextlib.ExitStack() as threads:
             if model.text_encoder is not None and model.vae is not None:
@@ -109,8 +113,8 @@ class Worker:
             yield
 
     def execute(self, plan: SchedulerOutput) -> None:
-        """Run one plan."""
-        assert self.runner is not None, "got a plan, but this worker does not denoise"
+        """Execute a plan and emit StepsDone."""
+        assert self.runner is not None, "got a plan for a worker without the denoise role"
         started = time.perf_counter()
         with self.pace.plan():
             if self.followers is None:
@@ -121,7 +125,10 @@ class Worker:
 
 
 def load_worker(config: WorkerConfig, emit: Emit) -> Worker:
-    """Load what `config` names; raises CheckpointError and DeviceError."""
+    """Create the worker that `config` describes, and its followers with context parallelism.
+
+    Raises CheckpointError, DeviceError or InvalidRequestError.
+    """
     if config.ranks == 1:
         return load_rank(config, emit)
     device = resolve_device(config.device)
@@ -139,25 +146,16 @@ def load_rank(
     join: Callable[[torch.device], Ranks] | None = None,
     followers: Followers | None = None,
 ) -> Worker:
-    """A worker, or one process of it, which meets the others by `join`."""
+    """Create a worker, or one rank of it, which calls `join` to join the others when loaded."""
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(config.model, config.load_format)
     dtype = resolve_dtype(config.dtype, device)
-    model = load_checkpoint(
-        checkpoint,
-        device,
-        dtype,
-        config.roles,
-        decode_dtype=config.decode_dtype,
-        compile_sizes=config.compile_sizes,
-        quantization=config.quantization,
-        offload=config.offload,
-    )
+    model = load_checkpoint(checkpoint, device, dtype, config.roles, config)
     if model.transformer is not None:
         warm_up(model.transformer, model.config)
     history_blocks = config.history_blocks
     if join is not None:
-        assert model.transformer is not None, "got no denoising role, expected one to share"
+        assert model.transformer is not None, "context parallel needs the denoise role"
         model.transformer.ranks = join(device)
         own = history_blocks or default_blocks(model.transformer)
         history_blocks = model.transformer.ranks.smallest(own)
@@ -171,17 +169,17 @@ def load_rank(
 
 
 def default_blocks(transformer: HeliosTransformer) -> int:
-    """Blocks that a share of the free memory holds."""
+    """Return the number of history blocks that fit in `POOL_SHARE` of the free memory."""
     block_bytes = BLOCK_ROWS * PATCH_DIM * transformer.dtype.itemsize
     return int(min(POOL_SHARE * free_memory(transformer.device), POOL_LIMIT)) // block_bytes
 
 
 def default_text_bytes(transformer: HeliosTransformer) -> int:
-    """Bytes that the prompts of the sessions on one worker may take."""
+    """Return the bytes for the keys and values of prompts in use."""
     return int(min(TEXT_SHARE * free_memory(transformer.device), TEXT_LIMIT))
 
 
 def text_row_bytes(transformer: HeliosTransformer) -> int:
-    """Keys and values of one prompt token in every layer."""
+    """Return the bytes of the keys and values of one prompt token in all layers."""
     config = transformer.config
     return 2 * config.num_layers * config.inner_dim * transformer.dtype.itemsize

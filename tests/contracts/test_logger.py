@@ -12,6 +12,7 @@ from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.logger import DiscreetFormatter, log_thread, logger, show_all_logs, show_logs
 
 SECRET = "a dog runs"
+NOTHING: dict[str, object] = {}
 
 
 def logged(fail: Callable[[], object]) -> str:
@@ -25,7 +26,7 @@ def logged(fail: Callable[[], object]) -> str:
 
 def chained() -> None:
     try:
-        {}[SECRET]
+        NOTHING[SECRET]
     except KeyError as error:
         raise ValueError(f"no {SECRET}") from error
 
@@ -41,7 +42,7 @@ def full() -> None:
 @pytest.mark.parametrize(
     ("fail", "told"),
     [
-        (lambda: {}[SECRET], ["KeyError"]),
+        (lambda: NOTHING[SECRET], ["KeyError"]),
         (chained, ["KeyError", "which led to", "ValueError"]),
         (refused, ["InvalidRequestError"]),
         (full, ["OSError: [Errno 28] no space", "which led to", "StorageError: the disk is full"]),
@@ -79,7 +80,7 @@ def test_work_that_fails_alone_is_told_in_the_same_way(
         asyncio.run(lose_a_task())
     else:
         try:
-            {}[SECRET]
+            NOTHING[SECRET]
         except KeyError as error:
             log_thread(threading.ExceptHookArgs((KeyError, error, error.__traceback__, None)))
     text = capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_an_amplified_first_chunk_takes_twice_the_steps() -> None:
         ("mid", {"max_sequence_length": 513}, "got max_sequence_length 513, expected 1 to 512"),
         ("mid", {"switches": (PromptSwitch(3, "x"),)}, r"got prompt switches at chunks \[3\]"),
         ("mid", {"switches": (PromptSwitch(0, "x"),)}, "expected 1 to 2"),
-        ("mid", {"switches": (PromptSwitch(2, "x"), PromptSwitch(1, "y"))}, "in rising order"),
+        ("mid", {"switches": (PromptSwitch(2, "x"), PromptSwitch(1, "y"))}, "in ascending order"),
     ],
 )
 def test_bad_parameters_are_refused(variant: Variant, fields: dict[str, Any], message: str) -> None:
@@ -84,13 +84,23 @@ def test_bad_media_are_refused() -> None:
         ({"video": Frames(b"", 32, 64, 64)}, "got a video of 32 frames, expected at least 33"),
         ({"video": small}, "got video frames of 64x32, expected the video's 64x64"),
     ):
-        request = VideoRequest(request_id="x", prompt="", params=params, **media)
+        request = VideoRequest(
+            request_id="x",
+            prompt="",
+            params=params,
+            image=media.get("image"),
+            video=media.get("video"),
+        )
         with pytest.raises(InvalidRequestError, match=message):
             request.check_inputs()
 
 
 def test_text_that_cannot_be_sent_is_refused() -> None:
-    for fields in ({"prompt": "a \ud800 dog"}, {"prompt": "a", "lora": "\udfff"}):
+    cases: tuple[dict[str, Any], ...] = (
+        {"prompt": "a \ud800 dog"},
+        {"prompt": "a", "lora": "\udfff"},
+    )
+    for fields in cases:
         with pytest.raises(InvalidRequestError, match="got text with a lone surrogate"):
             VideoRequest(request_id="x", **fields).check_inputs()
 

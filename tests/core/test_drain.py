@@ -106,7 +106,7 @@ def test_a_leaving_session_that_is_paused_leaves_at_once() -> None:
     session = world.add("a", chunks=3)
     world.run_to(session, 1, 1, 0)
     world.scheduler.drain(world.worker("worker-0"))
-    assert session.worker_id == "worker-0"
+    assert world.scheduler.sessions["a"].worker_id == "worker-0"
     world.scheduler.pause("a")
     while world.tick():
         pass

@@ -1,5 +1,7 @@
 """Sessions that begin with the history of another one; the workers' books check what they see."""
 
+from typing import Any
+
 import pytest
 
 from helios_serve.core.session import Session
@@ -8,7 +10,7 @@ from tests.support.scheduling import SESSION_BLOCKS, World
 PARENT_CHUNKS = 6
 
 
-def grown(world: World, **fields: str) -> Session:
+def grown(world: World, **fields: Any) -> Session:
     """A session that has just made its third chunk."""
     parent = world.add("parent", chunks=PARENT_CHUNKS, **fields)
     world.run_to_edge(parent, 3)

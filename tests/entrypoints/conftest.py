@@ -8,6 +8,8 @@ import httpx2 as httpx
 import pytest
 
 from tests.support.api import SHORT, openai
+from tests.support.lora_files import write_lora
+from tests.support.models import load_model
 from tests.support.server import Server, running_server
 
 FLAGS = ("--device", "cpu", "--batch-invariant", "--allowed-media-domains", "localhost,*.invalid")
@@ -20,9 +22,18 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
+def style(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of nano."""
+    transformer = load_model("nano").transformer
+    assert transformer is not None
+    return write_lora(tmp_path_factory.mktemp("lora") / "style.safetensors", transformer)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, log: Path, style: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server") / "data"
-    with running_server(folder, "nano", *FLAGS, log=log) as started:
+    loras = ("--lora-modules", f"style={style}")
+    with running_server(folder, "nano", *FLAGS, *loras, log=log) as started:
         yield started
 
 

@@ -12,9 +12,12 @@ from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFai
 from helios_serve.integrations.host import EngineHost
 from helios_serve.integrations.settings import EngineSettings
 from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.options.workers import WorkerOptions
 from tests.support.engines import request
 
-SETTINGS = EngineSettings(device="cpu", batch_invariant=True, history_blocks=500)
+SETTINGS = EngineSettings(
+    worker=WorkerOptions(device="cpu", batch_invariant=True, history_blocks=500)
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def test_a_closed_host_takes_nothing_more() -> None:
 
 
 def test_a_worker_that_cannot_start_is_told() -> None:
-    host = EngineHost("nano", EngineSettings(device="cuda:7"))
+    host = EngineHost("nano", EngineSettings(worker=WorkerOptions(device="cuda:7")))
     try:
         with pytest.raises(EngineDeadError, match="got device 'cuda:7'"):
             host.wait_ready()
@@ -118,9 +121,9 @@ def test_settings_are_plain_values() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"colour": 1}, "helios: .*`colour`; expected some of workers, executor"),
-        ({"executor": "mp"}, "helios: Invalid enum value 'mp'"),
-        ({"quantization": "fp4"}, "helios: Invalid enum value 'fp4'"),
+        ({"colour": 1}, "helios: got unknown option 'colour', expected one of: workers, executor"),
+        ({"executor": "mp"}, "helios: got executor 'mp', expected inline or local or ray"),
+        ({"quantization": "fp4"}, "helios: got quantization 'fp4', expected fp8"),
         ({"workers": ["x"]}, "got workers 'x', expected N, N:ROLES"),
         ({"workers": ["1:denoise"]}, "of which none is to encode or decode"),
     ],

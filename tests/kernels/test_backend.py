@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from helios_serve.errors import DeviceError
-from helios_serve.kernels import backend, dispatch, flash, reference
-from helios_serve.kernels.backend import KernelChoice, choose_kernels
+from helios_serve.kernels import backend, flash, reference, registry
+from helios_serve.kernels.backend import AttentionPath, KernelChoice, choose_kernels
+from helios_serve.kernels.registry import REFERENCE
 from helios_serve.kernels.rows import Lengths
 from helios_serve.model_executor.device import resolve_device
 from tests.support.kernel_cases import Make, attention_case, error
@@ -56,7 +57,7 @@ def test_a_cpu_runs_the_references() -> None:
     ],
 )
 def test_a_gpu_runs_triton_and_the_fastest_attention_there_is(
-    installed: set[str], capability: int, path: Any, monkeypatch: pytest.MonkeyPatch
+    installed: set[str], capability: int, path: AttentionPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, installed | {"triton"}, capability)
     assert choose_kernels(GPU) == KernelChoice("triton", path)
@@ -83,7 +84,7 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value", "message"),
     [
         ("HELIOS_KERNELS", "cutlass", "got 'cutlass', expected reference or triton"),
-        ("HELIOS_KERNELS", "triton", "got triton on cpu, but there they run in the interpreter"),
+        ("HELIOS_KERNELS", "triton", "got triton on cpu, but a CPU runs Triton kernels in the"),
         ("HELIOS_ATTENTION", "flash", "got 'flash', expected one of flash3, varlen, flash2"),
         ("HELIOS_ATTENTION", "flash3", "got flash3, which cpu cannot run"),
     ],
@@ -113,9 +114,9 @@ class Library:
         self.calls += 1
         cumulative, longest = rest[:2], rest[2:]
         assert all(item.dtype == torch.int32 for item in cumulative)
-        lengths = [Lengths(item.diff().tolist(), query.device) for item in cumulative]
-        assert longest == tuple(item.longest for item in lengths)
-        mixed = reference.attention(query, key, value, *lengths).view(query.shape)
+        queries, keys = (Lengths(item.diff().tolist(), query.device) for item in cumulative)
+        assert longest == (queries.longest, keys.longest)
+        mixed = reference.attention(query, key, value, queries, keys).view(query.shape)
         return (mixed, None) if self.with_sums else mixed
 
 
@@ -123,14 +124,25 @@ class Library:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("biased", [False, True])
 def test_libraries_attend_in_half_precision_without_a_bias(
-    path: Any, dtype: torch.dtype, biased: bool, monkeypatch: pytest.MonkeyPatch
+    path: AttentionPath, dtype: torch.dtype, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = Library(with_sums=path == "flash3")
     monkeypatch.setattr(flash, "import_module", lambda _: library)
-    monkeypatch.setattr(dispatch, "choose_kernels", lambda _: KernelChoice("reference", path))
+    chosen = registry.implement(KernelChoice("reference", path))
     call = attention_case((5, 3), (7, 1), (2, 16), biased=biased)
-    assert error(call(dispatch, Make(dtype)), call(reference, Make(dtype))) == 0
+    assert error(call(chosen, Make(dtype)), call(REFERENCE, Make(dtype))) == 0
     assert library.calls == (dtype == torch.float16 and not biased)
+
+
+@pytest.mark.parametrize("path", ["flash3", "varlen", "flash2", "triton", "sdpa"])
+def test_attention_follows_the_path_and_all_else_the_backend(path: AttentionPath) -> None:
+    """Where a library cannot attend, the reference does in fp32, and the backend with a bias."""
+    own = REFERENCE.attention
+    kernels = registry.implement(KernelChoice("reference", path))
+    if path in ("triton", "sdpa"):
+        assert kernels == REFERENCE
+    else:
+        assert kernels == REFERENCE._replace(attention=flash.LibraryAttention(path, own, own))
 
 
 def test_torch_takes_the_arguments_that_we_give() -> None:
@@ -191,4 +203,4 @@ def test_the_benchmark_calls_kernels_as_they_are() -> None:
     assert sizes.tokens == 4 * 2 * 2 + 3 * 3 + 2 * 30 + 9 * 30
     works = benchmark["row_works"](sizes, CPU) | benchmark["sampler_works"](sizes, arguments, CPU)
     for work in works.values():
-        work.call(reference)
+        work.call(REFERENCE)

@@ -34,4 +34,4 @@ def test_a_kernel_equals_its_reference(name: str, dtype: str, errors: dict[str, 
 
 def test_a_packed_forward_equals_that_of_the_reference() -> None:
     """Joined projections, an adapter, amplified history, two sizes, a prompt without padding."""
-    assert float(interpret("packed_forward.py")) < TOLERANCE
+    assert float(interpret("packed_forward")) < TOLERANCE

@@ -133,7 +133,7 @@ def test_what_ends_two_processes_is_refused(tmp_path: Path) -> None:
         os.kill(second, signal.SIGSEGV)
         await task
 
-    with pytest.raises(InvalidRequestError, match=r"mine: got a file that ends .* \(SIGSEGV\)"):
+    with pytest.raises(InvalidRequestError, match=r"mine: got a file that crashes .* \(SIGSEGV\)"):
         run(tmp_path, use)
 
 
@@ -156,7 +156,7 @@ def test_a_stopped_process_is_not_waited_for(tmp_path: Path) -> None:
     [
         pytest.param(
             DecodeLimits(cpu_seconds=1),
-            "takes more than 1 seconds of a processor",
+            "takes more than 1 seconds of CPU time",
             marks=pytest.mark.slow,
         ),
         (DecodeLimits(memory=600 << 20), "takes too much memory"),
@@ -192,7 +192,7 @@ def test_too_many_that_wait_are_refused(tmp_path: Path) -> None:
         tasks = [asyncio.create_task(decode(pool, path)) for _ in range(2)]
         await pid_of_busy(pool)
         try:
-            with pytest.raises(CapacityError, match="1 references wait"):
+            with pytest.raises(CapacityError, match="1 references waiting"):
                 await decode(pool, path)
         finally:
             for task in tasks:

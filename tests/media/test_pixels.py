@@ -10,7 +10,7 @@ from PIL import Image
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
-from helios_serve.media.pixels import frames_from
+from helios_serve.media.pictures import frames_from
 from helios_serve.media.references import TAIL_FRAMES
 
 SIZE = {"width": 64, "height": 64}

@@ -9,19 +9,29 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("helios_serve", "model_executor", "kernels")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PATH = re.compile(
     r"`((?:helios_serve|model_executor|kernels|benchmarks(?!/results)|tests|docs)/[\w./]*)`"
 )
 
+CLASS = re.compile(r"`([A-Z][a-z]\w*)(?:\.\w+)?`")
+ELSEWHERE = {"Makefile", "Meta", "NamedTuple", "Protocol", "World"}
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
-def test_no_two_classes_share_a_name() -> None:
+
+def classes() -> dict[str, list[str]]:
+    """Public classes and the files that define one of the name."""
     where: defaultdict[str, list[str]] = defaultdict(list)
     for folder in FOLDERS:
         for source in (ROOT / folder).rglob("*.py"):
             for node in ast.parse(source.read_text()).body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     where[node.name].append(str(source.relative_to(ROOT)))
+    return where
+
+
+def test_no_two_classes_share_a_name() -> None:
+    where = classes()
     assert {name: places for name, places in where.items() if len(places) > 1} == {}
 
 
@@ -29,3 +39,15 @@ def test_no_two_classes_share_a_name() -> None:
 def test_paths_in_documents_exist(document: Path) -> None:
     for name in PATH.findall(document.read_text()):
         assert (ROOT / name).exists(), f"{document.name} names {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_in_documents_lead_to_files(document: Path) -> None:
+    for name in LINK.findall(document.read_text()):
+        assert (document.parent / name).exists(), f"{document.name} links to {name}"
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md", "docs/engine.md"])
+def test_classes_in_documents_exist(name: str) -> None:
+    named = set(CLASS.findall((ROOT / name).read_text()))
+    assert named - ELSEWHERE - classes().keys() == set()

@@ -40,6 +40,13 @@ def test_mapped_packages_are_imported_under_our_name_only() -> None:
     assert importlib.util.find_spec("model_executor") is None
 
 
+def test_triton_is_not_our_package_of_that_name() -> None:
+    spec = importlib.util.find_spec("triton")
+    assert spec is not None
+    assert spec.origin is not None
+    assert Path(spec.origin).resolve() != ROOT / "kernels/triton/__init__.py"
+
+
 def test_version_is_said_once() -> None:
     assert helios_serve.__version__ == version("helios-serve") == PROJECT["project"]["version"]
 

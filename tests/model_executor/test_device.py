@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from helios_serve.model_executor.device import current, spread
-from helios_serve.model_executor.executor.local import Places
+from helios_serve.model_executor.device import assign_device, current_device
+from helios_serve.model_executor.executor.local import DeviceSlots
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("four_gpus")
 @pytest.mark.parametrize(
-    ("name", "places", "device"),
+    ("name", "slots", "device"),
     [
         ("auto", range(1), "cuda:0"),
         ("auto", range(5, 6), "cuda:1"),
@@ -28,8 +28,8 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu", range(2, 3), "cpu"),
     ],
 )
-def test_workers_go_round_the_devices(name: str, places: range, device: str) -> None:
-    assert spread(name, places) == device
+def test_workers_go_round_the_devices(name: str, slots: range, device: str) -> None:
+    assert assign_device(name, slots) == device
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda"])
@@ -37,25 +37,25 @@ def test_names_stay_where_there_is_no_accelerator(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
-    assert spread(name, range(1, 2)) == name
+    assert assign_device(name, range(1, 2)) == name
 
 
-def test_workers_take_the_lowest_places_that_are_free() -> None:
-    places = Places()
-    first, second, third = (places.take(1) for _ in range(3))
+def test_workers_take_the_lowest_slots_that_are_free() -> None:
+    slots = DeviceSlots()
+    first, second, third = (slots.take(1) for _ in range(3))
     assert (first, second, third) == (range(1), range(1, 2), range(2, 3))
-    places.give_back(second)
-    assert places.take(2) == range(3, 5)
-    assert places.take(1) == second
-    places.give_back(first)
-    places.give_back(second)
-    assert places.take(2) == range(2)
+    slots.release(second)
+    assert slots.take(2) == range(3, 5)
+    assert slots.take(1) == second
+    slots.release(first)
+    slots.release(second)
+    assert slots.take(2) == range(2)
 
 
 def test_the_device_of_a_worker_becomes_the_current_one() -> None:
     """Triton launches its kernels there, not where their tensors are."""
-    there = current(torch.device("cuda", 1))
+    there = current_device(torch.device("cuda", 1))
     assert isinstance(there, torch.accelerator.device_index)
     assert there.idx == 1
-    with current(torch.device("cpu")):
+    with current_device(torch.device("cpu")):
         pass

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from helios_serve.errors import DeviceError
-from helios_serve.kernels import reference
-from helios_serve.kernels.fp8 import FP8
+from helios_serve.kernels import linear
+from helios_serve.kernels.fp8 import FP8, Quantized
 from helios_serve.kernels.reference import quantize_rows
+from helios_serve.kernels.registry import REFERENCE
 from helios_serve.model_executor import loader
 from helios_serve.model_executor.components import build_parts
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
@@ -21,7 +22,7 @@ from helios_serve.model_executor.models.helios.lora import (
     LowRank,
     Projections,
 )
-from helios_serve.model_executor.weights import kept_bytes, place
+from helios_serve.model_executor.weights import set_tensors, weight_bytes
 from tests.support.lora_files import write_lora
 from tests.support.models import load_model
 from tests.support.videos import Case, run_sessions
@@ -38,8 +39,8 @@ def layer_of(inputs: int, outputs: int) -> tuple[LoraLinear, LoraLinear]:
     """The same random layer, plain and quantised."""
     torch.manual_seed(inputs)
     plain, quantized = LoraLinear(inputs, outputs), LoraLinear(inputs, outputs)
-    place(quantized, quantize_weight("weight", plain.weight.detach()))
-    place(quantized, {"bias": plain.bias.detach()})
+    set_tensors(quantized, quantize_weight("weight", plain.weight.detach()))
+    set_tensors(quantized, {"bias": plain.bias.detach()})
     return plain.requires_grad_(False), quantized
 
 
@@ -101,9 +102,12 @@ def test_joined_layers_are_the_same_and_quantise_their_rows_once(
     projections = Projections(*layers)
     projections.join()
     counted: list[int] = []
-    monkeypatch.setattr(
-        reference, "quantize_rows", lambda x: counted.append(len(x)) or quantize_rows(x)
-    )
+
+    def counting(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
+        counted.append(len(rows))
+        return quantize_rows(rows, dtype)
+
+    monkeypatch.setattr(linear, "kernels_of", lambda _: REFERENCE._replace(quantize_rows=counting))
     for skip in (0, 1):
         for got, alone in zip(projections(x, (), skip=skip), expected[skip:], strict=True):
             assert (got - alone).abs().max() < 1e-6
@@ -143,7 +147,7 @@ def test_a_layer_takes_a_byte_a_weight_and_the_published_ones_half_the_memory() 
 
     def gigabytes(quantization: Any) -> float:
         parts = build_parts(checkpoint.folder, checkpoint.config, torch.bfloat16, quantization)
-        return sum(kept_bytes(*parts["transformer"]).values()) / 1e9
+        return sum(weight_bytes(*parts["transformer"]).values()) / 1e9
 
     assert gigabytes(None) == pytest.approx(28.68, abs=0.005)
     assert gigabytes("fp8") == pytest.approx(14.64, abs=0.005)
@@ -161,7 +165,7 @@ def test_bytes_are_counted_as_they_are_loaded(
     ).transformer
     assert module is not None
     held = dict(module.named_parameters()) | dict(module.named_buffers())
-    assert kept_bytes(*part["transformer"]) == {name: item.nbytes for name, item in held.items()}
+    assert weight_bytes(*part["transformer"]) == {name: item.nbytes for name, item in held.items()}
 
 
 def test_random_weights_are_quantised_ones_of_the_same_model() -> None:
@@ -172,8 +176,8 @@ def test_random_weights_are_quantised_ones_of_the_same_model() -> None:
     assert model is not None
     assert plain is not None
     name = "blocks.1.ffn.net.2"
-    kept = model.get_submodule(name).weight.float() * model.get_buffer(f"{name}.weight_scale")
-    assert sibling(kept, plain.get_submodule(name).weight) < 0.04
+    kept = model.get_parameter(f"{name}.weight").float() * model.get_buffer(f"{name}.weight_scale")
+    assert sibling(kept, plain.get_parameter(f"{name}.weight")) < 0.04
 
 
 @pytest.mark.parametrize(

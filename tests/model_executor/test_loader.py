@@ -20,8 +20,7 @@ from helios_serve.model_executor import loader
 from helios_serve.model_executor.components import build_parts
 from helios_serve.model_executor.device import resolve_device, resolve_dtype
 from helios_serve.model_executor.loader import open_checkpoint
-from helios_serve.model_executor.models.text_encoder import TextEncoder
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 Edit = Callable[[Path], object]
@@ -87,7 +86,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "text": (edit_json("text_encoder/config.json", d_model=32), "d_model: got 32"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "transformer has no weights"),
     "truncated": (truncate, f"{WEIGHTS} is damaged or truncated"),
-    "missing shard": (name_a_missing_shard, "names model-00002-of-00002.safetensors, which is not"),
+    "missing shard": (name_a_missing_shard, "names model-00002-of-00002.safetensors, which does"),
     "missing weight": (
         edit_weights(lambda t: [t.pop("proj_out.weight"), t.pop("proj_out.bias")]),
         "transformer lacks proj_out.bias and 1 more",
@@ -147,28 +146,23 @@ def test_official_key_names_are_understood(folder: Path) -> None:
 
 def test_bfloat16_leaves_norms_tables_times_and_vae_in_float32(folder: Path) -> None:
     model = load_model(str(folder), dtype="bfloat16")
-    kept = {
-        name
-        for name, tensor in model.transformer.state_dict().items()
-        if tensor.dtype == torch.float32
-    }
+    state = loaded(model.transformer).state_dict()
+    kept = {name for name, tensor in state.items() if tensor.dtype == torch.float32}
     parts = ("time_embedder", "scale_shift_table", "norm2")
-    assert kept == {
-        name for name in model.transformer.state_dict() if any(part in name for part in parts)
-    }
-    assert model.vae.model.dtype == torch.float32
-    assert model.text_encoder.model.dtype == torch.bfloat16
+    assert kept == {name for name in state if any(part in name for part in parts)}
+    assert loaded(model.vae).model.dtype == torch.float32
+    assert loaded(model.text_encoder).model.dtype == torch.bfloat16
 
 
 def test_untied_embeddings_are_tied(folder: Path) -> None:
     edit_json("text_encoder/config.json", tie_word_embeddings=False)(folder)
-    encoder = load_model(str(folder)).text_encoder
+    encoder = loaded(load_model(str(folder)).text_encoder)
     assert encoder.encode("a dog", 512).abs().sum() > 0
     assert encoder.model.shared.weight is encoder.model.encoder.embed_tokens.weight
 
 
 def test_prompts_are_encoded_as_transformers_does(folder: Path) -> None:
-    ours = load_model(str(folder)).text_encoder
+    ours = loaded(load_model(str(folder)).text_encoder)
     theirs = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
     prompt = "  a  dog &amp;amp; runs\n"
     tokens = ours.tokenizer(
@@ -184,7 +178,7 @@ def test_prompts_are_encoded_as_transformers_does(folder: Path) -> None:
 
 
 def test_the_prompt_cache_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder: TextEncoder = load_model(str(folder)).text_encoder
+    encoder = loaded(load_model(str(folder)).text_encoder)
     monkeypatch.setattr("helios_serve.model_executor.models.text_encoder.MAX_CACHED_PROMPTS", 2)
     first = encoder.encode("a", 64)
     encoder.encode("b", 64)
@@ -224,7 +218,7 @@ def test_a_hub_id_is_taken_from_the_local_cache(
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abcd")
     assert load_model("someone/Helios").config.variant == "mid"
-    with pytest.raises(CheckpointError, match="someone/Else is no local folder and could not be"):
+    with pytest.raises(CheckpointError, match="someone/Else is not a local folder and cannot be"):
         load_model("someone/Else")
 
 
@@ -252,5 +246,7 @@ def test_a_device_without_room_is_told_what_it_takes(
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(loader, "stream_weights", fail)
-    with pytest.raises(DeviceError, match=r"got cpu, expected .* room for transformer 0.0 GB, tex"):
+    with pytest.raises(
+        DeviceError, match=r"got cpu, expected .* memory for transformer 0.0 GB, te"
+    ):
         load_model(str(folder))

@@ -15,7 +15,7 @@ from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.lora_files import load_adapter
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from tests.support.lora_files import LAYERS, write_lora
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 from tests.support.videos import Case, our_latents
 
 
@@ -27,7 +27,7 @@ def model(checkpoints: dict[str, Path], latent_model: Any) -> LoadedModel:
 
 @pytest.fixture
 def lora(model: LoadedModel, tmp_path: Path) -> Path:
-    return write_lora(tmp_path / "pytorch_lora_weights.safetensors", model.transformer)
+    return write_lora(tmp_path / "pytorch_lora_weights.safetensors", loaded(model.transformer))
 
 
 def test_an_adapter_equals_the_same_terms_merged_into_the_weights(
@@ -43,7 +43,7 @@ def test_an_adapter_equals_the_same_terms_merged_into_the_weights(
     save_file(tensors, weights)
     case = Case("distilled", chunks=1).with_defaults()
     merged_model = load_model(str(folder))
-    merged_model.vae.decode = model.vae.decode  # type: ignore[method-assign]
+    loaded(merged_model.vae).decode = loaded(model.vae).decode  # type: ignore[method-assign]
     merged = our_latents(merged_model, case)
     added = our_latents(model, case, lora=str(lora), lora_scale=0.7)
     assert (merged - added).abs().max() < 5e-5
@@ -55,7 +55,7 @@ def test_every_layer_is_applied_and_their_number_is_told(
 ) -> None:
     monkeypatch.setattr(logger, "propagate", True)
     count = model.config.transformer.num_layers * len(LAYERS)
-    assert len(load_adapter(str(lora.parent), model.transformer, 1.0).layers) == count
+    assert len(load_adapter(str(lora.parent), loaded(model.transformer), 1.0).layers) == count
     with caplog.at_level("INFO", logger="helios_serve"):
         our_latents(model, Case("distilled", chunks=1).with_defaults(), lora=str(lora))
     assert f"{lora}: {count} LoRA layers applied" in caplog.messages
@@ -69,7 +69,7 @@ def test_a_scale_of_zero_changes_nothing(model: LoadedModel, lora: Path) -> None
 
 def test_sessions_with_the_same_adapter_share_it(model: LoadedModel, lora: Path) -> None:
     runner = ModelRunner(
-        model.config, model.transformer, model.device, num_blocks=100, text_bytes=1 << 20
+        model.config, loaded(model.transformer), model.device, num_blocks=100, text_bytes=1 << 20
     )
     adapters = [
         runner._adapter(Case("distilled").request(lora=str(lora), lora_scale=scale))
@@ -80,13 +80,13 @@ def test_sessions_with_the_same_adapter_share_it(model: LoadedModel, lora: Path)
 
 
 def test_alpha_comes_from_the_file(model: LoadedModel, lora: Path) -> None:
-    tensors = load_file(lora)
+    tensors, transformer = load_file(lora), loaded(model.transformer)
     name = "transformer.blocks.0.attn1.to_q"
-    plain = load_adapter(str(lora), model.transformer, 1.0).layers["blocks.0.attn1.to_q"].up
+    plain = load_adapter(str(lora), transformer, 1.0).layers["blocks.0.attn1.to_q"].up
     save_file(tensors, lora, {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 8})})
-    doubled = load_adapter(str(lora), model.transformer, 1.0).layers["blocks.0.attn1.to_q"].up
+    doubled = load_adapter(str(lora), transformer, 1.0).layers["blocks.0.attn1.to_q"].up
     save_file(tensors | {f"{name}.alpha": torch.tensor(2.0)}, lora)
-    halved = load_adapter(str(lora), model.transformer, 1.0).layers["blocks.0.attn1.to_q"].up
+    halved = load_adapter(str(lora), transformer, 1.0).layers["blocks.0.attn1.to_q"].up
     torch.testing.assert_close(doubled, 2 * plain)
     torch.testing.assert_close(halved, plain / 2)
 
@@ -96,7 +96,7 @@ def test_adapters_that_would_do_nothing_or_fit_nowhere_are_refused(
 ) -> None:
     empty, stranger, torn = (tmp_path / f"{name}.safetensors" for name in "abc")
     save_file({"some.weight": torch.zeros(1)}, empty)
-    write_lora(stranger, model.transformer, prefix="unet.")
+    write_lora(stranger, loaded(model.transformer), prefix="unet.")
     torn.write_bytes(lora.read_bytes()[:-10])
     tensors = load_file(lora)
     halves = tmp_path / "halves.safetensors"
@@ -111,7 +111,7 @@ def test_adapters_that_would_do_nothing_or_fit_nowhere_are_refused(
     for path, message in (
         (surplus, "attn1.to_q.dora: cannot be applied"),
         (pattern, "adapters with alpha_pattern are not supported"),
-        (torn_metadata, "adapter metadata is no JSON"),
+        (torn_metadata, "adapter metadata is not valid JSON"),
         (empty, "no LoRA layer found"),
         (stranger, "the model has no such linear layer"),
         (torn, "is damaged"),
@@ -120,4 +120,4 @@ def test_adapters_that_would_do_nothing_or_fit_nowhere_are_refused(
         (tmp_path / "nothing", "expected a safetensors file or a folder"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            load_adapter(str(path), model.transformer, 1.0)
+            load_adapter(str(path), loaded(model.transformer), 1.0)

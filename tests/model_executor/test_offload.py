@@ -8,13 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helios_serve.model_executor import layer_stream
+from helios_serve.model_executor import offload
 from helios_serve.model_executor.components import build_parts
-from helios_serve.model_executor.host_memory import ALIGNMENT, HostMemory
-from helios_serve.model_executor.layer_stream import CopyStream, LayerStream, OnDevice
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
-from helios_serve.model_executor.offload import place_part
-from helios_serve.model_executor.weights import kept_bytes, named_tensors
+from helios_serve.model_executor.offload import (
+    ALIGNMENT,
+    CopyStream,
+    HostMemory,
+    LayerStream,
+    OnDevice,
+    place_part,
+)
+from helios_serve.model_executor.weights import named_tensors, weight_bytes
 from tests.support.lora_files import write_lora
 from tests.support.models import load_model
 from tests.support.videos import Case, run_sessions
@@ -32,21 +37,21 @@ class LateLane(CopyStream):
         super().__init__(device)
         self.waiting: list[tuple[torch.Event, Sequence[Tensor], Sequence[Tensor]]] = []
 
-    def copy(self, places: Sequence[Tensor], hosts: Sequence[Tensor]) -> torch.Event:
+    def copy(self, buffers: Sequence[Tensor], sources: Sequence[Tensor]) -> torch.Event:
         event = torch.Event()
-        self.waiting.append((event, places, hosts))
+        self.waiting.append((event, buffers, sources))
         return event
 
     def wait(self, copied: torch.Event | None) -> None:
         while any(copied is event for event, _, _ in self.waiting):
-            _, places, hosts = self.waiting.pop(0)
-            layer_stream.copy_all(places, hosts)
+            _, buffers, sources = self.waiting.pop(0)
+            offload.copy_all(buffers, sources)
 
 
 @pytest.fixture(params=["at once", "late"])
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "late":
-        monkeypatch.setattr(layer_stream, "CopyStream", LateLane)
+        monkeypatch.setattr(offload, "CopyStream", LateLane)
 
 
 def layers_of(count: int) -> tuple[nn.Module, list[list[str]]]:
@@ -62,7 +67,7 @@ def test_layers_take_turns_in_two_places(count: int) -> None:
     expected = module(x)
     stream = LayerStream(module, names, CPU)
     for layer in range(count):
-        stream.enter_before(module.get_submodule(str(layer)), layer)
+        stream.load_before(module.get_submodule(str(layer)), layer)
     for _ in range(3):
         assert torch.equal(module(x), expected)
     places = {tensor.data_ptr() for tensor in named_tensors(module).values()}
@@ -75,7 +80,7 @@ def test_a_pass_that_was_broken_off_leaves_nothing_wrong() -> None:
     weights = [module.get_parameter(f"{layer}.weight").clone() for layer in range(5)]
     stream = LayerStream(module, names, CPU)
     for layer in (0, 1, 2, 0, 1, 0, 3, 4, 4, 0, 2):
-        stream.enter(layer)
+        stream.load(layer)
         assert torch.equal(module.get_parameter(f"{layer}.weight"), weights[layer])
 
 
@@ -86,7 +91,7 @@ def test_each_pass_copies_each_layer_once(monkeypatch: pytest.MonkeyPatch) -> No
     stream = LayerStream(module, names, CPU)
     for passes in (1, 2, 3):
         for layer in range(4):
-            stream.enter(layer)
+            stream.load(layer)
         assert len(copied) == 4 * passes + 1  # and the first of the next
 
 
@@ -103,7 +108,7 @@ def test_a_guest_is_there_only_within_its_visit() -> None:
 def test_host_memory_holds_what_it_was_given_in_few_pieces() -> None:
     tensors = [torch.randn(size).to(torch.bfloat16) for size in (3, 500, 1, 3000, 300)]
     memory = HostMemory((tensor.nbytes for tensor in tensors), CPU, piece_bytes=4096)
-    kept = [memory.keep(tensor) for tensor in tensors]
+    kept = [memory.store(tensor) for tensor in tensors]
     assert all(map(torch.equal, kept, tensors))
     pieces = {copy.untyped_storage().data_ptr(): len(copy.untyped_storage()) for copy in kept}
     assert list(pieces.values()) == [4096, 6144, 768]
@@ -124,7 +129,7 @@ def test_latents_are_the_same_bit_for_bit(
 ) -> None:
     """Sessions with guidance, an image and an adapter."""
     plain: LoadedModel = latent_model(checkpoints[variant], quantization=quantization)
-    monkeypatch.setattr(layer_stream, "CopyStream", LateLane)
+    monkeypatch.setattr(offload, "CopyStream", LateLane)
     offloaded = load_model(str(checkpoints[variant]), quantization=quantization, offload=True)
     assert plain.vae is not None
     assert offloaded.vae is not None
@@ -146,8 +151,8 @@ def test_latents_are_the_same_bit_for_bit(
 def test_pixels_are_the_same_bit_for_bit(checkpoints: dict[str, Path]) -> None:
     latents = torch.randn(16, 9, 2, 2)
     frames = []
-    for offload in (False, True):
-        vae = load_model(str(checkpoints["base"]), roles=("decode",), offload=offload).vae
+    for is_offloaded in (False, True):
+        vae = load_model(str(checkpoints["base"]), roles=("decode",), offload=is_offloaded).vae
         assert vae is not None
         frames.append(vae.decode(latents))
     assert torch.equal(*frames)
@@ -179,7 +184,7 @@ def test_the_device_holds_what_arithmetic_says(
     parts = build_parts(checkpoint.folder, checkpoint.config, torch.bfloat16, quantization)
     counted = {}
     for name, part in parts.items():
-        sizes = kept_bytes(*part)
+        sizes = weight_bytes(*part)
         counted[name] = place_part(name, sizes).device_bytes(sizes)
     model = load_model(
         str(checkpoints["mid"]), dtype="bfloat16", quantization=quantization, offload=True
@@ -197,11 +202,14 @@ def test_14b_takes_little_of_a_small_device(
     """The figures of docs/memory.md, in GB."""
     checkpoint = open_checkpoint("BestWishYsh/Helios-Distilled", "dummy")
     parts = build_parts(checkpoint.folder, checkpoint.config, torch.bfloat16, quantization)
-    sizes = {name: kept_bytes(*part) for name, part in parts.items()}
+    sizes = {name: weight_bytes(*part) for name, part in parts.items()}
     placements = {name: place_part(name, size) for name, size in sizes.items()}
     held = {name: item.device_bytes(sizes[name]) / 1e9 for name, item in placements.items()}
     copied = placements["transformer"]
-    near = lambda value: pytest.approx(value, abs=0.005)  # noqa: E731
+
+    def near(value: float) -> object:
+        return pytest.approx(value, abs=0.005)
+
     assert held == {
         "transformer": near(transformer),
         "text_encoder": near(0.77),

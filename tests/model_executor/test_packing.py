@@ -66,7 +66,7 @@ def job_of(wish: Wish, model: LoadedModel, lora: str) -> tuple[Job, ModelRunner]
     assert worker.runner is not None
     state = scheduler.add_worker("here", NUM_BLOCKS, worker.ready.text_rows)
     scale = wish.lora_scale
-    extra = {} if scale is None else {"lora": lora, "lora_scale": scale}
+    extra: dict[str, Any] = {} if scale is None else {"lora": lora, "lora_scale": scale}
     session = ready_session(model, wish.case.request(**extra))
     scheduler.add_session(session)
     for _ in range(wish.steps_before):

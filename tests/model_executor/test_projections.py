@@ -2,7 +2,6 @@
 
 import torch
 
-from helios_serve.model_executor.models.helios.lora import LoraLinear
 from tests.support.packed_forward import mixed_segments, tiny_transformer
 
 CPU = torch.device("cpu")
@@ -24,7 +23,8 @@ def test_joining_keeps_names_and_values_and_adds_no_memory() -> None:
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    layers = [model.layers[0].attn1.get_submodule(name) for name in ("to_q", "to_k", "to_v")]
-    places = [layer.weight.data_ptr() for layer in layers if isinstance(layer, LoraLinear)]
-    size = layers[0].weight.nbytes
+    attention = model.layers[0].attn1
+    weights = [attention.get_parameter(f"{name}.weight") for name in ("to_q", "to_k", "to_v")]
+    places = [weight.data_ptr() for weight in weights]
+    size = weights[0].nbytes
     assert places == [places[0], places[0] + size, places[0] + 2 * size]

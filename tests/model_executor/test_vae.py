@@ -16,12 +16,12 @@ from helios_serve.model_config import Geometry
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.side_thread import side_thread
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 
 
 @pytest.fixture(scope="module")
 def vae(checkpoints: dict[str, Path]) -> Vae:
-    return load_model(str(checkpoints["base"])).vae
+    return loaded(load_model(str(checkpoints["base"])).vae)
 
 
 def random_frames(count: int, height: int, width: int) -> Tensor:
@@ -72,7 +72,7 @@ def test_posteriors_are_cached_by_pixels_and_size(vae: Vae) -> None:
 
 
 def test_the_posterior_cache_forgets_the_oldest(vae: Vae, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Vae(vae.model, vae.device, vae.visit)
+    small = Vae(vae.model, vae.device, vae.on_device)
     first, second, third = (random_frames(1, 32, 32) + shade for shade in range(3))
     room = vae_module.num_bytes(vae.encode(first))
     monkeypatch.setattr(vae_module, "MAX_CACHED_BYTES", 2 * room)

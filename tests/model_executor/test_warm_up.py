@@ -14,7 +14,7 @@ from helios_serve.model_executor.worker.warm_up import warm_up
 from tests.support.models import load_model
 
 FORWARDS = {"base": 2, "mid": 6, "distilled": 6}
-"""Of each crowd: two steps a stage."""
+"""Forwards of each batch: two steps per stage."""
 
 
 def denoiser(folder: Path) -> LoadedModel:
@@ -68,5 +68,5 @@ def test_a_device_on_which_it_fails_is_refused(checkpoints: dict[str, Path]) -> 
     model = denoiser(checkpoints["distilled"])
     assert model.transformer is not None
     model.transformer.proj_out.bias.fill_(torch.nan)
-    with pytest.raises(DeviceError, match="got cpu, where a first chunk failed: .* NaN"):
+    with pytest.raises(DeviceError, match="got cpu, on which the warm-up failed: .* NaN"):
         warm_up(model.transformer, model.config)

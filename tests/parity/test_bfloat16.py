@@ -10,7 +10,7 @@ from torch import Tensor
 from helios_serve.kernels import reference
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
 from helios_serve.model_executor.models.helios.transformer import log_parts
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 from tests.support.videos import Case, diffusers_latents, our_latents
 
 TOLERANCE_RMS = 0.06
@@ -26,7 +26,7 @@ def test_latents_stay_close_to_diffusers_in_bfloat16(
     case = Case(variant, chunks=2).with_defaults()
     exact = diffusers_latents(latent_pipeline(checkpoints[variant]), case)
     model = load_model(str(checkpoints[variant]), dtype="bfloat16")
-    model.vae.decode = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[method-assign]
+    loaded(model.vae).decode = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[assignment, method-assign]
     got = our_latents(model, case)
     assert got.dtype == (torch.bfloat16 if variant == "distilled" else torch.float32)
     assert (got - exact).square().mean().sqrt() < TOLERANCE_RMS
@@ -38,13 +38,14 @@ def test_attention_gets_one_dtype_for_all_its_inputs(
     """CUDA kernels refuse, or misread, a mask of another dtype; the CPU would take it."""
     attend, masked = reference.attend, []
 
-    def checked(*inputs: Tensor | None) -> Tensor:
-        masked.append(len(inputs) == 4 and inputs[3] is not None)
+    def checked(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        masked.append(bias is not None)
+        inputs = (query, key, value, bias)
         assert {item.dtype for item in inputs if item is not None} == {torch.bfloat16}
-        return attend(*inputs)
+        return attend(query, key, value, bias)
 
     model = load_model(str(checkpoints["distilled"]), dtype="bfloat16")
-    model.vae.decode = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[method-assign]
+    loaded(model.vae).decode = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[assignment, method-assign]
     monkeypatch.setattr(reference, "attend", checked)
     our_latents(model, Case("distilled", chunks=1).with_defaults())
     assert set(masked) == {False, True}

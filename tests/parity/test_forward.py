@@ -17,6 +17,7 @@ from helios_serve.model_executor.models.helios.samplers import patchify, unpatch
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.weights import find_sources, stream_weights
 from helios_serve.model_executor.worker.history_pool import HistoryPool
+from tests.support.models import loaded
 from tests.support.tiny_checkpoint import TEXT_DIM, make_transformer
 
 TOLERANCE = 1e-5
@@ -110,7 +111,7 @@ def test_forward_equals_diffusers(
     geometry = Geometry(height, width)
     inputs = random_inputs(geometry, stage, model.config.stages)
     expected = their_flow(latent_pipeline(checkpoints[variant]).transformer, inputs, timestep)
-    got = our_flow(model.transformer, model.config, inputs, geometry, stage, timestep)
+    got = our_flow(loaded(model.transformer), model.config, inputs, geometry, stage, timestep)
     assert (got - expected).abs().max() < TOLERANCE
 
 

@@ -50,7 +50,7 @@ def test_tenants_have_the_defaults_and_what_is_their_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = ", "is no TOML: Invalid value"),
+        ("x = ", "is not valid TOML: Invalid value"),
         ("[tenant.a]", "got 'tenant', expected [defaults] and [tenants.NAME]"),
         ("tenants = 3", "got tenants = 3, expected a table [tenants]"),
         ("[tenants]\na = 3", "got tenants.a = 3, expected a table [tenants.a]"),

@@ -158,8 +158,8 @@ def test_an_event_is_given_up_in_the_end(
         with caplog.at_level(logging.WARNING):
             deliver(store, server, lambda: pending(store) == 0)
     assert len(server.got) == attempts
-    assert f"is given up: got status {status}" in caplog.text
-    assert caplog.text.count(" waits ") == attempts - 1
+    assert f"dropped: got status {status}" in caplog.text
+    assert caplog.text.count(" failed, retrying in ") == attempts - 1
 
 
 def test_a_day_of_attempts_comes_to_its_end() -> None:
@@ -257,13 +257,21 @@ def test_flags_and_secret_make_an_endpoint(
 @pytest.mark.parametrize(
     ("given", "secret", "message"),
     [
-        (("--webhook-url", "http://a.example/"), SECRET, "of scheme 'http', expected https"),
-        (("--webhook-url", "https://a:b@a.example/"), SECRET, "with a user's name"),
+        (("--webhook-url", "http://a.example/"), SECRET, "got URL scheme 'http', expected https"),
+        (
+            ("--webhook-url", "https://a:b@a.example/"),
+            SECRET,
+            "got a URL with a user name or password",
+        ),
         ((*URL, FLAG, "other.example"), SECRET, f"expected one of {FLAG}"),
         ((*URL, FLAG, "*"), SECRET, "expected HOST or"),
-        (URL, "whsec_short", "HELIOS_WEBHOOK_SECRET: got something else, expected whsec_ and 24"),
-        (URL, SECRET[6:], "got something else"),
-        (URL, "", "got no secret"),
+        (
+            URL,
+            "whsec_short",
+            "HELIOS_WEBHOOK_SECRET: invalid secret, expected whsec_ followed by 24",
+        ),
+        (URL, SECRET[6:], "invalid secret"),
+        (URL, "", "no secret found"),
         (URL, None, "got --webhook-url without a secret"),
         ((*URL, "--webhook-secret-file", "/nowhere"), None, "/nowhere: No such file"),
         ((FLAG, "a.example"), None, "expected --webhook-url too"),

@@ -16,7 +16,7 @@ from helios_serve.store.files import (
     write_file,
     write_struct,
 )
-from helios_serve.store.folders import folder_name
+from helios_serve.store.job_files import folder_name
 
 HOSTILE_IDS = [
     "", ".", "..", "../../x", "a/b", "/etc", "a\\b", "a b", "%2e%2e", "a\0b", "a\n", "A", "a", "~a",

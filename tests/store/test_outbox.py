@@ -91,7 +91,7 @@ def test_events_are_postponed_and_forgotten(store: VideoStore) -> None:
     outbox.postpone(first.id, until=200)
     outbox.forget(second.id)
     assert outbox.due(100, 10) == [third]
-    assert outbox.due(100, 10, but=(third.id,)) == []
+    assert outbox.due(100, 10, exclude=(third.id,)) == []
     assert [event.attempts for event in outbox.due(200, 10)] == [0, 1]
     assert len(outbox.due(200, 1)) == 1
 

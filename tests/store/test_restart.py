@@ -63,7 +63,7 @@ def check_state(store: VideoStore, next_chunk: int) -> None:
 @pytest.mark.parametrize(
     ("target", "next_chunk"),
     [
-        pytest.param("segments.SegmentStore.put", 1, id="before-the-segment"),
+        pytest.param("job_files.SegmentStore.put", 1, id="before-the-segment"),
         pytest.param("snapshots.SnapshotStore.put", 1, id="before-the-snapshot"),
         pytest.param("jobs.JobStore.advance", 1, id="before-the-transaction"),
         pytest.param("snapshots.SnapshotStore.delete_others", 2, id="before-the-cleanup"),
@@ -83,7 +83,7 @@ def test_a_job_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
     assert run_until(tmp_path, f"{STORE}.jobs.JobStore.add", call=1)
     with closing(VideoStore(tmp_path)) as store:
         assert (store.jobs(), files(tmp_path)) == ([], set())
-    assert run_until(tmp_path, f"{STORE}.segments.SegmentStore.put", call=1)
+    assert run_until(tmp_path, f"{STORE}.job_files.SegmentStore.put", call=1)
     with closing(VideoStore(tmp_path)) as store:
         check_state(store, 0)
         assert store.unfinished() == [Unfinished(writer.request(), None, 0, 0)]

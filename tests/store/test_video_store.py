@@ -13,7 +13,7 @@ import pytest
 
 from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.messages import Segment, Snapshot, TensorData
-from helios_serve.store.segments import SegmentStore
+from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import Unfinished, VideoStore
 from helios_serve.video_request import Frames, VideoRequest

@@ -20,7 +20,7 @@ SHORT: dict[str, Any] = {"extra_body": {"num_frames": 40, "seed": 3}, "size": "6
 
 def frames_of(data: bytes) -> np.ndarray:
     """Frames as pixels; their timestamps are even."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frames = list(container.decode(video=0))
     steps = np.diff([frame.pts for frame in frames])
     assert (steps == steps[0]).all()

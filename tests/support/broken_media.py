@@ -29,6 +29,7 @@ def movie(container: str = "mp4", codec: str = "libx264", frames: int = 40) -> b
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=24)
+        assert isinstance(stream, av.VideoStream)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 24)

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from helios_serve.kernels.registry import triton_kernels
 from tests.support.kernel_cases import Make, large_cases
 
 NVIDIA = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -72,15 +73,13 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> None:
-    from helios_serve.kernels import fused
-
     dry = DryDriver()
     driver.set_active(dry)
     kernels = []
     make = Make(getattr(torch, sys.argv[1]))
     for case, call in large_cases().items():
         before = len(dry.utils.loaded)
-        call(fused, make)
+        call(triton_kernels(), make)
         for name, cubin, shared in dry.utils.loaded[before:]:
             needs = resources(cubin) | {"SHARED": shared}
             kernels.append({"case": case, "kernel": name} | needs)

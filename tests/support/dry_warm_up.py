@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
-from helios_serve.kernels import dispatch
+from helios_serve.kernels import registry
 from helios_serve.kernels.backend import KernelChoice
 from helios_serve.messages import SchedulerOutput
 from helios_serve.model_config import CHUNK_LATENTS, Geometry, HeliosConfig
@@ -63,7 +63,7 @@ def main() -> None:
     dry = DryDriver()
     driver.set_active(dry)
     leave_nothing_unset()
-    for module in (dispatch, warm_up):
+    for module in (registry, warm_up):
         module.choose_kernels = lambda _: KernelChoice("triton", "triton")  # type: ignore[attr-defined]
     config = WorkerConfig(device="cpu", dtype="bfloat16", roles=("denoise",), history_blocks=BLOCKS)
     worker = load_rank(config, lambda _: None)

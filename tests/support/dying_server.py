@@ -15,8 +15,8 @@ from typing import Any
 from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.entrypoints.cli.main import main
+from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.jobs import JobStore
-from helios_serve.store.segments import SegmentStore
 from helios_serve.store.video_store import VideoStore
 
 POINTS: dict[str, tuple[Any, str, bool]] = {

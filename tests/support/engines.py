@@ -50,7 +50,7 @@ def request(name: str, frames: int = 66, **options: Any) -> VideoRequest:
     """A request for a small video; `options` are those of its parameters or its own."""
     own = {key: value for key, value in options.items() if key in VideoRequest.__struct_fields__}
     params = {key: value for key, value in options.items() if key not in own}
-    small = {"width": 64, "height": 64, "seed": 3, "steps": (1, 1, 1)}
+    small: dict[str, Any] = {"width": 64, "height": 64, "seed": 3, "steps": (1, 1, 1)}
     return VideoRequest(
         request_id=name,
         params=SamplingParams(num_frames=frames, **small | params),
@@ -127,7 +127,7 @@ def frame_numbers(segments: Iterable[Segment], fps: int = 24) -> list[float]:
     """When each frame is shown, in frames from the video's beginning."""
     parts = list(segments)
     data = parts[0].header + b"".join(part.fragment for part in parts)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [
             float(frame.pts * frame.time_base * fps)
             for frame in container.decode(video=0)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import trustme
 
-from helios_serve.service.outbound.addresses import Address
-from helios_serve.service.outbound.outbound import Outbound
+from helios_serve.service.outbound.outbound import Address, Outbound
 from helios_serve.service.outbound.urls import AllowedDomains
 
 HOST = "receiver.example"

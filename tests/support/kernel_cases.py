@@ -1,19 +1,19 @@
 """Calls of every kernel on reproducible inputs: for its reference, the interpreter and compilers.
 
-A case takes the module of kernels to call, so both sides see the same inputs. Run as a script it
+A case takes the kernels to call, so both sides see the same inputs. Run as a script it
 prints, as JSON, how far the kernels are from their references in Triton's interpreter.
 """
 
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from helios_serve.kernels import reference
 from helios_serve.kernels.fp8 import FP8
+from helios_serve.kernels.registry import REFERENCE, Kernels, triton_kernels
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run
 
@@ -44,7 +44,7 @@ class Make(NamedTuple):
         return torch.randint(bound, shape, generator=generator, dtype=dtype).to(self.device)
 
 
-Call = Callable[[Any, Make], Sequence[Tensor]]
+Call = Callable[[Kernels, Make], Sequence[Tensor]]
 
 
 def norm_table(make: Make, dim: int, rows: int = 4) -> NormTable:
@@ -54,7 +54,7 @@ def norm_table(make: Make, dim: int, rows: int = 4) -> NormTable:
 
 
 def norm_case(layout: Sequence[Run], dim: int, table_rows: int) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         rows = PackRows(layout, make.device)
         x = make.values(len(rows), dim)
         return [kernels.norm_modulate(x, rows, norm_table(make, dim, table_rows), EPS)]
@@ -63,7 +63,7 @@ def norm_case(layout: Sequence[Run], dim: int, table_rows: int) -> Call:
 
 
 def gated_case(layout: Sequence[Run], dim: int, *, noise_only: bool) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         rows = PackRows(layout, make.device)
         x, update = (make.values(len(rows), dim, seed=seed) for seed in (0, 1))
         gate = make.values(4, 6, dim, seed=2, dtype=torch.float32)[:, 2]
@@ -75,7 +75,7 @@ def gated_case(layout: Sequence[Run], dim: int, *, noise_only: bool) -> Call:
 
 
 def noise_residual_case(layout: Sequence[Run], dim: int) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         rows = PackRows(layout, make.device)
         x, update = make.values(len(rows), dim), make.values(rows.num_noise, dim, seed=1)
         return [x, kernels.noise_residual_norm_(x, update, rows, norm_table(make, dim), EPS)]
@@ -96,7 +96,7 @@ def make_rope(make: Make, rows: PackRows, head_dim: int) -> PackedRope:
 
 
 def qk_case(layout: Sequence[Run], heads: tuple[int, int], *, scaled: bool) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         rows, dim = PackRows(layout, make.device), heads[0] * heads[1]
         query, key, _ = torch.split(make.values(len(rows), 3 * dim), dim, dim=1)
         weights = make.values(dim, seed=1), make.values(dim, seed=2)
@@ -114,7 +114,7 @@ def qk_case(layout: Sequence[Run], heads: tuple[int, int], *, scaled: bool) -> C
 def norm_rope_case(
     layout: Sequence[Run], heads: tuple[int, int], *, rotated: bool, scaled: bool
 ) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         rows, dim = PackRows(layout, make.device), heads[0] * heads[1]
         rope = make_rope(make, rows, heads[1]) if rotated else None
         scale = make.values(heads[0], seed=3, dtype=torch.float32) if scaled else None
@@ -127,7 +127,7 @@ def norm_rope_case(
 def attention_case(
     queries: Sequence[int], keys: Sequence[int], heads: tuple[int, int], *, biased: bool
 ) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         lengths = Lengths(queries, make.device), Lengths(keys, make.device)
         query = make.values(sum(queries), *heads)
         dim = heads[0] * heads[1]
@@ -140,7 +140,7 @@ def attention_case(
 
 
 def gather_case(places: int, width: int) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         pool, window = make.values(9, 16, width), make.whole(9, 20)
         return [kernels.gather_window(pool, window, make.whole(320, places))]
 
@@ -148,7 +148,7 @@ def gather_case(places: int, width: int) -> Call:
 
 
 def stage_case(grid: tuple[int, int], noise_dtype: torch.dtype | None = None) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         patches = 9 * grid[0] * grid[1]
         rows = make.values(patches, 64)
         drawn = make.values(16, 4 * patches, 4, dtype=torch.float32)
@@ -160,7 +160,7 @@ def stage_case(grid: tuple[int, int], noise_dtype: torch.dtype | None = None) ->
 
 
 def dmd_case(rows: int, next_sigma: float | None, latents: torch.dtype | None = None) -> Call:
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         sample, start = (make.values(rows, 64, seed=seed, dtype=latents) for seed in (0, 1))
         flow = make.values(rows, 64, seed=2)
         return [kernels.dmd_step(sample, flow, start, 0.7123456789, next_sigma)]
@@ -171,7 +171,7 @@ def dmd_case(rows: int, next_sigma: float | None, latents: torch.dtype | None = 
 def quantize_case(rows: int, dim: int, dtype: torch.dtype) -> Call:
     """Rows of a wider tensor, of which the first is zero, the last tiny."""
 
-    def call(kernels: Any, make: Make) -> list[Tensor]:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
         x = make.values(rows, dim + 3)[:, :dim]
         x[0] = 0
         x[-1] *= 2**-10
@@ -195,12 +195,12 @@ def small_cases() -> dict[str, Call]:
             cases[f"qk, {where}"] = qk_case(layout, heads, scaled=False)
             cases[f"scaled qk, {where}"] = qk_case(layout, heads, scaled=True)
     for size in ("5 x 24", "40 x 128"):
-        layout, (heads, head_dim) = LAYOUTS["several"], HEADS[size]
-        cases[f"norm by one row, {size}"] = norm_case(layout, heads * head_dim, 1)
-        cases[f"qk, {size}"] = qk_case(layout, HEADS[size], scaled=False)
+        layout, heads = LAYOUTS["several"], HEADS[size]
+        cases[f"norm by one row, {size}"] = norm_case(layout, heads[0] * heads[1], 1)
+        cases[f"qk, {size}"] = qk_case(layout, heads, scaled=False)
         for rotated, scaled in ((False, False), (True, False), (True, True)):
             cases[f"norm, rotated {rotated}, scaled {scaled}, {size}"] = norm_rope_case(
-                layout, HEADS[size], rotated=rotated, scaled=scaled
+                layout, heads, rotated=rotated, scaled=scaled
             )
     lengths = {"one": ((70,), (33,)), "several": ((1, 140, 7), (65, 1, 130))}
     for name, (queries, keys) in lengths.items():
@@ -263,13 +263,11 @@ def error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 def main() -> None:
     assert os.environ["TRITON_INTERPRET"] == "1"
-    from helios_serve.kernels import fused
-
     errors = {}
     for dtype in (torch.float32, torch.float16):
         make = Make(dtype)
         for name, call in small_cases().items():
-            expected, got = call(reference, make), call(fused, make)
+            expected, got = call(REFERENCE, make), call(triton_kernels(), make)
             assert [item.dtype for item in got] == [item.dtype for item in expected], name
             errors[f"{name}, {dtype}"] = error(got, expected)
     print(json.dumps(errors))

@@ -19,8 +19,7 @@ def write_lora(
     for block in range(transformer.config.num_layers):
         for layer in LAYERS:
             name = f"blocks.{block}.{layer}"
-            weight = transformer.get_submodule(name).weight
-            out_features, in_features = weight.shape
+            out_features, in_features = transformer.get_parameter(f"{name}.weight").shape
             down = torch.randn(rank, in_features, generator=generator) * in_features**-0.5
             up = torch.randn(out_features, rank, generator=generator) * 0.3
             tensors[f"{prefix}{name}.lora_A.weight"] = down

@@ -20,6 +20,7 @@ from vllm_omni.diffusion.request import OmniDiffusionRequest
 from vllm_omni.entrypoints.async_omni import AsyncOmni
 from vllm_omni.inputs.data import OmniDiffusionSamplingParams
 
+from helios_serve.engine.launch import launch
 from helios_serve.integrations import host, vllm_omni
 from helios_serve.messages import SchedulerOutput
 
@@ -78,7 +79,6 @@ class Steps:
 
 async def abort(model: str, output: Path) -> None:
     steps = Steps()
-    launch = host.launch
 
     def watched(*arguments: Any, **options: Any) -> Any:
         core = launch(*arguments, **options)

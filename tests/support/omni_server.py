@@ -106,7 +106,7 @@ def wait_until_healthy(server: OmniServer) -> None:
 
 
 def count_frames(data: bytes) -> int:
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return sum(1 for _ in container.decode(video=0))
 
 
@@ -116,6 +116,6 @@ def differ(one: bytes, other: bytes) -> int:
 
 
 def _pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.int16]]:
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames).astype(np.int16)

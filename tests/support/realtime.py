@@ -65,9 +65,15 @@ class RealtimeClient:
             pass
         return message
 
+    def hear_chunk(self) -> Chunk:
+        message = self.hear()
+        assert isinstance(message, Chunk), message
+        return message
+
     def rest(self) -> tuple[list[Chunk], list[Json]]:
         """All that comes until the session is done; the last message says so."""
-        chunks, messages = [], []
+        chunks: list[Chunk] = []
+        messages: list[Json] = []
         while not messages or messages[-1]["type"] != "session.done":
             message = self.hear()
             if isinstance(message, Chunk):

@@ -147,7 +147,7 @@ class Service:
         """The worker's process, if it has one by now."""
         if isinstance(self.executor, LocalExecutor):
             return self.executor.pid(worker_id)
-        place = self.executor.place(worker_id)
+        place = self.executor.placement(worker_id)
         return place and place.pid
 
     def kill(self, worker_id: str, number: signal.Signals = signal.SIGKILL) -> None:

@@ -81,7 +81,7 @@ class Realtime:
 
     def chunk(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The next chunk, (frames, height, width, 3)."""
-        parts = []
+        parts: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
         while True:
             message = self.message()
             if message["type"] == "chunk_stats":
@@ -89,6 +89,7 @@ class Realtime:
             assert message["type"] in ("frame_batch", "frame_batch_header"), message
             # A small payload is part of its message, a large one comes behind it.
             payload = message.get("payload") or self._connection.recv(VIDEO_SECONDS)
+            assert isinstance(payload, bytes)
             pixels = np.frombuffer(payload, np.uint8)
             parts.append(pixels.reshape(-1, message["height"], message["width"], 3))
 

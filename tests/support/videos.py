@@ -81,7 +81,8 @@ class Case:
 
     @property
     def image(self) -> np.ndarray:
-        return self._pixels(1)[0]
+        first: np.ndarray = self._pixels(1)[0]
+        return first
 
     @property
     def video(self) -> np.ndarray:
@@ -121,7 +122,7 @@ def diffusers_latents(pipeline: Any, case: Case) -> Tensor:
     if case.switches:
         options["callback_on_step_end"] = prompt_switcher(pipeline, case)
         options["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
-    return pipeline(
+    latents: Tensor = pipeline(
         case.prompt,
         negative_prompt=NEGATIVE,
         height=case.height,
@@ -132,6 +133,7 @@ def diffusers_latents(pipeline: Any, case: Case) -> Tensor:
         output_type="latent",
         **options,
     ).frames
+    return latents
 
 
 def prompt_switcher(pipeline: Any, case: Case) -> Any:
@@ -145,9 +147,12 @@ def prompt_switcher(pipeline: Any, case: Case) -> Any:
         if rest:
             return {}
         mix = prompt_weights(case.prompt, case.params, chunk)
-        encode = lambda text: pipeline.encode_prompt(  # noqa: E731
-            text, do_classifier_free_guidance=False, max_sequence_length=512
-        )[0]
+
+        def encode(text: str) -> Any:
+            return pipeline.encode_prompt(
+                text, do_classifier_free_guidance=False, max_sequence_length=512
+            )[0]
+
         return {"prompt_embeds": sum(item.weight * encode(item.prompt) for item in mix)}
 
     return on_step_end
@@ -254,7 +259,7 @@ class SteppedExecutor:
         return self.worker.runner
 
     def start_worker(self, config: WorkerConfig) -> str:  # noqa: ARG002
-        self._beside.enter_context(self.worker.beside(self.commands))
+        self._beside.enter_context(self.worker.task_threads(self.commands))
         self._inbox.put("stepped", self.worker.ready)
         return "stepped"
 

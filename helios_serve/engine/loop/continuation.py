@@ -1,4 +1,4 @@
-"""Videos that go on from a snapshot of another one, or of their own."""
+"""Videos that continue from a snapshot."""
 
 import hashlib
 
@@ -11,34 +11,34 @@ from helios_serve.model_config import CHUNK_FRAMES
 
 
 def check_continuation(session: Session) -> None:
-    """Raise InvalidRequestError unless the session's request can go on from its snapshot."""
+    """Raise InvalidRequestError unless the session's request can continue from its snapshot."""
     snapshot = session.snapshot
     if snapshot is None:
         return
     if session.params.num_chunks <= snapshot.chunk:
         raise InvalidRequestError(
             f"got num_frames {session.params.num_frames}, expected more than the "
-            f"{snapshot.chunk * CHUNK_FRAMES} that there are already",
+            f"{snapshot.chunk * CHUNK_FRAMES} that are finished",
             param="num_frames",
         )
     params = session.params
     if (params.width, params.height) != (snapshot.width, snapshot.height):
         raise InvalidRequestError(
             f"got size {params.width}x{params.height}, expected {snapshot.width}x{snapshot.height} "
-            "as in the video to go on from",
+            "as in the video that is continued",
             param="size",
         )
 
 
-def fork_snapshots(snapshot: Snapshot, seed: int, count: int) -> list[Snapshot]:
-    """The same history `count` times, each with a generator of its own behind it."""
-    return [
-        msgspec.structs.replace(snapshot, reseed=child_seed(seed, snapshot.chunk, index))
-        for index in range(count)
-    ]
+def fork_snapshot(snapshot: Snapshot, seed: int, index: int) -> Snapshot:
+    """The same history for the fork number `index`, which draws from a generator of its own.
+
+    `seed` is the parent's.
+    """
+    return msgspec.structs.replace(snapshot, reseed=child_seed(seed, snapshot.chunk, index))
 
 
 def child_seed(seed: int, chunk: int, index: int) -> int:
-    """63 bits that depend on all three, and look like none of them."""
+    """63 bits that depend on all three arguments."""
     digest = hashlib.blake2b(f"{seed}:{chunk}:{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_state import WorkerState
-from helios_serve.engine.loop.continuation import check_continuation, fork_snapshots
+from helios_serve.engine.loop.continuation import check_continuation
 from helios_serve.engine.loop.decode_stage import DecodeStage
 from helios_serve.engine.loop.encode_stage import EncodeStage
 from helios_serve.engine.loop.events import (
@@ -142,20 +142,18 @@ class EngineCore:
             session, session.prompts.missing, seed_from
         )
 
-    def fork_points(self, parent_id: str, count: int) -> list[Snapshot]:
-        """Snapshots from which `count` children of a running video continue: its last chunk edge.
+    def fork_point(self, parent_id: str) -> Snapshot:
+        """The last chunk edge that a running video has reached, where it can be forked.
 
-        Each child draws from a generator of its own, seeded with the parent's seed and the child's
-        number. With the parent and each other as `siblings`, they share blocks where they can.
         Raises InvalidRequestError for a video without a finished chunk.
         """
         parent = self.scheduler.sessions.get(parent_id)
         if parent is None or parent.snapshot is None or parent.snapshot.chunk == 0:
             raise InvalidRequestError(
                 f"got {parent_id!r} to fork, expected a running video with a finished chunk",
-                param="parent",
+                param="video",
             )
-        return fork_snapshots(parent.snapshot, parent.params.seed, count)
+        return parent.snapshot
 
     def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None

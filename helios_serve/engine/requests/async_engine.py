@@ -1,11 +1,12 @@
 """The engine for asyncio: takes requests for several models and returns videos chunk by chunk."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
 
 from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.submission import Submission
 from helios_serve.engine.requests.active_requests import ActiveRequests
 from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.engine.requests.delivery import EventDelivery
@@ -14,7 +15,7 @@ from helios_serve.engine.requests.model_pool import ModelPool, done
 from helios_serve.engine.requests.progress import Progress, progress_of, progress_of_some
 from helios_serve.engine.requests.recovery import Recovery
 from helios_serve.engine.requests.stored_stream import CANCELLED
-from helios_serve.engine.requests.submissions import Submissions, with_model
+from helios_serve.engine.requests.submissions import Submissions
 from helios_serve.errors import CapacityError, EngineDeadError, RequestFailedError
 from helios_serve.messages import Snapshot
 from helios_serve.metrics import Metrics
@@ -71,7 +72,7 @@ class AsyncEngine:
 
     async def generate(
         self, request: VideoRequest, *, continue_from: Snapshot | None = None
-    ) -> AsyncIterator[VideoChunk]:
+    ) -> AsyncGenerator[VideoChunk, None]:
         """Make a video and read it; ends it when the reader leaves before it is complete.
 
         Raises what `submit` and `watch` do.
@@ -112,33 +113,20 @@ class AsyncEngine:
             extends=extends,
             siblings=siblings,
         )
-        adding = asyncio.ensure_future(self._submissions.add(submission))
-        try:
-            await asyncio.shield(adding)
-        except CapacityError as error:
-            self.metrics.rejections.labels(submission.request.model or "", error.code).inc()
-            raise
-        except asyncio.CancelledError:
-            await asyncio.wait((adding,))
-            if not adding.cancelled() and adding.exception() is None:
-                await self._submissions.withdraw(submission.request)
-            raise
+        await self._add(submission)
 
     async def fork(self, parent_id: str, requests: Sequence[VideoRequest]) -> None:
-        """Accept requests that continue a running video, each in its own way.
+        """Accept requests that continue a video, each in its own way.
 
-        They start at the video's last chunk edge, and their `num_frames` count from its beginning.
-        Raises what `submit` does; then none of them is accepted.
+        With a store they start after the last stored chunk of a running or finished video, whose
+        chunks are their first ones; without one, at the last chunk edge of a running video. Their
+        `num_frames` count from its beginning. Raises what `submit` does; then none is accepted.
         """
-        parent = self._active.find(parent_id)
-        snapshots = await done(parent.thread.call(EngineCore.fork_points, parent_id, len(requests)))
-        siblings = (parent_id, *(request.request_id for request in requests))
         accepted: list[VideoRequest] = []
         try:
-            for request, snapshot in zip(requests, snapshots, strict=True):
-                child = with_model(request, parent.model)
-                await self.submit(child, continue_from=snapshot, siblings=siblings)
-                accepted.append(child)
+            for submission in await self._submissions.forks(parent_id, requests):
+                await self._add(submission)
+                accepted.append(submission.request)
         except BaseException:
             for child in accepted:
                 await self._submissions.withdraw(child)
@@ -244,6 +232,20 @@ class AsyncEngine:
         """End the streams of all active requests; stored chunks can still be read."""
         for name in list(self._active.handles):
             self._active.end(name, CLOSED)
+
+    async def _add(self, submission: Submission) -> None:
+        """Add a prepared request; if the caller is cancelled, leave nothing of it."""
+        adding = asyncio.ensure_future(self._submissions.add(submission))
+        try:
+            await asyncio.shield(adding)
+        except CapacityError as error:
+            self.metrics.rejections.labels(submission.request.model or "", error.code).inc()
+            raise
+        except asyncio.CancelledError:
+            await asyncio.wait((adding,))
+            if not adding.cancelled() and adding.exception() is None:
+                await self._submissions.withdraw(submission.request)
+            raise
 
     async def _close(self) -> None:
         """End everything in any case; then raise the first error, if there was one."""

@@ -43,6 +43,7 @@ class RequestHandle:
         self.request_id = request.request_id
         self.model = request.model
         self.num_chunks = num_chunks(request.params.num_frames)
+        self.seed = request.params.seed
         self.max_lead = request.max_lead_chunks
         self.thread = thread
         self.stream = stream

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import msgspec
 
+from helios_serve.engine.loop.continuation import fork_snapshot
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.submission import Submission
 from helios_serve.engine.requests.active_requests import ActiveRequests
@@ -17,6 +18,7 @@ from helios_serve.engine.requests.model_pool import ModelPool, done
 from helios_serve.engine.requests.stored_stream import CANCELLED
 from helios_serve.errors import EngineDeadError, InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.store.jobs import StoredJob
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
@@ -56,13 +58,34 @@ class Submissions:
         stored_from = None
         if extends is not None:
             assert self.store is not None, "without a store no video is kept to be extended"
-            parent = await asyncio.to_thread(parent_of, self.store, extends, request)
-            request, resume_point, stored_from = parent
-        if self.store is not None:
-            request = msgspec.structs.replace(request, output="segment")
-        request = with_model(request, self.models.default_model)
-        params = self.models.check(request)
-        return Submission(request, params, resume_point, siblings, stored_from, extends)
+            parent = await asyncio.to_thread(extended_parent, self.store, extends, request)
+            request = with_model(request, parent.model)
+            resume_point, stored_from = parent.resume_point, parent.first_chunk
+        return self._checked(request, resume_point, siblings, stored_from, extends)
+
+    async def forks(self, parent_id: str, requests: Sequence[VideoRequest]) -> list[Submission]:
+        """Check requests that continue a video in their own ways, and find where they start.
+
+        Each draws from a generator of its own. Raises InvalidRequestError or NotAllowedError.
+        """
+        if self.store is None:
+            handle = self.active.find(parent_id)
+            snapshot = await done(handle.thread.call(EngineCore.fork_point, parent_id))
+            parent = Parent(handle.model, handle.seed, ResumePoint(snapshot))
+        else:
+            parent = await asyncio.to_thread(forked_parent, self.store, parent_id)
+        point = parent.resume_point
+        siblings = (parent_id, *(request.request_id for request in requests))
+        return [
+            self._checked(
+                with_model(request, parent.model),
+                ResumePoint(fork_snapshot(point.snapshot, parent.seed, index), point.tail),
+                siblings,
+                parent.first_chunk,
+                None if self.store is None else parent_id,
+            )
+            for index, request in enumerate(requests)
+        ]
 
     async def add(self, submission: Submission) -> None:
         """Reserve room in the engine, store the request if there is a store, and start it.
@@ -121,6 +144,20 @@ class Submissions:
     def being_moved(self) -> set[str]:
         return set(self._moving)
 
+    def _checked(
+        self,
+        request: VideoRequest,
+        resume_point: ResumePoint | None,
+        siblings: tuple[str, ...],
+        stored_from: int | None,
+        extends: str | None,
+    ) -> Submission:
+        if self.store is not None:
+            request = msgspec.structs.replace(request, output="segment")
+        request = with_model(request, self.models.default_model)
+        params = self.models.check(request)
+        return Submission(request, params, resume_point, siblings, stored_from, extends)
+
     async def _store(self, submission: Submission, thread: EngineThread, store: VideoStore) -> None:
         """Store a reserved request; releases the reservation if that fails."""
         request = submission.request
@@ -148,22 +185,21 @@ class Submissions:
 
 
 class Parent(NamedTuple):
-    """What an extension has of the video that it extends.
+    """What a video has of the one that it continues.
 
-    `request` is the extension's, with its parent's model if it named none; chunks from
-    `first_chunk` on are the parent's.
+    Chunks from `first_chunk` on are stored, and shared with the parent; None if nothing is stored.
     """
 
-    request: VideoRequest
+    model: str | None
+    seed: int
     resume_point: ResumePoint
-    first_chunk: int
+    first_chunk: int | None = None
 
 
-def parent_of(store: VideoStore, parent_id: str, request: VideoRequest) -> Parent:
+def extended_parent(store: VideoStore, parent_id: str, request: VideoRequest) -> Parent:
     """The end of the stored video `parent_id`, from where `request` continues.
 
-    Where that video was cut inside its last chunk, the chunk is delivered again, whole, so that
-    there is no jump. Raises InvalidRequestError if the video cannot be extended.
+    Raises InvalidRequestError if the video cannot be extended.
     """
     job, resume_point = store.job(parent_id), store.resume_point(parent_id)
     if job is None or resume_point is None or job.next_chunk < job.num_chunks:
@@ -176,9 +212,28 @@ def parent_of(store: VideoStore, parent_id: str, request: VideoRequest) -> Paren
             "is extended",
             param="fps",
         )
-    was_cut = job.request.params.num_frames % CHUNK_FRAMES != 0
-    start = resume_point if was_cut else ResumePoint(resume_point.snapshot)
-    return Parent(with_model(request, job.request.model), start, job.first_chunk)
+    return stored_parent(job, resume_point)
+
+
+def forked_parent(store: VideoStore, parent_id: str) -> Parent:
+    """The last stored chunk of a video, after which it is forked.
+
+    Raises InvalidRequestError if there is none.
+    """
+    job, resume_point = store.job(parent_id), store.resume_point(parent_id)
+    if job is None or resume_point is None or not job.chunks:
+        raise InvalidRequestError(
+            f"got {parent_id!r} to fork, expected a video with a finished chunk", param="video"
+        )
+    return stored_parent(job, resume_point)
+
+
+def stored_parent(job: StoredJob, resume_point: ResumePoint) -> Parent:
+    """A video cut inside its last chunk delivers that chunk again, whole: so nothing jumps."""
+    params = job.request.params
+    is_cut = job.next_chunk == job.num_chunks and params.num_frames % CHUNK_FRAMES != 0
+    start = resume_point if is_cut else ResumePoint(resume_point.snapshot)
+    return Parent(job.request.model, params.seed, start, job.first_chunk)
 
 
 def with_model(request: VideoRequest, default: str | None) -> VideoRequest:

@@ -1,4 +1,4 @@
-"""Values of command-line flags, with messages that say what is allowed."""
+"""Parsers for the values of command-line flags."""
 
 import argparse
 import math
@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 def add_data_dir(parser: Any, what: str) -> None:
-    """The folder of a server, which other commands find by the same name."""
+    """Add `--data-dir`, the folder by which commands find a server. `what` is its help text."""
     parser.add_argument(
         "--data-dir",
         type=Path,
         default=Path("helios-data"),
         metavar="FOLDER",
-        help=f"{what} (helios-data)",
+        help=f"{what} (default: helios-data)",
     )
 
 
-def parser_of(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:
-    """`parse`, with any ValueError told as "got X, expected `expected`"."""
+def value_parser(expected: str, parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Wrap `parse` so that a ValueError becomes "got X, expected `expected`"."""
 
     def checked(text: str) -> T:
         try:
@@ -51,8 +51,15 @@ def _bounds(text: str) -> tuple[float, float]:
 def _switch(text: str) -> PromptSwitch:
     chunk, separator, prompt = text.partition(":")
     if not separator or not prompt.strip():
-        raise ValueError("no prompt")
+        raise ValueError("missing prompt")
     return PromptSwitch(int(chunk), prompt)
+
+
+def _lora_module(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not (name and separator and Path(path).exists()):
+        raise ValueError("adapter not found")
+    return name, str(Path(path).resolve())
 
 
 def _seconds(text: str) -> float:
@@ -80,11 +87,12 @@ def _bytes(text: str) -> int:
     return int(size)
 
 
-size = parser_of("WIDTHxHEIGHT in pixels, such as 640x384", parse_size)
-sizes = parser_of("WIDTHxHEIGHT in pixels, several joined by commas, such as 640x384", _sizes)
-steps = parser_of("whole numbers separated by commas, such as 2,2,2", _steps)
-bounds = parser_of("MIN,MAX, such as 0.111,0.135", _bounds)
-switch = parser_of("CHUNK:TEXT, such as 2:the sun sets", _switch)
-seconds = parser_of("a number of seconds above 0, up to 3600", _seconds)
-duration = parser_of("a number and one of s, m, h, d, w, such as 7d", _duration)
-byte_count = parser_of("a number and one of KB, MB, GB, TB, such as 500GB", _bytes)
+size = value_parser("WIDTHxHEIGHT in pixels, such as 640x384", parse_size)
+sizes = value_parser("comma-separated WIDTHxHEIGHT in pixels, such as 640x384,384x640", _sizes)
+steps = value_parser("comma-separated integers, such as 2,2,2", _steps)
+bounds = value_parser("MIN,MAX, such as 0.111,0.135", _bounds)
+switch = value_parser("CHUNK:TEXT, such as 2:the sun sets", _switch)
+lora_module = value_parser("NAME=PATH of an existing file or folder", _lora_module)
+seconds = value_parser("a number of seconds greater than 0 and at most 3600", _seconds)
+duration = value_parser("a number with a unit (s, m, h, d or w), such as 7d", _duration)
+byte_count = value_parser("a number with a unit (KB, MB, GB or TB), such as 500GB", _bytes)

@@ -1,4 +1,4 @@
-"""`helios-serve generate`: a prompt in, an MP4 out."""
+"""`helios-serve generate`: generates one video and writes it to an MP4 file."""
 
 import argparse
 import os
@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from helios_serve.entrypoints.cli import arguments as kinds
-from helios_serve.entrypoints.cli.flags import add_model_flags
+from helios_serve.entrypoints.cli import arguments as parsers
+from helios_serve.entrypoints.cli.flags import add_model_flags, add_options, given_options
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer
 from helios_serve.messages import TensorData
-from helios_serve.options.sampling import SamplingParams, default_size
+from helios_serve.options.sampling import (
+    NANO_SIZE,
+    PUBLISHED_SIZE,
+    SamplingParams,
+    default_size,
+)
+from helios_serve.options.workers import WorkerOptions
 
 if TYPE_CHECKING:
     from helios_serve.engine.inline_engine import StepDone
@@ -27,124 +33,89 @@ examples:
   helios-serve generate "a calm sea" --prompt-at "2:a storm rises" --num-frames 198
 """
 
+REFERENCE_OPTIONS = ("image_noise_sigma", "video_noise_sigma", "add_input_noise")
+
 
 def add_command(commands: Any) -> None:
     """Register the command and its flags."""
     parser = commands.add_parser(
         "generate",
-        help="make one video and write it to a file",
+        help="generate one video and write it to a file",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("prompt", help="what the video shows")
+    parser.add_argument("prompt", help="text prompt that describes the video")
     add_output_flags(parser)
     group = add_model_flags(parser)
-    group.add_argument("--lora", metavar="PATH", help="a LoRA adapter in diffusers format")
-    group.add_argument("--lora-scale", type=float, default=1.0, metavar="X")
+    group.add_argument("--lora", metavar="PATH", help="LoRA adapter in diffusers format")
+    group.add_argument(
+        "--lora-scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="scale of the LoRA adapter (default: 1.0)",
+    )
     add_reference_flags(parser)
     add_sampling_flags(parser)
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--output", type=Path, default=Path("video.mp4"), metavar="FILE.mp4")
+    group.add_argument(
+        "--output",
+        type=Path,
+        default=Path("video.mp4"),
+        metavar="FILE.mp4",
+        help="output file of the video (default: video.mp4)",
+    )
     group.add_argument(
         "--output-latents",
         type=Path,
         metavar="FILE.safetensors",
-        help="also write the final latents, as diffusers returns them",
+        help="also write the final latents, in diffusers' layout (default: none)",
     )
-    group.add_argument("--size", type=kinds.size, metavar="WIDTHxHEIGHT", help="640x384")
+    group.add_argument(
+        "--size",
+        type=parsers.size,
+        metavar="WIDTHxHEIGHT",
+        help=f"size in pixels (default: {PUBLISHED_SIZE}, {NANO_SIZE} for nano)",
+    )
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--num-frames", type=int, metavar="N", help="99")
-    length.add_argument("--seconds", type=kinds.seconds, metavar="S", help="length in seconds")
-    group.add_argument("--fps", type=int, default=24, metavar="N", help="24")
+    add_options(length, SamplingParams, include=("num_frames",))
+    length.add_argument(
+        "--seconds", type=parsers.seconds, metavar="S", help="length in seconds (default: none)"
+    )
+    add_options(group, SamplingParams, include=("fps",))
 
 
 def add_reference_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reference")
     group.add_argument("--image", metavar="FILE", help="start from an image (I2V)")
-    group.add_argument("--video", metavar="FILE_OR_FOLDER", help="go on from a video (V2V)")
-    group.add_argument(
-        "--image-noise-sigma",
-        type=kinds.bounds,
-        metavar="MIN,MAX",
-        help="noise mixed into the anchor frame",
-    )
-    group.add_argument(
-        "--video-noise-sigma",
-        type=kinds.bounds,
-        metavar="MIN,MAX",
-        help="noise mixed into the reference's history",
-    )
-    group.add_argument(
-        "--no-input-noise",
-        dest="add_input_noise",
-        action="store_false",
-        default=None,
-        help="use the reference as it is",
-    )
+    group.add_argument("--video", metavar="FILE_OR_FOLDER", help="continue a video (V2V)")
+    add_options(group, SamplingParams, include=REFERENCE_OPTIONS)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--seed", type=int, metavar="N", help="0")
-    group.add_argument("--negative-prompt", metavar="TEXT")
-    group.add_argument(
-        "--prompt-at",
-        dest="switches",
-        type=kinds.switch,
-        action="append",
-        metavar="CHUNK:TEXT",
-        help="turn to another prompt at a chunk (33 frames each, counted from 0); repeatable",
-    )
-    group.add_argument(
-        "--transition-chunks", type=int, metavar="N", help="chunks a switch takes (3)"
-    )
-    group.add_argument(
-        "--steps", type=kinds.steps, metavar="N,N,N", help="denoise steps a pyramid stage"
-    )
-    group.add_argument("--num-inference-steps", type=int, metavar="N", help="steps of Base")
-    group.add_argument("--guidance-scale", type=float, metavar="X")
-    group.add_argument("--max-sequence-length", type=int, metavar="N", help="prompt tokens (512)")
-    group.add_argument(
-        "--zero-steps", type=int, metavar="N", help="CFG-Zero* steps after the first"
-    )
-    for flag, name, value, text in (
-        ("--amplify-first-chunk", "amplify_first_chunk", True, "twice the steps for chunk 0"),
-        ("--skip-first-chunk", "skip_first_chunk", True, "take the anchor from chunk 1"),
-        ("--no-zero-init", "use_zero_init", False, "CFG-Zero* without zeroed first steps"),
-    ):
-        group.add_argument(
-            flag, dest=name, action="store_const", const=value, default=None, help=text
-        )
+    others = ("width", "height", "num_frames", "fps", *REFERENCE_OPTIONS)
+    add_options(group, SamplingParams, exclude=others)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Generate, write chunk by chunk, and say where the video is."""
+    """Generate the video, and write it chunk by chunk. Returns the exit status."""
     check_outputs(arguments)
-    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
+    # Imported late: torch takes seconds to import, and --help and errors must be immediate.
     from helios_serve.offline import Helios
 
-    model = Helios(
-        arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        load_format=arguments.load_format,
-        decode_dtype=arguments.decode_dtype,
-        compile_sizes=arguments.compile_sizes,
-        quantization=arguments.quantization,
-        offload=arguments.offload,
-        batch_invariant=arguments.batch_invariant,
-    )
+    model = Helios(arguments.model, **given_options(arguments, WorkerOptions))
     progress = ProgressBar()
     options = sampling_options(arguments)
     chunks = model.stream(arguments.prompt, on_step=progress.on_step, **options)
     model.load()
     progress.on_load()
     latents: list[TensorData] = []
-    with progress, Mp4Writer(arguments.output, fps=arguments.fps) as writer:
+    with progress, Mp4Writer(arguments.output, fps=fps_of(arguments)) as writer:
         for chunk in chunks:
             writer.append(chunk.as_frames())
             progress.on_frames(len(chunk.frames))
@@ -158,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class ProgressBar:
-    """A bar over chunks and steps, with frames per second since the model was loaded."""
+    """Shows chunks, steps, and frames per second since the model was loaded."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -168,7 +139,7 @@ class ProgressBar:
 
     @property
     def rate(self) -> float:
-        """Frames per second, from the start of the work to the last finished chunk."""
+        """Frames per second, from the start of generation to the last finished chunk."""
         return self.frames / max(self._last - self._started, 1e-9)
 
     def on_load(self) -> None:
@@ -196,15 +167,11 @@ class ProgressBar:
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Helios.stream`: what was given, and nothing else."""
+    """Return the keyword arguments of `Helios.stream` for the given flags."""
     width, height = arguments.size or default_size(arguments.model)
-    options = {
-        name: value
-        for name in SamplingParams.__struct_fields__
-        if (value := getattr(arguments, name, None)) is not None
-    }
+    options = given_options(arguments, SamplingParams)
     if arguments.seconds is not None:
-        options["num_frames"] = max(1, round(arguments.seconds * arguments.fps))
+        options["num_frames"] = max(1, round(arguments.seconds * fps_of(arguments)))
     return options | {
         "width": width,
         "height": height,
@@ -216,11 +183,17 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def fps_of(arguments: argparse.Namespace) -> int:
+    fps: int = arguments.fps or SamplingParams().fps
+    return fps
+
+
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse output files that cannot be written, before any work."""
+    """Raise InvalidRequestError if an output file cannot be written."""
     if arguments.output == arguments.output_latents:
         raise InvalidRequestError(
-            f"got {arguments.output} for both --output and --output-latents, expected two files",
+            f"got {arguments.output} for both --output and --output-latents, expected different "
+            "files",
             param="output",
         )
     for name in ("output", "output_latents"):
@@ -229,5 +202,5 @@ def check_outputs(arguments: argparse.Namespace) -> None:
             continue
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             flag = name.replace("_", "-")
-            expected = "a file that can be written, in a folder that exists"
+            expected = "a writable file in an existing folder"
             raise InvalidRequestError(f"got --{flag} {path}, expected {expected}", param=flag)

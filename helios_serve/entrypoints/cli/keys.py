@@ -1,4 +1,4 @@
-"""`helios-serve keys`: who may use a server."""
+"""`helios-serve keys`: creates, lists and revokes API keys."""
 
 import argparse
 import sys
@@ -31,44 +31,46 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    creating = actions.add_parser("create", help="make a key and print it, this once")
-    creating.add_argument("--tenant", required=True, help="in whose name it is used")
-    creating.add_argument("--name", default="", metavar="LABEL", help="what it is for")
-    listing = actions.add_parser("list", help="show all keys, less the keys themselves")
-    revoking = actions.add_parser("revoke", help="let nobody use a key any more")
-    revoking.add_argument("id", help="as in the list")
+    creating = actions.add_parser(
+        "create", help="create a key and print it; it cannot be shown again"
+    )
+    creating.add_argument("--tenant", required=True, help="tenant that the key belongs to")
+    creating.add_argument("--name", default="", metavar="LABEL", help="label of the key")
+    listing = actions.add_parser("list", help="list all keys, without the secrets")
+    revoking = actions.add_parser("revoke", help="revoke a key")
+    revoking.add_argument("id", help="id of the key, as listed")
     for action, run in ((creating, create), (listing, show), (revoking, revoke)):
         action.set_defaults(run=run)
-        add_data_dir(action, "the server's, which may be running")
+        add_data_dir(action, "data folder of the server, which may be running")
 
 
 def create(arguments: argparse.Namespace) -> int:
-    """The key alone goes to standard output, so that it can be piped to where it is kept."""
+    """Create a key. Only the key itself is printed to standard output, so that it can be piped."""
     with closing(KeyStore(arguments.data_dir)) as store:
         key, secret = store.create(arguments.tenant, arguments.name)
-    print(f"{key.id} of tenant {key.tenant}; it is not shown again:", file=sys.stderr, flush=True)
+    print(f"{key.id} of tenant {key.tenant}; shown only once:", file=sys.stderr, flush=True)
     print(secret)
     return 0
 
 
 def show(arguments: argparse.Namespace) -> int:
-    with closing(existing(arguments.data_dir)) as store:
+    with closing(open_existing(arguments.data_dir)) as store:
         print_table([HEADINGS, *rows_of(store.all())])
     return 0
 
 
 def revoke(arguments: argparse.Namespace) -> int:
-    with closing(existing(arguments.data_dir)) as store:
+    with closing(open_existing(arguments.data_dir)) as store:
         key = store.revoke(arguments.id)
     print(f"{key.id} of tenant {key.tenant} is revoked")
     return 0
 
 
-def existing(folder: Path) -> KeyStore:
-    """Nothing is made where nothing is, such as in a folder whose name was mistyped."""
+def open_existing(folder: Path) -> KeyStore:
+    """Open the key store of a folder. Raises InvalidRequestError instead of creating a new one."""
     if not (folder / DATABASE).exists():
         raise InvalidRequestError(
-            f"got --data-dir {folder}, expected a folder with {DATABASE}: no key was made there",
+            f"got --data-dir {folder}, expected a folder with {DATABASE}: no key was created there",
             param="data-dir",
         )
     return KeyStore(folder)
@@ -80,13 +82,14 @@ def rows_of(keys: Iterable[ApiKey]) -> list[tuple[str, ...]]:
             key.id,
             key.tenant,
             key.label,
-            moment(key.created_at),
-            moment(key.last_used_at),
-            "valid" if key.revoked_at is None else f"revoked {moment(key.revoked_at)}",
+            format_time(key.created_at),
+            format_time(key.last_used_at),
+            "valid" if key.revoked_at is None else f"revoked {format_time(key.revoked_at)}",
         )
         for key in keys
     ]
 
 
-def moment(time: float | None) -> str:
+def format_time(time: float | None) -> str:
+    """Format Unix seconds as UTC, to the minute; "-" for None."""
     return "-" if time is None else f"{datetime.fromtimestamp(time, UTC):%Y-%m-%dT%H:%MZ}"

@@ -20,9 +20,10 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
+    """Run the command line, and return the exit status.
 
-    0 is success, 2 bad input (one line on standard error), 130 an interruption.
+    The status is 0 for success, 1 if some videos of `run-batch` failed, 2 for invalid input (with
+    one line on standard error), and 130 after an interrupt.
     """
     parser = argparse.ArgumentParser(prog="helios-serve", description="Serve Helios long videos.")
     parser.add_argument("--version", action="version", version=f"helios-serve {__version__}")

@@ -1,4 +1,4 @@
-"""`helios-serve run-batch`: a file of requests in, a folder of videos out."""
+"""`helios-serve run-batch`: generates the videos of a batch file into a folder."""
 
 import argparse
 import asyncio
@@ -12,11 +12,18 @@ from urllib.parse import quote
 import msgspec
 from tqdm import tqdm
 
-from helios_serve.entrypoints.cli.flags import add_model_flags, add_worker_flags, worker_groups
+from helios_serve.entrypoints.cli.flags import (
+    add_model_flags,
+    add_worker_flags,
+    scheduling_config,
+    worker_groups,
+)
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.media.mp4 import defragment
 from helios_serve.model_config import num_chunks
-from helios_serve.service.batches.batch_file import custom_id, parse_line, read_request
+from helios_serve.service.batches.batch_line import BatchLine, line_name, parse_line
+from helios_serve.service.batches.local_batch import local_request
+from helios_serve.store.batches import LineError
 from helios_serve.store.files import make_folder, write_file
 from helios_serve.video_request import VideoRequest
 
@@ -25,9 +32,9 @@ if TYPE_CHECKING:
     from helios_serve.store.video_store import VideoStore
 
 EPILOG = """\
-A line of the input is {"custom_id": "sea", "body": {"prompt": "a calm sea", "seconds": 5}}, as in
-OpenAI's batches. The output folder gets a file for each, and results.jsonl. A batch that was
-interrupted, or killed, goes on where it was when the same command is given again.
+Each line of the input is a request in OpenAI's batch format, such as
+{"custom_id": "sea", "body": {"prompt": "a calm sea", "seconds": 5}}. The videos and results.jsonl
+are written to the output folder. To resume an interrupted batch, run the same command again.
 
 examples:
   helios-serve run-batch requests.jsonl --output videos
@@ -38,13 +45,13 @@ examples:
 RESULTS = "results.jsonl"
 STATE = ".helios"
 MAX_AT_ONCE = 256
-"""Requests that the engine has at a time: enough to fill many workers, few enough to hold."""
+"""Maximum number of requests in the engine: enough to fill many workers, with bounded memory."""
 MAX_NAME = 200
-"""Bytes of a video's file name; file systems take 255, and scratch files have longer ones."""
+"""Maximum bytes of a video's file name. File systems allow 255, and temporary names are longer."""
 
 
 class BatchResult(msgspec.Struct, frozen=True):
-    """What came of a line; `file` lies in the output folder."""
+    """The result of a line. `file` is the video's name in the output folder."""
 
     custom_id: str
     status: Literal["completed", "failed"]
@@ -57,28 +64,34 @@ def add_command(commands: Any) -> None:
     """Register the command and its flags."""
     parser = commands.add_parser(
         "run-batch",
-        help="make the videos of a batch file, many at a time",
+        help="generate the videos of a batch file",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("input", type=Path, metavar="FILE.jsonl")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("input", type=Path, metavar="FILE.jsonl", help="one request per line")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="output folder of the videos"
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
         metavar="FOLDER",
-        help=f"where unfinished work is kept, and `helios-serve workers` asks (OUTPUT/{STATE})",
+        help="folder for unfinished work, which `helios-serve workers` also takes as --data-dir "
+        f"(default: OUTPUT/{STATE})",
     )
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
+        "--trace",
+        type=Path,
+        metavar="FILE.json",
+        help="write a timeline of the workers' tasks, for Perfetto (default: none)",
     )
     add_model_flags(parser)
     add_worker_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make all videos; 1 if some of them failed."""
+    """Generate all videos. Returns 1 if some of them failed, else 0."""
     lines = read_lines(arguments.input)
     make_folder(arguments.output)
     with opened_engine(arguments) as (engine, store):
@@ -94,24 +107,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_lines(path: Path) -> list[bytes]:
+    """Return the lines that are not empty. Raises InvalidRequestError if there are none."""
     try:
         lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     except OSError as error:
         raise InvalidRequestError(
-            f"got {path}, expected a batch file that can be read: {error.strerror}", param="input"
+            f"got {path}, expected a readable batch file: {error.strerror}", param="input"
         ) from error
     if not lines:
-        raise InvalidRequestError(f"got {path}, which is empty", param="input")
+        raise InvalidRequestError(
+            f"got empty file {path}, expected at least one request", param="input"
+        )
     return lines
 
 
 @contextmanager
 def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine", "VideoStore"]]:
-    """The engine that the flags ask for, not running yet, and its store."""
-    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
-    from helios_serve.engine.launch import ExecutorKind, launch
+    """Yield the engine that the flags configure, not running yet, and its store."""
+    # Imported late: torch takes seconds to import, and --help and errors must be immediate.
+    from helios_serve.engine.launch import launch
     from helios_serve.engine.observe.trace import Trace
     from helios_serve.engine.requests.async_engine import AsyncEngine
+    from helios_serve.options.workers import ExecutorKind
     from helios_serve.store.video_store import VideoStore
 
     with ExitStack() as opened:
@@ -126,6 +143,7 @@ def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine"
             worker_groups(arguments, arguments.model),
             arguments.executor or default,
             ray_address=arguments.ray_address,
+            scheduling=scheduling_config(arguments),
             trace=trace,
         )
         yield AsyncEngine({arguments.model: core}, store), store
@@ -137,7 +155,7 @@ def data_dir(arguments: argparse.Namespace) -> Path:
 
 
 class BatchRun:
-    """The requests of one file on their way through the engine."""
+    """Runs the requests of one batch file."""
 
     def __init__(
         self, arguments: argparse.Namespace, engine: "AsyncEngine", store: "VideoStore"
@@ -151,64 +169,78 @@ class BatchRun:
         self.bar: Any = None
 
     async def run(self, lines: list[bytes]) -> list[BatchResult]:
-        """What came of each line, in their order."""
+        """Return the result of each line, in the same order."""
         from helios_serve.service.control import ControlServer
 
-        turns = asyncio.Semaphore(MAX_AT_ONCE)
+        slots = asyncio.Semaphore(MAX_AT_ONCE)
         names: set[str] = set()
-        self.bar = tqdm(unit="chunk", desc="making")
+        self.bar = tqdm(unit="chunk", desc="generating")
 
-        async def one(number: int, text: bytes) -> BatchResult:
-            async with turns:
-                return await self._make(number, text, names)
+        async def run_line(number: int, text: bytes) -> BatchResult:
+            async with slots:
+                return await self._run_line(number, text, names)
 
         with self.bar:
             async with self.engine, ControlServer(self.engine, self.data_dir):
-                return await asyncio.gather(*map(one, range(1, len(lines) + 1), lines))
+                return await asyncio.gather(*map(run_line, range(1, len(lines) + 1), lines))
 
-    async def _make(self, number: int, text: bytes, names: set[str]) -> BatchResult:
-        name, given = f"line {number}", custom_id(text)
+    async def _run_line(self, number: int, text: bytes, names: set[str]) -> BatchResult:
+        name, custom_id = f"line {number}", line_name(text)
         try:
-            if given in names:
+            if custom_id in names:
                 raise InvalidRequestError(
-                    f"got custom_id {given!r} twice, expected each once", param="custom_id"
+                    f"got duplicate custom_id {custom_id!r}, expected unique ids", param="custom_id"
                 )
-            if given is not None:
-                file_name(given)
-                names.add(name := given)
-            line = parse_line(text)
-            request = await asyncio.to_thread(read_request, line, self.folder, self.model)
-            return await self._make_video(request)
+            if custom_id is not None:
+                file_name(custom_id)
+                names.add(name := custom_id)
+            line = parse_line(text, number)
+            if isinstance(line, LineError):
+                raise InvalidRequestError(line.message, param="body")
+            return await self._make_video(await self._request(line))
         except (HeliosError, OSError) as error:
             return BatchResult(name, "failed", error=str(error))
+
+    async def _request(self, line: BatchLine) -> VideoRequest:
+        """Build the request of a line.
+
+        Without a seed, it keeps the random seed of an earlier run.
+        """
+        config = self.engine.models.model_config(self.model)
+        request = await asyncio.to_thread(local_request, line, self.folder, self.model, config)
+        earlier = await asyncio.to_thread(self.store.request, line.custom_id)
+        if earlier is None or line.body.get("seed") is not None:
+            return request
+        params = msgspec.structs.replace(request.params, seed=earlier.params.seed)
+        return msgspec.structs.replace(request, params=params)
 
     async def _make_video(self, request: VideoRequest) -> BatchResult:
         name, wanted = request.request_id, request.params.num_frames
         self.bar.total = (self.bar.total or 0) + num_chunks(wanted)
         job = await asyncio.to_thread(self.store.job, name)
-        if job is not None and job.status in ("failed", "cancelled"):  # another try
+        if job is not None and job.status in ("failed", "cancelled"):  # retry it
             await asyncio.to_thread(self.store.delete, name)
             job = None
         if job is None:
             await self.engine.submit(request)
         elif await asyncio.to_thread(self.store.request, name) != request:
             raise InvalidRequestError(
-                f"got {name!r}, which is another request in {self.data_dir}: "
-                "expected the same one, or another --data-dir",
+                f"got custom_id {name!r} with a different request than in {self.data_dir}, "
+                "expected the same request or another --data-dir",
                 param="custom_id",
             )
         file = file_name(name)
         part = self.output / f".{file}.part"
         try:
             await self._write(name, part)
-            await to_its_end(asyncio.to_thread(defragment, part))
+            await run_to_completion(asyncio.to_thread(defragment, part))
             part.replace(self.output / file)
         finally:
             part.unlink(missing_ok=True)
         return BatchResult(name, "completed", file, frames=wanted)
 
     async def _write(self, name: str, path: Path) -> None:
-        """The video as a fragmented MP4, as it is made."""
+        """Write the video as fragmented MP4 while it is generated."""
         with path.open("wb") as part:
             async for chunk in self.engine.watch(name):
                 assert chunk.segment is not None, "stored videos come in segments"
@@ -218,8 +250,11 @@ class BatchRun:
                 self.bar.update()
 
 
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Whoever is cancelled meanwhile waits for it: it may still write what is then removed."""
+async def run_to_completion(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, even if the caller is cancelled.
+
+    Otherwise its thread might still write to a file that the caller removes.
+    """
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
@@ -228,11 +263,14 @@ async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 def file_name(name: str) -> str:
-    """Where a video goes; raises InvalidRequestError for an id that gives no file name."""
+    """Return the file name of a video.
+
+    Raises InvalidRequestError if its id is empty or too long.
+    """
     quoted = quote(name, safe="")
     if not 1 <= len(quoted) <= MAX_NAME:
         raise InvalidRequestError(
-            f"got a custom_id of {len(quoted)} bytes as a file name, expected 1 to {MAX_NAME}",
+            f"got a custom_id of {len(quoted)} bytes (URL-encoded), expected 1 to {MAX_NAME}",
             param="custom_id",
         )
     return f"{quoted}.mp4"

@@ -1,4 +1,4 @@
-"""`helios-serve serve`: the video API over HTTP."""
+"""`helios-serve serve`: serves the video API over HTTP."""
 
 import argparse
 import signal
@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.entrypoints.cli.arguments import add_data_dir, byte_count, duration, seconds
+from helios_serve.entrypoints.cli.arguments import (
+    add_data_dir,
+    byte_count,
+    duration,
+    lora_module,
+    seconds,
+)
 from helios_serve.entrypoints.cli.flags import (
     add_device_flags,
     add_worker_flags,
+    scheduling_config,
     worker_groups,
 )
 from helios_serve.entrypoints.cli.outbound_flags import (
-    add_outside_flags,
+    add_outbound_flags,
     make_media,
     make_webhooks,
 )
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger, show_all_logs
-from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.keys import KeyStore
@@ -38,16 +44,17 @@ examples:
   helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
 """
 CLOSE_SECONDS = 5
-"""For answers that are under way when everything else has come to rest."""
+"""Seconds that open responses may take to finish after draining."""
 KEEP_ALIVE_SECONDS = 75
-"""An idle connection is kept for longer than clients keep theirs (5 s and less are common): a
-request that is sent while the server closes its end is lost."""
+"""Seconds for which idle connections are kept. It is longer than clients' timeouts (5 s or less is
+common): a request that is sent while the server closes its connection is lost.
+"""
 CLIENT_SECONDS = 60
-"""A WebSocket client that takes nothing for so long is taken to be gone."""
+"""Seconds without a pong after which a WebSocket client is considered disconnected."""
 UNSENT_BYTES = 128 << 10
-"""Of a connection, in the kernel; what is on its way does not count."""
+"""Maximum unsent bytes of a connection in the kernel, not counting data in flight."""
 MAX_MESSAGE_BYTES = 8 << 20
-"""Of a message of a WebSocket client; a longer one ends the connection."""
+"""Maximum size of a WebSocket message. A larger one closes the connection."""
 
 
 def add_command(commands: Any) -> None:
@@ -63,67 +70,97 @@ def add_command(commands: Any) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="local folders, hub ids, or the built-in nano, nano-mid, nano-base; each has workers "
-        f"of its own, and the first is the default ({DEFAULT_MODEL})",
+        help="local folders, Hugging Face hub ids, or the built-in nano, nano-mid or nano-base; "
+        "each model has its own workers, and requests without a model use the first one "
+        f"(default: {DEFAULT_MODEL})",
     )
     add_server_flags(parser)
-    add_outside_flags(parser)
+    add_outbound_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Where it listens, what it keeps, and whom it serves."""
+    """Add the flags for the network, storage, access and shutdown."""
     server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="127.0.0.1, this machine only")
-    server.add_argument("--port", type=int, default=8000, help="8000")
-    add_data_dir(server, "jobs and videos, which outlive the server")
+    server.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )
+    server.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    add_storage_flags(server)
+    add_access_flags(server)
+    add_timeout_flags(server)
+    server.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE.json",
+        help="write a timeline of the workers' tasks, for Perfetto (default: none)",
+    )
+
+
+def add_storage_flags(server: Any) -> None:
+    add_data_dir(server, "folder in which jobs and videos are stored")
     server.add_argument(
         "--retention",
         type=duration,
         metavar="TIME",
-        help="delete videos and files that are older, such as 12h or 7d (kept for ever)",
+        help="delete finished videos and files after this time, such as 12h or 7d (default: keep "
+        "forever)",
     )
     server.add_argument(
         "--max-disk",
         type=byte_count,
         metavar="SIZE",
-        help="refuse videos while the others take more, such as 500GB (what the disk has)",
+        help="reject new videos while stored ones take more space, such as 500GB (default: no "
+        "limit)",
     )
+
+
+def add_access_flags(server: Any) -> None:
     server.add_argument(
         "--tenants",
         type=Path,
         metavar="FILE.toml",
-        help="shares and limits of tenants; read again at SIGHUP",
+        help="file with shares and limits of tenants; reloaded on SIGHUP (default: none)",
     )
     server.add_argument(
         "--without-keys",
         action="store_true",
-        help="listen beyond this machine although no API key was made (see `helios-serve keys`): "
-        "whoever reaches the port may use it",
+        help="allow a public --host without API keys (see `helios-serve keys`): anyone who can "
+        "connect can use the server",
     )
+    server.add_argument(
+        "--lora-modules",
+        type=lora_module,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="LoRA adapters that requests may use by name, as `lora` (default: none)",
+    )
+
+
+def add_timeout_flags(server: Any) -> None:
     server.add_argument(
         "--session-grace",
         type=seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long a realtime session is kept whose client has gone (30)",
+        help="how long a realtime session waits for its client to reconnect (default: 30)",
     )
     server.add_argument(
         "--drain-timeout",
         type=seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long chunks under way may take to be finished when SIGTERM comes (30)",
-    )
-    server.add_argument("--max-queued", type=int, metavar="N", help="videos that may wait (1024)")
-    server.add_argument(
-        "--trace", type=Path, metavar="FILE.json", help="what each worker did when, for Perfetto"
+        help="how long the chunks under way may take to finish after SIGTERM (default: 30)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes."""
+    """Serve until the process is told to stop by a signal. Returns the exit status."""
     import uvicorn
 
     from helios_serve.entrypoints.http.server import HttpServer
@@ -133,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as opened:
         opened.callback(listener.close)
         keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
-        check_exposure(listener, keys, is_wanted=arguments.without_keys)
+        check_exposure(listener, keys, is_allowed=arguments.without_keys)
         app = make_server(arguments, opened, keys)
         config = uvicorn.Config(
             app,
@@ -141,7 +178,7 @@ def run(arguments: argparse.Namespace) -> int:
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=MAX_MESSAGE_BYTES,
-            ws_per_message_deflate=False,  # video does not get smaller
+            ws_per_message_deflate=False,  # video does not compress further
             ws_ping_timeout=CLIENT_SECONDS,
             log_config=None,
             access_log=False,
@@ -150,7 +187,7 @@ def run(arguments: argparse.Namespace) -> int:
             server_header=False,
         )
         host, port = listener.getsockname()[:2]
-        # uvicorn shuts down at the signal and then repeats it, which would end us half-way.
+        # uvicorn raises the signal again after its shutdown, which would kill the process early.
         signal.signal(signal.SIGTERM, lambda *_: None)
         print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
         lifecycle = app.state.lifecycle
@@ -161,56 +198,61 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The port is taken before anything is loaded, so that one in use is told at once."""
+    """Bind the port before anything is loaded, so that an error is reported at once.
+
+    Raises InvalidRequestError if the address is not available.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise InvalidRequestError(
-            f"got --host {host} --port {port}, expected an address that is free: {error.strerror}",
+            f"got --host {host} --port {port}, expected a free address: {error.strerror}",
             param="port",
         ) from error
     listener.setblocking(False)
-    # Connections have it from their listener. Without it megabytes of video lie unsent in the
-    # kernel, and a session seems to have a reader who in truth is far behind.
+    # Connections inherit this from their listener. Without it, the kernel buffers megabytes of
+    # unsent video, and a slow reader looks as if it had received them.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
 
 
-def check_exposure(listener: socket.socket, keys: KeyStore, *, is_wanted: bool) -> None:
-    """Raise InvalidRequestError if others than this machine's users could use the server."""
+def check_exposure(listener: socket.socket, keys: KeyStore, *, is_allowed: bool) -> None:
+    """Raise InvalidRequestError if the server is reachable from other machines without API keys.
+
+    `is_allowed` turns the error into a warning.
+    """
     host = listener.getsockname()[0]
     if not keys.ring().is_open or ip_address(host.partition("%")[0]).is_loopback:
         return
-    if is_wanted:
-        logger.warning("no API key was made: whoever reaches %s may use this server", host)
+    if is_allowed:
+        logger.warning("no API keys: anyone who can connect to %s can use this server", host)
     else:
         raise InvalidRequestError(
-            f"got --host {host} without any API key, expected 127.0.0.1; make a key with "
+            f"got --host {host} without any API key, expected 127.0.0.1; create a key with "
             "`helios-serve keys create`, or add --without-keys",
             param="host",
         )
 
 
 def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore) -> "Starlette":
-    """The application that the flags ask for; what it needs is closed with `opened`."""
-    # Imported here: torch takes seconds, and --help and bad flags should answer at once.
-    from helios_serve.engine.launch import ExecutorKind, launch
+    """Return the application that the flags configure. Its resources are closed with `opened`."""
+    # Imported late: torch takes seconds to import, and --help and errors must be immediate.
+    from helios_serve.engine.launch import launch
     from helios_serve.engine.observe.trace import Trace
     from helios_serve.engine.requests.async_engine import AsyncEngine
     from helios_serve.entrypoints.http.app import make_app
     from helios_serve.metrics import Metrics
+    from helios_serve.options.workers import ExecutorKind
     from helios_serve.service.tenants import TenantsFile
     from helios_serve.store.video_store import VideoStore
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
-    scheduling = SchedulingConfig()
+    scheduling = scheduling_config(arguments)
     if tenants is not None:
-        scheduling = SchedulingConfig(
-            tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
+        scheduling = msgspec.structs.replace(
+            scheduling, tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
         )
-    if arguments.max_queued is not None:
-        scheduling = msgspec.structs.replace(scheduling, max_queued=arguments.max_queued)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
     media = make_media(arguments)
@@ -235,6 +277,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         retention=arguments.retention,
         max_disk=arguments.max_disk,
         session_grace=arguments.session_grace,
+        loras=dict(arguments.lora_modules),
     )
     engine = AsyncEngine(cores, store, metrics)
     return make_app(

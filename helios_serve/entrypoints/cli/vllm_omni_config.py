@@ -1,4 +1,4 @@
-"""`helios-serve vllm-omni-config`: what vLLM-Omni is to be started with."""
+"""`helios-serve vllm-omni-config`: prints the path of the deploy config for vLLM-Omni."""
 
 import argparse
 from importlib.resources import files
@@ -15,7 +15,7 @@ def add_command(commands: Any) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "vllm-omni-config",
-        help="print where the deploy config for vLLM-Omni is",
+        help="print the path of the deploy config for vLLM-Omni",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

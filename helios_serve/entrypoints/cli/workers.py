@@ -1,4 +1,4 @@
-"""`helios-serve workers`: look after the workers of an engine that runs."""
+"""`helios-serve workers`: lists, adds and drains the workers of a running engine."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,30 +10,32 @@ from helios_serve.entrypoints.cli.flags import workers as worker_group
 
 def add_command(commands: Any) -> None:
     """Register the command and its actions."""
-    parser = commands.add_parser("workers", help="list, add or drain the workers of an engine")
+    parser = commands.add_parser(
+        "workers", help="list, add or drain the workers of a running engine"
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="show all workers")
-    adding = actions.add_parser("add", help="start more workers")
+    listing = actions.add_parser("list", help="list all workers")
+    adding = actions.add_parser("add", help="add workers")
     adding.add_argument(
         "group",
         nargs="?",
         type=worker_group,
         metavar="N[:ROLES][@KEY=VALUE,...]",
-        help="as --workers of the engine; one more like its first if left out",
+        help="workers to add, as in --workers of the engine (default: one like its first)",
     )
     draining = actions.add_parser(
-        "drain", help="let a worker end when its sessions have moved to others"
+        "drain", help="stop a worker after its sessions have moved to other workers"
     )
-    draining.add_argument("worker", help="its id, as in the list")
+    draining.add_argument("worker", help="id of the worker, as listed")
     for action in (listing, adding, draining):
         action.set_defaults(run=run)
-        add_data_dir(action, "the engine's")
-        action.add_argument("--model", help="where the engine has several")
+        add_data_dir(action, "data folder of the engine")
+        action.add_argument("--model", help="model of the workers, if the engine has several")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask the engine, and print what it says."""
-    from helios_serve.service.control import ControlCommand, ask
+    """Send the command to the engine, and print its reply."""
+    from helios_serve.service.control import ControlCommand, send_command
 
     command = ControlCommand(
         action=arguments.action,
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         worker_id=getattr(arguments, "worker", None),
         group=getattr(arguments, "group", None),
     )
-    answer = ask(arguments.data_dir, command)
+    answer = send_command(arguments.data_dir, command)
     for worker_id in answer.added:
         print(f"{worker_id} is starting")
     if arguments.action == "drain":

@@ -1,1 +1,1 @@
-"""The OpenAI-compatible video API over HTTP."""
+"""OpenAI-compatible video API over HTTP."""

@@ -1,7 +1,7 @@
-"""The application: routes, errors, and a request id on every answer."""
+"""The ASGI application: routes, middleware, error handlers and lifespan."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
 from helios_serve.entrypoints.http.bodies import BodyLimit
-from helios_serve.entrypoints.http.info.server_info import ServerInfo
-from helios_serve.entrypoints.http.info.usage import UsageApi
+from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
 from helios_serve.entrypoints.http.live.realtime import RealtimeApi
-from helios_serve.entrypoints.http.openapi import OpenApi
+from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, Operation, routes_of
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
@@ -50,7 +49,7 @@ from helios_serve.store.video_store import VideoStore
 
 
 class RequestId:
-    """Every answer says which it is, so that a user and the log can speak of the same one."""
+    """Middleware that adds an `x-request-id` header to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -61,20 +60,22 @@ class RequestId:
             return
         name = f"req_{secrets.token_hex(16)}"
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
 
-        await self.app(scope, receive, named)
+        await self.app(scope, receive, send_with_id)
 
 
 HANDLED = (ApiError, HeliosError, HTTPException, ClientDisconnect, Exception)
 
 
 @asynccontextmanager
-async def all_of(*parts: AbstractAsyncContextManager[object] | None) -> AsyncIterator[None]:
-    """Contexts inside each other, the first one outside; None is none."""
+async def nested_contexts(
+    *parts: AbstractAsyncContextManager[object] | None,
+) -> AsyncIterator[None]:
+    """Enter several context managers in order, and exit them in reverse. None is skipped."""
     async with AsyncExitStack() as opened:
         for part in parts:
             if part is not None:
@@ -93,10 +94,19 @@ def make_app(
     media: Outbound | None = None,
     webhooks: Webhooks | None = None,
 ) -> Starlette:
-    """The server of one engine, whose context it is; `folder` is the store's.
+    """Return the application that serves one engine, and runs it during its lifespan.
 
-    With `media` references may be fetched from other hosts. `state.lifecycle` is to be closed when
-    the server is asked to end, so that streams do.
+    Call `app.state.lifecycle.close()` when the server shuts down, so that open streams end.
+
+    Args:
+        engine: The engine. It must not be running yet.
+        store: The engine's store.
+        folder: The store's folder, which also holds the other tables and files.
+        keys: The API keys.
+        config: Server options.
+        tenants: The tenants file, if there is one.
+        media: Fetches references from other hosts. By default, references cannot be fetched.
+        webhooks: Delivers webhook events, if an endpoint is configured.
     """
     config = config or ServerConfig()
     lifecycle = Lifecycle(engine)
@@ -107,8 +117,8 @@ def make_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
         control = ControlServer(engine, folder)
         reloading = None if tenants is None else tenants.reloading(engine)
-        edge = (control, reloading, sessions, runner, keeper)
-        async with all_of(references, webhooks, engine, lifecycle, *edge):
+        inner = (control, reloading, sessions, runner, keeper)
+        async with nested_contexts(references, webhooks, engine, lifecycle, *inner):
             yield
         await key_cache.write_uses()
         tables.close()
@@ -120,30 +130,40 @@ def make_app(
     keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files)
     references = References(folder / "incoming", outbound=media, find_file=files.path_of)
-    builder = RequestBuilder(engine, references)
+    builder = RequestBuilder(engine, references, config.loras)
     runner = BatchRunner(videos, builder, tables)
-    parts = (
+    parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder),
         ContentApi(videos),
         HlsApi(videos),
         EventsApi(videos, lifecycle.closing),
-        RealtimeApi(videos, builder, sessions),
         files,
         BatchApi(runner, files),
         UsageApi(engine, store),
         ServerInfo(engine, lifecycle),
-        OpenApi(),
-        Playground(),
     )
-    app = Starlette(
-        routes=[route for part in parts for route in part.routes],
+    operations = [operation for part in parts for operation in part.operations]
+    operations += OpenApi(operations).operations
+    realtime = RealtimeApi(videos, builder, sessions)
+    app = application(operations, realtime, key_cache, lifespan)
+    app.state.lifecycle = lifecycle
+    return app
+
+
+def application(
+    operations: Sequence[Operation],
+    realtime: RealtimeApi,
+    keys: KeyCache,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
+) -> Starlette:
+    """Return the routes, with the middleware and the error responses that all of them share."""
+    return Starlette(
+        routes=[*routes_of(operations), *realtime.routes, *Playground().routes],
         middleware=[
             Middleware(RequestId),
-            Middleware(Authentication, keys=key_cache),
+            Middleware(Authentication, keys=keys),
             Middleware(BodyLimit),
         ],
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
-    app.state.lifecycle = lifecycle
-    return app

@@ -1,4 +1,4 @@
-"""Who sends a request: its API key says so, and without a valid one it gets no further."""
+"""API key authentication."""
 
 from collections.abc import Iterable
 
@@ -13,21 +13,23 @@ from helios_serve.service.errors import ApiError
 from helios_serve.service.key_cache import KeyCache
 
 TENANT = "helios.tenant"
-"""The key of the ASGI scope under which a middleware puts the sender's tenant."""
+"""Key of the ASGI scope that holds the name of the authenticated tenant."""
 OPEN_PATHS = frozenset({"/", "/health", "/liveness", "/version"})
 OPEN_FOLDERS = ("/playground/",)
-"""What shows nobody's videos: the state of the server, and the playground's page and its files."""
+"""Paths that need no key, because they contain no user data: server state and the playground's
+files.
+"""
 KEY_PROTOCOL = "openai-insecure-api-key."
-"""Browsers cannot set headers of a WebSocket, so the key comes among the subprotocols."""
+"""Prefix of a WebSocket subprotocol that carries the key: browsers cannot set headers there."""
 PROTOCOLS = "sec-websocket-protocol"
 POLICY_VIOLATION = 1008
 
 
 class Authentication:
-    """Tells the application the sender's tenant, or answers 401 in its place.
+    """Middleware that stores the authenticated tenant in the scope, or responds with 401.
 
-    As long as no key was ever made, everybody is the default tenant. Keys are never taken from
-    URLs, which end up in logs.
+    While no key has ever been created, every request belongs to the default tenant. Keys in URLs
+    are ignored, because URLs end up in logs.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyCache) -> None:
@@ -43,27 +45,31 @@ class Authentication:
         except (ApiError, HeliosError) as error:
             await refuse(error, scope, receive, send)
             return
-        known: Scope = {**scope, TENANT: tenant}
+        authenticated: Scope = {**scope, TENANT: tenant}
         if scope["type"] == "websocket":
-            known, send = without_key(known, send)
-        await self.app(known, receive, send)
+            authenticated, send = without_key(authenticated, send)
+        await self.app(authenticated, receive, send)
 
     async def _tenant(self, scope: Scope) -> str:
-        """Raises ApiError 401, or StorageError where the keys cannot be read."""
+        """Return the tenant of a request.
+
+        Raises ApiError 401, or StorageError if the keys cannot be read.
+        """
         ring = await self.keys.ring()
         if ring.is_open:
             return DEFAULT_TENANT
         secret = key_in(scope)
         if secret is None:
-            raise unauthorized("got no API key, expected the header Authorization: Bearer KEY")
+            raise unauthorized("missing API key, expected the header Authorization: Bearer KEY")
         key = ring.find(secret)
         if key is None:
-            raise unauthorized("got an API key that is unknown or was revoked")
+            raise unauthorized("invalid API key: it is unknown or revoked")
         self.keys.note_use(key)
         return key.tenant
 
 
 def is_open(path: str) -> bool:
+    """Return whether a path needs no API key."""
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
@@ -72,7 +78,7 @@ def unauthorized(message: str) -> ApiError:
 
 
 def key_in(scope: Scope) -> str | None:
-    """The key that came with a request, in its header or among a WebSocket's subprotocols."""
+    """Return the key of a request, from its header or a WebSocket subprotocol; None without one."""
     kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
     if kind.lower() == "bearer" and secret.strip():
         return secret.strip()
@@ -83,9 +89,10 @@ def key_in(scope: Scope) -> str | None:
 
 
 def without_key(scope: Scope, send: Send) -> tuple[Scope, Send]:
-    """A WebSocket's scope less the key among its subprotocols, and a `send` that takes another.
+    """Remove the key from a WebSocket's subprotocols, and accept one of the remaining ones.
 
-    A browser gives up unless one that it offered is taken, and that must not be the key.
+    A browser closes the connection unless the server accepts a subprotocol that it offered. The key
+    must not be sent back as that subprotocol.
     """
     offered = without_keys(scope.get("subprotocols", ()))
     headers = MutableHeaders(raw=list(scope["headers"]))
@@ -93,12 +100,12 @@ def without_key(scope: Scope, send: Send) -> tuple[Scope, Send]:
     if offered:
         headers[PROTOCOLS] = ", ".join(offered)
 
-    async def taking(message: Message) -> None:
+    async def send_subprotocol(message: Message) -> None:
         if message["type"] == "websocket.accept" and offered and not message.get("subprotocol"):
             message = {**message, "subprotocol": offered[0]}
         await send(message)
 
-    return {**scope, "subprotocols": offered, "headers": headers.raw}, taking
+    return {**scope, "subprotocols": offered, "headers": headers.raw}, send_subprotocol
 
 
 def without_keys(protocols: Iterable[str]) -> list[str]:
@@ -106,18 +113,18 @@ def without_keys(protocols: Iterable[str]) -> list[str]:
 
 
 async def refuse(error: ApiError | HeliosError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with the envelope; a WebSocket is closed before it opens where no answer can be."""
-    answer = error_response(error)
-    if answer.status_code == 401:
-        answer.headers["www-authenticate"] = "Bearer"
-    can_answer = "websocket.http.response" in (scope.get("extensions") or {})
-    if scope["type"] == "websocket" and not can_answer:
+    """Send an error response. A WebSocket is closed instead, if the server cannot respond to it."""
+    response = error_response(error)
+    if response.status_code == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    can_respond = "websocket.http.response" in (scope.get("extensions") or {})
+    if scope["type"] == "websocket" and not can_respond:
         await send({"type": "websocket.close", "code": POLICY_VIOLATION})
         return
-    await answer(scope, receive, send)
+    await response(scope, receive, send)
 
 
 def tenant_of(connection: HTTPConnection) -> str:
-    """The tenant whose videos the sender may see, and in whose name it asks for more."""
+    """Return the authenticated tenant of a connection."""
     name: str = connection.scope.get(TENANT, DEFAULT_TENANT)
     return name

@@ -1,4 +1,4 @@
-"""Request bodies, JSON or multipart, as fields and uploads; and the limit on their size."""
+"""Parsing of request bodies (JSON and forms), and limits on their size."""
 
 import contextlib
 import re
@@ -15,22 +15,22 @@ from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import Json
 
 MAX_BODY = 512 << 20
-"""Bytes of a request, uploads included."""
+"""Maximum size in bytes of a request, including uploads."""
 MAX_FIELD = 64 << 20
-"""Bytes of a form field: a data: URL is one."""
+"""Maximum size in bytes of a form field. A data: URL is one."""
 MAX_JSON = 64 << 20
-"""Bytes of a JSON body, which is read as a whole."""
+"""Maximum size in bytes of a JSON body, which is read into memory."""
 MAX_FIELDS, MAX_FILES = 200, 4
 MAX_DEPTH = 8
-"""Brackets in the name of a form field."""
+"""Maximum number of brackets in the name of a form field."""
 KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
-TEXTS = ("prompt", "negative_prompt")
-"""Fields that are text, whatever they look like."""
+TEXT_FIELDS = ("prompt", "negative_prompt")
+"""Form fields that are never parsed as JSON."""
 PART = re.compile(r"\[([^\[\]]*)\]")
 
 
 async def read_body(request: Request) -> Json:
-    """The fields of a JSON or multipart body; raises ApiError for anything else."""
+    """Return the fields of a JSON or form body. Raises ApiError for an invalid body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or not kind:
         return parse_json(await read_bounded(request, MAX_JSON))
@@ -46,27 +46,31 @@ async def read_body(request: Request) -> Json:
     )
 
 
-async def read_bounded(request: Request, most: int) -> bytes:
+async def read_bounded(request: Request, limit: int) -> bytes:
+    """Return the body. Raises ApiError 413 if it has more than `limit` bytes."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > most:
+        if len(body) > limit:
             raise ApiError(
                 413,
-                f"got a JSON body of more than {most} bytes, expected {most} at most; upload files "
-                "as multipart/form-data",
+                f"JSON body is too large, expected at most {limit} bytes; upload files as "
+                "multipart/form-data",
                 code="too_large",
             )
     return bytes(body)
 
 
 def parse_json(data: bytes) -> Json:
+    """Return the fields of a JSON object. Raises ApiError 400 for anything else."""
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"got a body that is no JSON: {error}", code="invalid_json") from error
+        raise ApiError(
+            400, f"request body is not valid JSON: {error}", code="invalid_json"
+        ) from error
     except RecursionError as error:
-        raise ApiError(400, "got JSON that is nested too deeply", code="invalid_json") from error
+        raise ApiError(400, "JSON body is nested too deeply", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(
             400, f"got a JSON {type(body).__name__}, expected an object", code="invalid_json"
@@ -75,9 +79,10 @@ def parse_json(data: bytes) -> Json:
 
 
 def nest(items: Iterable[tuple[str, Any]]) -> Json:
-    """Form fields such as `video[id]` and `steps[]` as objects and lists.
+    """Convert form fields such as `video[id]` and `steps[]` to objects and lists.
 
-    A field that holds JSON text of an object or a list is read as that.
+    A field whose value is the JSON text of an object or a list is parsed. Raises ApiError for an
+    invalid field name.
     """
     body: Json = {}
     for name, value in items:
@@ -89,32 +94,41 @@ def nest(items: Iterable[tuple[str, Any]]) -> Json:
                 code="invalid_field",
             )
         first, rest = match.groups()
-        put(body, [first, *PART.findall(rest)], value if name in TEXTS else unpacked(value), name)
+        put(
+            body,
+            [first, *PART.findall(rest)],
+            value if name in TEXT_FIELDS else parse_json_text(value),
+            name,
+        )
     return body
 
 
 def put(into: Json, path: list[str], value: Any, name: str) -> None:
-    """Place a value by its path; an empty part of it appends to a list."""
+    """Set the value at a path of keys. An empty last key appends to a list."""
     key, *rest = path
     if not rest:
         into[key] = value
     elif rest[0] == "":
         if len(rest) > 1:
-            raise ApiError(400, f"got field {name!r}, expected [] at its end", code="invalid_field")
+            raise ApiError(
+                400, f"got field {name!r}, expected [] only at the end", code="invalid_field"
+            )
         check_kind(into.setdefault(key, []), list, name).append(value)
     else:
         put(check_kind(into.setdefault(key, {}), dict, name), rest, value, name)
 
 
 def check_kind(found: Any, kind: type[Any], name: str) -> Any:
+    """Return `found`. Raises ApiError 400 unless it is a `kind`."""
     if not isinstance(found, kind):
         raise ApiError(
-            400, f"got field {name!r} beside another use of its name", code="invalid_field"
+            400, f"field {name!r} is used twice with different structure", code="invalid_field"
         )
     return found
 
 
-def unpacked(value: Any) -> Any:
+def parse_json_text(value: Any) -> Any:
+    """Return the parsed object or list if `value` is its JSON text, else `value`."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(value)
@@ -122,14 +136,14 @@ def unpacked(value: Any) -> Any:
 
 
 def as_upload(value: UploadFile | str) -> Upload | str:
-    """An uploaded file in the service's type; text stays as it is."""
+    """Convert an uploaded file to the service's type. Text is returned unchanged."""
     if isinstance(value, UploadFile):
         return Upload(value.file, value.filename, value.content_type)
     return value
 
 
 def take_uploads(body: Json) -> dict[str, Upload]:
-    """Remove the uploaded files from a body and return them by name."""
+    """Remove the uploaded files from a body, and return them by field name."""
     uploads = {name: value for name, value in body.items() if isinstance(value, Upload)}
     for name in uploads:
         del body[name]
@@ -137,7 +151,10 @@ def take_uploads(body: Json) -> dict[str, Upload]:
 
 
 class BodyLimit:
-    """Stops reading where a body exceeds `limit` bytes, also one that comes without its length."""
+    """Middleware that rejects a body of more than `limit` bytes with 413.
+
+    The bytes are counted as they arrive, because a chunked body does not declare its length.
+    """
 
     def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
         self.app = app
@@ -156,7 +173,7 @@ class BodyLimit:
             if received > self.limit:
                 raise ApiError(
                     413,
-                    f"got a body that is too large, expected {self.limit} bytes at most",
+                    f"request body is too large, expected at most {self.limit} bytes",
                     code="too_large",
                 )
             return message

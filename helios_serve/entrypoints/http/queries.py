@@ -1,4 +1,4 @@
-"""Query parameters that several routes take: whole numbers and pages of lists."""
+"""Query parameters shared by several routes."""
 
 import re
 from typing import NamedTuple
@@ -12,33 +12,35 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class PageQuery(NamedTuple):
-    """`limit` entries behind the one called `after`, by age."""
+    """A page of a list: up to `limit` entries that follow the entry with id `after`."""
 
     after: str | None
     limit: int
     newest_first: bool
 
 
-def page_query(request: Request, *, default: int = 20, most: int = 100) -> PageQuery:
-    """Raises InvalidRequestError naming the parameter."""
+def page_query(request: Request, *, default: int = 20, maximum: int = 100) -> PageQuery:
+    """Parse the parameters of a page. Raises InvalidRequestError, which names the parameter."""
     query = request.query_params
     text, order = query.get("limit", str(default)), query.get("order", "desc")
     limit = whole_number(text)
-    if limit is None or not 1 <= limit <= most:
-        raise InvalidRequestError(f"got limit {text!r}, expected 1 to {most}", param="limit")
+    if limit is None or not 1 <= limit <= maximum:
+        raise InvalidRequestError(f"got limit {text!r}, expected 1 to {maximum}", param="limit")
     if order not in ("asc", "desc"):
         raise InvalidRequestError(f"got order {order!r}, expected asc or desc", param="order")
     return PageQuery(query.get("after"), limit, order == "desc")
 
 
 def whole_number(text: str) -> int | None:
-    """None for what is not up to nine plain digits: Python raises ValueError at thousands of
-    them."""
+    """Parse up to nine decimal digits; None for anything else.
+
+    The number of digits is limited, because Python raises ValueError for thousands of them.
+    """
     return int(text) if NUMBER.fullmatch(text) else None
 
 
 def first_chunk_query(request: Request, job: StoredJob) -> int:
-    """The chunk named by `from_chunk`, the video's first one by default.
+    """Return the parameter `from_chunk`; by default, the video's first chunk.
 
     Raises InvalidRequestError for a chunk that the video does not have.
     """

@@ -1,4 +1,4 @@
-"""Responses in the shapes that all routes share: JSON objects, pages of lists, and errors."""
+"""Responses in the formats shared by all routes: JSON objects, pages of lists, and errors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,18 +13,21 @@ from helios_serve.service.errors import ApiError, as_api_error
 from helios_serve.service.protocol import ErrorBody
 
 POLL_HEADERS = {"openai-poll-after-ms": "1000"}
-LONGEST_WAIT = 120
-"""Seconds of retry-after that clients honour; told a longer time, they try again at once."""
+MAX_RETRY_AFTER = 120
+"""Longest `retry-after` in seconds that OpenAI's clients honor. For a longer one, they retry at
+once.
+"""
 
 
 def json_response(body: msgspec.Struct, headers: dict[str, str] | None = None) -> Response:
+    """Return a response with `body` as JSON."""
     return Response(msgspec.json.encode(body), 200, headers, media_type="application/json")
 
 
 def page_response(
     kind: Callable[..., msgspec.Struct], entries: Sequence[Any], *, has_more: bool
 ) -> Response:
-    """One page as a list of `kind`; a client goes on behind its last entry."""
+    """Return one page of a list. The next page follows its last entry."""
     return json_response(
         kind(
             data=entries,
@@ -36,10 +39,10 @@ def page_response(
 
 
 def http_error(error: Exception) -> ApiError:
-    """Any exception of a handler in the API's words, the HTTP framework's own among them."""
+    """Convert an exception of a handler, including Starlette's, to an ApiError."""
     match error:
-        case ClientDisconnect():  # before it had said all; nobody reads the answer
-            return ApiError(499, "the client has gone", code="client_gone")
+        case ClientDisconnect():  # while sending its request: nobody reads this response
+            return ApiError(499, "the client disconnected", code="client_gone")
         case HTTPException(status_code=status, detail=detail):
             code = "not_found" if status == 404 else "invalid_request"
             return ApiError(status, f"{detail}", code=code)
@@ -48,20 +51,25 @@ def http_error(error: Exception) -> ApiError:
 
 
 async def handle_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Handle an exception, as Starlette calls it."""
     return error_response(error)
 
 
 def error_response(error: Exception) -> Response:
-    """The envelope; what a repetition cannot change says so."""
-    told = http_error(error)
+    """Return the error response of an exception.
+
+    `x-should-retry: false` stops OpenAI's clients from retrying.
+    """
+    api_error = http_error(error)
+    retry_after = api_error.retry_after
     headers = {}
-    if told.retry_after is not None:
-        headers["retry-after"] = str(math.ceil(told.retry_after))
-    if (told.retry_after or 0) > LONGEST_WAIT or (told.retry_after is None and told.status != 503):
+    if retry_after is not None:
+        headers["retry-after"] = str(math.ceil(retry_after))
+    if (retry_after or 0) > MAX_RETRY_AFTER or (retry_after is None and api_error.status != 503):
         headers["x-should-retry"] = "false"
     return Response(
-        msgspec.json.encode(ErrorBody(told.detail)),
-        told.status,
+        msgspec.json.encode(ErrorBody(api_error.detail)),
+        api_error.status,
         headers,
         media_type="application/json",
     )

@@ -1,4 +1,4 @@
-"""uvicorn, which lets the application come to rest before it closes."""
+"""The uvicorn server, with draining before shutdown."""
 
 import asyncio
 import signal
@@ -12,8 +12,11 @@ from helios_serve.service.lifecycle import Lifecycle
 
 
 class HttpServer(uvicorn.Server):
-    """SIGTERM lets `lifecycle` drain for up to `drain_timeout` seconds; a second one, or Ctrl-C,
-    closes at once. A failure at the start ends it."""
+    """Serves the application, and drains it on SIGTERM.
+
+    SIGTERM drains for up to `drain_timeout` seconds and then shuts down. A second SIGTERM, or
+    Ctrl-C, shuts down at once. The server also shuts down if a model fails to start.
+    """
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_timeout: float) -> None:
         super().__init__(config)
@@ -46,9 +49,10 @@ class HttpServer(uvicorn.Server):
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        logger.info("shutting down: what is under way comes to its next chunk edge")
+        logger.info("shutting down: finishing the chunks under way")
         if not await self.lifecycle.drain(self.drain_timeout):
             logger.warning(
-                "some chunks took longer than %g s: they begin again", self.drain_timeout
+                "some chunks did not finish within %g s: they restart with the next server",
+                self.drain_timeout,
             )
         self.should_exit = True

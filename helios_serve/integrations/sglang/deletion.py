@@ -1,4 +1,4 @@
-"""DELETE of a video that is being made ends the work."""
+"""Aborts a running video when it is deleted by DELETE /v1/videos/{id}."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +11,7 @@ STORE = "sglang.multimodal_gen.runtime.entrypoints.openai.stores.AsyncDictStore.
 
 
 async def forget_video(original: Callable[[Any, str], Awaitable[Any]], store: Any, key: str) -> Any:
-    """In the HTTP process, when a video's entry is removed from the store of videos."""
+    """Wrap the removal of a video's entry from SGLang's store. Runs in the HTTP process."""
     from sglang.multimodal_gen.runtime.entrypoints.openai import video_api
     from sglang.multimodal_gen.runtime.scheduler_client import async_scheduler_client
     from sglang.multimodal_gen.runtime.server_args import get_global_server_args

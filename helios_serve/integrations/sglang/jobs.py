@@ -1,8 +1,8 @@
-"""SGLang's scheduler with many requests at a time.
+"""Runs many requests concurrently in SGLang's scheduler.
 
-Its loop takes the next requests, has its worker make them, and replies; nothing is heard of what
-comes in between. For our pipelines each request is begun when it comes instead, in a thread that
-waits for our engine, and the loop replies when it is done. Our engine batches all that are there.
+SGLang's event loop takes the next requests, runs them on its worker, and replies; it does nothing
+else meanwhile. For our pipelines, each request is started as soon as it arrives, in a thread that
+waits for our engine, and the loop replies when it is done. Our engine batches all running requests.
 """
 
 import os
@@ -25,11 +25,11 @@ from helios_serve.integrations.sglang.videos import SglangVideos
 SCHEDULER = "sglang.multimodal_gen.runtime.managers.scheduler.Scheduler"
 
 Item = tuple[bytes | None, Any]
-"""A client, and what it asks for: a request, several as one, or a command."""
+"""A client, and its request: one request, a list of them, or a command."""
 
 
 def event_loop(original: Callable[[Any], None], scheduler: Any) -> None:
-    """The loop, from the beginning to the end; our engine ends with it."""
+    """Wrap SGLang's event loop. Our engine is closed when the loop ends."""
     executor = scheduler.worker.pipeline.executor
     if not isinstance(executor, HeliosPipelineExecutor):
         return original(scheduler)
@@ -41,7 +41,7 @@ def event_loop(original: Callable[[Any], None], scheduler: Any) -> None:
 
 
 def next_batch(original: Callable[[Any], Any], scheduler: Any) -> Any:
-    """In each turn of the loop: what it is to run itself, which are commands and warm-ups."""
+    """Run our jobs in each turn of the loop. The loop itself runs commands and warm-ups only."""
     jobs: Jobs | None = getattr(scheduler, "helios_jobs", None)
     if jobs is not None:
         jobs.turn()
@@ -49,11 +49,11 @@ def next_batch(original: Callable[[Any], Any], scheduler: Any) -> Any:
 
 
 HOOKS = {"event_loop": event_loop, "get_next_batch_to_run": next_batch}
-"""Around methods of the scheduler."""
+"""Hooks around methods of the scheduler."""
 
 
 class Jobs:
-    """The requests that are being made. All but `_run` is done in the thread of the loop."""
+    """The running requests. Everything except `_run` is called in the loop's thread."""
 
     def __init__(self, scheduler: Any, executor: HeliosPipelineExecutor) -> None:
         self._scheduler = scheduler
@@ -63,11 +63,11 @@ class Jobs:
         for end in (self._wake_end, self._write_end):
             os.set_blocking(end, False)
         scheduler._poller.register(self._wake_end)
-        # The loop would keep a core busy that our workers need.
+        # A busy loop would take a CPU core from our workers.
         scheduler.server_args.sleep_on_idle = True
 
     def turn(self) -> None:
-        """Begin what has come, cancel what is to be, and reply to what is done."""
+        """Start new requests, cancel released sessions, and reply to finished requests."""
         waiting = self._scheduler.waiting_queue
         for entry in [entry for entry in waiting if is_generation(entry[1])]:
             waiting.remove(entry)
@@ -87,8 +87,8 @@ class Jobs:
         Thread(target=self._run, args=(item, opened), name="helios job", daemon=True).start()
 
     def _run(self, item: Item, opened: list[tuple[Any, SglangVideos]]) -> None:
-        """In a thread of its own; an error is the request's answer."""
-        begun = time.monotonic()
+        """Run one request in its own thread. An error becomes the request's response."""
+        started = time.monotonic()
         try:
             self._executor.make(opened, partial(self._call, self._report, item))
             output = self._scheduler.worker.execute_forward(batches_of(item))
@@ -97,7 +97,7 @@ class Jobs:
         except Exception as error:
             output = OutputBatch(error=f"{type(error).__name__}: {error}")
         if output.metrics is not None:
-            output.metrics.total_duration_ms = 1000 * (time.monotonic() - begun)
+            output.metrics.total_duration_ms = 1000 * (time.monotonic() - started)
         self._call(self._scheduler._return_item_result, item, output)
 
     def _report(self, item: Item, done: int, total: int) -> None:
@@ -107,9 +107,9 @@ class Jobs:
             reporter.step(request_ids=names, completed=done, total=total)
 
     def _call(self, work: Callable[..., None], *arguments: Any) -> None:
-        """From any thread: have `work` done by the loop, which is woken."""
+        """Call `work` in the loop's thread, and wake the loop. May be called in any thread."""
         self._calls.put(partial(work, *arguments))
-        with suppress(BlockingIOError):  # full of calls to wake up
+        with suppress(BlockingIOError):  # the pipe is full of earlier wake-ups
             os.write(self._write_end, b"\0")
 
     def _drain_pipe(self) -> None:
@@ -118,12 +118,12 @@ class Jobs:
                 pass
 
 
-def is_generation(asked: Any) -> bool:
-    """Whether it is for videos, and not to warm up."""
-    batches = asked if isinstance(asked, list) else [asked]
+def is_generation(request: Any) -> bool:
+    """Return whether a request is for videos, and not a warm-up."""
+    batches = request if isinstance(request, list) else [request]
     return all(isinstance(batch, Req) and not batch.is_warmup for batch in batches)
 
 
 def batches_of(item: Item) -> list[Any]:
-    asked = item[1]
-    return asked if isinstance(asked, list) else [asked]
+    request = item[1]
+    return request if isinstance(request, list) else [request]

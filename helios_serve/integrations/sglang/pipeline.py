@@ -1,4 +1,7 @@
-"""Helios as SGLang's pipelines: they load nothing and have no stages, for our engine does both."""
+"""SGLang pipelines for Helios.
+
+They load no modules and have no stages: our engine does that work.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,12 +16,15 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.integrations.settings import EngineSettings
 
 OPTIONS = "helios"
-"""The key of our options in the file that --pipeline-config-path names."""
+"""Key of our options in the file given by --pipeline-config-path."""
 
 
 @dataclass
 class HeliosPipelineConfig(PipelineConfig):  # type: ignore[misc]
-    """`helios` are our engine's options: fields of EngineSettings."""
+    """SGLang's pipeline configuration.
+
+    `helios` holds our engine's options: fields of EngineSettings.
+    """
 
     task_type: ModelTaskType = ModelTaskType.TI2V
     supported_task_types: ClassVar[tuple[ModelTaskType, ...]] = (
@@ -31,22 +37,22 @@ class HeliosPipelineConfig(PipelineConfig):  # type: ignore[misc]
     helios: dict[str, Any] = field(default_factory=dict)
 
     def settings(self) -> EngineSettings:
-        """Raises InvalidRequestError."""
+        """Return the engine's settings. Raises InvalidRequestError."""
         return EngineSettings.read(self.helios, OPTIONS)
 
     def validate_server_args(self, server_args: Any) -> None:
-        """Before anything is started; raises InvalidRequestError."""
+        """Validate the arguments before anything is started. Raises InvalidRequestError."""
         if server_args.num_gpus != 1:
             raise InvalidRequestError(
-                f"got --num-gpus {server_args.num_gpus}, expected 1: more GPUs are used by more "
-                f'workers, such as {{"{OPTIONS}": {{"workers": ["2"], "executor": "local"}}}} in '
-                "the file of --pipeline-config-path",
+                f"got --num-gpus {server_args.num_gpus}, expected 1: to use more GPUs, set more "
+                f'workers, such as {{"{OPTIONS}": {{"workers": ["2"], "executor": "local"}}}}, in '
+                "the file given by --pipeline-config-path",
                 param="num_gpus",
             )
         self.settings().worker_groups(server_args.model_path)
 
     def supports_dynamic_batching(self) -> bool:
-        """A request never waits for others like it: our engine batches what is there."""
+        """Return False: our engine batches requests, so they must not wait in SGLang."""
         return False
 
     def supports_disaggregation(self) -> bool:
@@ -54,7 +60,7 @@ class HeliosPipelineConfig(PipelineConfig):  # type: ignore[misc]
 
 
 class HeliosPipeline(ComposedPipelineBase):  # type: ignore[misc]
-    """Base, by the class that its model_index.json names."""
+    """Pipeline of Helios-Base, named as in its model_index.json."""
 
     pipeline_name = "HeliosPipeline"
     is_video_pipeline = True
@@ -72,6 +78,6 @@ class HeliosPipeline(ComposedPipelineBase):  # type: ignore[misc]
 
 
 class HeliosPyramidPipeline(HeliosPipeline):
-    """Mid and Distilled, likewise."""
+    """Pipeline of Helios-Mid and Helios-Distilled, named as in their model_index.json."""
 
     pipeline_name = "HeliosPyramidPipeline"

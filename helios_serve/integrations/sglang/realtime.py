@@ -1,4 +1,4 @@
-"""SGLang's realtime WebSocket: one video of Helios, chunk by chunk, whose prompt may change."""
+"""SGLang's realtime WebSocket: a Helios video, chunk by chunk, whose prompt may change."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +15,19 @@ from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.options.sampling import MAX_FRAMES
 
 LATENT_FRAMES = 9
-"""Of a chunk."""
+"""Latent frames per chunk."""
 
 
 @dataclass
 class LivePrompt:
-    """What the session is to show from its next chunk on, and the event that said so."""
+    """The prompt of a session's next chunk, and the id of the event that set it."""
 
     text: str = ""
     event_id: int | None = None
 
 
 class HeliosRealtimeAdapter(BaseRealtimeModelAdapter):  # type: ignore[misc]
-    """In the HTTP process: one request to the scheduler for each chunk."""
+    """Sends one request for each chunk to the scheduler. Runs in the HTTP process."""
 
     def create_state(self) -> LivePrompt:
         return LivePrompt()
@@ -37,15 +37,17 @@ class HeliosRealtimeAdapter(BaseRealtimeModelAdapter):  # type: ignore[misc]
         session.adapter_state.text = request.prompt
 
     def ingest_event(self, session: Any, event: Any) -> str:
+        """Set the prompt of the next chunk. Raises ValueError for any other event."""
         if event.kind != "prompt":
             raise ValueError(f"got event {event.kind!r}, expected 'prompt'")
         if not isinstance(event.payload, str) or not event.payload.strip():
-            raise ValueError("got a prompt that is no text, expected some")
+            raise ValueError("got an empty prompt or one that is not a string, expected text")
         session.adapter_state.text = event.payload
         session.adapter_state.event_id = event.event_id
         return "kind=prompt"
 
     def get_chunk_size(self, session: Any, server_args: Any, chunk: Any) -> int:  # noqa: ARG002
+        """Return the latent frames of a chunk."""
         return LATENT_FRAMES
 
     def get_realtime_event_id(self, session: Any) -> int | None:
@@ -69,8 +71,11 @@ class HeliosRealtimeAdapter(BaseRealtimeModelAdapter):  # type: ignore[misc]
         chunk_inputs: Any,
         chunk_size: int,
     ) -> Any:
-        """All chunks have those of the whole video; SGLang's defaults for other models are not
-        taken for what the client asked for."""
+        """Return the parameters of the whole video, which are the same for each chunk.
+
+        Only fields that the client has set are passed on, because SGLang's defaults are for other
+        models.
+        """
         request = session.request
         chunks = request.max_chunks or MAX_FRAMES // CHUNK_FRAMES
         given = request.model_dump(include={"size", *CHOSEN}, exclude_unset=True)

@@ -1,4 +1,4 @@
-"""What SGLang is told of us, in each of its processes."""
+"""Registration of our pipelines, adapters and hooks with SGLang."""
 
 from sglang.multimodal_gen.registry import register_pipeline
 from sglang.multimodal_gen.runtime.entrypoints.openai.realtime.registry import (
@@ -20,10 +20,14 @@ PUBLISHED = {
     HeliosPipeline: ["BestWishYsh/Helios-Base"],
     HeliosPyramidPipeline: ["BestWishYsh/Helios-Mid", "BestWishYsh/Helios-Distilled"],
 }
-"""By the classes that their model_index.json names. A path is matched before any detector."""
+"""Published checkpoints by the pipeline class that their model_index.json names.
+
+SGLang matches these paths before it calls any model detector.
+"""
 
 
 def register() -> None:
+    """Register the pipelines, the realtime adapter and the hooks."""
     for pipeline, paths in PUBLISHED.items():
         register_pipeline(
             pipeline,

@@ -1,6 +1,6 @@
-"""SGLang's sampling parameters for Helios, and our request from them."""
+"""SGLang's sampling parameters for Helios, and their conversion to engine requests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,25 +14,14 @@ from helios_serve.engine.launch import read_model_config
 from helios_serve.errors import InvalidRequestError
 from helios_serve.integrations.requests import ForeignRequest
 from helios_serve.model_config import HeliosConfig
-from helios_serve.options.sampling import PUBLISHED_SIZE
+from helios_serve.options.sampling import PUBLISHED_SIZE, SamplingOptions
 
 ALWAYS = ("width", "height", "num_frames", "fps")
-"""Parameters that SGLang's API fills in."""
+"""Parameters that SGLang's API always fills in."""
 CHOSEN = ("num_inference_steps", "guidance_scale", "negative_prompt", "max_sequence_length")
-"""Parameters of SGLang's that are left to the checkpoint where a request does not have them."""
-OURS = (
-    "steps",
-    "switches",
-    "transition_chunks",
-    "amplify_first_chunk",
-    "skip_first_chunk",
-    "use_zero_init",
-    "zero_steps",
-    "image_noise_sigma",
-    "video_noise_sigma",
-    "add_input_noise",
-)
-"""Parameters that are known by the same names to us only."""
+"""Parameters of SGLang that keep the checkpoint's default unless a request sets them."""
+OURS = tuple(name for name in SamplingOptions.__struct_fields__ if name not in (*ALWAYS, *CHOSEN))
+"""Sampling options that SGLang does not have, by our names. None keeps the checkpoint's default."""
 LORA = ("lora", "lora_scale")
 FOREIGN = (
     "true_cfg_scale",
@@ -47,27 +36,17 @@ FOREIGN = (
     "diffusers_kwargs",
     "use_diffusion_decoder",
 )
-"""Fields of SGLang's API about how its own pipelines run."""
+"""Fields of SGLang's API that control its own pipelines. Helios has no such options."""
 
 
 @dataclass
-class HeliosSamplingParams(SamplingParams):  # type: ignore[misc]
-    """A video of Helios; None is what its checkpoint was published with."""
+class HeliosRequest(SamplingParams):  # type: ignore[misc]
+    """SGLang's parameters of a Helios video, without the options in `OURS`."""
 
-    _default_width: ClassVar[int | None] = PUBLISHED_SIZE[0]
-    _default_height: ClassVar[int | None] = PUBLISHED_SIZE[1]
+    _default_width: ClassVar[int | None] = PUBLISHED_SIZE.width
+    _default_height: ClassVar[int | None] = PUBLISHED_SIZE.height
 
     num_frames: int = 99
-    steps: list[int] | None = None
-    switches: list[Any] | None = None
-    transition_chunks: int | None = None
-    amplify_first_chunk: bool | None = None
-    skip_first_chunk: bool | None = None
-    use_zero_init: bool | None = None
-    zero_steps: int | None = None
-    image_noise_sigma: list[float] | None = None
-    video_noise_sigma: list[float] | None = None
-    add_input_noise: bool | None = None
     lora: str | None = None
     lora_scale: float = 1.0
 
@@ -76,28 +55,30 @@ class HeliosSamplingParams(SamplingParams):  # type: ignore[misc]
         return frozenset(OURS + LORA)
 
     def prepare_video_request_for_queue(self, req: Any) -> None:
-        """Have what is wrong with a request told before it is queued: over HTTP, as 400."""
+        """Reject an invalid request before it is queued. SGLang's HTTP server responds with 400."""
         from sglang.multimodal_gen.runtime.server_args import get_global_server_args
 
         try:
             server = get_global_server_args()
-        except ValueError:  # its Python API: what is wrong is told by the scheduler
+        except ValueError:  # SGLang's Python API: the scheduler reports the error
             return
-        config = served_config(server.model_path, server.pipeline_config.settings().load_format)
+        config = served_config(
+            server.model_path, server.pipeline_config.settings().worker.load_format
+        )
         for seed in seeds(req):
             self.foreign_request(seed).to_video_request(server.model_path, config)
 
     def foreign_request(self, seed: int, max_lead_chunks: int | None = None) -> ForeignRequest:
-        """One video of the request, under a name of its own; raises InvalidRequestError."""
+        """Return the request of one video, with a new id. Raises InvalidRequestError."""
         given: set[str] = getattr(self, "_explicit_fields", set())
         for name in FOREIGN:
             if name in given and getattr(self, name, None):
                 raise InvalidRequestError(
-                    f"got {name}, expected none: Helios has no such option", param=name
+                    f"unsupported option {name}: Helios has no such option", param=name
                 )
         names = (*ALWAYS, *OURS, *(name for name in CHOSEN if name in given))
         options = {name: getattr(self, name) for name in names} | {"seed": seed}
-        image, video = only(self.image_path, "image"), only(self.video_path, "video")
+        image, video = single_path(self.image_path, "image"), single_path(self.video_path, "video")
         return ForeignRequest(
             request_id=uuid4().hex,
             prompt=self.prompt,
@@ -110,21 +91,33 @@ class HeliosSamplingParams(SamplingParams):  # type: ignore[misc]
         )
 
 
+HeliosSamplingParams = make_dataclass(
+    "HeliosSamplingParams",
+    [(name, Any, field(default=None)) for name in OURS],
+    bases=(HeliosRequest,),
+    namespace={"__module__": __name__},
+)
+"""The class that SGLang fills from a request: `HeliosRequest` with a field for each of `OURS`."""
+
+
 @cache
 def served_config(model: str, load_format: Literal["auto", "dummy"]) -> HeliosConfig:
-    """Read once in each process, since that may ask the hub."""
+    """Return the model's configuration. It is cached, because reading it may access the hub."""
     return read_model_config(model, load_format)
 
 
 def seeds(req: Any) -> list[int]:
-    """One for each video of a request; raises ValueError for a list that does not fit."""
+    """Return one seed for each video of a request. Raises ValueError if their number differs."""
     count = req.num_outputs_per_prompt
     found: list[int] = normalize_output_seeds(req.seed, num_outputs_per_prompt=count)
     return found
 
 
-def only(paths: str | list[str] | None, kind: str) -> str | None:
-    """SGLang takes lists of references; Helios starts from one."""
+def single_path(paths: str | list[str] | None, kind: str) -> str | None:
+    """Return the only path. SGLang accepts lists of references, Helios only one.
+
+    Raises InvalidRequestError for several paths.
+    """
     if not isinstance(paths, list):
         return paths
     if len(paths) > 1:

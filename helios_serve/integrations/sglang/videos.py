@@ -1,4 +1,4 @@
-"""What SGLang's requests and realtime sessions have in our engine."""
+"""The engine's videos of SGLang's requests and realtime sessions."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,17 +14,19 @@ from helios_serve.media.mp4 import as_array
 from helios_serve.model_config import num_chunks
 
 LEAD = 1
-"""Chunks that a realtime session is made ahead of its client: more, and prompts come later."""
+"""Chunks generated ahead of a realtime session's client. A higher value delays prompt switches."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-"""(frames, height, width, 3)."""
+"""Array of shape (frames, height, width, 3), uint8."""
 Progress = Callable[[int, int], None]
-"""Called with the number of chunks that are there, and of all."""
+"""Callback with the number of finished chunks and the total number of chunks."""
 
 
 class SglangVideos:
-    """Videos that may be cancelled at any time. `begin` and `finish` raise HeliosError, and
-    ValueError for a request that is none."""
+    """Videos of a request or session, which may be cancelled at any time.
+
+    `begin` and `finish` raise HeliosError, or ValueError for an invalid request.
+    """
 
     def __init__(self, host: EngineHost) -> None:
         self.host = host
@@ -33,21 +35,22 @@ class SglangVideos:
         self._lock = threading.Lock()
 
     def begin(self, batch: Any) -> None:
-        """Have made what the request is for."""
+        """Submit what a request needs."""
         raise NotImplementedError
 
     def finish(self, batch: Any, progress: Progress) -> list[Pixels]:
-        """What it is for, when it is there."""
+        """Return the pixels of a request, when they are available."""
         raise NotImplementedError
 
     def cancel(self) -> None:
-        """Free what they hold; videos that are over are left as they are."""
+        """Abort the videos and free their resources. Finished videos are not changed."""
         with self._lock:
             self._is_cancelled = True
         for video in self.videos:
             video.abort()
 
     def submit(self, batch: Any, seed: int, lead: int | None = None) -> None:
+        """Submit one video to the engine, unless the request is cancelled."""
         foreign = batch.sampling_params.foreign_request(seed, lead)
         request = foreign.to_video_request(self.host.model, self.host.config)
         with self._lock:
@@ -57,7 +60,7 @@ class SglangVideos:
 
 
 class SglangRequest(SglangVideos):
-    """The videos of one request, which are made together."""
+    """The videos of one request, generated concurrently."""
 
     def begin(self, batch: Any) -> None:
         for seed in seeds(batch):
@@ -74,7 +77,7 @@ class SglangRequest(SglangVideos):
 
 
 class LiveVideo(SglangVideos):
-    """The one video of a realtime session, of which each request is for the next chunk."""
+    """The video of a realtime session. Each request returns its next chunk."""
 
     prompt: str
 
@@ -83,25 +86,25 @@ class LiveVideo(SglangVideos):
             self.submit(batch, seeds(batch)[0], LEAD)
             self._chunks = pixels(self.videos[0])
         elif not self.videos:
-            raise RequestFailedError("the realtime session is over")
+            raise RequestFailedError("the realtime session has ended")
         elif batch.prompt != self.prompt:
-            self._turn_to(batch.prompt)
+            self._switch_prompt(batch.prompt)
         self.prompt = batch.prompt
 
     def finish(self, batch: Any, progress: Progress) -> list[Pixels]:  # noqa: ARG002
         for chunk in self._chunks:
             return [chunk]
-        raise RequestFailedError("the realtime session is over")
+        raise RequestFailedError("the realtime session has ended")
 
-    def _turn_to(self, prompt: str) -> None:
+    def _switch_prompt(self, prompt: str) -> None:
         try:
             self.videos[0].switch_prompt(prompt).result()
-        except InvalidRequestError as error:  # the last chunk is being made
-            logger.warning("A prompt of a realtime session came too late: %s", error)
+        except InvalidRequestError as error:  # the last chunk is being generated
+            logger.warning("prompt switch of a realtime session is too late: %s", error)
 
 
 def pixels(video: HostedVideo) -> Iterator[Pixels]:
-    """Chunk by chunk; raises RequestFailedError."""
+    """Yield the pixels of each chunk. Raises RequestFailedError."""
     for chunk in video.chunks():
-        assert chunk.frames is not None, "chunks of videos that are not stored come as pixels"
+        assert chunk.frames is not None, "videos that are not stored have pixels"
         yield as_array(chunk.frames)

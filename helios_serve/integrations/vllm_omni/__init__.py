@@ -1,7 +1,7 @@
 """Helios inside vLLM-Omni, which finds this package by its entry points.
 
-`vllm-omni serve MODEL --omni --deploy-config $(helios-serve vllm-omni-config)` names everything
-here. Nothing of vLLM-Omni is imported before it asks for it. See docs/vllm-omni.md.
+`vllm-omni serve MODEL --omni --deploy-config $(helios-serve vllm-omni-config)` selects this
+package. vLLM-Omni is not imported before it requests one of our classes. See docs/vllm-omni.md.
 """
 
 import sys
@@ -13,15 +13,18 @@ from helios_serve.logger import logger, show_logs
 
 SUPPORTED = "0.30"
 PIPELINE = "helios_serve"
-"""What a deploy config calls us. vLLM-Omni also looks for such names in those of models, and takes
-what it finds: `helios` would take every Helios away from its own pipeline."""
+"""Our pipeline's name in deploy configs.
+
+vLLM-Omni also looks for pipeline names in model names: `helios` would replace its own pipeline for
+every Helios model.
+"""
 LAZY = {"HeliosEngine": "engine", "HeliosExecutor": "executor"}
 
 
 def register() -> None:
-    """Make our pipeline known to vLLM-Omni; does nothing in a process of plain vLLM.
+    """Register our pipeline with vLLM-Omni. Does nothing in a process of plain vLLM.
 
-    May be called any number of times. A program that uses AsyncOmni directly calls it first.
+    It may be called repeatedly. Programs that use AsyncOmni directly must call it first.
     """
     if "vllm_omni" not in sys.modules:
         return
@@ -35,14 +38,14 @@ def register() -> None:
 
 
 def check_version() -> None:
-    """Raises ImportError, in one line, for a vLLM-Omni whose seams we do not know."""
+    """Raise ImportError unless a supported version of vLLM-Omni is installed."""
     found = version("vllm-omni")
     if found.split("+")[0].split(".")[:2] != SUPPORTED.split("."):
         raise ImportError(f"got vLLM-Omni {found}, expected {SUPPORTED}.x for this helios-serve")
 
 
 def show_our_logs() -> None:
-    """Unless the program says itself what is done with them."""
+    """Show our logs, unless the program has configured logging."""
     if not logger.hasHandlers():
         show_logs()
 

@@ -1,4 +1,7 @@
-"""vLLM-Omni's engine, without its scheduler: requests of any size and length go to ours."""
+"""vLLM-Omni engine that bypasses vLLM-Omni's scheduler.
+
+Requests of any size and length are passed to our engine, which batches them.
+"""
 
 import asyncio
 import time
@@ -12,20 +15,20 @@ from vllm_omni.outputs import OmniRequestOutput
 
 from helios_serve.errors import HeliosError
 from helios_serve.integrations.vllm_omni.executor import HeliosExecutor
-from helios_serve.integrations.vllm_omni.session import OmniSession, as_theirs
+from helios_serve.integrations.vllm_omni.session import OmniSession, as_omni_error
 
 
 class HeliosEngine(DiffusionEngine):  # type: ignore[misc]
-    """Streams every request from our engine, which batches all of them a step at a time.
+    """Streams each request from our engine, which batches all requests step by step.
 
-    vLLM-Omni's scheduler and its loop are never started. Its post-processing and its formats are
-    used as they are.
+    vLLM-Omni's scheduler and loop are not started. Its post-processing and output formats are used
+    unchanged.
     """
 
     executor: HeliosExecutor
 
     def _resolve_execution_mode(self, od_config: Any) -> DiffusionExecutionMode:  # noqa: ARG002
-        """Our engine works step by step, whatever is asked for."""
+        """Return the step-wise mode, whatever is configured."""
         self.step_execution, self.supports_request_batch = True, False
         return DiffusionExecutionMode.STEP_BATCH
 
@@ -41,12 +44,12 @@ class HeliosEngine(DiffusionEngine):  # type: ignore[misc]
             )
 
     def run_startup_warmup(self) -> None:
-        """There is nothing to warm up: our workers say themselves when they are ready."""
+        """Do nothing: our workers report when they are ready."""
 
     async def step_streaming(
         self, request: OmniDiffusionRequest
     ) -> AsyncIterator[list[OmniRequestOutput]]:
-        """The request's outputs as they come; ends the video when its reader goes away."""
+        """Yield the request's outputs as they arrive. The video is aborted if the reader stops."""
         session = self.executor.open(request)
         started = time.perf_counter()
         try:
@@ -87,4 +90,4 @@ class HeliosEngine(DiffusionEngine):  # type: ignore[misc]
             if session.is_aborted:
                 name = session.request.request_id
                 raise DiffusionRequestAbortedError(f"Request {name} aborted.") from error
-            raise as_theirs(error) from error
+            raise as_omni_error(error) from error

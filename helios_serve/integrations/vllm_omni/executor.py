@@ -1,4 +1,4 @@
-"""vLLM-Omni's executor, with our engine behind it."""
+"""vLLM-Omni's executor, which runs our engine."""
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,20 +16,21 @@ from helios_serve.errors import HeliosError
 from helios_serve.integrations.host import EngineHost
 from helios_serve.integrations.settings import EngineSettings
 from helios_serve.integrations.vllm_omni import show_our_logs
-from helios_serve.integrations.vllm_omni.requests import wants_whole
-from helios_serve.integrations.vllm_omni.session import OmniSession, as_theirs
+from helios_serve.integrations.vllm_omni.requests import wants_single_output
+from helios_serve.integrations.vllm_omni.session import OmniSession, as_omni_error
 from helios_serve.logger import logger
 
 STEP_TIME = 0.05
-"""Seconds that a step of vLLM-Omni's own scheduler waits for a chunk, before it looks around."""
+"""Seconds for which a step of vLLM-Omni's own scheduler waits for a chunk."""
 OPTIONS = "additional_config.helios"
 
 
 class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
-    """Hands requests to our engine.
+    """Passes requests to our engine.
 
-    With HeliosEngine it gets every request as it comes, and batches all of them. With vLLM-Omni's
-    own engine it gets what that one's scheduler lets through, which is requests that are alike.
+    With HeliosEngine, it receives each request as it arrives, and our engine batches all of them.
+    With vLLM-Omni's own engine, it receives only those that its scheduler admits, which have equal
+    sizes and lengths.
     """
 
     def _init_executor(self) -> None:
@@ -43,35 +44,41 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         except BaseException:
             self.host.close()
             raise
-        where = ", ".join(f"{name} on {place}" for name, place in self.host.where().items())
-        logger.info("Helios is served by helios-serve (%s)", where)
+        locations = self.host.worker_locations().items()
+        workers = ", ".join(f"{name} on {location}" for name, location in locations)
+        logger.info("Helios is served by helios-serve (%s)", workers)
         if self.od_config.engine_backend == "default":
             logger.warning(
-                "only requests of equal size and length are batched, and hold a place to their "
-                "end: give --deploy-config $(helios-serve vllm-omni-config) for all others"
+                "only requests of equal size and length are batched, and each holds its slot until "
+                "it is finished; to batch all requests, use --deploy-config "
+                "$(helios-serve vllm-omni-config)"
             )
 
     @property
     def is_dead(self) -> bool:
+        """Whether the engine can no longer generate videos."""
         return self.host.failure is not None
 
     def open(self, request: OmniDiffusionRequest) -> OmniSession:
-        """A session that is known here, for interactions and aborts, but not handed on yet."""
-        whole = wants_whole(request, is_streaming=self.od_config.streaming_output)
+        """Return a new session, which can already receive interactions and be aborted.
+
+        It is not submitted to our engine yet.
+        """
+        whole = wants_single_output(request, is_streaming=self.od_config.streaming_output)
         session = self.sessions[request.request_id] = OmniSession(request, whole=whole)
         return session
 
     def close(self, session: OmniSession) -> None:
-        """Forget a session; ends it if it is not over."""
+        """Forget a session, and abort it if it is not finished."""
         if self.sessions.pop(session.request.request_id, None) is not None:
             self._chunks.pop(session.request.request_id, None)
             session.abort()
         if self.is_dead:
-            for tell in self._on_failure:
-                tell()
+            for callback in self._on_failure:
+                callback()
 
     def abort(self, request_id: str) -> None:
-        """What is over or unknown is left as it is."""
+        """Abort a request. Finished and unknown requests are ignored."""
         if (session := self.sessions.get(request_id)) is not None:
             session.abort()
 
@@ -79,7 +86,7 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         return self.execute_batch(scheduler_output)
 
     def execute_batch(self, scheduler_output: DiffusionSchedulerOutput) -> BatchRunnerOutput:
-        """All of the requests, to their ends."""
+        """Run all requests to their end."""
         names = scheduler_output.scheduled_request_ids
         outputs = self._begin(scheduler_output)
         while missing := [name for name in names if name not in outputs]:
@@ -88,7 +95,7 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         return as_runner_output(names, outputs)
 
     def execute_step(self, scheduler_output: DiffusionSchedulerOutput) -> BatchRunnerOutput:
-        """What there is within a moment: the next chunk of some requests, nothing of others."""
+        """Return what is available within STEP_TIME: the next chunk of some requests."""
         names = scheduler_output.scheduled_request_ids
         for name in self.sessions.keys() - set(names):
             self.close(self.sessions[name])
@@ -104,16 +111,17 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         unique_reply_rank: int | None = None,
         exec_all_ranks: bool = False,  # noqa: ARG002
     ) -> Any:
-        """The one call that has a meaning here, answered as by one worker."""
+        """Run `submit_interaction`, the only supported method, and reply as one worker would."""
         if method != "submit_interaction":
             raise NotImplementedError(
-                f"got {method!r}, expected submit_interaction: helios-serve runs the workers, "
-                "and takes LoRA adapters with each request"
+                f"got method {method!r}, expected submit_interaction: helios-serve manages the "
+                "workers, and LoRA adapters are set per request"
             )
         self._interact(*args, **(kwargs or {}))
         return [None] if unique_reply_rank is None else None
 
     def check_health(self) -> None:
+        """Raise EngineDeadError if the engine is dead."""
         if self.is_dead:
             logger.error("helios-serve: %s", self.host.failure)
             raise EngineDeadError()
@@ -125,33 +133,36 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         self.host.close()
 
     def _interact(self, request_id: str, interaction: Mapping[str, Any]) -> None:
-        """Raises ValueError, on which vLLM-Omni ends the video, as with its own Helios."""
+        """Change the prompt of a session.
+
+        Raises ValueError, upon which vLLM-Omni aborts the video, as with its own Helios pipeline.
+        """
         session = self.sessions.get(request_id)
         if session is None:
-            raise ValueError(f"got an event for {request_id!r}, expected a video in the making")
+            raise ValueError(f"got an event for {request_id!r}, expected a running video")
         event = interaction["event"]
         if event.get("multi_modal_data"):
-            raise ValueError("got multi_modal_data in an event, expected a prompt alone")
+            raise ValueError("got multi_modal_data in an event, expected only a prompt")
         session.switch_prompt(
             interaction["event_id"], event["prompt"], interaction.get("transition_chunks")
         )
 
     def _begin(self, scheduler_output: DiffusionSchedulerOutput) -> dict[str, DiffusionOutput]:
-        """Open what is new; outputs of what is over with that."""
+        """Start the new requests. Return the outputs of those that end at once."""
         begun = {
             new.request_id: self._start(new.req) for new in scheduler_output.scheduled_new_reqs
         }
         return {name: output for name, output in begun.items() if output is not None}
 
     def _advance(self, names: Iterable[str]) -> dict[str, DiffusionOutput]:
-        """What comes of some of the requests within a moment."""
+        """Return the outputs of the given requests that arrive within STEP_TIME."""
         waiting = {name: self._chunks[name] for name in names if name in self._chunks}
         wait(waiting.values(), STEP_TIME, FIRST_COMPLETED)
         made = {name: self._take(name) for name, chunk in waiting.items() if chunk.done()}
         return {name: output for name, output in made.items() if output is not None}
 
     def _start(self, request: OmniDiffusionRequest) -> DiffusionOutput | None:
-        """An output where nothing is to be made: a refusal, or vLLM-Omni's own warm-up."""
+        """Start a request. Return an output if it is rejected, or is vLLM-Omni's warm-up."""
         if request.is_dummy_run():
             return DiffusionOutput()
         session = self.open(request)
@@ -164,14 +175,14 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         return None
 
     def _take(self, name: str) -> DiffusionOutput | None:
-        """What has come of a request, which is asked for its next chunk unless it is over."""
+        """Return the output of a request's finished chunk, and request the next one."""
         session = self.sessions[name]
         try:
             chunk = self._chunks.pop(name).result()
-            assert chunk is not None, "the one before was not the last"
+            assert chunk is not None, "the previous chunk was not the last one"
         except HeliosError as error:
             self.close(session)
-            return DiffusionOutput.from_exception(as_theirs(error))
+            return DiffusionOutput.from_exception(as_omni_error(error))
         output = session.output(chunk)
         if output is not None and output.finished:
             self.close(session)
@@ -183,7 +194,10 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
 def as_runner_output(
     names: Iterable[str], outputs: Mapping[str, DiffusionOutput]
 ) -> BatchRunnerOutput:
-    """Steps are not vLLM-Omni's to count here; it wants a number."""
+    """Convert outputs to vLLM-Omni's type.
+
+    `step_index` is 0, because vLLM-Omni does not count our steps.
+    """
     return BatchRunnerOutput.from_list(
         [
             RunnerOutput(
@@ -198,6 +212,9 @@ def as_runner_output(
 
 
 def settings(config: Any) -> EngineSettings:
-    """Of vLLM-Omni's configuration of the stage; raises InvalidRequestError."""
+    """Return the engine settings from vLLM-Omni's stage configuration.
+
+    Raises InvalidRequestError.
+    """
     options = {"max_num_seqs": config.max_num_seqs}
     return EngineSettings.read(options | config.additional_config.get("helios", {}), OPTIONS)

@@ -1,4 +1,4 @@
-"""What vLLM-Omni has to know of a server of Helios: one stage, which gives video."""
+"""The pipeline that vLLM-Omni registers for Helios: one stage, which outputs video."""
 
 from vllm_omni.config.pipeline_registry import OMNI_PIPELINES, register_pipeline
 from vllm_omni.config.stage_config import PipelineConfig, StageExecutionType, StagePipelineConfig
@@ -7,12 +7,16 @@ from helios_serve.integrations.vllm_omni import PIPELINE
 
 
 def register() -> None:
+    """Register the pipeline, once."""
     if PIPELINE not in OMNI_PIPELINES:
         register_pipeline(helios())
 
 
 def helios() -> PipelineConfig:
-    """Its class is left to the checkpoint, so that only our deploy config chooses it."""
+    """Return the pipeline.
+
+    Its model class is left to the checkpoint, so that only our deploy config selects this pipeline.
+    """
     stage = StagePipelineConfig(
         stage_id=0,
         model_stage="diffusion",

@@ -1,4 +1,4 @@
-"""From a request of vLLM-Omni to one of ours."""
+"""Conversion of vLLM-Omni's requests to ours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,29 +28,29 @@ DECIDED_BY_CHECKPOINT = frozenset(
         "use_cfg_zero_star",
     }
 )
-"""What vLLM-Omni's own Helios has to be told, and ours reads."""
+"""Parameters of vLLM-Omni's own Helios pipeline that our engine reads from the checkpoint."""
 ALREADY_USED = frozenset({"duration", "image", "output_type", "stream", "video"})
-"""`duration` is in num_frames already; the others are read where they are needed."""
-NOT_GIVEN = 1
-"""Frames of a request of vLLM-Omni that does not say how many."""
+"""Parameters that are handled elsewhere. `duration` is already part of num_frames."""
+DEFAULT_NUM_FRAMES = 1
+"""vLLM-Omni's number of frames of a request that does not set it."""
 MEDIA = ("image", "video")
 HTTP_VIDEOS = ("video_gen", "video_sync-")
-"""How the ids of /v1/videos and /v1/videos/sync begin, which take the last output only."""
+"""Prefixes of the request ids of /v1/videos and /v1/videos/sync, which use only the last output."""
 
 
 def foreign_request(
     request: OmniDiffusionRequest, config: HeliosConfig, *, max_lead_chunks: int | None
 ) -> ForeignRequest:
-    """Raises InvalidRequestError for what Helios does not do."""
+    """Convert a request. Raises InvalidRequestError for options that Helios does not support."""
     sampling, extra = request.sampling_params, dict(request.sampling_params.extra_args or {})
     check_supported(sampling)
     prompt: Mapping[str, Any] = (
         {"prompt": request.prompt} if isinstance(request.prompt, str) else request.prompt
     )
     if not isinstance(prompt.get("prompt"), str):
-        raise InvalidRequestError("got no prompt, expected one in words", param="prompt")
+        raise InvalidRequestError("missing prompt, expected text", param="prompt")
     media = prompt.get("multi_modal_data") or {}
-    image, video = (media.get(kind, pictures(extra.get(kind), kind)) for kind in MEDIA)
+    image, video = (media.get(kind, check_media(extra.get(kind), kind)) for kind in MEDIA)
     options = sampling_options(sampling, config)
     options |= extra_options(extra, "image" if video is None else "video")
     if prompt.get("negative_prompt") is not None:
@@ -60,7 +60,7 @@ def foreign_request(
         prompt=prompt["prompt"],
         options=options,
         image=image,
-        video=only_path(video),
+        video=single_path(video),
         lora=None if sampling.lora_request is None else lora_path(sampling.lora_request.lora_path),
         lora_scale=sampling.lora_scale,
         max_lead_chunks=max_lead_chunks,
@@ -68,14 +68,15 @@ def foreign_request(
 
 
 def check_supported(sampling: OmniDiffusionSamplingParams) -> None:
+    """Raise InvalidRequestError for options that Helios does not support."""
     count = sampling.num_outputs_per_prompt
     if count != 1:
         raise InvalidRequestError(
-            f"got {count} outputs per prompt, expected 1: send as many requests", param="n"
+            f"got {count} outputs per prompt, expected 1: send one request per video", param="n"
         )
     if sampling.enable_frame_interpolation:
         raise InvalidRequestError(
-            "got enable_frame_interpolation, which Helios does not have",
+            "unsupported option enable_frame_interpolation: Helios has no such option",
             param="enable_frame_interpolation",
         )
     if sampling.output_type not in (None, "np"):
@@ -87,12 +88,12 @@ def check_supported(sampling: OmniDiffusionSamplingParams) -> None:
 def sampling_options(
     sampling: OmniDiffusionSamplingParams, config: HeliosConfig
 ) -> dict[str, object]:
-    """Fields of vLLM-Omni's own; those that are None are left to the checkpoint."""
+    """Return the options in vLLM-Omni's own fields. None keeps the checkpoint's default."""
     options: dict[str, object] = {
         "width": sampling.width,
         "height": sampling.height,
-        "num_frames": None if sampling.num_frames == NOT_GIVEN else sampling.num_frames,
-        "fps": whole(sampling.fps),
+        "num_frames": None if sampling.num_frames == DEFAULT_NUM_FRAMES else sampling.num_frames,
+        "fps": as_integer(sampling.fps),
         "seed": sampling.seed if sampling.generator is None else sampling.generator.initial_seed(),
         "guidance_scale": sampling.guidance_scale if sampling.guidance_scale_provided else None,
         "max_sequence_length": sampling.max_sequence_length,
@@ -103,17 +104,17 @@ def sampling_options(
 
 
 def extra_options(extra: Mapping[str, Any], medium: str) -> dict[str, object]:
-    """Those of `extra_params`: ours, by our names or by those of vLLM-Omni's Helios."""
+    """Return the options in `extra_params`, by our names or those of vLLM-Omni's Helios."""
     options = {
         RENAMED.get(name, name): value
         for name, value in extra.items()
         if name not in DECIDED_BY_CHECKPOINT | ALREADY_USED
     }
     for kind in MEDIA:
-        usual = getattr(SamplingParams(), f"{kind}_noise_sigma")
+        default = getattr(SamplingParams(), f"{kind}_noise_sigma")
         names = (f"{kind}_noise_sigma_min", f"{kind}_noise_sigma_max")
         if not options.keys().isdisjoint(names):
-            bounds = zip(names, usual, strict=True)
+            bounds = zip(names, default, strict=True)
             options[f"{kind}_noise_sigma"] = [options.pop(name, value) for name, value in bounds]
         noise = options.pop(f"add_noise_to_{kind}_latents", None)
         if kind == medium and noise is not None:
@@ -121,43 +122,48 @@ def extra_options(extra: Mapping[str, Any], medium: str) -> dict[str, object]:
     return options
 
 
-def pictures(media: Any, kind: str) -> Any:
-    """What a program put among the extra parameters. Clients' JSON may not name files here."""
+def check_media(media: Any, kind: str) -> Any:
+    """Return images that a program passed in `extra_params`.
+
+    Raises InvalidRequestError for anything else: clients' JSON must not name files of the server.
+    """
     parts = media if isinstance(media, list | tuple) else [media]
     if media is not None and not all(hasattr(part, "size") for part in parts):
         raise InvalidRequestError(
-            f"got {kind} in extra_params as {type(media).__name__}, expected it as "
+            f"got {kind} in extra_params of type {type(media).__name__}, expected "
             f"{kind}_reference or input_reference",
             param=kind,
         )
     return media
 
 
-def wants_whole(request: OmniDiffusionRequest, *, is_streaming: bool) -> bool:
-    """Whether all frames are to come at once, at the end.
+def wants_single_output(request: OmniDiffusionRequest, *, is_streaming: bool) -> bool:
+    """Return whether all frames are returned at once, at the end.
 
-    On a streaming server that is for those who read the last output only; `stream` among the extra
-    parameters says otherwise.
+    On a streaming server, this is for clients that read only the last output. The extra parameter
+    `stream` overrides it.
     """
-    asked = (request.sampling_params.extra_args or {}).get("stream")
-    if asked is not None:
-        return not asked
+    stream = (request.sampling_params.extra_args or {}).get("stream")
+    if stream is not None:
+        return not stream
     return not is_streaming or request.request_id.startswith(HTTP_VIDEOS)
 
 
 def lora_path(path: str) -> str:
+    """Return the path. Raises InvalidRequestError if it does not exist."""
     if not Path(path).exists():
         raise InvalidRequestError(
-            f"got LoRA {path!r}, expected a file or folder on the server", param="lora"
+            f"LoRA {path!r} not found, expected a file or folder on the server", param="lora"
         )
     return path
 
 
-def only_path(media: Any) -> Any:
-    """vLLM-Omni gives uploaded videos as lists of paths, mostly of one."""
+def single_path(media: Any) -> Any:
+    """Return the path in a list of one. vLLM-Omni passes uploaded videos as lists of paths."""
     is_path = isinstance(media, list | tuple) and len(media) == 1 and isinstance(media[0], str)
     return media[0] if is_path else media
 
 
-def whole(number: float | None) -> float | int | None:
+def as_integer(number: float | None) -> float | int | None:
+    """Return a whole float as an int; other values are returned unchanged."""
     return int(number) if number is not None and number == int(number) else number

@@ -1,4 +1,4 @@
-"""One request of vLLM-Omni while our engine makes it."""
+"""A request of vLLM-Omni that our engine runs."""
 
 import threading
 from collections.abc import Iterable
@@ -48,13 +48,13 @@ STATUSES: tuple[tuple[type[HeliosError], int], ...] = (
     (CapacityError, 429),
 )
 LEAD_CHUNKS = 2
-"""How far a video that is streamed is made ahead of its reader, so that prompts come in soon."""
+"""Chunks generated ahead of a streaming reader: few, so that prompt switches take effect soon."""
 
 
 class PromptEvent(NamedTuple):
-    """A prompt that a client sent, on its way in from chunk `start` to `stop`.
+    """A client's prompt switch, whose transition lasts from chunk `start` to `stop`.
 
-    From there on it is alone, unless another one took its place.
+    After `stop`, the new prompt is in full effect, unless another event superseded it.
     """
 
     start: int
@@ -64,9 +64,9 @@ class PromptEvent(NamedTuple):
 
 
 class OmniSession:
-    """A request on its way through our engine; the errors that it raises are vLLM-Omni's.
+    """A request in our engine. Raises vLLM-Omni's errors.
 
-    `whole` keeps all frames until the last chunk and gives them at once.
+    With `whole`, all frames are returned in one output, with the last chunk.
     """
 
     def __init__(self, request: OmniDiffusionRequest, *, whole: bool) -> None:
@@ -82,36 +82,37 @@ class OmniSession:
         self._events: list[PromptEvent] = []
 
     def open(self, host: EngineHost) -> None:
-        """Hand the request to our engine; loads and scales its reference first."""
+        """Submit the request to our engine. Loads and scales its reference first."""
         try:
             lead = None if self.whole else LEAD_CHUNKS
-            order = foreign_request(self.request, host.config, max_lead_chunks=lead)
-            video_request = order.to_video_request(host.model, host.config)
+            foreign = foreign_request(self.request, host.config, max_lead_chunks=lead)
+            video_request = foreign.to_video_request(host.model, host.config)
             self._chunks = num_chunks(video_request.params.num_frames)
             self._transition_chunks = video_request.params.transition_chunks
             self._video = host.submit(video_request)
         except HeliosError as error:
-            raise as_theirs(error) from error
+            raise as_omni_error(error) from error
         finally:
             self._was_opened.set()
         if self.is_aborted:
             self.abort()
 
     def next_chunk(self) -> "Future[VideoChunk | None]":
-        assert self._video is not None, "it is open"
+        """Return a future of the next chunk, or of None after the last one."""
+        assert self._video is not None, "the session is not open"
         return self._video.next_chunk()
 
     def abort(self) -> None:
-        """End it at once; blocks are free when the steps under way have returned."""
+        """Abort the video. Its blocks are freed when the running steps have returned."""
         self.is_aborted = True
         if self._video is not None:
             with suppress(EngineDeadError):
                 self._video.abort()
 
     def output(self, chunk: VideoChunk) -> DiffusionOutput | None:
-        """What vLLM-Omni is to hand on with this chunk, if anything."""
+        """Return vLLM-Omni's output for a chunk, or None if there is none yet."""
         is_last = chunk.index == self._chunks - 1
-        assert chunk.frames is not None, "pixels were asked for"
+        assert chunk.frames is not None, "the chunk has no pixels"
         self._frames.append(chunk.frames)
         if chunk.latents is not None and self.request.sampling_params.return_trajectory_latents:
             self._latents.append(chunk.latents)
@@ -134,20 +135,20 @@ class OmniSession:
         )
 
     def switch_prompt(self, event_id: str, prompt: str, transition: int | None) -> None:
-        """Turn to another prompt; the first chunk behind it names the event as started.
+        """Change the prompt. The output of the first affected chunk lists the event as started.
 
-        Where no chunk is left for it, that is logged: an error would end the video. Waits for the
-        request's reference to be loaded; raises ValueError if the request was refused.
+        Waits until the reference is loaded. Raises ValueError if the request was rejected. If no
+        chunk is left for the switch, this is only logged, because an error would abort the video.
         """
         self._was_opened.wait()
         if self._video is None:
-            raise ValueError("got an event for a video that was refused")
+            raise ValueError("got an event for a rejected request")
         switching = self._video.switch_prompt(prompt, transition)
         switching.add_done_callback(lambda done: self._on_switch(event_id, done))
 
     def _on_switch(self, event_id: str, switching: "Future[PromptSwitch]") -> None:
         if (error := switching.exception()) is not None:
-            logger.info("event %s of %s: %s", event_id, self.request.request_id, error)
+            logger.info("event %s of %s failed: %s", event_id, self.request.request_id, error)
             return
         switch = switching.result()
         length = switch.transition_chunks
@@ -164,7 +165,7 @@ class OmniSession:
 
 
 def pixels(frames: Iterable[Frames]) -> Tensor:
-    """(1, frames, height, width, 3), uint8, in memory of its own."""
+    """Return the frames as (1, frames, height, width, 3), uint8, in memory of their own."""
     parts = list(frames)
     data = bytearray().join(part.data for part in parts)
     count = sum(part.count for part in parts)
@@ -173,12 +174,13 @@ def pixels(frames: Iterable[Frames]) -> Tensor:
 
 
 def tensor(data: TensorData) -> Tensor:
+    """Convert tensor data to a tensor with its own memory."""
     flat = torch.frombuffer(bytearray(data.data), dtype=getattr(torch, data.dtype))
     return flat.view(data.shape)
 
 
-def as_theirs(error: HeliosError) -> Exception:
-    """The error as vLLM-Omni's servers know it: what the client can mend is 4xx."""
+def as_omni_error(error: HeliosError) -> Exception:
+    """Convert an error to vLLM-Omni's. Errors that the client can fix become 4xx."""
     for kind, status in STATUSES:
         if isinstance(error, kind):
             theirs: Exception = OmniClientError(str(error), status_code=status)

@@ -1,4 +1,4 @@
-"""Batches in the making: their videos are asked for, waited for and written down."""
+"""Runs batches: submits their videos, waits for them, and writes the results."""
 
 import asyncio
 import hashlib
@@ -12,7 +12,7 @@ import msgspec
 
 from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
 from helios_serve.logger import logger
-from helios_serve.service.batches.input_file import BatchLine, LineSpan, check_input, read_line
+from helios_serve.service.batches.batch_line import BatchLine, LineSpan, check_file, read_line
 from helios_serve.service.errors import ApiError, as_api_error
 from helios_serve.service.protocol import (
     BatchLineError,
@@ -29,16 +29,19 @@ from helios_serve.store.user_files import UserFileStore
 from helios_serve.video_request import VideoRequest
 
 MAX_IN_FLIGHT = 64
-"""Videos of a tenant's batches that are asked for at a time; the others wait here, not in the
-queue. A tenant that has to wait for another day's frames keeps nobody else waiting."""
+"""Maximum number of submitted videos of one tenant's batches.
+
+It keeps large batches out of the engine's queue. It is per tenant, so that a tenant that is out of
+quota does not delay others.
+"""
 RETRY_SECONDS = 5.0
 
 
 class BatchRunner:
-    """An asynchronous context that works on all open batches, also those of an earlier process.
+    """Runs unfinished batches, including those of earlier processes.
 
-    A line's video has an id that follows from the batch's, and what came of a line is entered in
-    the store: so no line is made twice, wherever the process was killed.
+    An asynchronous context manager. Each line's video id is derived from the batch's id, and each
+    line's result is stored, so no line is generated twice, even if the process is killed.
     """
 
     def __init__(self, videos: Videos, builder: RequestBuilder, tables: ServiceTables) -> None:
@@ -46,7 +49,7 @@ class BatchRunner:
         self.builder = builder
         self.batches: BatchStore = tables.batches
         self.files: UserFileStore = tables.files
-        self._rooms: defaultdict[str, asyncio.Semaphore] = defaultdict(
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(MAX_IN_FLIGHT)
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -57,21 +60,21 @@ class BatchRunner:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """What is under way goes on in the next process."""
-        await end_tasks(self._tasks.values())
+        """Stop. The next process resumes unfinished batches."""
+        await cancel_tasks(self._tasks.values())
 
     def start(self, batch_id: str) -> None:
-        """Work on a batch that was stored, until it is over."""
+        """Run a stored batch in the background until it is finished."""
         task = asyncio.create_task(self._run(batch_id), name=f"batch {batch_id}")
         self._tasks[batch_id] = task
         task.add_done_callback(lambda _: self._tasks.pop(batch_id, None))
 
     async def cancel(self, batch: StoredBatch) -> StoredBatch:
-        """End a batch; what was made of it is kept. One that is over stays as it is."""
+        """Cancel a batch and keep its results. A finished batch is returned unchanged."""
         task = self._tasks.pop(batch.id, None)
         if task is None:
             return batch
-        await end_tasks([task])
+        await cancel_tasks([task])
         current = await self._stored(batch.id)
         if current.status not in ("validating", "in_progress"):
             self.start(batch.id)
@@ -81,19 +84,21 @@ class BatchRunner:
         return cancelling
 
     async def _run(self, batch_id: str) -> None:
-        """From where the batch is to its end; what fails for want of disk or workers is tried
-        again, until it is cancelled or has expired."""
+        """Run a batch to its end.
+
+        Disk and worker errors are retried until it expires or is cancelled.
+        """
         while True:
             try:
-                await self._go_on(await self._stored(batch_id))
+                await self._advance(await self._stored(batch_id))
                 return
             except* HeliosError as group:
-                logger.error("batch %s has to wait: %s", batch_id, group.exceptions[0])
+                logger.error("batch %s failed, retrying: %s", batch_id, group.exceptions[0])
             except* Exception as group:
-                logger.error("batch %s has to wait", batch_id, exc_info=group)
+                logger.error("batch %s failed, retrying", batch_id, exc_info=group)
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _go_on(self, batch: StoredBatch) -> None:
+    async def _advance(self, batch: StoredBatch) -> None:
         if batch.status in ("validating", "in_progress"):
             batch = await self._make_in_time(batch)
         if batch.status in ("cancelling", "finalizing"):
@@ -108,47 +113,50 @@ class BatchRunner:
             return await self._save(current.at("cancelling", time.time()))
 
     async def _make(self, batch: StoredBatch) -> StoredBatch:
-        """Check the lines and make their videos; returns the batch to be finalized, or failed."""
+        """Check the lines and generate their videos. Return the batch, finalizing or failed."""
         path = self.files.path(batch.input_file_id)
         try:
-            places, errors = await asyncio.to_thread(check_input, path)
+            spans, errors = await asyncio.to_thread(check_file, path)
         except FileNotFoundError:
-            message = f"the file {batch.input_file_id!r} was deleted"
-            places, errors = [], [LineError("file_not_found", message)]
+            message = f"input file {batch.input_file_id!r} was deleted"
+            spans, errors = [], [LineError("file_not_found", message)]
         if errors:
             return await self._save(batch.at("failed", time.time(), errors=tuple(errors)))
         if batch.status == "validating":
-            batch = await self._save(batch.at("in_progress", time.time(), total=len(places)))
-        done = await asyncio.to_thread(self.batches.entered, batch.id)
+            batch = await self._save(batch.at("in_progress", time.time(), total=len(spans)))
+        done = await asyncio.to_thread(self.batches.recorded_lines, batch.id)
         async with asyncio.TaskGroup() as group:
-            for place in places:
-                if place.number not in done:
-                    await self._rooms[batch.tenant].acquire()
-                    group.create_task(self._make_line(batch, path, place))
+            for span in spans:
+                if span.number not in done:
+                    await self._slots[batch.tenant].acquire()
+                    group.create_task(self._make_line(batch, path, span))
         return await self._save(batch.at("finalizing", time.time()))
 
-    async def _make_line(self, batch: StoredBatch, path: Path, place: LineSpan) -> None:
-        """Comes with its place in the tenant's room, and gives it back."""
+    async def _make_line(self, batch: StoredBatch, path: Path, span: LineSpan) -> None:
+        """Generate one line's video and store its result.
+
+        Releases the slot that the caller acquired.
+        """
         try:
-            line = await asyncio.to_thread(read_line, path, place)
-            name = line_id(batch.id, place.number)
+            line = await asyncio.to_thread(read_line, path, span)
+            name = line_id(batch.id, span.number)
             try:
                 video = await self._make_video(batch, name, line)
                 output = video_result(name, line, video)
             except (InvalidRequestError, ApiError) as error:
-                output = refusal(name, line, as_api_error(error))
+                output = rejected_result(name, line, as_api_error(error))
             await asyncio.to_thread(
-                self.batches.enter,
+                self.batches.record_line,
                 batch.id,
-                place.number,
+                span.number,
                 msgspec.json.encode(output),
                 is_good=output.error is None,
             )
         finally:
-            self._rooms[batch.tenant].release()
+            self._slots[batch.tenant].release()
 
     async def _make_video(self, batch: StoredBatch, name: str, line: BatchLine) -> Video:
-        """Ask for the video unless an earlier process has, and wait until it is over."""
+        """Submit a line's video, unless an earlier process has, and wait until it is finished."""
         if await asyncio.to_thread(self.videos.store.job, name) is None:
             tier = self.videos.engine.models.tenant(batch.tenant).tier_like("flex")
             asked = await self.builder.make({"service_tier": tier} | line.body, batch.tenant)
@@ -158,10 +166,10 @@ class BatchRunner:
             video = await self.videos.describe_id(name)
             if video.status in ("completed", "failed"):
                 return video
-            await asyncio.sleep(RETRY_SECONDS)  # its model or its disk is away for now
+            await asyncio.sleep(RETRY_SECONDS)  # its model or the disk is unavailable for now
 
     async def _submit(self, asked: VideoRequest) -> None:
-        """Batches are in no hurry: they wait for room."""
+        """Submit a request, and wait while the engine has no capacity."""
         while True:
             try:
                 await self.videos.engine.submit(asked)
@@ -170,7 +178,7 @@ class BatchRunner:
                 await asyncio.sleep(min(error.retry_after, RETRY_SECONDS))
 
     async def _finalize(self, batch: StoredBatch) -> None:
-        """Write what came of the lines; of a batch that was cut short, end what is under way."""
+        """Write the result files. Videos of a cancelled or expired batch are aborted first."""
         was_cut = batch.status == "cancelling"
         if was_cut:
             await self._end_videos(batch)
@@ -183,14 +191,14 @@ class BatchRunner:
         await self._save(batch.at(end, time.time(), **files))
 
     async def _end_videos(self, batch: StoredBatch) -> None:
-        path, done = self.files.path(batch.input_file_id), self.batches.entered(batch.id)
+        path, done = self.files.path(batch.input_file_id), self.batches.recorded_lines(batch.id)
         with suppress(FileNotFoundError):
-            for place in (await asyncio.to_thread(check_input, path)).places:
-                if place.number not in done:
-                    await self.videos.engine.abort(line_id(batch.id, place.number))
+            for span in (await asyncio.to_thread(check_file, path)).spans:
+                if span.number not in done:
+                    await self.videos.engine.abort(line_id(batch.id, span.number))
 
     def _write(self, batch: StoredBatch, kind: str, are_good: bool) -> str | None:
-        """Returns the id of the file, None for one that would be empty."""
+        """Write a result file. Return its id, or None if there are no results."""
         file_id = f"file-{digest(batch.id, kind)}"
         lines = 0
         with self.files.scratch(file_id).open("wb") as file:
@@ -205,7 +213,7 @@ class BatchRunner:
 
     async def _stored(self, batch_id: str) -> StoredBatch:
         batch = await asyncio.to_thread(self.batches.get, batch_id)
-        assert batch is not None, f"{batch_id} was deleted, which nobody can do"
+        assert batch is not None, f"{batch_id} is missing: batches are never deleted"
         return batch
 
     async def _save(self, batch: StoredBatch) -> StoredBatch:
@@ -213,7 +221,7 @@ class BatchRunner:
         return batch
 
 
-async def end_tasks(tasks: Iterable["asyncio.Task[None]"]) -> None:
+async def cancel_tasks(tasks: Iterable["asyncio.Task[None]"]) -> None:
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
@@ -225,12 +233,12 @@ def digest(*parts: str) -> str:
 
 
 def line_id(batch_id: str, line: int) -> str:
-    """The video of a line, in this process and in any later one."""
+    """Return the video id of a line, the same in every process."""
     return f"video_{digest(batch_id, str(line))}"
 
 
 def video_result(name: str, line: BatchLine, video: Video) -> BatchOutputLine:
-    """A video that is over; one that is not complete has its error beside it."""
+    """Return the result of a finished video."""
     error = None
     if video.status != "completed":
         assert video.error is not None, f"{video.id} is {video.status} without an error"
@@ -238,8 +246,8 @@ def video_result(name: str, line: BatchLine, video: Video) -> BatchOutputLine:
     return BatchOutputLine(name, line.custom_id, BatchLineResponse(200, name, video), error)
 
 
-def refusal(name: str, line: BatchLine, error: ApiError) -> BatchOutputLine:
-    """What the API would have answered to a request that it does not take."""
+def rejected_result(name: str, line: BatchLine, error: ApiError) -> BatchOutputLine:
+    """Return the result of a rejected request."""
     response = BatchLineResponse(error.status, name, ErrorBody(error.detail))
-    told = BatchLineError(error.detail.code, error.detail.message)
-    return BatchOutputLine(name, line.custom_id, response, told)
+    line_error = BatchLineError(error.detail.code, error.detail.message)
+    return BatchOutputLine(name, line.custom_id, response, line_error)

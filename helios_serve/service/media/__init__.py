@@ -1,1 +1,1 @@
-"""Reference images and videos that clients send or point to."""
+"""Reference images and videos that clients upload or link to."""

@@ -1,40 +1,50 @@
-"""References as clients give them - uploads, data: URLs, URLs, ids - as frames of a video."""
+"""Resolves reference inputs (uploads, data: URLs, URLs and file ids) to decoded frames."""
 
 import asyncio
+import base64
+import binascii
+import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
 from helios_serve.media.decoder_pool import DecoderPool
 from helios_serve.media.references import Reference
-from helios_serve.service.media.data_urls import decode_data_url
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.outbound.outbound import Outbound, OutboundError
 from helios_serve.service.outbound.urls import AllowedDomains
 
 PIECE = 1 << 20
+"""Bytes written at a time."""
 MAX_NAME = 100
 MAX_FETCHED = 256 << 20
-"""Bytes of a reference that the server fetches."""
+"""Maximum size in bytes of a reference fetched by URL."""
 FETCH_SECONDS = 30.0
 MAX_FETCHES = 8
-"""At a time; others wait."""
+"""Maximum number of concurrent fetches. Further ones wait."""
 MEDIA_FLAG = "--allowed-media-domains"
 KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 
 FindFile = Callable[[str, str], Awaitable[Path | None]]
-"""From tenant and file id to the file, None if there is none."""
+"""Maps a tenant and a file id to the file's path, or to None if there is no such file."""
+HEAD = re.compile(
+    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII | re.IGNORECASE
+)
+MAX_HEAD = 200
+BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class ReferenceInput(NamedTuple):
-    """A reference as it came, in the field that errors name.
+    """A reference as the client sent it.
 
-    None for `kind` lets its content say.
+    `field` is the request field that errors name. `kind` is the required media kind; None accepts
+    both images and videos.
     """
 
     source: "Upload | Path | Any"
@@ -43,7 +53,7 @@ class ReferenceInput(NamedTuple):
 
 
 class ReferenceFile(NamedTuple):
-    """A reference on disk, and what the client knows it by."""
+    """A reference on disk, and the name by which error messages call it."""
 
     path: Path
     name: str
@@ -51,10 +61,13 @@ class ReferenceFile(NamedTuple):
 
 
 class References:
-    """Reads references in processes of their own.
+    """Reads references, and decodes them in separate processes. An asynchronous context manager.
 
-    `incoming` is a folder of its own for what is on its way. With `find_file` a reference may be
-    the id of a file. An asynchronous context.
+    Args:
+        incoming: Folder for temporary files. Nothing else may use it.
+        outbound: Fetches references by URL. By default, no host is allowed.
+        find_file: Finds references by file id. By default, file ids are rejected.
+        pool: The decoder processes.
     """
 
     def __init__(
@@ -85,7 +98,11 @@ class References:
     async def read(
         self, given: ReferenceInput, tenant: str, *, width: int, height: int
     ) -> Reference:
-        """Raises InvalidRequestError naming the field, or CapacityError."""
+        """Return a reference's frames at `width` x `height` pixels.
+
+        Raises InvalidRequestError, which names the field, or CapacityError if too many references
+        are waiting to be decoded.
+        """
         async with self._file(given, tenant) as (path, name, kind):
             return await self.pool.decode(
                 path, width=width, height=height, kind=kind, name=name, param=given.field
@@ -93,7 +110,7 @@ class References:
 
     @asynccontextmanager
     async def _file(self, given: ReferenceInput, tenant: str) -> AsyncIterator[ReferenceFile]:
-        """What came is gone when the context is left; what was here before stays."""
+        """Yield the reference as a file. Uploads and fetched files are deleted on exit."""
         source, field, kind = given
         if isinstance(source, Path):
             yield ReferenceFile(source, source.name, kind)
@@ -109,11 +126,11 @@ class References:
                 assert self.find_file is not None
                 found = await self.find_file(tenant, value)
                 if found is None:
-                    raise wrong(f"got file {value[:MAX_NAME]!r}, which does not exist", field)
+                    raise invalid_reference(f"file {value[:MAX_NAME]!r} not found", field)
                 yield ReferenceFile(found, value[:MAX_NAME], kind)
                 return
             if kind not in (None, KINDS[key]):
-                raise wrong(f"got {key}, expected {kind}_url", field)
+                raise invalid_reference(f"got {key}, expected {kind}_url", field)
             await self._load(value, path, field)
             yield ReferenceFile(path, key, KINDS[key])
 
@@ -122,35 +139,43 @@ class References:
             try:
                 await asyncio.to_thread(lambda: path.write_bytes(decode_data_url(url)))
             except ValueError as error:
-                raise wrong(str(error), field) from error
+                raise invalid_reference(str(error), field) from error
             return
         try:
             async with self._fetches:
                 await self._fetch(url, path)
         except OutboundError as error:
-            raise wrong(str(error), field) from error
+            raise invalid_reference(str(error), field) from error
 
     async def _fetch(self, url: str, path: Path) -> None:
-        where, accept = self.outbound.parse(url), [("accept", "image/*, video/*")]
-        async with self.outbound.request("GET", where, accept, seconds=FETCH_SECONDS) as answer:
-            if answer.status != 200:
-                raise OutboundError(f"got status {answer.status} of {where.host}, expected 200")
-            if answer.headers.get("content-encoding", "identity") != "identity":
-                raise OutboundError(f"got an answer of {where.host} that is compressed")
-            got = f"got an answer of {where.host} of more than {MAX_FETCHED} bytes"
-            too_large = OutboundError(f"{got}, expected a smaller one")
-            length = answer.headers.get("content-length", "0")
+        target, accept = self.outbound.parse(url), [("accept", "image/*, video/*")]
+        async with self.outbound.request("GET", target, accept, seconds=FETCH_SECONDS) as response:
+            if response.status != 200:
+                raise OutboundError(
+                    f"got status {response.status} from {target.host}, expected 200"
+                )
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise OutboundError(
+                    f"got a compressed response from {target.host}, expected no content-encoding"
+                )
+            too_large = OutboundError(
+                f"response from {target.host} is too large, expected at most {MAX_FETCHED} bytes"
+            )
+            length = response.headers.get("content-length", "0")
             if int(length) > MAX_FETCHED:
                 raise too_large
             with path.open("wb") as file:
-                async for piece in answer.pieces():
+                async for piece in response.pieces():
                     if file.tell() + len(piece) > MAX_FETCHED:
                         raise too_large
                     await asyncio.to_thread(file.write, piece)
 
 
 def media_outbound(patterns: tuple[str, ...]) -> Outbound:
-    """To hosts of `--allowed-media-domains`; raises ValueError."""
+    """Return an Outbound that is limited to the hosts of `--allowed-media-domains`.
+
+    Raises ValueError for an invalid pattern.
+    """
     return Outbound(AllowedDomains(patterns, MEDIA_FLAG), ("https", "http"))
 
 
@@ -161,30 +186,54 @@ async def save(upload: Upload, path: Path) -> None:
 
 
 def name_of(upload: Upload) -> str:
-    """What the client calls it; it is never the name of a file here."""
+    """Return the client's name of an upload, shortened. It is for messages only, never a path."""
     return (upload.filename or "upload")[:MAX_NAME]
 
 
 def declared_kind(upload: Upload) -> MediaKind | None:
-    """What the client says that it is, if it says so."""
+    """Return the media kind of an upload's declared content type, or None."""
     kind = (upload.content_type or "").partition("/")[0]
     return kind if kind in ("image", "video") else None  # type: ignore[return-value]
 
 
 def only_entry(source: Any, field: str, takes_ids: bool) -> tuple[str, str]:
-    """The one key of a reference in JSON, and its text."""
+    """Return the single key and value of a reference in JSON, such as `{"image_url": URL}`.
+
+    Raises InvalidRequestError for anything else.
+    """
     keys = (*KINDS, "file_id") if takes_ids else tuple(KINDS)
-    expected = f"expected a file, or an object with one of: {', '.join(keys)}"
+    expected = f"expected a file, or an object with exactly one of: {', '.join(keys)}"
     if not isinstance(source, dict):
-        raise wrong(f"got a {type(source).__name__}, {expected}", field)
+        raise invalid_reference(f"got {field} of type {type(source).__name__}, {expected}", field)
     if len(source) != 1 or (key := next(iter(source))) not in keys:
         got = ", ".join(str(key)[:20] for key in source)[:MAX_NAME]
-        raise wrong(f"got an object with {got or 'nothing'}, {expected}", field)
+        raise invalid_reference(f"got {field} with keys ({got}), {expected}", field)
     value = source[key]
     if not isinstance(value, str):
-        raise wrong(f"got {key} that is a {type(value).__name__}, expected text", field)
+        raise invalid_reference(
+            f"got {key} of type {type(value).__name__}, expected a string", field
+        )
     return key, value
 
 
-def wrong(message: str, field: str) -> InvalidRequestError:
+def invalid_reference(message: str, field: str) -> InvalidRequestError:
     return InvalidRequestError(message, param=field)
+
+
+def decode_data_url(url: str) -> bytes:
+    """Return the content of a data: URL. Raises ValueError for an invalid one."""
+    head = HEAD.match(url[:MAX_HEAD])
+    if head is None:
+        raise ValueError("invalid data: URL, expected data:TYPE;base64,DATA")
+    if not url.isascii():
+        raise ValueError("invalid data: URL: got non-ASCII characters, expected percent-encoding")
+    content = url[head.end() :]
+    if BROKEN_PERCENT.search(content):
+        raise ValueError("invalid data: URL: got % without two hexadecimal digits after it")
+    raw = unquote_to_bytes(content) if "%" in content else content.encode()
+    if head[3] is None:
+        return raw
+    try:
+        return base64.b64decode(raw, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"invalid data: URL: content is not valid base64: {error}") from error

@@ -1,1 +1,1 @@
-"""HTTP requests made on a client's behalf, restricted to allowed public hosts."""
+"""HTTP requests that the server sends on a client's behalf, restricted to allowed public hosts."""

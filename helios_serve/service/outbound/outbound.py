@@ -1,30 +1,61 @@
-"""Requests that the server makes in somebody else's name, to where it may."""
+"""HTTP client for requests on a client's behalf, safe against server-side request forgery."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import h11
 
-from helios_serve.service.outbound.addresses import (
-    Address,
-    Resolve,
-    is_public,
-    system_addresses,
-)
 from helios_serve.service.outbound.urls import AllowedDomains, Url, parse_url
 
 PIECE = 1 << 16
+"""Maximum bytes read at a time."""
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Address = IPv4Address | IPv6Address
+Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+
+GLOBAL_IPV6 = IPv6Network("2000::/3")
+"""All publicly routed IPv6 addresses. Others are local, or embed an IPv4 address (mapped, NAT64).
+"""
+SPECIAL_NETWORKS = (
+    IPv4Network("192.0.0.0/24"),  # protocol assignments
+    IPv4Network("192.88.99.0/24"),  # 6to4 relays
+    IPv6Network("2001::/23"),  # protocol assignments, including Teredo, which embeds IPv4
+    IPv6Network("2001:db8::/32"),  # documentation
+    IPv6Network("2002::/16"),  # 6to4, which embeds an IPv4 address
+    IPv6Network("3fff::/20"),  # documentation
+)
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address is publicly routed.
+
+    Private, local, shared, multicast and reserved addresses are not, nor are IPv6 addresses that
+    embed an IPv4 address.
+    """
+    if isinstance(address, IPv6Address) and address not in GLOBAL_IPV6:
+        return False
+    if any(address.version == each.version and address in each for each in SPECIAL_NETWORKS):
+        return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+async def system_addresses(host: str, port: int) -> list[Address]:
+    """Return all addresses of a host, from the system's resolver. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [ip_address(sockaddr[0]) for *_, sockaddr in found]
 
 
 class OutboundError(Exception):
-    """What came in between; the message names no more of a URL than its host."""
+    """A request that was not allowed or failed. The message contains the URL's host at most."""
 
 
 class OutboundResponse:
-    """Status and headers of an answer, and its body in pieces."""
+    """Status, headers and body of a response. Header names are lower case."""
 
     def __init__(
         self,
@@ -42,7 +73,7 @@ class OutboundResponse:
         self._reader = reader
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Nothing is decompressed; raises OutboundError."""
+        """Yield the body as it arrives, without decompression. Raises OutboundError."""
         while True:
             with connection_errors(self._host):
                 event = await next_event(self._connection, self._reader)
@@ -52,12 +83,18 @@ class OutboundResponse:
 
 
 class Outbound:
-    """Sends requests to allowed hosts at public addresses.
+    """Sends HTTP requests to allowed hosts at public addresses.
 
-    A name is looked up once. All addresses that it has must be public, and one of those is
-    connected to, so that a second answer of the resolver does not matter. Redirects are not
-    followed, and proxies not asked. `resolve`, `is_allowed` and `tls` are for tests, which have no
-    other network than loopback.
+    The host name is resolved once. All of its addresses must be public, and the connection goes to
+    one of them, so DNS rebinding has no effect. Redirects are not followed, and proxies are not
+    used.
+
+    Args:
+        domains: The allowed hosts.
+        schemes: The allowed URL schemes.
+        resolve: Resolver; tests replace it, because they have no network except loopback.
+        is_allowed: Which addresses are allowed; tests replace it, too.
+        tls: TLS settings; the system's by default.
     """
 
     def __init__(
@@ -76,7 +113,7 @@ class Outbound:
         self._tls = tls
 
     def parse(self, text: str) -> Url:
-        """Raises OutboundError for what is no URL, or one of a host that is not allowed."""
+        """Parse a URL. Raises OutboundError if it is invalid or its host is not allowed."""
         try:
             url = parse_url(text, self.schemes)
             self.domains.check(url.host)
@@ -94,9 +131,9 @@ class Outbound:
         *,
         seconds: float,
     ) -> AsyncIterator[OutboundResponse]:
-        """Send a request, and have `seconds` for all that is done with its answer in the block.
+        """Send a request and yield its response.
 
-        Raises OutboundError.
+        The request and the `async with` block together may take `seconds`. Raises OutboundError.
         """
         writer: asyncio.StreamWriter | None = None
         try:
@@ -104,20 +141,20 @@ class Outbound:
                 with connection_errors(url.host):
                     reader, writer = await self._connect(url)
                     connection = h11.Connection(h11.CLIENT)
-                    writer.write(framed(connection, method, url, headers, body))
+                    writer.write(encode_request(connection, method, url, headers, body))
                     await writer.drain()
-                    response = await response_of(connection, reader)
+                    response = await read_response(connection, reader)
                 yield OutboundResponse(url.host, response, connection, reader)
         except TimeoutError as error:
-            message = f"got no whole answer of {url.host} within {seconds:g} seconds"
+            message = f"no complete response from {url.host} within {seconds:g} seconds"
             raise OutboundError(message) from error
         finally:
             if writer is not None:
                 writer.transport.abort()
 
     async def _connect(self, url: Url) -> Streams:
-        """To the first address that takes it."""
-        failure = OSError(0, "it has no address")
+        """Connect to the first address that accepts the connection."""
+        failure = OSError(0, "host has no address")
         tls = self._context() if url.scheme == "https" else None
         for address in await self._addresses(url):
             try:
@@ -132,9 +169,9 @@ class Outbound:
         try:
             found = await self.resolve(url.host, url.port)
         except (OSError, UnicodeError) as error:
-            raise OutboundError(f"got host {url.host}, which has no address") from error
+            raise OutboundError(f"host {url.host} cannot be resolved") from error
         if not all(self.is_allowed(address) for address in found):
-            raise OutboundError(f"got host {url.host}, which has an address that is not public")
+            raise OutboundError(f"host {url.host} has an address that is not public")
         return list(dict.fromkeys(found))
 
     def _context(self) -> ssl.SSLContext:
@@ -145,27 +182,27 @@ class Outbound:
 
 @contextmanager
 def connection_errors(host: str) -> Iterator[None]:
-    """Errors of a connection in words that may be shown."""
+    """Convert connection errors to OutboundErrors, whose messages may be shown to clients."""
     try:
         yield
     except (h11.ProtocolError, EOFError) as error:
-        raise OutboundError(f"got an answer of {host} that is no whole HTTP") from error
+        raise OutboundError(f"incomplete or invalid HTTP response from {host}") from error
     except ssl.SSLCertVerificationError as error:
         raise OutboundError(
-            f"got a certificate of {host} that does not hold: {error.verify_message}"
+            f"invalid TLS certificate from {host}: {error.verify_message}"
         ) from error
     except OSError as error:
-        raise OutboundError(f"got no connection to {host}: {error.strerror or error}") from error
+        raise OutboundError(f"cannot connect to {host}: {error.strerror or error}") from error
 
 
-def framed(
+def encode_request(
     connection: h11.Connection,
     method: str,
     url: Url,
     headers: Sequence[tuple[str, str]],
     body: bytes,
 ) -> bytes:
-    """A whole request."""
+    """Return a complete HTTP request as bytes."""
     own = [
         ("host", url.host_header),
         ("user-agent", "helios-serve"),
@@ -180,7 +217,8 @@ def framed(
     return (head or b"") + (content or b"") + (end or b"")
 
 
-async def response_of(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Response:
+async def read_response(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Response:
+    """Return the final response's status and headers. Informational responses (1xx) are skipped."""
     while not isinstance(event := await next_event(connection, reader), h11.Response):
         if not isinstance(event, h11.InformationalResponse):
             raise EOFError
@@ -188,7 +226,7 @@ async def response_of(connection: h11.Connection, reader: asyncio.StreamReader) 
 
 
 async def next_event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
-    """What comes next of an answer; h11 limits the length of its headers."""
+    """Return the next event of a response. h11 limits the size of the headers."""
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await reader.read(PIECE))
     return event

@@ -1,4 +1,4 @@
-"""URLs that name a host which was allowed."""
+"""Parsing of URLs, and the list of hosts to which requests may be sent."""
 
 import re
 from collections.abc import Iterable
@@ -6,13 +6,14 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 MAX_URL = 4096
+"""Maximum length of a URL, in characters."""
 PRINTABLE = re.compile(r"[!-~]+")
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
 PORTS = {"http": 80, "https": 443}
 
 
 class Url(NamedTuple):
-    """Where to connect to, and what to ask for there."""
+    """The parts of a URL that a request needs. `target` is the path with the query."""
 
     scheme: str
     host: str
@@ -21,26 +22,34 @@ class Url(NamedTuple):
 
     @property
     def host_header(self) -> str:
+        """The value of the Host header, with the port unless it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def parse_url(text: str, schemes: Iterable[str]) -> Url:
-    """Strictly; raises ValueError, with a message that repeats no more than scheme and host."""
+    """Parse an absolute URL of one of `schemes`, strictly.
+
+    Raises ValueError. The message contains the URL's scheme and host at most, because the rest may
+    hold secrets.
+    """
     allowed = " or ".join(schemes)
     if len(text) > MAX_URL or not PRINTABLE.fullmatch(text) or "\\" in text:
-        raise ValueError(f"got a URL with other characters, or of more than {MAX_URL}")
+        raise ValueError(
+            f"invalid URL: expected 1 to {MAX_URL} printable ASCII characters, without spaces and "
+            "backslashes"
+        )
     try:
         parts = urlsplit(text)
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError as error:
-        raise ValueError("got a URL that is none") from error
+        raise ValueError("invalid URL") from error
     if parts.scheme not in schemes:
-        raise ValueError(f"got a URL of scheme {parts.scheme[:20]!r}, expected {allowed}")
+        raise ValueError(f"got URL scheme {parts.scheme[:20]!r}, expected {allowed}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("got a URL with a user's name, expected one without")
+        raise ValueError("got a URL with a user name or password, expected none")
     if not HOST.fullmatch(host):
-        raise ValueError(f"got a URL of host {host[:100]!r}, expected a name such as example.com")
+        raise ValueError(f"got URL host {host[:100]!r}, expected a name such as example.com")
     target = parts.path or "/"
     if parts.query:
         target = f"{target}?{parts.query}"
@@ -48,10 +57,13 @@ def parse_url(text: str, schemes: Iterable[str]) -> Url:
 
 
 class AllowedDomains:
-    """Hosts by name, and with `*.` before it all those below a name."""
+    """A list of allowed hosts.
+
+    `*.DOMAIN` allows all subdomains of a domain, but not the domain itself. `flag` is the
+    command-line flag that error messages name. Raises ValueError for an invalid pattern.
+    """
 
     def __init__(self, patterns: Iterable[str], flag: str) -> None:
-        """Raises ValueError; `flag` is what tells them apart from others."""
         self.flag = flag
         self.patterns = tuple(pattern.lower().rstrip(".") for pattern in patterns)
         for pattern in self.patterns:
@@ -59,10 +71,10 @@ class AllowedDomains:
                 raise ValueError(f"got {flag} {pattern!r}, expected HOST or *.DOMAIN")
 
     def check(self, host: str) -> None:
-        """Raises ValueError for a host that is not among them."""
+        """Raise ValueError unless the host is allowed."""
         if not any(self._fits(host, pattern) for pattern in self.patterns):
             known = f"one of {self.flag}" if self.patterns else f"no URL: {self.flag} is not set"
-            raise ValueError(f"got a URL of host {host[:100]!r}, expected {known}")
+            raise ValueError(f"got URL host {host[:100]!r}, expected {known}")
 
     def _fits(self, host: str, pattern: str) -> bool:
         if pattern.startswith("*."):

@@ -1,1 +1,1 @@
-"""Realtime sessions: their messages, their requests and who reads them."""
+"""Realtime sessions: their messages, their requests and their readers."""

@@ -1,34 +1,36 @@
-"""What client and server say on `/v1/realtime/video`: vLLM-Omni's messages, and a few of our own.
+"""Messages of `/v1/realtime/video`: vLLM-Omni's protocol, with a few additions.
 
-The fields of `session.start` are those of POST /v1/videos; `realtime_start` reads them.
+The fields of `session.start` are those of POST /v1/videos; see `session_request`.
 """
 
 from typing import Any, Literal
 
 import msgspec
 
+from helios_serve.options.fields import field_at_fault
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import Json
-from helios_serve.service.validation import field_at_fault
 
 MAX_START_BYTES = 4 << 20
-"""Of `session.start`, which may hold an image as a data: URL."""
+"""Maximum size of `session.start`, which may contain an image as a data: URL."""
 MAX_MESSAGE_BYTES = 128 << 10
-"""Of any other message."""
+"""Maximum size of any other message."""
 MAX_EVENT_ID = 200
+"""Maximum length of an event id, in characters."""
 MAX_TRANSITION = 100
+"""Maximum number of chunks of a transition."""
 START = "session.start"
 
 
 class PromptChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to change. A negative prompt can be given at the start alone."""
+    """The new prompt. A negative prompt can only be set in `session.start`."""
 
     prompt: str
     negative_prompt: None = None
 
 
 class Interaction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`event_id` names it; it may be sent again under the same one without another effect."""
+    """A prompt change. Sending it again with the same `event_id` has no further effect."""
 
     event: PromptChange
     event_id: str | None = None
@@ -42,19 +44,21 @@ class InteractMessage(
     tag_field="type",
     tag="session.interaction",
 ):
+    """`session.interaction`: change the session's prompt."""
+
     interaction: Interaction
 
 
 class StopSession(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="session.stop"
 ):
-    """End behind the chunk that is under way."""
+    """`session.stop`: end the session after the chunk under way."""
 
 
 class PingMessage(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="session.ping"
 ):
-    pass
+    """`session.ping`: check the connection."""
 
 
 class ResumeSession(
@@ -65,9 +69,10 @@ class ResumeSession(
     tag_field="type",
     tag="session.resume",
 ):
-    """Go on with a session, or read any video, from `from_chunk` on.
+    """`session.resume`: resume a session, or read any video, from chunk `from_chunk`.
 
-    With `header` the first message begins as a file does, for a player that has nothing yet.
+    With `header`, the first binary message starts with the MP4 header, for a player that does not
+    have it yet.
     """
 
     session_id: str
@@ -78,16 +83,17 @@ class ResumeSession(
 class QueueRequest(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="queue.status"
 ):
-    """How far the session is, and how many there are."""
+    """`queue.status`: ask for the session's progress and the number of sessions."""
 
 
 ClientMessage = InteractMessage | StopSession | PingMessage | ResumeSession | QueueRequest
 
 
 class SessionStarted(msgspec.Struct, tag_field="type", tag="video.start"):
-    """The session was accepted; `request_id` and `session_id` are the id of its video.
+    """`video.start`: the session was accepted.
 
-    `from_chunk` is the first one that comes.
+    `request_id` and `session_id` are both the video's id. `from_chunk` is the first chunk that will
+    be sent.
     """
 
     request_id: str
@@ -98,12 +104,13 @@ class SessionStarted(msgspec.Struct, tag_field="type", tag="video.start"):
 
 
 class ChunkMetadata(msgspec.Struct, tag_field="type", tag="video.chunk_metadata"):
-    """Of the binary message that comes next.
+    """`video.chunk_metadata`: describes the binary message that follows.
 
-    `generation_chunk_index` counts the chunks of the video, `transport_chunk_index` the binary
-    messages since the session was started or resumed on this connection. Event ids: of prompts that
-    begin to take effect with this chunk, that are turned to in it, and that have full effect from
-    it on. `kind` is what vLLM-Omni's clients know; our segments need no trailer.
+    `generation_chunk_index` counts the chunks of the video. `transport_chunk_index` counts the
+    binary messages since the session was started or resumed on this connection. The lists hold the
+    event ids of prompts whose transition starts with this chunk, is active in it, and is complete
+    with it. `kind` exists for vLLM-Omni's clients; it is always "media", because the segments need
+    no trailer.
     """
 
     request_id: str
@@ -118,14 +125,17 @@ class ChunkMetadata(msgspec.Struct, tag_field="type", tag="video.chunk_metadata"
 
 
 class InteractionQueued(msgspec.Struct, tag_field="type", tag="session.interaction.queued"):
-    """The interaction will take effect; the metadata of chunks says when."""
+    """`session.interaction.queued`: the interaction was accepted.
+
+    Chunk metadata reports when it takes effect.
+    """
 
     request_id: str
     event_id: str
 
 
 class SessionDone(msgspec.Struct, tag_field="type", tag="session.done"):
-    """Nothing more comes of the session; `stopped` says that it ended before its length."""
+    """`session.done`: the session ended. `stopped` is true if it ended before its full length."""
 
     request_id: str
     chunks: int
@@ -133,11 +143,13 @@ class SessionDone(msgspec.Struct, tag_field="type", tag="session.done"):
 
 
 class PongMessage(msgspec.Struct, tag_field="type", tag="session.pong"):
-    pass
+    """`session.pong`: the answer to `session.ping`."""
 
 
 class QueueStatus(msgspec.Struct, tag_field="type", tag="queue.status"):
-    """Where the connection's session is, if it has one, and the server's sessions in all."""
+    """`queue.status`: progress of the connection's session, if any, and the server's session
+    counts.
+    """
 
     request_id: str | None
     phase: str | None
@@ -149,7 +161,10 @@ class QueueStatus(msgspec.Struct, tag_field="type", tag="queue.status"):
 
 
 class ErrorMessage(msgspec.Struct, tag_field="type", tag="error", omit_defaults=True):
-    """Something was not done; the connection goes on. `param` names a field at fault."""
+    """`error`: a message was rejected, or the session failed. The connection stays open.
+
+    `param` names the invalid field; `retry_after` is in seconds.
+    """
 
     message: str
     code: str
@@ -171,16 +186,17 @@ ServerMessage = (
 
 
 def parse_message(text: str) -> ClientMessage | Json:
-    """A message; `session.start` as its fields. Raises ApiError for what is none."""
+    """Parse a client's message. `session.start` is returned as its fields.
+
+    Raises ApiError for an invalid or too large message.
+    """
     size = len(text)
     if size > MAX_START_BYTES:
         raise too_large(size, MAX_START_BYTES)
     try:
         fields = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise ApiError(
-            400, f"got a message that is no JSON: {error}", code="invalid_json"
-        ) from error
+        raise ApiError(400, f"message is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
         kind = type(fields).__name__
         raise ApiError(400, f"got a JSON {kind}, expected an object", code="invalid_json")
@@ -197,16 +213,14 @@ def parse_message(text: str) -> ClientMessage | Json:
 
 
 def check_message(message: ClientMessage) -> ClientMessage:
-    """What types cannot say; raises ApiError."""
+    """Check what the message types cannot express. Raises ApiError."""
     if isinstance(message, InteractMessage):
         asked = message.interaction
         if asked.event_id is not None and not 1 <= len(asked.event_id) <= MAX_EVENT_ID:
             found = f"an event_id of {len(asked.event_id)} characters"
             raise invalid_message(f"{found}, expected 1 to {MAX_EVENT_ID}", "event_id")
         if not asked.event.prompt.strip():
-            raise invalid_message(
-                "an empty prompt, expected what the video is to turn to", "event.prompt"
-            )
+            raise invalid_message("an empty prompt, expected the new prompt", "event.prompt")
         chunks = asked.transition_chunks
         if chunks is not None and not 0 <= chunks <= MAX_TRANSITION:
             raise invalid_message(
@@ -222,6 +236,6 @@ def invalid_message(found: str, field: str) -> ApiError:
 def too_large(size: int, limit: int) -> ApiError:
     return ApiError(
         413,
-        f"got a message of {size} characters, expected {limit} at most",
+        f"got a message of {size} characters, expected at most {limit}",
         code="message_too_large",
     )

@@ -1,4 +1,4 @@
-"""Realtime sessions: who reads each, and how long one is kept that nobody reads."""
+"""Realtime sessions: which connection reads each, and how long a session waits for its client."""
 
 import asyncio
 import math
@@ -16,16 +16,22 @@ from helios_serve.service.realtime.messages import Interaction
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
-NO_READER = "its client has gone"
+NO_READER = "its client is disconnected"
 MAX_INTERACTIONS = 10_000
-"""Of one session: all are kept until it ends, since each may be sent again."""
+"""Maximum number of interactions of one session. All are kept until it ends, to detect repeated
+ones.
+"""
 
 
 class RealtimeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds: `grace` keeps a session whose client has gone, `start` is for a connection to start
-    one, `idle` for it to say something between two. `max_lead_chunks` is how many chunks beyond
-    those sent are made: with 2, one is decoded while the next is denoised. A prompt takes effect
-    behind them.
+    """Settings of realtime sessions.
+
+    Args:
+        grace: Seconds for which a session waits for its client to reconnect.
+        start: Seconds within which a new connection must start a session.
+        idle: Seconds for which a connection may be silent between two sessions.
+        max_lead_chunks: Maximum number of chunks generated ahead of those sent. With 2, one chunk
+            is decoded while the next one is denoised. A new prompt takes effect after them.
     """
 
     grace: float = 30.0
@@ -35,17 +41,17 @@ class RealtimeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reader(Protocol):
-    """A connection that has a session."""
+    """A connection that reads a session."""
 
     def evict(self) -> None:
-        """Give the session up at once: another one has it."""
+        """Stop reading at once, because another connection reads the session now."""
 
-    async def tell_failure(self, event_id: str, error: Exception) -> None:
-        """An interaction that was accepted came to nothing."""
+    async def report_failure(self, event_id: str, error: Exception) -> None:
+        """Report that an accepted interaction failed."""
 
 
 class ChunkEvents(NamedTuple):
-    """Ids of the interactions that begin with a chunk, that it turns to, and that it completes."""
+    """Event ids of the interactions that start with, are active in, or are completed by a chunk."""
 
     started: list[str]
     active: list[str]
@@ -53,19 +59,23 @@ class ChunkEvents(NamedTuple):
 
 
 class RealtimeSession:
-    """A video with the interactions of its client, and the connection that reads it."""
+    """A video with its client's interactions and the connection that reads it."""
 
     def __init__(self, video_id: str) -> None:
         self.video_id = video_id
         self.reader: Reader | None = None
         self.release: asyncio.Task[None] | None = None
         self._interactions: dict[str, Interaction] = {}
-        self._begun: dict[tuple[int, str], str] = {}
-        """Event ids by the switch that each has become."""
+        self._event_ids: dict[tuple[int, str], str] = {}
+        """Event ids by chunk and prompt of the switch that each became."""
         self._switching: set[asyncio.Task[None]] = set()
 
     def accept(self, event_id: str, interaction: Interaction) -> bool:
-        """Whether it is new; one that was sent again is not. Raises ApiError."""
+        """Record an interaction. Return whether it is new.
+
+        Raises ApiError if its id was used with different content, or there are too many
+        interactions.
+        """
         known = self._interactions.get(event_id)
         if known is not None:
             if (known.event, known.transition_chunks) == (
@@ -75,39 +85,42 @@ class RealtimeSession:
                 return False
             raise ApiError(
                 409,
-                f"got event_id {event_id!r} again with another content, expected a new id",
+                f"got event_id {event_id!r} again with different content, expected a new id",
                 code="event_id_conflict",
             )
         if len(self._interactions) == MAX_INTERACTIONS:
             raise ApiError(
                 429,
-                f"got more than {MAX_INTERACTIONS} interactions, expected fewer in one session",
+                f"too many interactions, expected at most {MAX_INTERACTIONS} in one session",
                 code="too_many_interactions",
             )
         self._interactions[event_id] = interaction
         return True
 
     def switch(self, engine: AsyncEngine, event_id: str, interaction: Interaction) -> None:
-        """Turn the video to another prompt; whoever reads it then is told if that fails."""
+        """Change the video's prompt in the background.
+
+        A failure is reported to the session's reader.
+        """
         task = asyncio.create_task(self._switch(engine, event_id, interaction))
         self._switching.add(task)
         task.add_done_callback(self._switching.discard)
 
-    def begin(self, event_id: str, switch: PromptSwitch) -> None:
-        """It is known at which chunk an interaction begins."""
-        self._begun[switch.chunk, switch.prompt] = event_id
+    def record_switch(self, event_id: str, switch: PromptSwitch) -> None:
+        """Record the prompt switch that an interaction became."""
+        self._event_ids[switch.chunk, switch.prompt] = event_id
 
     @property
     def num_switching(self) -> int:
-        """Interactions of which is not known yet at which chunk they begin."""
+        """The number of interactions that have not been assigned a chunk yet."""
         return len(self._switching)
 
     def events_at(self, chunk: int, params: SamplingParams) -> ChunkEvents:
-        """What chunk number `chunk` of a video has of the prompt switches in `params`."""
+        """Return the events of chunk number `chunk`, given the prompt switches in `params`."""
         events = ChunkEvents([], [], [])
         ends = [switch.chunk for switch in params.switches[1:]]
         for switch, end in zip(params.switches, (*ends, math.inf), strict=False):
-            event_id = self._begun.get((switch.chunk, switch.prompt))
+            event_id = self._event_ids.get((switch.chunk, switch.prompt))
             target = switch.chunk + max(1, transition_of(switch, params)) - 1
             if event_id is None or not switch.chunk <= chunk <= target or chunk >= end:
                 continue
@@ -123,23 +136,25 @@ class RealtimeSession:
         try:
             switch = await engine.switch_prompt(self.video_id, prompt, chunks)
         except Exception as error:
-            del self._interactions[event_id]  # it may be tried again
+            del self._interactions[event_id]  # allows a retry with the same id
             if self.reader is not None:
-                await self.reader.tell_failure(event_id, error)
+                await self.reader.report_failure(event_id, error)
         else:
-            self.begin(event_id, switch)
+            self.record_switch(event_id, switch)
 
 
 def transition_of(switch: PromptSwitch, params: SamplingParams) -> int:
+    """Return the number of chunks over which a switch is blended."""
     chosen = switch.transition_chunks
     return params.transition_chunks if chosen is None else chosen
 
 
 class RealtimeSessions:
-    """All sessions that are not over, by id. An asynchronous context, inside the engine's.
+    """All unfinished sessions, by video id.
 
-    A session is a stored video that has a reader whom it waits for. Entering the context takes up
-    those that a server before this one has left; leaving it keeps them for the next one.
+    An asynchronous context manager, used inside the engine's. A session is a stored video with
+    `max_lead_chunks`, which waits for its reader. Entering the context restores the sessions of an
+    earlier server; leaving it keeps them for the next one.
     """
 
     def __init__(self, engine: AsyncEngine, store: VideoStore, config: RealtimeConfig) -> None:
@@ -166,8 +181,8 @@ class RealtimeSessions:
             task.cancel()
         await asyncio.gather(*waiting, *self._ending, return_exceptions=True)
 
-    async def take(self, video_id: str, reader: Reader) -> RealtimeSession:
-        """Have a session read by `reader` from now on, and by nobody else."""
+    async def attach(self, video_id: str, reader: Reader) -> RealtimeSession:
+        """Attach `reader` to a session, and evict its previous reader."""
         session = self._sessions.setdefault(video_id, RealtimeSession(video_id))
         before, session.reader = session.reader, reader
         if before is not None:
@@ -175,23 +190,23 @@ class RealtimeSessions:
         if session.release is not None:
             session.release.cancel()
             session.release = None
-        with suppress(InvalidRequestError, EngineDeadError):  # over: then what is stored is read
+        with suppress(InvalidRequestError, EngineDeadError):  # finished: stored chunks are read
             await self.engine.resume(video_id, NO_READER)
         return session
 
-    def leave(self, session: RealtimeSession, reader: Reader) -> None:
-        """Its client has gone: hold it, and end it unless the client comes back in time."""
+    def detach(self, session: RealtimeSession, reader: Reader) -> None:
+        """Detach a disconnected reader, and abort the session unless it is resumed in time."""
         if session.reader is reader:
             session.reader = None
             self._hold(session)
 
     def end(self, session: RealtimeSession, reader: Reader) -> None:
-        """Nothing more comes of it."""
+        """Forget a finished session."""
         if session.reader is reader:
             self._sessions.pop(session.video_id, None)
 
     async def abort(self, video_id: str) -> None:
-        """End a session's video; that is done whether the caller waits for it or not."""
+        """Abort a session's video. This completes even if the caller is cancelled."""
         ending = asyncio.create_task(self.engine.abort(video_id))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
@@ -209,5 +224,5 @@ class RealtimeSessions:
 
 
 def is_session(job: StoredJob) -> bool:
-    """Whether a job was made for a client that has to be there."""
+    """Return whether a job belongs to a realtime session."""
     return job.request.max_lead_chunks is not None

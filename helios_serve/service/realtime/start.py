@@ -1,4 +1,4 @@
-"""From `session.start` to the video that it asks for, as vLLM-Omni's clients mean it."""
+"""Conversion of `session.start` to an engine request, as vLLM-Omni interprets its fields."""
 
 from typing import Any
 
@@ -9,13 +9,15 @@ from helios_serve.service.media.references import ReferenceInput
 from helios_serve.service.protocol import Json
 from helios_serve.service.validation import convert
 from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.size import Size
 from helios_serve.video_request import VideoRequest
 
 MAX_LEAD = 32
+"""Maximum of `max_lead_chunks`."""
 
 
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that a session has beside those of a video."""
+    """The fields that `session.start` has in addition to those of a video."""
 
     format: str = "m4s"
     max_lead_chunks: int | None = None
@@ -24,7 +26,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeliosParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What vLLM-Omni's clients say to Helios, under its names."""
+    """`extra_params` of vLLM-Omni's clients for Helios, by vLLM-Omni's names."""
 
     pyramid_num_inference_steps_list: tuple[int, ...] | None = None
     is_amplify_first_chunk: bool = False
@@ -33,7 +35,7 @@ class HeliosParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A data: URL, or one that the server may fetch."""
+    """A reference image: a data: URL, or a URL that the server may fetch."""
 
     image_url: str
 
@@ -41,9 +43,10 @@ class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def session_request(
     fields: Json, tenant: str, builder: RequestBuilder, lead: int
 ) -> VideoRequest:
-    """A video that is made only so far ahead of its reader, by `lead` chunks unless told.
+    """Build the request of a session.
 
-    Raises ApiError or InvalidRequestError for what cannot be made.
+    The video is generated at most `max_lead_chunks` chunks ahead of its reader, by default `lead`.
+    Raises ApiError or InvalidRequestError for invalid fields.
     """
     fields = flattened(fields)
     own = {name: fields.pop(name) for name in SessionOptions.__struct_fields__ if name in fields}
@@ -52,6 +55,8 @@ async def session_request(
     extra = options.extra_params or HeliosParams()
     if extra.pyramid_num_inference_steps_list is not None:
         fields["steps"] = list(extra.pyramid_num_inference_steps_list)
+    if extra.is_amplify_first_chunk:
+        fields["amplify_first_chunk"] = True
     drop_unused(fields, builder)
     given = None
     if options.image_reference is not None:
@@ -60,19 +65,14 @@ async def session_request(
     asked = await builder.make(fields, tenant, given)
     stages = builder.engine.models.cores[asked.model or ""].model_config.stages
     check_stages(extra, stages)
-    params = msgspec.structs.replace(
-        asked.params,
-        amplify_first_chunk=extra.is_amplify_first_chunk,
-    )
-    asked = msgspec.structs.replace(
-        asked, params=params, max_lead_chunks=options.max_lead_chunks or lead
-    )
-    builder.engine.models.check(asked)
-    return asked
+    return msgspec.structs.replace(asked, max_lead_chunks=options.max_lead_chunks or lead)
 
 
 def flattened(fields: Json) -> Json:
-    """Without the objects in which vLLM-Omni allows fields too; those outside come first."""
+    """Merge the fields of `sampling_params` and `video_params` into the top level.
+
+    vLLM-Omni accepts fields in all three places; the top level takes precedence.
+    """
     flat = {name: value for name, value in fields.items() if value is not None}
     for name in ("sampling_params", "video_params"):
         inner = flat.pop(name, {})
@@ -85,8 +85,11 @@ def flattened(fields: Json) -> Json:
 
 
 def drop_unused(fields: Json, builder: RequestBuilder) -> None:
-    """Where vLLM-Omni's clients say a thing twice, this is what counts there: size and num_frames;
-    and a pyramid has steps of its own."""
+    """Remove fields that vLLM-Omni ignores when another one is set.
+
+    `size` overrides width and height, `num_frames` overrides `seconds`, and models with a pyramid
+    have no `num_inference_steps`.
+    """
     if "size" in fields:
         fields.pop("width", None)
         fields.pop("height", None)
@@ -99,6 +102,7 @@ def drop_unused(fields: Json, builder: RequestBuilder) -> None:
 
 
 def check_options(options: SessionOptions) -> None:
+    """Raise InvalidRequestError for invalid session options."""
     if options.format != "m4s":
         raise InvalidRequestError(f"got format {options.format!r}, expected m4s", param="format")
     lead = options.max_lead_chunks
@@ -109,7 +113,7 @@ def check_options(options: SessionOptions) -> None:
 
 
 def check_stages(extra: HeliosParams, stages: int) -> None:
-    """What is said of the model's pyramid has to be true: it cannot be had otherwise."""
+    """Raise InvalidRequestError unless the options match the model's pyramid, which is fixed."""
     if extra.pyramid_num_stages not in (None, stages):
         raise InvalidRequestError(
             f"got pyramid_num_stages {extra.pyramid_num_stages}, expected the model's {stages}",
@@ -124,22 +128,13 @@ def check_stages(extra: HeliosParams, stages: int) -> None:
 
 
 def config_of(request: VideoRequest) -> dict[str, Any]:
-    """What was accepted, in the words in which it is asked for."""
+    """Return the accepted options of a request, by their names in `session.start`."""
     params = request.params
-    width, height = request.shown_size or (params.width, params.height)
-    return {
+    size = request.shown_size or Size(params.width, params.height)
+    config: dict[str, Any] = msgspec.to_builtins(params) | size._asdict()
+    return config | {
         "model": request.model,
         "prompt": request.prompt,
-        "negative_prompt": params.negative_prompt,
-        "width": width,
-        "height": height,
-        "num_frames": params.num_frames,
-        "fps": params.fps,
-        "seed": params.seed,
-        "steps": params.steps,
-        "num_inference_steps": params.num_inference_steps,
-        "guidance_scale": params.guidance_scale,
-        "transition_chunks": params.transition_chunks,
         "service_tier": request.tier,
         "max_lead_chunks": request.max_lead_chunks,
     }

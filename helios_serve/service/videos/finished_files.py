@@ -1,4 +1,4 @@
-"""Finished videos as plain files: made from their segments when somebody asks for them."""
+"""Plain MP4 files and images of finished videos, created from their segments on first use."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 from helios_serve.errors import RequestFailedError
 from helios_serve.media.mp4 import defragment
-from helios_serve.media.stills import spritesheet, thumbnail
+from helios_serve.media.pictures import spritesheet, thumbnail
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
@@ -16,7 +16,10 @@ SUFFIXES = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg"}
 
 
 class FinishedFiles:
-    """A folder of files that can be made again at any time, and so need not survive a crash."""
+    """A cache of files that can be recreated from `store` at any time.
+
+    The folder is emptied at the start.
+    """
 
     def __init__(self, folder: Path, store: VideoStore) -> None:
         self.folder = folder
@@ -28,7 +31,12 @@ class FinishedFiles:
             left.unlink()
 
     def get(self, job: StoredJob, variant: str) -> Path:
-        """The video with its index in front, or a picture of it; made once."""
+        """Return the path of a finished video's file, and create it if needed.
+
+        `variant` is a key of MEDIA_TYPES. The MP4 has its index at the front, so that playback can
+        start before the download is complete. Raises RequestFailedError if the video is deleted
+        meanwhile.
+        """
         path = self.folder / f"{job.id}{SUFFIXES[variant]}"
         with self._lock(job.id):
             if not path.exists():
@@ -36,12 +44,13 @@ class FinishedFiles:
         return path
 
     def delete(self, video_id: str) -> None:
+        """Delete all files of a video."""
         with self._lock(video_id):
             for suffix in SUFFIXES.values():
                 (self.folder / f"{video_id}{suffix}").unlink(missing_ok=True)
 
     def _lock(self, video_id: str) -> Lock:
-        """Held while files of a video are made or deleted; videos do not wait for each other."""
+        """Return the lock that is held while a video's files are created or deleted."""
         with self._guard:
             return self._locks.setdefault(video_id, Lock())
 

@@ -1,4 +1,4 @@
-"""Orders that a client repeats because it did not hear the answer: made once."""
+"""Idempotency keys: a repeated request does not create a second video."""
 
 import asyncio
 import hashlib
@@ -15,30 +15,32 @@ from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 
 MAX_KEY = 255
+"""Maximum length of a key, in characters."""
 KEPT_SECONDS = 24 * 3600.0
-"""How long a key stands for the video that was made under it."""
+"""Lifetime of a key. A later request with the same key creates a new video."""
 PIECE = 1 << 20
+"""Bytes hashed at a time."""
 
 
 class KeyedRequest(NamedTuple):
-    """What a client asks for under a key: the id of its video, and `job` if it was made before."""
+    """A request with an idempotency key: its video's id, and `job` if the video exists."""
 
     video_id: str
     fingerprint: str
     job: StoredJob | None
 
     def claim(self, asked: VideoRequest) -> VideoRequest:
-        """The request as the one of this order."""
+        """Return `asked` with this request's id and fingerprint."""
         return msgspec.structs.replace(
             asked, request_id=self.video_id, fingerprint=self.fingerprint
         )
 
 
 class IdempotencyKeys:
-    """Finds the video of an order by an id that follows from tenant and key.
+    """Derives a video's id from the tenant and the key.
 
-    So the store itself sees to it that there is one: of two that come at once, the second is
-    refused its id.
+    The store accepts each id once, so of two concurrent requests with the same key, one is
+    rejected.
     """
 
     def __init__(self, store: VideoStore) -> None:
@@ -47,9 +49,9 @@ class IdempotencyKeys:
     async def find(
         self, key: str | None, tenant: str, path: str, fields: Json
     ) -> KeyedRequest | None:
-        """The order that the request's header names; None without one.
+        """Return the request that `key` identifies, or None without a key.
 
-        Raises ApiError 400 if the key was used for something else.
+        Raises ApiError 400 if the key is too long, or was used with a different request.
         """
         if key is None:
             return None
@@ -61,19 +63,19 @@ class IdempotencyKeys:
                 param="Idempotency-Key",
             )
         fingerprint = await asyncio.to_thread(fingerprint_of, path, fields)
-        order = await asyncio.to_thread(self._look_up, tenant, key, fingerprint)
-        if order.job is not None and order.job.request.fingerprint != fingerprint:
+        keyed = await asyncio.to_thread(self._look_up, tenant, key, fingerprint)
+        if keyed.job is not None and keyed.job.request.fingerprint != fingerprint:
             raise ApiError(
                 400,
-                f"got Idempotency-Key {key!r} with another request than before, expected the same "
-                "one or another key",
+                f"got Idempotency-Key {key!r} with a different request than before, expected the "
+                "same request or a new key",
                 code="idempotency_mismatch",
                 param="Idempotency-Key",
             )
-        return order
+        return keyed
 
     def _look_up(self, tenant: str, key: str, fingerprint: str) -> KeyedRequest:
-        """A key that has served its time stands for another video."""
+        """Return the video of a key. An expired key maps to a new id."""
         for use in range(1 << 31):
             digest = hashlib.sha256(f"{tenant}\0{key}\0{use}".encode()).hexdigest()
             job = self.store.job(f"video_{digest[:32]}")
@@ -83,24 +85,25 @@ class IdempotencyKeys:
 
 
 def fingerprint_of(path: str, fields: Json) -> str:
-    """Of what is asked for, however it was sent."""
+    """Return the SHA-256 of a request's path and fields, the same for JSON and forms."""
     digest = hashlib.sha256(path.encode())
-    digest.update(msgspec.json.encode(plain(fields), order="sorted"))
+    digest.update(msgspec.json.encode(hash_uploads(fields), order="sorted"))
     return digest.hexdigest()
 
 
-def plain(value: Any) -> Any:
-    """Fields with files as the hashes of what is in them."""
+def hash_uploads(value: Any) -> Any:
+    """Return `value` with each uploaded file replaced by the hash of its content."""
     if isinstance(value, Upload):
         return hash_file(value)
     if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
+        return {name: hash_uploads(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [hash_uploads(item) for item in value]
     return value
 
 
 def hash_file(upload: Upload) -> str:
+    """Return the SHA-256 of an upload's content."""
     digest = hashlib.sha256()
     upload.file.seek(0)
     while piece := upload.file.read(PIECE):

@@ -1,8 +1,11 @@
-"""From what a client sends to the video that it asks for."""
+"""Converts request bodies to engine requests."""
+
+from collections.abc import Mapping
 
 import msgspec
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.service.errors import ApiError
 from helios_serve.service.media.references import ReferenceInput, References
 from helios_serve.service.protocol import CreateVideo, Json
 from helios_serve.service.validation import convert
@@ -11,19 +14,28 @@ from helios_serve.video_request import VideoRequest
 
 
 class RequestBuilder:
-    """Makes requests for the engine, and refuses what it could not make."""
+    """Builds validated VideoRequests.
 
-    def __init__(self, engine: AsyncEngine, references: References) -> None:
+    Args:
+        engine: The engine that checks the requests.
+        references: Decodes reference images and videos.
+        loras: Paths of the LoRA adapters that requests may use, by name.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, references: References, loras: Mapping[str, str] | None = None
+    ) -> None:
         self.engine = engine
         self.references = references
+        self.loras = loras or {}
 
     async def make(
         self, fields: Json, tenant: str, given: ReferenceInput | None = None
     ) -> VideoRequest:
-        """A new video from the fields of a body, and the reference `given` or in them.
+        """Build the request for a new video from the fields of a body.
 
-        All that is cheap is checked before that is decoded. Raises ApiError and
-        InvalidRequestError.
+        The reference is `given`, or the field `input_reference`. It is decoded last, after all
+        cheaper checks. Raises ApiError or InvalidRequestError.
         """
         fields = dict(fields)
         if given is None and (source := fields.pop("input_reference", None)) is not None:
@@ -36,6 +48,8 @@ class RequestBuilder:
         if body.service_tier == "auto" and model in self.engine.models.cores:
             tier = self.engine.models.tenant(tenant, model).tier_like("default")
             asked = msgspec.structs.replace(asked, tier=tier)
+        if body.lora is not None:
+            asked = msgspec.structs.replace(asked, lora=self._lora_path(body.lora))
         self.engine.models.check(asked)
         if given is None:
             return asked
@@ -45,3 +59,14 @@ class RequestBuilder:
         if kind == "image":
             return msgspec.structs.replace(asked, image=frames)
         return msgspec.structs.replace(asked, video=frames)
+
+    def _lora_path(self, name: str) -> str:
+        """Return the path of an adapter. Raises ApiError 404 if the server does not offer it."""
+        if name not in self.loras:
+            offered = (
+                f"one of: {', '.join(self.loras)}" if self.loras else "none: no adapter is offered"
+            )
+            raise ApiError(
+                404, f"got lora {name!r}, expected {offered}", code="lora_not_found", param="lora"
+            )
+        return self.loras[name]

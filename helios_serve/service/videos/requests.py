@@ -1,4 +1,4 @@
-"""From the API's words to what the engine makes."""
+"""Builds engine requests for new, remixed, extended and continued videos."""
 
 import secrets
 
@@ -6,12 +6,19 @@ import msgspec
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
-from helios_serve.options.sampling import MAX_FRAMES, PromptSwitch, SamplingParams, default_size
+from helios_serve.options.sampling import (
+    MAX_FRAMES,
+    PromptSwitch,
+    SamplingOptions,
+    SamplingParams,
+    default_size,
+)
 from helios_serve.service.protocol import CreateVideo, ExtendVideo, Json
 from helios_serve.size import Size, check_shown_size, nearest_size, parse_size
 from helios_serve.video_request import VideoRequest
 
 MAX_SEED = 2**31
+"""Exclusive maximum of random seeds."""
 
 
 def new_id() -> str:
@@ -19,37 +26,50 @@ def new_id() -> str:
 
 
 def asked_size(body: CreateVideo, model: str) -> Size:
-    """The size of a video from `size`, or width and height; raises InvalidRequestError."""
+    """Return the requested size of a video, from `size` or from `width` and `height`.
+
+    Without any of them it is the model's default size. Raises InvalidRequestError if the fields
+    conflict or are malformed.
+    """
     if body.size is not None and (body.width is not None or body.height is not None):
-        raise InvalidRequestError("got both size and width or height, expected one", param="size")
+        raise InvalidRequestError(
+            "got both size and width/height, expected only one of them", param="size"
+        )
     if (body.width is None) != (body.height is None):
-        raise InvalidRequestError("got one of width and height, expected both", param="size")
+        raise InvalidRequestError("got only one of width and height, expected both", param="size")
     if body.width is not None and body.height is not None:
         return Size(body.width, body.height)
     return default_size(model) if body.size is None else parse_size(body.size)
 
 
 def asked_frames(body: CreateVideo) -> int:
+    """Return the requested number of frames, from `num_frames` or `seconds`."""
     if body.seconds is None:
         return SamplingParams().num_frames if body.num_frames is None else body.num_frames
     if body.num_frames is not None:
-        raise InvalidRequestError("got both seconds and num_frames, expected one", param="seconds")
+        raise InvalidRequestError(
+            "got both seconds and num_frames, expected only one of them", param="seconds"
+        )
     return frames_of(body.seconds, body.fps)
 
 
 def frames_of(seconds: float, fps: int) -> int:
+    """Return the number of frames in `seconds`. Raises InvalidRequestError if out of range."""
     if not 0 < seconds * fps <= MAX_FRAMES:
         raise InvalidRequestError(
-            f"got {seconds:g} seconds at {fps} frames a second, expected at least one frame and "
-            f"{MAX_FRAMES} at most",
+            f"got {seconds:g} seconds at {fps} frames per second, expected more than 0 seconds "
+            f"and at most {MAX_FRAMES} frames",
             param="seconds",
         )
     return max(1, round(seconds * fps))
 
 
 def sampled_size(size: Size, body: CreateVideo, config: HeliosConfig) -> Size:
-    """What the model makes where that may differ from what is shown; with the policy "exact" it
-    may not."""
+    """Return the size at which the model generates a video that is shown at `size`.
+
+    They are equal with the size policy "exact". With "fit", it is the nearest size that the model
+    supports.
+    """
     if body.size_policy == "exact":
         return size
     check_shown_size(*size)
@@ -57,29 +77,31 @@ def sampled_size(size: Size, body: CreateVideo, config: HeliosConfig) -> Size:
 
 
 def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str) -> VideoRequest:
-    """A new video, less its reference; raises InvalidRequestError for what no model makes."""
+    """Build the request for a new video, without its reference.
+
+    `size` is the size at which the model generates; `shown` is the size of the finished video.
+    Raises InvalidRequestError for invalid options.
+    """
     if body.steps is not None and body.pyramid_num_inference_steps_list is not None:
         raise InvalidRequestError(
-            "got both steps and pyramid_num_inference_steps_list, expected one", param="steps"
+            "got both steps and pyramid_num_inference_steps_list, expected only one of them",
+            param="steps",
         )
+    options = {name: getattr(body, name) for name in SamplingOptions.__struct_fields__}
+    options["steps"] = body.steps or body.pyramid_num_inference_steps_list
     params = SamplingParams(
+        **options,
         width=size.width,
         height=size.height,
         num_frames=asked_frames(body),
-        fps=body.fps,
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
-        steps=body.steps or body.pyramid_num_inference_steps_list,
-        num_inference_steps=body.num_inference_steps,
-        guidance_scale=body.guidance_scale,
-        negative_prompt=body.negative_prompt,
-        switches=body.switches,
-        transition_chunks=body.transition_chunks,
     )
     return VideoRequest(
         request_id=new_id(),
         prompt=body.prompt,
         model=model,
         params=params,
+        lora_scale=body.lora_scale,
         tenant=tenant,
         tier="default" if body.service_tier == "auto" else body.service_tier,
         output="segment",
@@ -88,9 +110,9 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
 
 
 def remix(request: VideoRequest, prompt: str) -> VideoRequest:
-    """The same seed, size, length and reference, and another prompt from beginning to end.
+    """Build a request with the seed, size, length and reference of `request`, and one new prompt.
 
-    It waits for no reader, whatever the first one did.
+    It never waits for a reader, even if `request` belongs to a realtime session.
     """
     params = msgspec.structs.replace(request.params, switches=())
     return msgspec.structs.replace(
@@ -106,9 +128,11 @@ def remix(request: VideoRequest, prompt: str) -> VideoRequest:
 
 
 def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
-    """The same video with more seconds, under another prompt from its end on if there is one.
+    """Build a request that continues `request` from its snapshot, with a new prompt if there is
+    one.
 
-    Raises InvalidRequestError where that is no more than the end of the chunk that was cut.
+    Raises InvalidRequestError if the new length still ends in the same chunk, which is already
+    generated and was only cut.
     """
     params = request.params
     edge = num_chunks(params.num_frames)
@@ -116,8 +140,8 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
     if num_chunks(total) == edge:
         least = edge * CHUNK_FRAMES - params.num_frames + 1
         raise InvalidRequestError(
-            f"got {body.seconds:g} more seconds, expected at least {least / params.fps:.2f}: those "
-            "before are the end of the video's last chunk, which was made already",
+            f"got seconds {body.seconds:g}, expected at least {least / params.fps:.2f}: shorter "
+            "extensions end within the last chunk, which is already generated",
             param="seconds",
         )
     longer = msgspec.structs.replace(
@@ -132,18 +156,55 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
     return longer if body.prompt is None else longer.with_switch(PromptSwitch(edge, body.prompt))
 
 
-def continuation(request: VideoRequest, body: ExtendVideo) -> Json:
-    """The fields of a video that goes on from the frames of one that came to no good end."""
+def fork(
+    request: VideoRequest, edge: int, prompt: str | None, seconds: float | None
+) -> VideoRequest:
+    """Build a request that continues `request` at chunk `edge`, with another prompt if given.
+
+    Raises InvalidRequestError if there is nothing left of the video and no length is given.
+    """
     params = request.params
-    width, height = request.shown_size or (params.width, params.height)
-    return {
+    frames = params.num_frames
+    if seconds is not None:
+        frames = edge * CHUNK_FRAMES + frames_of(seconds, params.fps)
+    elif edge == num_chunks(frames):
+        raise InvalidRequestError(
+            "got a finished video without seconds, expected the length of its continuations",
+            param="seconds",
+        )
+    last = num_chunks(frames)
+    switches = tuple(
+        switch
+        for switch in params.switches
+        if switch.chunk < (last if prompt is None else min(edge, last))
+    )
+    child = msgspec.structs.replace(
+        request.without_media(),
+        request_id=new_id(),
+        params=msgspec.structs.replace(params, num_frames=frames, switches=switches),
+        max_lead_chunks=None,
+        parent=request.request_id,
+        relation="fork",
+        fingerprint=None,
+    )
+    return child if prompt is None else child.with_switch(PromptSwitch(edge, prompt))
+
+
+def continuation(request: VideoRequest, body: ExtendVideo) -> Json:
+    """Return the fields of a new video that continues the frames of `request`.
+
+    It is used for videos without a snapshot. All sampling options are kept, except the prompt
+    switches.
+    """
+    params = request.params
+    shared = (*SamplingOptions.__struct_fields__, "seed")
+    options = {name: getattr(params, name) for name in shared if name != "switches"}
+    return options | {
         "prompt": request.prompt if body.prompt is None else body.prompt,
         "model": request.model,
-        "size": f"{width}x{height}",
+        "size": str(request.shown_size or Size(params.width, params.height)),
         "size_policy": "exact" if request.shown_size is None else "fit",
         "seconds": body.seconds,
-        "fps": params.fps,
-        "seed": params.seed,
-        "negative_prompt": params.negative_prompt,
+        "lora_scale": request.lora_scale,
         "service_tier": request.tier,
     }

@@ -1,4 +1,4 @@
-"""A video as the API describes it."""
+"""Conversion of stored jobs to the API's video objects."""
 
 from helios_serve.engine.requests.progress import Progress
 from helios_serve.service.protocol import Video, VideoError, WireStatus
@@ -8,13 +8,18 @@ from helios_serve.store.jobs import StoredJob
 def video_object(
     job: StoredJob, progress: Progress | None, retention: float | None = None
 ) -> Video:
-    """A job in the API's words; `progress` is there as long as the engine has it. Videos are kept
-    for `retention` seconds."""
+    """Return a job as an API video.
+
+    Args:
+        job: The stored job.
+        progress: The engine's progress; None if the engine does not run the job.
+        retention: Seconds for which finished videos are kept; None: forever.
+    """
     params, chunks = job.request.params, len(job.chunks)
     width, height = job.request.shown_size or (params.width, params.height)
     status = wire_status(job)
     if status == "queued" and progress is not None and progress.phase != "queued":
-        status = "in_progress"  # the table says so only behind the first chunk
+        status = "in_progress"  # the store says so only after the first chunk
     is_complete = job.status == "completed"
     return Video(
         id=job.id,
@@ -43,7 +48,10 @@ def video_object(
 
 
 def percent_done(job: StoredJob, progress: Progress | None) -> int:
-    """Denoise steps done over all, or chunks where nobody counts steps; 100 at the end only."""
+    """Return the progress as 0 to 100. 100 is returned only for completed videos.
+
+    It is the share of denoise steps done, or of chunks if the engine does not run the job.
+    """
     if job.status == "completed":
         return 100
     if progress is None:
@@ -52,13 +60,17 @@ def percent_done(job: StoredJob, progress: Progress | None) -> int:
 
 
 def wire_status(job: StoredJob) -> WireStatus:
-    """A cancelled job is a failed one: pollers stop at no other word."""
+    """Return the API's status.
+
+    A cancelled job is "failed": clients keep polling on unknown statuses.
+    """
     return "failed" if job.status == "cancelled" else job.status
 
 
 def video_error(job: StoredJob) -> VideoError | None:
+    """Return why a video is not complete, or None."""
     if job.status == "cancelled":
-        return VideoError("cancelled", "the video was cancelled; what was made of it is kept")
+        return VideoError("cancelled", "the video was cancelled; its finished chunks are kept")
     if job.status == "failed":
-        return VideoError("generation_failed", job.error or "the video could not be made")
+        return VideoError("generation_failed", job.error or "the video could not be generated")
     return None

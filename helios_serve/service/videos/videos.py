@@ -1,4 +1,4 @@
-"""What the routes do with videos: find the sender's own, and have new ones made."""
+"""Operations on videos, independent of HTTP: find, create, describe and delete."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import Video
 from helios_serve.service.videos.finished_files import FinishedFiles
+from helios_serve.service.videos.requests import fork
 from helios_serve.service.videos.video_object import video_object, wire_status
 from helios_serve.store.disk import Disk
 from helios_serve.store.jobs import StoredJob
@@ -17,7 +18,16 @@ from helios_serve.video_request import VideoRequest
 
 
 class Videos:
-    """One engine, its store, and the files that are served whole."""
+    """The videos of one engine and its store.
+
+    Args:
+        engine: Generates the videos.
+        store: Stores jobs, segments and snapshots.
+        files: Cache of finished files.
+        disk: Limits the disk space of new videos.
+        lifecycle: Rejects new videos during shutdown.
+        retention: Seconds for which finished videos are kept; None: forever.
+    """
 
     def __init__(
         self,
@@ -36,15 +46,21 @@ class Videos:
         self.retention = retention
 
     async def find(self, video_id: str, tenant: str) -> StoredJob:
-        """A video of the tenant's; raises ApiError 404 for any other."""
+        """Return a video of the tenant.
+
+        Raises ApiError 404 if there is none, or it belongs to another tenant.
+        """
         job = await asyncio.to_thread(self.store.job, video_id)
         if job is None or job.tenant != tenant:
             raise not_found(video_id)
         return job
 
     async def accept(self, asked: VideoRequest) -> Video:
-        """Store a new video and have it made; raises what `AsyncEngine.submit` does, and
-        StorageError if there is no room for it."""
+        """Submit a request and return the new video.
+
+        Raises the errors of `AsyncEngine.submit`, StorageError if the disk is full, and
+        CapacityError during shutdown.
+        """
         self.lifecycle.check_open()
         await asyncio.to_thread(self.disk.check_room)
         if asked.relation == "extension" and asked.parent is not None:
@@ -53,37 +69,60 @@ class Videos:
             await self.engine.submit(asked)
         return await self.describe_id(asked.request_id)
 
+    async def fork(
+        self, job: StoredJob, prompts: Sequence[str | None], seconds: float | None
+    ) -> list[Video]:
+        """Continue a video once for each prompt, and return the new videos.
+
+        Raises ApiError 409 before the first chunk, and what `accept` does; then none is made.
+        """
+        if not job.chunks:
+            message = f"video {job.id} is {wire_status(job)} and has no finished chunk"
+            raise ApiError(409, message, code="not_ready")
+        self.lifecycle.check_open()
+        await asyncio.to_thread(self.disk.check_room)
+        requests = [fork(job.request, job.next_chunk, prompt, seconds) for prompt in prompts]
+        await self.engine.fork(job.id, requests)
+        return [await self.describe_id(request.request_id) for request in requests]
+
     async def describe(self, job: StoredJob) -> Video:
+        """Return a job as an API video, with its current progress."""
         return video_object(job, await self.engine.progress(job.id), self.retention)
 
     async def describe_all(self, jobs: Sequence[StoredJob]) -> list[Video]:
-        """As `describe`, for several jobs, with one call to the engine."""
+        """Do the same as `describe` for several jobs, with one call to the engine."""
         going = [job.id for job in jobs if not job.is_finished]
         progress = await self.engine.progress_of_all(going)
         return [video_object(job, progress.get(job.id), self.retention) for job in jobs]
 
     async def describe_id(self, video_id: str) -> Video:
-        """As `video_object`, of one that was just accepted or changed."""
+        """Do the same as `describe` for a video id.
+
+        Raises ApiError 404 if the video was deleted meanwhile.
+        """
         job = await asyncio.to_thread(self.store.job, video_id)
         if job is None:  # deleted meanwhile
             raise not_found(video_id)
         return await self.describe(job)
 
     async def finished(self, job: StoredJob, variant: str) -> Path:
-        """A file of what was made of a video that is over; raises ApiError 409 before that."""
+        """Return the path of a finished video's file (`variant`: a key of MEDIA_TYPES).
+
+        Raises ApiError 409 while the video is not finished, or if it has no chunks.
+        """
         if not job.is_finished or not job.chunks:
             message = f"video {job.id} is {wire_status(job)} and has no content"
             raise ApiError(409, message, code="not_ready")
         return await asyncio.to_thread(self.files.get, job, variant)
 
     async def delete(self, job: StoredJob) -> None:
-        """End it if it is being made, and forget it with all its files."""
+        """Abort a video if it is running, and delete it with all its files."""
         await self.engine.abort(job.id)
         await asyncio.to_thread(self.files.delete, job.id)
         await asyncio.to_thread(self.store.delete, job.id)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for an event with a timeout; returns whether it was set in time."""
+        """Wait up to `seconds` for an event, and return whether it was set in time."""
         try:
             async with asyncio.timeout(seconds):
                 await event.wait()

@@ -1,1 +1,1 @@
-"""Webhooks: where events are sent and how they are signed."""
+"""Webhooks: event delivery and signatures."""

@@ -1,4 +1,4 @@
-"""Where events go, and how they are signed: Standard Webhooks, as OpenAI's client checks it."""
+"""Webhook endpoints and signatures (Standard Webhooks, as OpenAI's client verifies them)."""
 
 import base64
 import binascii
@@ -12,22 +12,24 @@ from helios_serve.store.outbox import Event
 
 PREFIX = "whsec_"
 MIN_SECRET, MAX_SECRET = 24, 64
-"""Bytes, as the standard has it."""
+"""Bytes of a secret, as the specification requires."""
 
 
 class Endpoint(NamedTuple):
-    """A URL and the secrets that it knows: usually one, several while one replaces another."""
+    """A URL, and the secrets that sign its events: usually one, several during a rotation."""
 
     url: Url
     secrets: tuple[bytes, ...]
 
 
 class EventData(msgspec.Struct, frozen=True):
+    """The subject of an event: a video's id."""
+
     id: str
 
 
 class EventBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What a receiver gets: ids only, with which it asks for the rest."""
+    """The body of an event. It contains ids only; the receiver requests the details."""
 
     id: str
     object: str = "event"
@@ -37,25 +39,29 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_secrets(text: str) -> tuple[bytes, ...]:
-    """One `whsec_` with base64 a line; raises ValueError, which does not repeat it."""
+    """Parse secrets, one `whsec_` followed by base64 on each line.
+
+    Raises ValueError, whose message does not contain the secret.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError("got no secret")
+        raise ValueError("no secret found")
     return tuple(parse_secret(line) for line in lines)
 
 
 def parse_secret(line: str) -> bytes:
+    """Parse one secret. Raises ValueError, whose message does not contain it."""
     try:
         secret = base64.b64decode(line.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):
         secret = b""
     if not line.startswith(PREFIX) or not MIN_SECRET <= len(secret) <= MAX_SECRET:
-        raise ValueError("got something else")
+        raise ValueError("invalid secret")
     return secret
 
 
-def body_of(event: Event) -> bytes:
-    """The same in every attempt."""
+def encode_body(event: Event) -> bytes:
+    """Return the JSON body of an event, the same for every attempt."""
     return msgspec.json.encode(
         EventBody(
             id=event.id,
@@ -69,7 +75,11 @@ def body_of(event: Event) -> bytes:
 def signed_headers(
     event: Event, body: bytes, secrets: tuple[bytes, ...], now: int
 ) -> list[tuple[str, str]]:
-    """The event's id stays the same, so that who gets it twice can tell; `now` is Unix seconds."""
+    """Return the headers of an event, signed with each secret.
+
+    `now` is in Unix seconds. `webhook-id` is the same for every attempt, so that receivers can
+    detect duplicates.
+    """
     content = f"{event.id}.{now}.".encode() + body
     digests = (hmac.digest(secret, content, "sha256") for secret in secrets)
     signatures = (f"v1,{base64.b64encode(digest).decode()}" for digest in digests)

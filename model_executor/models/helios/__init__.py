@@ -1,1 +1,1 @@
-"""Helios: transformer, schedules, samplers and conditioning."""
+"""Helios (arXiv 2603.04379): transformer, schedules, samplers and conditioning."""

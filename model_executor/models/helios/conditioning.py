@@ -1,7 +1,7 @@
-"""Every random number of a session, drawn in the reference's order.
+"""Draws the noise of a session and encodes its reference to the initial history.
 
-A session has one generator, on the CPU, and draws fp32 there: so a video never depends on the
-device it is made on. The order is that of diffusers 0.42.1.
+Each session has one generator, on the CPU, and draws fp32 numbers in the order of diffusers 0.42.1.
+The noise of a video therefore does not depend on the device.
 """
 
 import math
@@ -23,43 +23,46 @@ from helios_serve.options.sampling import SamplingParams
 
 
 class Posterior(NamedTuple):
-    """The VAE's belief about some frames, before normalisation: (1, 16, latents, h, w) each."""
+    """The VAE's posterior of frames, before normalization: (1, 16, latent frames, h, w) each."""
 
     mean: Tensor
     std: Tensor
 
 
 class LatentSpace(Protocol):
-    """What conditioning needs of a VAE."""
+    """The methods of a VAE that conditioning uses."""
 
     def encode(self, frames: Tensor) -> Posterior:
-        """RGB frames (frames, height, width, 3), uint8 -> the posterior of their latents."""
+        """RGB frames (frames, height, width, 3), uint8 -> posterior of their latents."""
         ...
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """VAE latents -> the model's latents, fp32."""
+        """Convert VAE latents to the latents of the transformer, in fp32."""
         ...
 
 
 class ChunkNoise(NamedTuple):
-    """All noise of one chunk: the rows where stage 0 starts, and what enters each later stage.
+    """The noise of one chunk, for all stages.
 
-    That is drawn independently, (channels, patches, 4), and correlated on the way in.
+    `start` holds the latent rows at the start of stage 0, (patches, 64). `stages` holds the noise
+    added on entering each later stage, (channels, patches, 4): the four pixels of each channel's
+    patch, independent here and correlated by `block_noise_factor` when they are added.
     """
 
     start: Tensor
     stages: tuple[Tensor, ...]
 
     def pin_memory(self) -> "ChunkNoise":
-        """A copy that a device fetches while the host goes on."""
+        """Return a copy in pinned memory, from which a device copies asynchronously."""
         stages = tuple(drawn.pin_memory() for drawn in self.stages)
         return ChunkNoise(self.start.pin_memory(), stages)
 
 
 class HistorySeed(NamedTuple):
-    """What I2V and V2V begin with: the anchor (16, 1, h, w) and history (16, n <= 19, h, w).
+    """The initial history of I2V and V2V: `anchor` (16, 1, h, w) and `frames` (16, n <= 19, h, w).
 
-    `inputs` holds all noised input latents if they were asked for.
+    `inputs` holds the noised latents of the whole reference, (16, latent frames, h, w), if they are
+    requested.
     """
 
     anchor: Tensor
@@ -68,10 +71,10 @@ class HistorySeed(NamedTuple):
 
 
 def block_noise_factor(gamma: float) -> Tensor:
-    """L with L L^T = (1 + gamma) I - gamma 11^T over the four pixels of a patch, in fp32.
+    """Return L with L L^T = (1 + gamma) I - gamma 11^T, over the pixels of a patch: fp32 (4, 4).
 
-    The matrix is exactly singular at the published gamma of 1/3: a patch's noise sums to zero. An
-    fp32 Cholesky fails there, so this one runs in fp64 and takes the vanishing pivot as 0.
+    At the published gamma of 1/3 the matrix is singular: the noise of a patch sums to zero. A
+    Cholesky factorization in fp32 fails, so this one runs in fp64 and sets the last pivot to 0.
     """
     size = 4
     factor = [[0.0] * size for _ in range(size)]
@@ -86,7 +89,7 @@ def block_noise_factor(gamma: float) -> Tensor:
 
 
 def draw_chunk_noise(generator: Generator, geometry: Geometry, stages: int) -> ChunkNoise:
-    """The noise of the next chunk: full resolution first, then a block noise for each stage."""
+    """Draw the noise of the next chunk: full resolution, then block noise for each later stage."""
     height, width = geometry.latent_size
     noise = torch.randn(1, LATENT_CHANNELS, CHUNK_LATENTS, height, width, generator=generator)[0]
     frames = noise.transpose(0, 1)
@@ -103,7 +106,7 @@ def draw_chunk_noise(generator: Generator, geometry: Geometry, stages: int) -> C
 
 
 def draw_block_noise(generator: Generator, patches: int) -> Tensor:
-    """Independent noise for the four pixels of each channel's patches: (channels, patches, 4)."""
+    """Draw independent noise for the four pixels of each patch: (channels, patches, 4)."""
     drawn = torch.randn(LATENT_CHANNELS * patches, 4, generator=generator)
     return drawn.view(LATENT_CHANNELS, patches, 4)
 
@@ -111,9 +114,10 @@ def draw_block_noise(generator: Generator, patches: int) -> Tensor:
 def seed_from_image(
     image: Tensor, space: LatentSpace, generator: Generator, params: SamplingParams
 ) -> HistorySeed:
-    """I2V: the image is the anchor; the last latent of it standing still is the newest frame.
+    """Encode an image, (1, height, width, 3), uint8, to the initial history of I2V.
 
-    `image` is (1, height, width, 3), uint8.
+    The image's latent is the anchor. The only history frame is the last latent of a still video:
+    the image repeated for a chunk.
     """
     anchor = sample(space, space.encode(image), generator)
     still = sample(space, space.encode(image.expand(CHUNK_FRAMES, -1, -1, -1)), generator)[:, -1:]
@@ -132,13 +136,14 @@ def seed_from_video(
     keep_inputs: bool,
     skipped: int = 0,
 ) -> HistorySeed:
-    """V2V: the first frame is the anchor; the last 19 latents of the video are the history.
+    """Encode a video to the initial history of V2V.
 
-    `video` is (frames, height, width, 3), uint8, less the `skipped` frames behind its first one. It
-    is encoded in chunks of 33 frames, counted from its end. Chunks that the history does not reach
-    are encoded only for `keep_inputs`, but draw their random numbers all the same.
+    The first frame is the anchor; the last 19 latent frames are the history. `video` is (frames,
+    height, width, 3), uint8, without the `skipped` frames that follow its first one. It is encoded
+    in chunks of 33 frames, aligned to its end. Chunks before the history are encoded only with
+    `keep_inputs`, but their random numbers are drawn in any case.
     """
-    assert not (keep_inputs and skipped), "all of the video is asked for, and it is not there"
+    assert not (keep_inputs and skipped), "keep_inputs needs all frames of the video"
     count = (len(video) + skipped) // CHUNK_FRAMES
     first_kept = 0 if keep_inputs else max(0, count - -(-HISTORY_FRAMES // CHUNK_LATENTS))
     anchor = sample(space, space.encode(video[:1]), generator)
@@ -165,20 +170,20 @@ def seed_from_video(
 
 
 def sample(space: LatentSpace, posterior: Posterior, generator: Generator) -> Tensor:
-    """One draw of the model's latents: (16, latents, h, w), fp32 on the CPU."""
+    """Sample latents from a posterior: fp32 (16, latent frames, h, w), on the CPU."""
     mean, std = posterior
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
     return space.normalize(mean + std * noise)[0].float().cpu()
 
 
 def draw_sigma(bounds: tuple[float, float], count: int, generator: Generator) -> Tensor:
-    """`count` noise levels, uniform within `bounds`."""
+    """Draw `count` noise levels, uniform within `bounds`."""
     low, high = bounds
     return torch.rand(count, generator=generator) * (high - low) + low
 
 
 def mix_noise(latents: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
-    """sigma * noise + (1 - sigma) * latents, one sigma for each frame or one for all."""
+    """Return sigma * noise + (1 - sigma) * latents, with one sigma per frame or one for all."""
     noise = torch.randn((1, *latents.shape), generator=generator)[0]
     level = sigma.view(1, -1, 1, 1)
     return level * noise + (1 - level) * latents

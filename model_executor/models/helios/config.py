@@ -1,4 +1,4 @@
-"""A checkpoint's json files as a HeliosConfig; what we cannot run is refused by file and key."""
+"""Reads a checkpoint's JSON files and rejects configurations that the code does not support."""
 
 import json
 from pathlib import Path
@@ -26,9 +26,9 @@ VAE = "vae/config.json"
 PIPELINES = ("HeliosPipeline", "HeliosPyramidPipeline")
 SCHEDULERS = ("HeliosScheduler", "HeliosDMDScheduler")
 MAX_GAMMA = 1 / 3 + 1e-9
-"""Above it the block noise of a 2 x 2 patch has no covariance."""
+"""Above it the covariance of a 2 x 2 patch's block noise is not positive semidefinite."""
 
-# What the code takes for granted: key -> the values it can run, the first being the default.
+# Assumptions of the code: the supported values of each key. The first is the default.
 ASSUMED: dict[str, dict[str, tuple[Any, ...]]] = {
     TRANSFORMER: {
         "_class_name": ("HeliosTransformer3DModel",),
@@ -58,7 +58,7 @@ ASSUMED: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-# What only HeliosScheduler reads.
+# Supported values of the keys that only HeliosScheduler reads.
 SOLVER: dict[str, tuple[Any, ...]] = {
     "predict_x0": (True,),
     "thresholding": (False,),
@@ -70,7 +70,10 @@ SOLVER: dict[str, tuple[Any, ...]] = {
 
 
 def read_config(folder: Path) -> HeliosConfig:
-    """The configuration of the checkpoint in `folder`; raises CheckpointError."""
+    """Read the configuration of the checkpoint in `folder`.
+
+    Raises CheckpointError for missing or invalid files and unsupported values.
+    """
     index = read_json(folder, MODEL_INDEX)
     require(MODEL_INDEX, index, "_class_name", PIPELINES)
     files = {name: read_json(folder, name) for name in ASSUMED}
@@ -101,7 +104,7 @@ def variant_of(index: dict[str, Any]) -> Variant:
 
 
 def check_consistency(config: HeliosConfig, index: dict[str, Any]) -> None:
-    """Refuse files that are each possible but do not fit each other."""
+    """Raise CheckpointError for values that are valid by themselves but contradict each other."""
     scheduler, transformer = config.scheduler, config.transformer
     pipeline = index["_class_name"]
     stages = 1 if config.variant == "base" else scheduler.stages
@@ -127,9 +130,10 @@ def check_consistency(config: HeliosConfig, index: dict[str, Any]) -> None:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object from a file of the checkpoint. Raises CheckpointError."""
     path = folder / name
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no Helios checkpoint: it has no {name}")
+        raise CheckpointError(f"{folder} is not a Helios checkpoint: it has no {name}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

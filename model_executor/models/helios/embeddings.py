@@ -1,4 +1,4 @@
-"""Positions, timesteps and text, as the transformer sees them."""
+"""Embeddings of positions (RoPE), timesteps and text."""
 
 import math
 from collections.abc import Sequence
@@ -21,21 +21,22 @@ from helios_serve.model_config import (
 
 
 def axis_frequencies(dim: int, theta: float) -> Tensor:
-    """Rotary frequencies of one axis: fp32 (dim / 2,)."""
+    """Return the rotary frequencies of one axis: fp32 (dim / 2,)."""
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
 def rotary_axis(count: int, dim: int, theta: float) -> Tensor:
-    """cos + i sin of positions 0 to count - 1 of one axis: complex64 (count, dim / 2)."""
+    """Return cos + i sin of positions 0 to count - 1 of one axis: complex64 (count, dim / 2)."""
     steps = torch.arange(count, dtype=torch.float32)
     angle = torch.outer(steps, axis_frequencies(dim, theta))
     return torch.complex(angle.cos(), angle.sin())
 
 
 def pooled(entries: Tensor, factor: int) -> Tensor:
-    """The mean of every `factor` positions, the last one replicated, as in diffusers 0.42.1.
+    """Average every `factor` positions, padded with the last one, as in diffusers 0.42.1.
 
-    It averages over all three axes, but an entry depends on one: averaging over that is the same.
+    diffusers averages over all three axes. An entry depends on one axis only, so averaging over
+    that axis gives the same result.
     """
     spare = -len(entries) % factor
     padded = torch.cat([entries, entries[-1:].expand(spare, -1)])
@@ -43,7 +44,11 @@ def pooled(entries: Tensor, factor: int) -> Tensor:
 
 
 class RopeAxis(NamedTuple):
-    """Entries of one axis: of all positions, then, from `mid` and `long` on, pooled ones."""
+    """The rotary entries of one axis.
+
+    `table` holds the entries of all positions, followed by pooled ones for mid and long patches,
+    which start at rows `mid` and `long`.
+    """
 
     table: Tensor
     mid: int
@@ -51,9 +56,9 @@ class RopeAxis(NamedTuple):
 
 
 def frame_axis(config: TransformerConfig) -> RopeAxis:
-    """Frame indices are the same for every chunk (relative RoPE).
+    """Return the entries of the frame axis, which are the same for every chunk (relative RoPE).
 
-    Anchor 0, long 1 to 16, mid 17 and 18, last 19, noise 20 to 28.
+    Positions: anchor 0, long window 1 to 16, mid 17 and 18, last frame 19, noise 20 to 28.
     """
     entries = rotary_axis(1 + HISTORY_FRAMES + CHUNK_LATENTS, config.rope_dim[0], config.rope_theta)
     mid_start = 1 + LONG_FRAMES
@@ -75,10 +80,10 @@ def with_pooled(entries: Tensor, mid: Tensor, long: Tensor) -> RopeAxis:
 def make_rope(
     config: TransformerConfig, geometry: Geometry, stage: int, stages: int, device: torch.device
 ) -> Rope:
-    """Rotary entries of a segment, history then noise.
+    """Return the rotary entries of a segment's tokens: history (long, mid, short), then noise.
 
-    Long and mid patches take the mean entry of what they cover. Noise at a lower stage counts its
-    own rows and columns, not rescaled ones.
+    Long and mid patches have the mean entry of the positions that they cover. Rows and columns of
+    noise at a lower stage are numbered from 0 in its own grid, without rescaling.
     """
     grid, noise = geometry.patches, geometry.stage_patches(stage, stages)
     mid, tiles = geometry.mid_patches, geometry.tiles
@@ -99,13 +104,13 @@ def make_rope(
         ([HISTORY_FRAMES, 0, 0], (1, *grid)),
         ([first_noise, 0, 0], (CHUNK_LATENTS, *noise)),
     )
-    places = torch.cat([grid_places(start, shape) for start, shape in parts])
+    places = torch.cat([grid_positions(start, shape) for start, shape in parts])
     frame, row, col = (dim // 2 for dim in config.rope_dim)
     return Rope(table.to(device), places.to(device), (frame, row, col))
 
 
-def grid_places(start: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Every (frame, row, column) of a grid, each counted from its start: int32 (cells, 3)."""
+def grid_positions(start: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Return the (frame, row, column) of each cell of a grid at `start`: int32 (cells, 3)."""
     axes = [
         torch.arange(first, first + size, dtype=torch.int32)
         for first, size in zip(start, shape, strict=True)
@@ -114,7 +119,7 @@ def grid_places(start: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
-    """cos | sin of t at geometric frequencies: fp32 (len(t), dim)."""
+    """Return the sinusoidal embedding (cos | sin) of timesteps: fp32 (len(t), dim)."""
     half = dim // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
     angle = timesteps.float()[:, None] * torch.exp(exponent / half)
@@ -122,7 +127,7 @@ def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
 
 
 class TwoLayer(nn.Module):
-    """Linear, activation, linear; the names of its layers are the checkpoint's."""
+    """Linear, activation, linear, with the checkpoint's parameter names."""
 
     def __init__(self, inputs: int, hidden: int, activation: nn.Module) -> None:
         super().__init__()
@@ -136,7 +141,7 @@ class TwoLayer(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Timesteps to modulation and prompts to cross-attention inputs."""
+    """Embeds timesteps for modulation and encoder states for cross-attention."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -147,10 +152,10 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = TwoLayer(config.text_dim, dim, nn.GELU(approximate="tanh"))
 
     def embed_times(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """t (n,) -> embeddings (n, dim) and block modulation (n, 6, dim).
+        """Timesteps (n,) -> embeddings (n, dim) and the blocks' modulation (n, 6, dim).
 
-        The embedder runs in its own dtype, fp32 in published checkpoints, the projection in the
-        model's.
+        The embedder runs in its own dtype, which is fp32 in published checkpoints, and the
+        projection in the dtype of the model.
         """
         waves = sinusoid(timesteps, self.freq_dim).to(self.time_embedder.linear_1.weight.dtype)
         embedded = self.time_embedder(waves).to(self.time_proj.weight.dtype)

@@ -1,8 +1,8 @@
-"""One pack over several devices: each holds some tokens of every segment, or all of some heads.
+"""Context parallelism: the ranks of a group share each pack (DeepSpeed-Ulysses, arXiv 2309.14509).
 
-Everything but self-attention works on tokens alone, so each rank of a group takes its share of
-every segment's history and noise. Around self-attention, shares of all tokens with all heads
-become all tokens with a share of the heads, and back (DeepSpeed-Ulysses, arXiv 2309.14509).
+Each rank holds a share of the history and noise tokens of every segment, which suffices for all
+layers except self-attention. Before self-attention an all-to-all turns a share of the tokens with
+all heads into all tokens with a share of the heads; after it another one reverses this.
 """
 
 import zlib
@@ -20,34 +20,38 @@ from helios_serve.kernels.rows import Lengths, upload
 
 
 class Ranks(NamedTuple):
-    """A process's place among those that share its packs."""
+    """This process's rank in the group that shares its packs."""
 
     rank: int
     size: int
     group: dist.ProcessGroup
     control: dist.ProcessGroup
-    """For numbers of the host, whatever the devices are."""
+    """A gloo group of the same ranks, for tensors on the host."""
 
     def share(self, length: int, rank: int | None = None) -> slice:
-        """The part of `length` rows that a rank takes, this one if none is said."""
+        """Return the rows, of `length`, that a rank takes; None is this rank."""
         own = self.rank if rank is None else rank
         return slice(length * own // self.size, length * (own + 1) // self.size)
 
     def smallest(self, number: int) -> int:
-        """The smallest of the numbers that all ranks bring."""
+        """Return the minimum of the numbers that the ranks pass."""
         shared = torch.tensor(number)
         dist.all_reduce(shared, dist.ReduceOp.MIN, group=self.control)
         return int(shared)
 
     def check_same(self, what: object) -> None:
-        """Raise RuntimeError unless all ranks bring the same: what they do next would hang."""
+        """Raise RuntimeError unless all ranks pass equal values: the next exchange would hang."""
         number = zlib.crc32(repr(what).encode())
         if self.smallest(number) != number or self.smallest(-number) != -number:
-            raise RuntimeError("ranks are not at the same step any more")
+            raise RuntimeError("the ranks of the worker are at different steps")
 
 
 class Exchange:
-    """The rows of one pack by rank and segment, `rows[rank][segment]`, and how they travel."""
+    """Exchanges the rows of one pack between ranks.
+
+    `rows[rank][segment]` is the number of rows that each rank holds of each segment. `own` is this
+    rank's number of rows, and `by_rank` that of each rank.
+    """
 
     def __init__(self, ranks: Ranks, rows: Sequence[Sequence[int]], device: torch.device) -> None:
         self.ranks = ranks
@@ -58,38 +62,38 @@ class Exchange:
 
     @cached_property
     def lengths(self) -> Lengths:
-        """Whole segments, end to end."""
+        """The lengths of the whole segments."""
         return Lengths([sum(own) for own in zip(*self.rows, strict=True)], self.device)
 
     def to_heads(self, x: Tensor) -> Tensor:
-        """Own rows of all heads (own, heads, dim) -> all rows of own (rows, heads / N, dim)."""
+        """Own rows, all heads (own, heads, dim) -> all rows, own heads (rows, heads / N, dim)."""
         size = self.ranks.size
         heads = x.shape[1] // size
         sent = x.view(len(x), size, heads, -1).transpose(0, 1).flatten(0, 1).contiguous()
-        got = self._travel(sent, [self.own] * size, self.by_rank)
-        return got.index_select(0, self._by_segment)
+        got = self._all_to_all(sent, [self.own] * size, self.by_rank)
+        return got.index_select(0, self._to_segments)
 
     def to_rows(self, mixed: Tensor) -> Tensor:
-        """All rows of own heads (rows, heads / N * dim) -> own rows of all (own, heads * dim)."""
+        """All rows, own heads (rows, heads / N * dim) -> own rows, all heads (own, heads * dim)."""
         size = self.ranks.size
-        sent = mixed.index_select(0, self._back)
-        got = self._travel(sent, self.by_rank, [self.own] * size)
+        sent = mixed.index_select(0, self._to_ranks)
+        got = self._all_to_all(sent, self.by_rank, [self.own] * size)
         return got.view(size, self.own, -1).transpose(0, 1).flatten(1)
 
     def collect(self, own: Tensor) -> Tensor:
-        """Own rows -> all rows, on every rank."""
+        """Gather the rows of all ranks, on every rank: (own, dim) -> (rows, dim)."""
         size = self.ranks.size
-        got = self._travel(own.repeat(size, 1), [self.own] * size, self.by_rank)
-        return got.index_select(0, self._by_segment)
+        got = self._all_to_all(own.repeat(size, 1), [self.own] * size, self.by_rank)
+        return got.index_select(0, self._to_segments)
 
-    def _travel(self, sent: Tensor, to_each: list[int], from_each: list[int]) -> Tensor:
+    def _all_to_all(self, sent: Tensor, to_each: list[int], from_each: list[int]) -> Tensor:
         got = sent.new_empty(sum(from_each), *sent.shape[1:])
         dist.all_to_all_single(got, sent, from_each, to_each, group=self.ranks.group)
         return got
 
     @cached_property
-    def _by_segment(self) -> Tensor:
-        """Where each row of whole segments is among the rows of rank after rank."""
+    def _to_segments(self) -> Tensor:
+        """For each row of the whole segments, its index in the concatenated rows of the ranks."""
         sizes = torch.tensor(self.rows)  # (ranks, segments)
         places = torch.split(torch.arange(int(sizes.sum())), sizes.flatten().tolist())
         segments = sizes.shape[1]
@@ -101,12 +105,12 @@ class Exchange:
         return upload(torch.cat(order), self.device)
 
     @cached_property
-    def _back(self) -> Tensor:
-        return torch.argsort(self._by_segment)
+    def _to_ranks(self) -> Tensor:
+        return torch.argsort(self._to_segments)
 
 
 @lru_cache(maxsize=24)
 def share_rope(rope: Rope, lengths: tuple[int, ...], ranks: Ranks) -> Rope:
-    """A rank's part of a segment's entries; `lengths` are those of its kinds of tokens."""
+    """Return a rank's share of a segment's entries, given its numbers of long, mid, ... tokens."""
     parts = torch.split(rope.places, list(lengths))
     return replace(rope, places=torch.cat([part[ranks.share(len(part))] for part in parts]))

@@ -1,4 +1,4 @@
-"""Which linear layers are kept in float8, and how their weights become that at load."""
+"""FP8 quantization of linear layers at load time."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,15 @@ from helios_serve.kernels.reference import quantize_rows
 from helios_serve.model_executor.models.helios.lora import LoraLinear
 
 MULTIPLE = 16
-"""Both sizes of a weight must divide by this, or accelerators refuse it."""
+"""Both dimensions of a weight must be multiples of this for the FP8 matmul of accelerators."""
 SCALE = "_scale"
+"""Suffix of the name of a weight's scales."""
 
 
 def quantize_layers(module: nn.Module, prefix: str) -> frozenset[str]:
-    """Prepare every LoraLinear below `module`, on the meta device, for float8.
+    """Prepare the LoraLinear layers of `module`, on the meta device, for float8 weights.
 
-    Returns the names of their weights, as seen from where `module` is called `prefix`.
+    Returns the names of the weights, prefixed with `prefix`.
     """
     names = set()
     for path, layer in module.named_modules():
@@ -27,6 +28,6 @@ def quantize_layers(module: nn.Module, prefix: str) -> frozenset[str]:
 
 
 def quantize_weight(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """What a layer keeps of its weight, by the names of its tensors."""
+    """Quantize a weight to float8 values and one fp32 scale per row, by the names of both."""
     values, scale = quantize_rows(weight)
     return {name: values, name + SCALE: scale}

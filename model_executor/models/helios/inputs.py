@@ -1,8 +1,7 @@
-"""What one packed forward takes: segments of any stage, size and prompt, end to end.
+"""Inputs of a packed forward, which concatenates segments of any stage, size and prompt.
 
-The packed sequence is, segment after segment, its history tokens (long | mid | short) and then its
-noise tokens. A segment is one session under one prompt: guidance adds a second segment, for the
-negative prompt, to the same pack.
+A pack segment is one session with one prompt: its history tokens (long | mid | short), then its
+noise tokens. Guidance adds a second segment with the negative prompt to the same pack.
 """
 
 from collections.abc import Sequence
@@ -21,11 +20,12 @@ from helios_serve.model_executor.models.helios.lora import LoraAdapter
 
 @dataclass(frozen=True)
 class TextContext:
-    """Cross-attention keys and values of one prompt, for every layer.
+    """Cross-attention keys and values of one prompt, for all layers.
 
-    `keys` and `values` hold a (rows, heads, head_dim) tensor a layer. The padding rows of a prompt
-    are identical, so a few stand for all of them: `bias` (rows,), in the dtype of the keys, is 0
-    for a real row, and for those the logarithms of how many they stand for.
+    `keys` and `values` hold one (rows, heads, head_dim) tensor per layer. The padding rows of a
+    prompt are identical, so a few rows represent all of them: `bias` (rows,), in the dtype of the
+    keys, is added to the attention logits. It is 0 for the prompt's tokens, and for a padding row
+    the logarithm of the number of rows that it represents.
     """
 
     keys: tuple[Tensor, ...]
@@ -34,7 +34,7 @@ class TextContext:
 
     @property
     def key_bias(self) -> Tensor:
-        """`bias`, of zeros where there is none."""
+        """`bias`, or zeros if it is None."""
         keys = self.keys[0]
         return keys.new_zeros(len(keys)) if self.bias is None else self.bias
 
@@ -44,7 +44,7 @@ class TextContext:
 
 
 class HistoryPatches(NamedTuple):
-    """Patch rows of one history: long (n, 4096), mid (n, 512), short (n, 64)."""
+    """The patches of one history: long (n, 4096), mid (n, 512), short (n, 64)."""
 
     long: Tensor
     mid: Tensor
@@ -57,10 +57,14 @@ class HistoryPatches(NamedTuple):
 
 @dataclass(frozen=True)
 class PackSegment:
-    """One session's share of a pack.
+    """One session with one prompt in a pack.
 
-    `noise` is (tokens, 64) rows of the latents, `rope` has the entries of history and noise,
-    `timestep` is the model's t for the noise tokens (history always takes 0).
+    - `history`: its history patches.
+    - `noise`: its latents as rows of base patches, (tokens, 64).
+    - `rope`: the rotary entries of history and noise.
+    - `timestep`: the timestep of the noise tokens; history always has timestep 0.
+    - `text`: the keys and values of its prompt.
+    - `adapter`: its LoRA adapter.
     """
 
     history: HistoryPatches
@@ -72,7 +76,7 @@ class PackSegment:
 
 
 class Span(NamedTuple):
-    """Rows of a segment in a packed sequence: history [start, noise), noise [noise, stop)."""
+    """The rows of a segment in a packed sequence: history [start, noise), noise [noise, stop)."""
 
     start: int
     noise: int
@@ -89,9 +93,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class PackLayout:
-    """Row arithmetic of one packed sequence; `table_rows` names each segment's row of modulation.
+    """The layout of a packed sequence.
 
-    Row 0 of the table is timestep 0.
+    `spans` holds the rows of each segment, and `table_rows` its noise tokens' row in the modulation
+    tables, whose row 0 is timestep 0.
     """
 
     spans: Sequence[Span]
@@ -99,12 +104,12 @@ class PackLayout:
     device: torch.device
     adapters: Sequence[LoraAdapter | None] = field(default=())
     exchange: Exchange | None = None
-    """Where the sequence is a rank's share: what others have of it."""
+    """With context parallelism, in which the sequence is one rank's share of the pack."""
     noise_exchange: Exchange | None = None
 
     @cached_property
     def rows(self) -> PackRows:
-        """Contiguous rows with one timestep each."""
+        """Runs of consecutive rows that have the same timestep."""
         runs = []
         for span, row in zip(self.spans, self.table_rows, strict=True):
             if span.noise > span.start:
@@ -118,6 +123,7 @@ class PackLayout:
 
     @cached_property
     def lora(self) -> list[tuple[slice, LoraAdapter]]:
+        """The rows of each segment that has an adapter."""
         return [
             (span.rows, adapter)
             for span, adapter in zip(self.spans, self.adapters, strict=True)
@@ -126,7 +132,7 @@ class PackLayout:
 
     @cached_property
     def noise_only(self) -> "PackLayout":
-        """The layout of the sequence that holds just the noise tokens."""
+        """The layout of the sequence of the noise tokens alone."""
         spans, start = [], 0
         for span in self.spans:
             stop = start + span.stop - span.noise
@@ -137,7 +143,10 @@ class PackLayout:
 
 
 class PackedText:
-    """The prompts of a pack's segments end to end; keys and values are joined a layer at a time."""
+    """The prompts of a pack's segments, concatenated.
+
+    Keys and values are concatenated one layer at a time, which limits the memory that they take.
+    """
 
     def __init__(self, texts: Sequence[TextContext], device: torch.device) -> None:
         self.texts = texts
@@ -147,7 +156,7 @@ class PackedText:
             self.bias = join([text.key_bias for text in texts])
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (rows, heads, head_dim)."""
+        """Return the keys and values of a layer: (rows, heads, head_dim) each."""
         return (
             join([text.keys[index] for text in self.texts]),
             join([text.values[index] for text in self.texts]),
@@ -156,7 +165,10 @@ class PackedText:
 
 @dataclass(frozen=True)
 class Pack:
-    """Segments as one sequence, and what blocks need to know; `noise_rope` is for noise alone."""
+    """A packed sequence: segments, layout, rotary entries and prompts.
+
+    `rope` has the entries of all tokens, and `noise_rope` those of the noise tokens.
+    """
 
     segments: Sequence[PackSegment]
     layout: PackLayout
@@ -166,9 +178,9 @@ class Pack:
 
 
 def make_pack(segments: Sequence[PackSegment], ranks: Ranks | None = None) -> tuple[Pack, Tensor]:
-    """Some segments as one pack, and the timestep of each row of its modulation table.
+    """Pack segments. Returns the pack, and the timestep of each row of the modulation tables.
 
-    With `ranks` it is this rank's share of them.
+    With `ranks` the pack holds this rank's share of each segment.
     """
     device, whole = segments[0].noise.device, segments
     if ranks is not None:
@@ -197,12 +209,12 @@ def make_pack(segments: Sequence[PackSegment], ranks: Ranks | None = None) -> tu
 
 
 def kinds_of(segment: PackSegment) -> tuple[Tensor, ...]:
-    """A segment's rows, each kind of token by itself: long, mid, short, noise."""
+    """Return a segment's tokens by kind: long, mid, short, noise."""
     return (*segment.history, segment.noise)
 
 
 def share_segment(segment: PackSegment, ranks: Ranks) -> PackSegment:
-    """What a rank takes of a segment: a part of each kind of its tokens."""
+    """Return this rank's share of a segment: a part of each kind of its tokens."""
     kinds = kinds_of(segment)
     long, mid, short, noise = (rows[ranks.share(len(rows))] for rows in kinds)
     rope = share_rope(segment.rope, tuple(map(len, kinds)), ranks)
@@ -212,7 +224,7 @@ def share_segment(segment: PackSegment, ranks: Ranks) -> PackSegment:
 def rows_by_rank(
     segments: Sequence[PackSegment], ranks: Ranks, *, noise_only: bool
 ) -> list[list[int]]:
-    """How many rows of each segment each rank takes."""
+    """Return the number of rows of each segment by rank: [rank][segment]."""
 
     def rows(segment: PackSegment, rank: int) -> int:
         kinds = [segment.noise] if noise_only else kinds_of(segment)
@@ -225,7 +237,7 @@ def rows_by_rank(
 def lay_out(
     segments: Sequence[PackSegment], device: torch.device
 ) -> tuple[PackLayout, list[float]]:
-    """The layout of a pack, and the distinct timesteps behind row 0 of its modulation table."""
+    """Return the layout of a pack, and the timesteps of rows 1 and up of its modulation tables."""
     timesteps = sorted({segment.timestep for segment in segments})
     row_of = {timestep: row for row, timestep in enumerate(timesteps, start=1)}
     spans, start = [], 0

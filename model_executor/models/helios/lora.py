@@ -1,4 +1,4 @@
-"""LoRA adapters that belong to a session: the base matmul once a pack, low-rank terms a segment."""
+"""Linear layers with per-segment LoRA adapters: one base matmul per pack, plus low-rank terms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from helios_serve.kernels.linear import linear
 
 
 class LowRank(NamedTuple):
-    """down (rank, in), up (out, rank); the adapter's scale is already in `up`."""
+    """A low-rank term: `down` (rank, in) and `up` (out, rank), with the adapter's scale in `up`."""
 
     down: Tensor
     up: Tensor
@@ -20,15 +20,16 @@ class LowRank(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LoraAdapter:
-    """Low-rank terms by the name of the linear layer that they add to."""
+    """The low-rank terms of an adapter, by the name of the linear layer."""
 
     layers: dict[str, LowRank]
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer that knows its name, so that segments can add their own low-rank terms.
+    """A linear layer to which segments add low-rank terms.
 
-    With a `weight_scale` (out, 1), which no checkpoint stores, its weight is float8.
+    `name` is its name in the checkpoint, which adapters refer to. If `weight_scale` (out, 1) is
+    set, the weight is float8; checkpoints do not store it.
     """
 
     name = ""
@@ -41,9 +42,10 @@ class LoraLinear(nn.Linear):
     def forward(
         self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]] = (), *, gelu: bool = False
     ) -> Tensor:
-        """x (rows, in) -> (rows, out); `lora` says which rows follow which adapter.
+        """x (rows, in) -> (rows, out).
 
-        With `gelu` the activation follows, over whatever adapters add.
+        `lora` lists rows and the adapter that applies to them. With `gelu` the activation is
+        applied to the sum of base and low-rank terms.
         """
         is_fused = gelu and not any(self.name in adapter.layers for _, adapter in lora)
         out = linear(x, self.weight, self.bias, scale=self.weight_scale, gelu=is_fused)
@@ -58,7 +60,7 @@ class LoraLinear(nn.Linear):
 
 
 class Joined(NamedTuple):
-    """Weights of several layers end to end, their biases, and the scales of float8 ones."""
+    """The concatenated weights, biases and, for float8, scales of several layers."""
 
     weight: Tensor
     bias: Tensor
@@ -66,9 +68,10 @@ class Joined(NamedTuple):
 
 
 class Projections:
-    """Linear layers over the same rows: one matmul once `join` has laid their weights end to end.
+    """Linear layers with the same input, computed as one matmul after `join`.
 
-    The layers keep their names and parameters, which become views; no memory is added.
+    The layers keep their names and parameters, which become views of the concatenated weights, so
+    that no memory is added.
     """
 
     def __init__(self, *layers: LoraLinear) -> None:
@@ -76,7 +79,7 @@ class Projections:
         self._joined: Joined | None = None
 
     def join(self) -> None:
-        """Call it when the weights are where they stay: loading or moving them parts them."""
+        """Concatenate the weights. Call it after loading: loading or moving weights undoes it."""
         weight = torch.cat([layer.weight for layer in self.layers])
         bias = torch.cat([layer.bias for layer in self.layers])
         scales = [layer.weight_scale for layer in self.layers if layer.weight_scale is not None]
@@ -90,7 +93,7 @@ class Projections:
     def __call__(
         self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]], *, skip: int = 0
     ) -> Sequence[Tensor]:
-        """x (rows, in) -> (rows, out) of every layer but the first `skip`."""
+        """x (rows, in) -> (rows, out) of each layer except the first `skip`."""
         layers = self.layers[skip:]
         if self._joined is None:
             return [layer(x, lora) for layer in layers]
@@ -106,7 +109,7 @@ class Projections:
 
 
 def name_layers(module: nn.Module) -> None:
-    """Tell every LoraLinear below `module` its name in the checkpoint."""
+    """Set the name of each LoraLinear in `module` to its name in the checkpoint."""
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLinear):
             layer.name = name

@@ -1,7 +1,7 @@
-"""One denoise step on latent rows.
+"""Sampler steps (UniPC, Euler, DMD) and guidance on latent rows.
 
-Latents are rows of base patches, (frames * rows * cols, 64) with channels last inside a row, the
-order in which the transformer reads and writes them. Nothing is unpatchified before the VAE.
+Latents are rows of base patches, (frames * rows * cols, 64) with channels last in a row: the layout
+that the transformer reads and writes. They are unpatchified only when a chunk is finished.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.model_config import LATENT_CHANNELS, PATCH_DIM, Grid
 from helios_serve.model_executor.models.helios.schedule import DenoiseStep
 
 
 @dataclass
 class SamplerState:
-    """The latents of a chunk in the making and what its solver remembers of the stage.
+    """The latents of a chunk that is being denoised, and the solver's state in the current stage.
 
-    `start` is the sample that the stage began with (DMD noises with it again); `corrected` the
-    last corrected sample and `predictions` the last x0 predictions, newest last (UniPC).
+    - `latents`: the current sample, (tokens, 64).
+    - `start`: the sample at the start of the stage, which DMD uses as noise.
+    - `corrected`: the last corrected sample (UniPC).
+    - `predictions`: up to two previous x0 predictions, the newest last (UniPC).
     """
 
     latents: Tensor
@@ -33,22 +35,23 @@ class SamplerState:
 
 
 def patchify(latents: Tensor) -> Tensor:
-    """(16, frames, height, width) in latent pixels -> rows of base patches."""
+    """(16, frames, height, width) in latent pixels -> rows of base patches (patches, 64)."""
     channels, frames, height, width = latents.shape
     patches = latents.reshape(channels, frames, height // 2, 2, width // 2, 2)
     return patches.permute(1, 2, 4, 3, 5, 0).reshape(-1, PATCH_DIM)
 
 
 def unpatchify(rows: Tensor, grid: Grid) -> Tensor:
-    """Rows of base patches -> (16, frames, height, width) in latent pixels."""
+    """Rows of base patches (patches, 64) -> (16, frames, height, width) in latent pixels."""
     patches = rows.view(-1, grid.rows, grid.cols, 2, 2, LATENT_CHANNELS)
     return patches.permute(5, 0, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def guide(flow: Tensor, unguided: Tensor, scale: float, *, zero_star: bool) -> Tensor:
-    """Classifier-free guidance; with `zero_star` the unconditional flow is first fitted.
+    """Apply classifier-free guidance to the conditional `flow` and the `unguided` flow.
 
-    CFG-Zero* (arXiv 2503.18886) scales it by <c, u> / (|u|^2 + 1e-8), in fp32 over the chunk.
+    With `zero_star` (CFG-Zero*, arXiv 2503.18886) the unguided flow u is first scaled by
+    <c, u> / (|u|^2 + 1e-8), computed in fp32 over the chunk, where c is the conditional flow.
     """
     if zero_star:
         c, u = flow.float(), unguided.float()
@@ -58,7 +61,7 @@ def guide(flow: Tensor, unguided: Tensor, scale: float, *, zero_star: bool) -> T
 
 
 def advance(state: SamplerState, step: DenoiseStep, flow: Tensor | None) -> None:
-    """Move `state` over one step; `flow` is None for a step whose forward is skipped."""
+    """Advance `state` by one step. A `flow` of None, for a skipped forward, counts as zero."""
     if flow is None:
         flow = torch.zeros_like(state.latents)
     match step.solver:
@@ -72,12 +75,13 @@ def advance(state: SamplerState, step: DenoiseStep, flow: Tensor | None) -> None
 
 
 def advance_dmd(state: SamplerState, step: DenoiseStep, flow: Tensor) -> None:
-    """x0 in fp64, cast to the flow's dtype; then noised to the next level by the stage's start."""
-    state.latents = kernels.dmd_step(state.latents, flow, state.start, step.sigma, step.next_sigma)
+    """Predict x0 in fp64, then add noise, the stage's start, up to the next level."""
+    dmd_step = kernels_of(state.latents).dmd_step
+    state.latents = dmd_step(state.latents, flow, state.start, step.sigma, step.next_sigma)
 
 
 def advance_unipc(state: SamplerState, step: DenoiseStep, flow: Tensor) -> None:
-    """Correct the sample with the new x0 prediction, then predict the next one."""
+    """Correct the sample with the new x0 prediction, then predict the next sample."""
     assert step.unipc is not None
     corrector, predictor = step.unipc
     current = state.latents - step.sigma * flow
@@ -98,11 +102,11 @@ def advance_unipc(state: SamplerState, step: DenoiseStep, flow: Tensor) -> None:
 
 
 def weighted(*terms: tuple[float, Tensor | None]) -> Tensor:
-    """The sum of weight * tensor; a term of weight 0 may lack its tensor."""
+    """Return the sum of weight * tensor. The tensor may be None if its weight is 0."""
     present = [(weight, tensor) for weight, tensor in terms if weight != 0]
     total: Tensor | None = None
     for weight, tensor in present:
-        assert tensor is not None, "a step of higher order came before the solver was warm"
+        assert tensor is not None, "this order needs more predictions than there are"
         total = weight * tensor if total is None else total.add(tensor, alpha=weight)
     assert total is not None
     return total

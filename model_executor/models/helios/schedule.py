@@ -1,8 +1,7 @@
-"""Denoise schedules as pure functions of checkpoint, parameters and size.
+"""Denoise schedules as pure functions of the checkpoint, the parameters and the size.
 
-A schedule is computed once, in fp64, and indexed by the cursor; nothing in it ever changes. The
-formulas are those of HeliosScheduler and HeliosDMDScheduler in diffusers 0.42.1, which keep them
-in mutable scheduler objects.
+A schedule is computed once, in fp64, and indexed by a session's cursor. The formulas are those of
+HeliosScheduler and HeliosDMDScheduler in diffusers 0.42.1, which are stateful objects.
 """
 
 import math
@@ -18,23 +17,26 @@ from helios_serve.model_executor.models.helios.unipc import UniPCStep, unipc_ste
 Floats = NDArray[np.float64]
 
 FIRST_SIGMA = 0.999
+"""Sigma of the first point of every grid."""
 LAST_RATIO = 0.9999999999999999
+"""End of the last stage as a share of the timesteps: below 1, to be a valid index into them."""
 
 
 class Transition(NamedTuple):
-    """Entering a stage: latents = signal * upsampled + noise * block noise."""
+    """Coefficients for entering a stage: latents = signal * upsampled + noise * block noise."""
 
     signal: float
     noise: float
 
 
 class DenoiseStep(NamedTuple):
-    """One step of one stage.
+    """One denoise step of a stage.
 
-    `timestep` is what the model is given, `sigma` the noise level that turns its flow into x0.
-    `next_sigma` is the level the sample moves to; None after the last step of DMD, whose x0 is the
-    sample. `skip_forward` marks a zero-init step, whose flow is zero by definition. `unipc` holds
-    that solver's weights.
+    - `timestep`: the timestep that the transformer is given.
+    - `sigma`: the noise level at which the flow is converted to x0.
+    - `next_sigma`: the noise level after the step; None in the last step of DMD, which returns x0.
+    - `skip_forward`: a zero-init step, whose flow is zero by definition.
+    - `unipc`: the weights of the UniPC solver.
     """
 
     solver: Literal["unipc", "euler", "dmd"]
@@ -46,6 +48,8 @@ class DenoiseStep(NamedTuple):
 
 
 class StageSchedule(NamedTuple):
+    """The steps of a stage, and the transition into it; None for the first stage."""
+
     transition: Transition | None
     steps: tuple[DenoiseStep, ...]
 
@@ -57,10 +61,10 @@ def denoise_schedule(
     stage_steps: tuple[int, ...],
     zero_init_steps: int = 0,
 ) -> tuple[StageSchedule, ...]:
-    """The steps of one chunk, stage by stage.
+    """Return the steps of one chunk, stage by stage.
 
-    `stage_steps` counts the steps of each stage, an amplified first chunk's doubling included.
-    The first `zero_init_steps` steps of stage 0 are zero-init steps.
+    `stage_steps` is the number of steps of each stage, already doubled for an amplified first
+    chunk. The first `zero_init_steps` steps of stage 0 are zero-init steps.
     """
     scheduler = config.scheduler
     return tuple(
@@ -79,18 +83,19 @@ def denoise_schedule(
 
 
 def lagged_tokens(geometry: Geometry, stage: int, stages: int) -> int:
-    """The token count behind mu: that of the PREVIOUS stage, which is how the models were made."""
+    """Return the token count for `shift_mu`: that of the PREVIOUS stage, as in training."""
     return geometry.noise_tokens(max(stage - 1, 0), stages)
 
 
 def shift_mu(config: SamplerConfig, tokens: int) -> float:
+    """Return mu of the dynamic shift, which is linear in the number of tokens."""
     span = config.max_image_seq_len - config.base_image_seq_len
     slope = (config.max_shift - config.base_shift) / span
     return tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
 
 
 def stage_transition(config: SamplerConfig, stage: int) -> Transition:
-    """Coefficients that keep the flow continuous across the upsampling into `stage`."""
+    """Return the coefficients that keep the flow continuous across the upsampling into `stage`."""
     sigma = flow_sigmas(config)[stage_index(config, stage)]
     signal_left = 1 - sigma
     signal = 1 / (math.sqrt(1 + 1 / config.gamma) * (1 - signal_left) + signal_left)
@@ -100,6 +105,7 @@ def stage_transition(config: SamplerConfig, stage: int) -> Transition:
 def stage_schedule(
     config: SamplerConfig, stage: int, count: int, mu: float, zero_init_steps: int
 ) -> tuple[DenoiseStep, ...]:
+    """Return the `count` steps of one stage."""
     if config.stages == 1:
         timesteps, sigmas = single_stage_points(config, count, mu)
     else:
@@ -129,14 +135,14 @@ def stage_schedule(
 
 
 def model_timesteps(config: SamplerConfig, timesteps: Floats) -> list[float]:
-    """Pyramids give the model whole timesteps, a single stage gives it fractional ones."""
+    """Return the transformer's timesteps: truncated to integers, except with a single stage."""
     return [float(t if config.stages == 1 else int(t)) for t in timesteps]
 
 
 def dmd_steps(timesteps: Floats, sigmas: Floats) -> tuple[DenoiseStep, ...]:
-    """Steps of distribution matching: predict x0, then noise it again to the next level.
+    """Return the steps of DMD, which predict x0 and then add noise up to the next level.
 
-    The level of a step is that of the schedule's nearest point to its whole timestep.
+    The noise level of a step is that of the schedule's point nearest to its integer timestep.
     """
     whole = np.floor(timesteps)
     levels = [sigmas[np.argmin(np.abs(timesteps - t))].item() for t in whole]
@@ -148,7 +154,7 @@ def dmd_steps(timesteps: Floats, sigmas: Floats) -> tuple[DenoiseStep, ...]:
 
 
 def single_stage_points(config: SamplerConfig, count: int, mu: float) -> tuple[Floats, Floats]:
-    """Timesteps (count) and sigmas (count + 1) of a checkpoint without a pyramid."""
+    """Return timesteps (count,) and sigmas (count + 1,) of a checkpoint without a pyramid."""
     sigmas = np.append(np.linspace(FIRST_SIGMA, 0.0, count + 1)[:-1], 0.0)
     if config.use_dynamic_shifting:
         sigmas = shifted(config, mu, sigmas)
@@ -158,9 +164,9 @@ def single_stage_points(config: SamplerConfig, count: int, mu: float) -> tuple[F
 def pyramid_points(
     config: SamplerConfig, stage: int, count: int, mu: float
 ) -> tuple[Floats, Floats]:
-    """Timesteps (count) and sigmas (count + 1) of one pyramid stage.
+    """Return timesteps (count,) and sigmas (count + 1,) of one pyramid stage.
 
-    DMD cuts the stage in one part more and drops its last point.
+    DMD divides the stage into one more interval and drops its last point.
     """
     low, high = stage_timesteps(config)[stage]
     points = count + 1 if config.solver == "dmd" else count
@@ -174,27 +180,27 @@ def pyramid_points(
 
 
 def shifted(config: SamplerConfig, mu: float, sigmas: Floats) -> Floats:
-    """Dynamic shift: more steps at high noise for more tokens."""
+    """Apply the dynamic shift, which takes more steps at high noise for more tokens."""
     weight = math.exp(mu) if config.time_shift_type == "exponential" else mu
     with np.errstate(divide="ignore"):
         return weight / (weight + (1 / sigmas - 1))
 
 
 def flow_sigmas(config: SamplerConfig) -> Floats:
-    """The training grid, from sigma 0.999 down."""
+    """Return the sigmas of the training grid, descending from 0.999."""
     steps, shift = config.num_train_timesteps, config.shift
     sigmas = 1.0 - np.linspace(1, 1 / steps, steps + 1)
     return np.flip(shift * sigmas / (1 + (shift - 1) * sigmas))[:-1].copy()
 
 
 def stage_index(config: SamplerConfig, stage: int) -> int:
-    """Where a stage begins in the training grid."""
+    """Return the index in the training grid at which a stage starts."""
     steps = config.num_train_timesteps
     return min(max(int(config.stage_range[stage] * steps), 0), steps)
 
 
 def stage_timesteps(config: SamplerConfig) -> list[tuple[float, float]]:
-    """(lowest, highest) timestep of every stage: stages share the range by their flow's length."""
+    """Return the (lowest, highest) timestep of each stage, in proportion to its flow's length."""
     steps = config.num_train_timesteps
     sigmas = flow_sigmas(config)
     distances = []

@@ -1,8 +1,8 @@
 """The Helios transformer over packed tokens.
 
-Parameter names are those of the Hugging Face checkpoint. Every linear layer runs once over the
-pack; attention runs a segment at a time. History and noise share self-attention (unified history
-injection) but history always takes timestep 0, and only noise attends to text.
+Each linear layer runs once over the pack; attention is restricted to segments. History and noise
+tokens share self-attention (unified history injection), but history always has timestep 0, and only
+noise tokens attend to the text. Parameter names are those of the Hugging Face checkpoints.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helios_serve.kernels import dispatch as kernels
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import NormTable, join
 from helios_serve.model_config import PATCH_DIM, TransformerConfig
 from helios_serve.model_executor.models.helios.embeddings import ConditionEmbedder
@@ -33,11 +33,11 @@ from helios_serve.model_executor.models.helios.lora import (
 )
 
 MAX_HISTORY_SCALE = 10.0
-"""Amplified history keys are scaled by 1 to this."""
+"""Upper bound of the learned scale of history keys; the lower bound is 1."""
 
 
 class Attention(nn.Module):
-    """Projections and norms shared by self- and cross-attention."""
+    """The projections and norms of self- and cross-attention."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention of every token to its own segment's history and noise."""
+    """Attention of each token to the history and noise tokens of its segment."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -64,7 +64,7 @@ class SelfAttention(Attention):
 
     @property
     def history_scale(self) -> Tensor | None:
-        """What the keys of history are multiplied with, by head."""
+        """The factors of the history keys, (heads,); None if the checkpoint does not scale them."""
         if not hasattr(self, "history_key_scale"):
             return None
         scale = 1 + self.history_key_scale.sigmoid() * (MAX_HISTORY_SCALE - 1)
@@ -74,7 +74,7 @@ class SelfAttention(Attention):
         """x (tokens, dim) -> (tokens, dim)."""
         layout = pack.layout
         query, key, value = self.projections(x, layout.lora)
-        query, key = kernels.qk_norm_rope_(
+        query, key = kernels_of(query).qk_norm_rope_(
             query,
             key,
             (self.norm_q.weight, self.norm_k.weight),
@@ -87,10 +87,11 @@ class SelfAttention(Attention):
         return self.attend(query, key, value, layout, layout)
 
     def forward_noise(self, x: Tensor, pack: Pack) -> Tensor:
-        """As `forward`, but for the noise tokens alone: (tokens, dim) -> (noise tokens, dim)."""
+        """Like `forward`, with queries of the noise tokens only: (tokens, dim) -> (noise, dim)."""
         layout, noise = pack.layout, pack.layout.noise_only
         query = self.to_q(take_noise(x, layout), noise.lora)
         key, value = self.projections(x, layout.lora, skip=1)
+        kernels = kernels_of(x)
         query = kernels.norm_rope_(query, self.norm_q.weight, pack.noise_rope, self.heads, self.eps)
         key = kernels.norm_rope_(
             key,
@@ -106,33 +107,38 @@ class SelfAttention(Attention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, queries: PackLayout, keys: PackLayout
     ) -> Tensor:
-        """The attended values of every query, projected."""
+        """Return the output projection of attention, for queries and keys of the given layouts."""
+        attention = kernels_of(query).attention
         value = value.view(len(value), self.heads, -1)
-        asked, given = queries.exchange, keys.exchange
-        if asked is None or given is None:
-            mixed = kernels.attention(query, key, value, queries.lengths, keys.lengths)
+        query_exchange, key_exchange = queries.exchange, keys.exchange
+        if query_exchange is None or key_exchange is None:
+            mixed = attention(query, key, value, queries.lengths, keys.lengths)
         else:
-            query, key, value = asked.to_heads(query), given.to_heads(key), given.to_heads(value)
-            mixed = kernels.attention(query, key, value, asked.lengths, given.lengths)
-            mixed = asked.to_rows(mixed)
+            query, key, value = (
+                query_exchange.to_heads(query),
+                key_exchange.to_heads(key),
+                key_exchange.to_heads(value),
+            )
+            mixed = attention(query, key, value, query_exchange.lengths, key_exchange.lengths)
+            mixed = query_exchange.to_rows(mixed)
         out: Tensor = self.to_out[0](mixed, queries.lora)
         return out
 
 
 class CrossAttention(Attention):
-    """Attention of noise tokens to their segment's prompt."""
+    """Attention of noise tokens to the prompt of their segment."""
 
     def keys_values(
         self, text: Tensor, lora: Sequence[tuple[slice, LoraAdapter]]
     ) -> tuple[Tensor, Tensor]:
         """Text rows (rows, dim) -> keys and values (rows, heads, head_dim)."""
-        projected = self.to_k(text, lora)
+        kernels, projected = kernels_of(text), self.to_k(text, lora)
         key = kernels.norm_rope_(projected, self.norm_k.weight, None, self.heads, self.eps)
         return key, self.to_v(text, lora).unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor, layout: PackLayout, text: PackedText, layer: int) -> Tensor:
-        """x holds noise tokens only, as `layout` says: (tokens, dim) -> (tokens, dim)."""
-        projected = self.to_q(x, layout.lora)
+        """x (noise tokens, dim) -> (noise tokens, dim); `layout` is the noise tokens' own."""
+        kernels, projected = kernels_of(x), self.to_q(x, layout.lora)
         query = kernels.norm_rope_(projected, self.norm_q.weight, None, self.heads, self.eps)
         key, value = text.layer(layer)
         mixed = kernels.attention(query, key, value, layout.lengths, text.lengths, text.bias)
@@ -141,7 +147,7 @@ class CrossAttention(Attention):
 
 
 class GeluProjection(nn.Module):
-    """The widening half of the feed-forward network."""
+    """The first layer of the feed-forward network, with its activation."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -153,7 +159,7 @@ class GeluProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The feed-forward network; `net` carries the checkpoint's indices."""
+    """The feed-forward network. The indices of `net` are the checkpoint's."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -167,7 +173,7 @@ class FeedForward(nn.Module):
 
 
 class BlockTable(NamedTuple):
-    """A block's modulation, with a row for each timestep of the pack: fp32 (rows, dim) each."""
+    """The modulation of a block, one row per timestep of the pack: fp32 (rows, dim) each."""
 
     norm: NormTable
     gate: Tensor
@@ -176,7 +182,7 @@ class BlockTable(NamedTuple):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward, modulated by the timestep."""
+    """A transformer block: self-attention, cross-attention and feed-forward with modulation."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
@@ -190,7 +196,7 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, dim))
 
     def table(self, modulation: Tensor) -> BlockTable:
-        """The block's rows of modulation (timesteps, 6, dim)."""
+        """Modulation of the timesteps (rows, 6, dim) -> the block's table."""
         table = (self.scale_shift_table + modulation.float()).unbind(1)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table
         return BlockTable(
@@ -207,12 +213,13 @@ class Block(nn.Module):
         *,
         noise_only: bool,
     ) -> tuple[Tensor, Tensor]:
-        """x and its `table.norm`, (tokens, dim) both -> the new x and its `following` norm.
+        """Return the new x and its norm modulated by `following`, (tokens, dim) each.
 
-        x is updated in place. With `noise_only`, as in the last block, history serves as keys and
-        values only and just the noise tokens are returned.
+        `normed` is x after the norm `table.norm`; `following` is the norm of the next block. x is
+        updated in place. With `noise_only`, used in the last block, history tokens are keys and
+        values only, and the noise tokens alone are returned.
         """
-        layout, eps = pack.layout, self.eps
+        kernels, layout, eps = kernels_of(x), pack.layout, self.eps
         if noise_only:
             update = self.attn1.forward_noise(normed, pack)
             x, layout = take_noise(x, layout), layout.noise_only
@@ -230,14 +237,14 @@ class Block(nn.Module):
 
 
 class OutputNorm(nn.Module):
-    """The table that modulates the final norm."""
+    """The modulation of the final norm."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.zeros(1, 2, dim))
 
     def table(self, embedded: Tensor) -> NormTable:
-        """Embedded timesteps (timesteps, dim) -> the norm before the output projection."""
+        """Embedded timesteps (rows, dim) -> the norm before the output projection."""
         shift, scale = (self.scale_shift_table + embedded.unsqueeze(1)).float().unbind(1)
         return NormTable(1 + scale, shift)
 
@@ -245,7 +252,7 @@ class OutputNorm(nn.Module):
 class HeliosTransformer(nn.Module):
     """Predicts the flow of noise tokens, given history, timestep and text.
 
-    Source: Helios (arXiv 2603.04379); numerics follow diffusers 0.42.1.
+    Source: Helios (arXiv 2603.04379). Numerics follow diffusers 0.42.1.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -261,12 +268,12 @@ class HeliosTransformer(nn.Module):
         self.norm_out = OutputNorm(dim)
         self.proj_out = LoraLinear(dim, PATCH_DIM)
         self.ranks: Ranks | None = None
-        """Set where several processes share each forward, which all call with the same segments."""
+        """Set for context parallelism: all ranks must call `forward` with the same segments."""
         name_layers(self)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of tokens, history and text; norms and modulation are fp32 throughout."""
+        """The dtype of tokens, history and text. Norms and modulation are always fp32."""
         return self.proj_out.weight.dtype
 
     @property
@@ -278,20 +285,20 @@ class HeliosTransformer(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def join_projections(self) -> None:
-        """Make one matmul of what a block projects its tokens to; call it behind loading."""
+        """Join each block's query, key and value projections. Call it after loading."""
         for block in self.layers:
             block.attn1.projections.join()
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[PackSegment]) -> Tensor:
-        """Flow rows of every segment's noise tokens, end to end: (noise tokens, 64)."""
+        """Return the flow of the segments' noise tokens, concatenated: (noise tokens, 64)."""
         pack, timesteps = make_pack(segments, self.ranks)
         embedded, modulation = self.condition_embedder.embed_times(timesteps)
         blocks = self.layers
         tables = [block.table(modulation) for block in blocks]
         following = [*(table.norm for table in tables[1:]), self.norm_out.table(embedded)]
-        x = self.embed_patches(pack.segments)
-        normed = kernels.norm_modulate(x, pack.layout.rows, tables[0].norm, self.config.eps)
+        x, rows = self.embed_patches(pack.segments), pack.layout.rows
+        normed = kernels_of(x).norm_modulate(x, rows, tables[0].norm, self.config.eps)
         for block, table, norm in zip(blocks, tables, following, strict=True):
             x, normed = block(x, normed, pack, table, norm, noise_only=block is blocks[-1])
         flow: Tensor = self.proj_out(normed, pack.layout.noise_only.lora)
@@ -299,7 +306,7 @@ class HeliosTransformer(nn.Module):
         return flow if exchange is None else exchange.collect(flow)
 
     def embed_patches(self, segments: Sequence[PackSegment]) -> Tensor:
-        """Multi-term memory patchification and noise patches: (tokens, dim)."""
+        """Embed history patches (multi-term memory patchification) and noise: (tokens, dim)."""
         sources = (
             (self.patch_long, [segment.history.long for segment in segments]),
             (self.patch_mid, [segment.history.mid for segment in segments]),
@@ -315,10 +322,11 @@ class HeliosTransformer(nn.Module):
     def read_text(
         self, rows: Tensor, padding: int, adapter: LoraAdapter | None = None
     ) -> TextContext:
-        """Cross-attention keys and values of a prompt, in every layer.
+        """Compute the cross-attention keys and values of a prompt in all layers.
 
-        `rows` are the encoder's states of its real tokens, (rows, text_dim); `padding` zero rows
-        follow. They are identical, so one stands for all, with log(padding) added to its logit.
+        `rows` holds the encoder states of the prompt's tokens, (rows, text_dim), to be followed by
+        `padding` zero rows. Those are identical, so a few rows represent all of them, with biases
+        whose exponentials add up to `padding` (see `log_parts`).
         """
         bias = None
         rows = rows.to(self.dtype)
@@ -334,10 +342,11 @@ class HeliosTransformer(nn.Module):
 
 
 def log_parts(count: int, dtype: torch.dtype) -> Tensor:
-    """Numbers of `dtype` whose exponentials add up to `count`, to a millionth.
+    """Return numbers of `dtype` whose exponentials add up to `count` within a relative 1e-6.
 
-    Attention kernels take a bias in the dtype of the keys only, and bfloat16 misses log(count) by
-    up to a percent of the sum: so the rest gets a row of its own, and its rest another.
+    Attention kernels require a bias in the dtype of the keys. In bfloat16, log(count) is rounded so
+    much that its exponential differs by up to 1 %, so the remainder gets a row of its own, and so
+    on.
     """
     parts: list[float] = []
     rest = float(count)
@@ -351,7 +360,7 @@ def log_parts(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def take_noise(x: Tensor, layout: PackLayout) -> Tensor:
-    """The rows of noise tokens, end to end; a view where there is one segment."""
+    """Return the rows of the noise tokens, concatenated; a view if there is one segment."""
     if all(span.start == span.noise for span in layout.spans):
         return x
     return join([x[span.noise_rows] for span in layout.spans])

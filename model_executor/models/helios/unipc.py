@@ -1,8 +1,8 @@
-"""UniPC as linear combinations: its whole schedule is known before the first step.
+"""The UniPC solver (arXiv 2302.04867) as linear combinations with precomputed weights.
 
-For a fixed list of sigmas every predictor and corrector of UniPC (arXiv 2302.04867) is a weighted
-sum of the sample, the last corrected sample and up to three x0 predictions. The weights follow
-from the sigmas alone, so a step is `sum(weight * tensor)` and the solver holds no mutable object.
+For a given list of sigmas, each predictor and corrector is a weighted sum of the sample, the last
+corrected sample and up to three x0 predictions. The weights depend on the sigmas only, so they are
+computed before the first step and the solver has no mutable state.
 """
 
 import math
@@ -14,6 +14,7 @@ import numpy as np
 from helios_serve.model_config import SamplerConfig
 
 MIN_SIGMA = 1e-8
+"""Lower bound of sigmas in logarithms and ratios."""
 
 
 class Corrector(NamedTuple):
@@ -34,14 +35,20 @@ class Predictor(NamedTuple):
 
 
 class UniPCStep(NamedTuple):
+    """The weights of one step. `corrector` is None if the step does not correct its sample."""
+
     corrector: Corrector | None
     predictor: Predictor
 
 
 class Interval(NamedTuple):
-    """The move from one noise level to another, in the variables of the paper.
+    """The step from one noise level to another, in the paper's variables.
 
-    `h` is the step in log signal-to-noise ratio (with hh = -h), `phi` e^hh - 1 and `step` B(h).
+    - `ratio`: the ratio of the sigmas.
+    - `alpha`: the signal level at the end, 1 - sigma.
+    - `h`: the difference in log signal-to-noise ratio.
+    - `phi`: e^-h - 1.
+    - `step`: B(h).
     """
 
     ratio: float
@@ -52,7 +59,7 @@ class Interval(NamedTuple):
 
 
 def unipc_steps(sigmas: Sequence[float], config: SamplerConfig) -> tuple[UniPCStep, ...]:
-    """Weights of every step; `sigmas` has one entry more than there are steps."""
+    """Return the weights of all steps. `sigmas` has one entry more than there are steps."""
     count = len(sigmas) - 1
     steps, order = [], 0
     for index in range(count):
@@ -67,7 +74,7 @@ def unipc_steps(sigmas: Sequence[float], config: SamplerConfig) -> tuple[UniPCSt
 def predictor_weights(
     sigmas: Sequence[float], index: int, order: int, config: SamplerConfig
 ) -> Predictor:
-    """From sigma[index] to sigma[index + 1]."""
+    """Return the weights of the step from sigma[index] to sigma[index + 1]."""
     move = interval(sigmas[index], sigmas[index + 1], config)
     current = -move.alpha * move.phi
     if order == 1:
@@ -79,7 +86,7 @@ def predictor_weights(
 def corrector_weights(
     sigmas: Sequence[float], index: int, order: int, config: SamplerConfig
 ) -> Corrector:
-    """The move to sigma[index] once more, now that x0 at its end is known."""
+    """Return the weights that repeat the step to sigma[index], given x0 at its end."""
     move = interval(sigmas[index - 1], sigmas[index], config)
     base = -move.alpha * move.phi
     scale = -move.alpha * move.step

@@ -1,1 +1,1 @@
-"""A tiny built-in Helios with random weights that runs anywhere."""
+"""nano, a tiny built-in Helios model with random weights."""

@@ -1,7 +1,7 @@
-"""nano: Helios' architecture at a ten-thousandth of its size, written on first use.
+"""The nano checkpoints: the Helios architecture at about 1/10,000 of its size.
 
-Its weights are random but reproducible: it shows the machinery, not pictures. It is a checkpoint
-folder like any other, so everything that runs on it runs the real code.
+Weights are random but reproducible, so the videos show noise. A checkpoint is written to the cache
+folder on first use and loaded like any other checkpoint, so that tests exercise the real code.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ from helios_serve.model_executor.models.published import (
 from helios_serve.model_executor.weights import STEMS, random_tensor
 
 NANO: dict[str, Variant] = {"nano": "distilled", "nano-mid": "mid", "nano-base": "base"}
+"""Model names and their variants."""
 
 WIDTHS = {
     "num_layers": 3,
@@ -45,7 +46,7 @@ VAE_WIDTHS = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 
 
 def nano_checkpoint(model: str) -> Path | None:
-    """The folder of nano, nano-mid or nano-base, made if it is not there; None for other models.
+    """Return the folder of a nano checkpoint, written on first use; None for other models.
 
     Raises CheckpointError for an unknown variant of nano.
     """
@@ -62,7 +63,7 @@ def nano_checkpoint(model: str) -> Path | None:
             write_nano(scratch, variant)
             scratch.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same content
+            if not folder.is_dir():  # otherwise another process wrote the same content first
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -75,7 +76,7 @@ def cache_folder() -> Path:
 
 
 def write_nano(folder: Path, variant: Variant) -> None:
-    """Write the checkpoint; all three variants share their weights."""
+    """Write a checkpoint. All three variants have the same weights."""
     vocab_size = save_tokenizer(folder / "tokenizer")
     write_json(folder, "model_index.json", model_index(variant))
     write_json(folder, "scheduler/scheduler_config.json", scheduler_config(variant))

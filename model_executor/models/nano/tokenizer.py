@@ -1,4 +1,4 @@
-"""A small subword tokenizer made from a word list: no training, no download."""
+"""A small subword tokenizer built from a word list, without training or download."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ WORD_SCORE, CHARACTER_SCORE = -4.0, -10.0
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A unigram tokenizer: known words are one token, everything else is spelled."""
+    """Build a unigram tokenizer: words of the list are one token, others are spelled."""
     characters = ["\u2581", *(chr(code) for code in range(33, 127))]
     pieces = [(piece, 0.0) for piece in SPECIAL]
     pieces += [(f"\u2581{word}", WORD_SCORE) for word in WORDS.split()]
@@ -43,7 +43,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(folder: Path) -> int:
-    """Write the tokenizer's files to `folder`; returns its vocabulary size."""
+    """Write the tokenizer's files to `folder` and return its vocabulary size."""
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
     return len(tokenizer)

@@ -127,7 +127,7 @@ def test_a_rank_that_is_killed_takes_its_worker_down_and_all_is_recovered(
     print(f"{victim}: noticed after {noticed:.2f} s, resumed after {resumed:.2f} s")
     whose = "" if victim == "leader" else "rank 1 of 2: "
     reasons = [message for message in caplog.messages if "died" in message]
-    assert reasons == [f"worker {worker_id} died: {whose}its process was ended by SIGKILL"]
+    assert reasons == [f"worker {worker_id} died: {whose}process killed by SIGKILL"]
     wait_gone(leader)
     wait_gone(follower)
     service.run()
@@ -169,17 +169,16 @@ def refused(message: str, kind: Any = "local", **options: Any) -> None:
 def test_what_cannot_be_shared_is_refused() -> None:
     for ranks in (3, 8, 0, -2):
         refused(
-            f"got context parallel {ranks}, expected a number that divides the model's 4 "
-            "attention heads",
+            f"got context parallel {ranks}, expected a divisor of the model's 4 attention heads",
             context_parallel=ranks,
         )
     refused(
-        "got offload with context parallel 2, expected one of the two",
+        "got offload with context parallel 2, expected only one of them",
         context_parallel=2,
         offload=True,
     )
     refused(
-        "got context parallel 2 for a worker that is a thread, expected one that is a process",
+        "got context parallel 2 with executor inline, expected executor local or ray",
         "inline",
         context_parallel=2,
     )

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from helios_serve.engine.launch import ExecutorKind, launch
+from helios_serve.engine.launch import launch
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.options.sampling import PromptSwitch
-from helios_serve.options.workers import Resources, WorkerConfig, WorkerGroup
+from helios_serve.options.workers import ExecutorKind, Resources, WorkerConfig, WorkerGroup
+from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.jobs import JobStore
-from helios_serve.store.segments import SegmentStore
 from tests.support.engines import (
     fragments,
     opened,

@@ -99,13 +99,12 @@ def test_actors_on_two_nodes_give_the_latents_of_this_process(
 def test_top_level_folders_of_the_repository_are_no_packages_in_an_actor(service: Service) -> None:
     assert service.ready
 
-    @ray.remote
     def found() -> dict[str, str]:
         names = ("helios_serve", "kernels", "model_executor")
         specs = {name: importlib.util.find_spec(name) for name in names}
         return {name: str(spec.origin) for name, spec in specs.items() if spec is not None}
 
-    origins = ray.get(found.remote())
+    origins = ray.get(ray.remote(found).remote())
     assert origins.pop("helios_serve")
     assert not any(origin.startswith(str(ROOT)) for origin in origins.values())
 
@@ -132,7 +131,7 @@ def test_resources_that_no_node_has_are_told(
     (worker_id,) = service.workers
     assert beside.where(worker_id) == "no node yet"
     message = (
-        "no worker can be started to encode: no node has room for it: got 2 CPUs, 0.5 GPUs, "
+        "no worker can be started to encode: no node has the resources: got 2 CPUs, 0.5 GPUs, "
         "labels {'zone': 'c'}; expected at most what one node has free, of {"
     )
     with pytest.raises(HeliosError, match=re.escape(message)):
@@ -281,7 +280,8 @@ def test_a_place_that_is_being_made_is_freed_when_it_is_there(
     def wait_longer(group: PlacementGroup, seconds: int) -> bool:
         time.sleep(0.2)
         told.append("there")
-        return wait(group, seconds)
+        is_there: bool = wait(group, seconds)
+        return is_there
 
     def remove(group: PlacementGroup) -> None:
         told.append("freed")

@@ -173,18 +173,18 @@ def test_sessions_move_from_a_drained_worker_to_a_new_one(
     for name, case in CASES.items():
         session = engine.add_request(case.request(f"{name}-0"))
         viewer.wait(lambda: session.cursor >= (0, 1, 0))  # noqa: B023
-        engine.pause(session.session_id)
+        engine.scheduler.pause(session.session_id)
         sessions.append(session)
     engine.switch_prompt("t2v-0", SWITCH.prompt, SWITCH.transition_chunks)
     viewer.wait(lambda: viewer.switches == {"t2v-0": [SWITCH]})
     new = engine.worker_pool.start(worker(folder))
     wait_ready(viewer)
     for name in ("t2v-0", "i2v-0"):
-        engine.resume(name)
+        engine.scheduler.resume(name)
     engine.worker_pool.drain(old)
     viewer.wait(lambda: old not in engine.worker_pool.workers)
     assert {session.worker_id for session in sessions} <= {new, None}
-    engine.resume("v2v-0")
+    engine.scheduler.resume("v2v-0")
     viewer.finish()
     switched = replace(SMALL, switches=(SWITCH,)).request("t2v")
     check(viewer, expected | run_sessions(latent_model(folder), [switched], batch_invariant=True))

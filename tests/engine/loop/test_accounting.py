@@ -151,7 +151,7 @@ def test_what_a_tenant_may_not_have_is_refused_and_not_counted(store: VideoStore
             assert usage(store, "acme").granted == 50
             (accepted,) = (job.id for job in store.jobs())
             await read(engine, accepted)
-            with pytest.raises(CapacityError, match="has asked for 50 of the 100"):
+            with pytest.raises(CapacityError, match="has requested 50 of its 100"):
                 await engine.submit(request("d", 101, tenant="acme"), extends=accepted)
             await engine.models.set_tenants(
                 {"acme": TenantConfig(frames_per_day=101)}, TenantConfig()

@@ -21,6 +21,8 @@ from helios_serve.model_executor.models.helios.inputs import PackSegment
 from helios_serve.model_executor.worker.tensors import as_tensor
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.workers import WorkerOptions
+from tests.support.models import loaded
 from tests.support.videos import Case, SteppedExecutor, Viewer, finish, run_sessions
 
 CASE = Case("distilled", height=64, width=64, chunks=2, steps=(1, 1, 1)).with_defaults()
@@ -87,7 +89,7 @@ def test_what_can_never_run_is_refused(engine: EngineCore) -> None:
 def test_a_bad_adapter_is_refused_before_weights_are_loaded(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    engine = InlineEngine(str(checkpoints["distilled"]), device="cpu")
+    engine = InlineEngine(str(checkpoints["distilled"]), WorkerOptions(device="cpu"))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="is damaged"):
         engine.check(CASE.request(lora=str(tmp_path / "bad.safetensors")))
@@ -170,7 +172,8 @@ class Poison:
         self.calls += 1
         if self.trigger(segments):
             raise self.error
-        return self.transformer(segments)
+        flow: torch.Tensor = self.transformer(segments)
+        return flow
 
 
 def poisoned(model: LoadedModel, trigger: Any, error: Exception) -> EngineCore:
@@ -207,7 +210,7 @@ def test_a_session_that_makes_nan_fails_alone(
     assert chunk is not None
     chunk.sampler.latents = chunk.sampler.latents * torch.nan
     latents, failures = finish(engine)
-    assert failures == {"i2v": "chunk 0 came out with NaN or infinity in its latents"}
+    assert failures == {"i2v": "the latents of chunk 0 contain NaN or infinity"}
     assert latents.keys() == {"t2v", "v2v"}
     for name, got in latents.items():
         assert (got - alone(model, MATES[name])).abs().max() < 1e-4
@@ -234,7 +237,8 @@ def test_a_chunk_that_cannot_be_decoded_fails_its_session_alone(model: LoadedMod
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             if latents.shape[-1] == 16:
                 raise RuntimeError("a bad picture")
-            return self.vae.decode(latents)
+            frames: torch.Tensor = self.vae.decode(latents)
+            return frames
 
     bad: Any = BadVae(model.vae)
     engine = EngineCore(SteppedExecutor(model._replace(vae=bad), 400), model.config)
@@ -248,14 +252,15 @@ def test_a_chunk_that_cannot_be_decoded_fails_its_session_alone(model: LoadedMod
 @pytest.fixture
 def may_decode(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """No chunk is decoded before it is set."""
-    event, decode = threading.Event(), model.vae.decode
+    event, vae = threading.Event(), loaded(model.vae)
+    decode = vae.decode
 
     def wait_and_decode(latents: torch.Tensor) -> torch.Tensor:
         event.wait(60)
         frames: torch.Tensor = decode(latents)
         return frames
 
-    monkeypatch.setattr(model.vae, "decode", wait_and_decode)
+    monkeypatch.setattr(vae, "decode", wait_and_decode)
     yield event
     event.set()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from helios_serve.core.session import Session
-from helios_serve.engine.loop.continuation import fork_snapshots
+from helios_serve.engine.loop.continuation import fork_snapshot
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_LATENTS
@@ -127,18 +127,22 @@ def test_what_cannot_go_on_from_a_snapshot_is_refused(view: View) -> None:
     other = msgspec.structs.replace(snapshot, dtype="bfloat16")
     viewer.engine.add_request(CASE.request("b"), ResumePoint(other))
     viewer.finish()
-    assert viewer.failures == {"b": "got a snapshot in bfloat16, expected this worker's float32"}
+    assert viewer.failures == {
+        "b": "got a snapshot in bfloat16, expected the worker's dtype float32"
+    }
 
 
 def fork(viewer: Viewer, count: int) -> list[Session]:
     """Continue "parent" in several ways."""
     names = [f"child-{index}" for index in range(count)]
-    snapshots = viewer.engine.fork_points("parent", count)
+    snapshot = viewer.engine.fork_point("parent")
     return [
         viewer.engine.add_request(
-            CASE.request(name), ResumePoint(snapshot), siblings=("parent", *names)
+            CASE.request(name),
+            ResumePoint(fork_snapshot(snapshot, CASE.seed, index)),
+            siblings=("parent", *names),
         )
-        for name, snapshot in zip(names, snapshots, strict=True)
+        for index, name in enumerate(names)
     ]
 
 
@@ -170,8 +174,8 @@ def test_the_same_fork_gives_the_same_videos_even_when_its_parent_is_over(
     viewer.wait(lambda: parent.edge_chunk == 2)
     fork(viewer, 2)
     viewer.finish()
-    snapshots = fork_snapshots(viewer.snapshot("parent", 1), CASE.seed, 2)
-    for index, snapshot in enumerate(snapshots):
+    for index in range(2):
+        snapshot = fork_snapshot(viewer.snapshot("parent", 1), CASE.seed, index)
         siblings = ("again-0", "again-1") if with_kin else ()
         viewer.engine.add_request(
             CASE.request(f"again-{index}"), ResumePoint(snapshot), siblings=siblings
@@ -208,7 +212,7 @@ def test_only_a_running_video_with_a_finished_chunk_can_be_forked(view: View) ->
     viewer.engine.add_request(CASE.request("young"))
     for name in ("young", "unknown"):
         with pytest.raises(InvalidRequestError, match="expected a running video with a finished"):
-            viewer.engine.fork_points(name, 1)
+            viewer.engine.fork_point(name)
 
 
 def switch(viewer: Viewer, *prompts: str, transition: int | None = None) -> None:
@@ -318,7 +322,7 @@ def test_inputs_that_cannot_be_encoded_fail_their_session_alone(
     viewer.engine.add_request(later.request("later prompt"))
     viewer.engine.add_request(CASE.request("good"))
     viewer.finish()
-    message = "encoding failed: RuntimeError('a bad input')"
+    message = "encoding failed: RuntimeError: a bad input"
     assert viewer.failures == dict.fromkeys(("image", "prompt", "later prompt"), message)
     assert torch.equal(viewer.latents("good", range(4)), whole(model, CASE))
 

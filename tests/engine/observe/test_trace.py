@@ -124,12 +124,12 @@ def test_what_runs_beside_the_steps_has_lanes_of_its_own(path: Path, clock: Cloc
 def test_a_death_ends_what_the_worker_had(path: Path, clock: Clock, scheduler: Scheduler) -> None:
     with Trace(path, clock) as trace:
         trace.plan("one", plan(("a", 0)), scheduler)
-        trace.death("one", "its process was ended by SIGKILL")
+        trace.death("one", "process killed by SIGKILL")
         trace.plan("one", plan(("b", 1)), scheduler)
         trace.steps("one", done(0.25), scheduler.stats())
     events = json.loads(path.read_text())
     (death,) = [event for event in events if event["ph"] == "i"]
-    assert (death["tid"], death["args"]) == (1, {"reason": "its process was ended by SIGKILL"})
+    assert (death["tid"], death["args"]) == (1, {"reason": "process killed by SIGKILL"})
     assert [name for name, *_ in slices(events)] == ["1 session at stage 1"]
 
 
@@ -163,9 +163,9 @@ def test_engines_share_a_file_but_no_lanes(path: Path) -> None:
     }
     assert sorted(parts.values()) == ["first", "second"]
     for process, model in parts.items():
-        own = [event for event in events if event["pid"] == process]
-        assert set(lanes(own).values()) == {"inline-0", "inline-0 encode", "inline-0 decode"}
-        steps = [step for event in own for step in event.get("args", {}).get("steps", ())]
+        of_process = [event for event in events if event["pid"] == process]
+        assert set(lanes(of_process).values()) == {"inline-0", "inline-0 encode", "inline-0 decode"}
+        steps = [step for event in of_process for step in event.get("args", {}).get("steps", ())]
         assert {step["session"] for step in steps} == {f"of {model}"}
         assert len(steps) == 6
 

@@ -188,7 +188,7 @@ def test_what_is_stored_can_be_read_by_anybody_from_any_chunk(store: VideoStore)
 
 
 def test_bad_requests_are_refused_and_leave_nothing(store: VideoStore) -> None:
-    bad = {
+    bad: dict[str, dict[str, Any]] = {
         "got model 'huge', expected one of: nano, nano-mid": {"model": "huge"},
         "got size 60x64": {"width": 60},
         "got num_frames 0": {"num_frames": 0},
@@ -283,7 +283,7 @@ def test_two_models_work_at_once() -> None:
         return request(f"of {model}", 66, output="segment", model=model)
 
     async def main() -> list[list[VideoChunk]]:
-        async with engine_of(core(), **{"nano-mid": core("nano-mid")}) as engine:
+        async with engine_of(core(), None, **{"nano-mid": core("nano-mid")}) as engine:
             videos = await asyncio.gather(
                 *(make(engine, wanted(model)) for model in ("nano", "nano-mid", None))
             )

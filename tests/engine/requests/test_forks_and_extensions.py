@@ -1,7 +1,6 @@
 """Videos that go on from others: forks and extensions."""
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import aclosing
 
 import pytest
@@ -34,7 +33,7 @@ def test_children_share_the_beginning_and_go_their_own_ways() -> None:
     own = core()
     parent = request("parent", 33 * 4, max_lead_chunks=1, output="segment")
 
-    async def main() -> Mapping[str, list[VideoChunk]]:
+    async def main() -> dict[str, list[VideoChunk]]:
         async with engine_of(own) as engine:
             with pytest.raises(InvalidRequestError, match="got request id 'nobody', expected one"):
                 await engine.fork("nobody", [])

@@ -16,8 +16,8 @@ from helios_serve.errors import CapacityError, RequestFailedError, StorageError
 from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.options.sampling import PromptSwitch
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.jobs import JobStore
-from helios_serve.store.segments import SegmentStore
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import Frames, VideoRequest
 from tests.support.engines import (

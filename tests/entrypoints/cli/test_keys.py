@@ -34,8 +34,8 @@ def test_keys_are_made_listed_and_revoked(
     ("arguments", "message"),
     [
         (["create", "--tenant", "a b"], "got tenant 'a b', expected 1 to 64 letters"),
-        (["list"], "expected a folder with keys.sqlite3: no key was made there"),
-        (["revoke", "key_1"], "expected a folder with keys.sqlite3: no key was made there"),
+        (["list"], "expected a folder with keys.sqlite3: no key was created there"),
+        (["revoke", "key_1"], "expected a folder with keys.sqlite3: no key was created there"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

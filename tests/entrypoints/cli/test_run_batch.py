@@ -118,7 +118,7 @@ def test_the_command_makes_what_it_can_and_says_what_it_cannot(tmp_path: Path) -
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout == "videos/results.jsonl: 1 videos, 1 failed\n"
-    assert "\nline 2: got a line that is no request: JSON is malformed: " in done.stderr
+    assert "\nline 2: invalid request: JSON is malformed: " in done.stderr
     assert "Traceback" not in done.stderr
     sea, nonsense = map(json.loads, (tmp_path / "videos/results.jsonl").read_text().splitlines())
     assert sea == {
@@ -151,31 +151,40 @@ GET = json.dumps(json.loads(line("get")) | {"method": "GET"})
 BAD = [
     bad("size", "got size '64', expected WIDTHxHEIGHT in pixels, such as 640x384", size="64"),
     bad("side", "got size 60x64, expected .* such as 64x64", size="60x64"),
-    bad("both", "got both seconds 1 and num_frames 33, expected one", seconds=1),
-    bad("minus", "got seconds -1, expected more than 0, up to", seconds=-1, num_frames=None),
-    bad("huge", r"got seconds 1e\+308, expected more than 0", seconds=1e308, num_frames=None),
+    bad("both", "got both seconds and num_frames, expected only one", seconds=1),
+    bad(
+        "minus",
+        "got -1 seconds at 24 frames per second, expected more than 0 seconds and at most",
+        seconds=-1,
+        num_frames=None,
+    ),
+    bad("huge", r"got 1e\+308 seconds at 24 frames per second", seconds=1e308, num_frames=None),
     bad("none", "got num_frames 0, expected 1 to", num_frames=0),
     bad("fps", "got fps 0, expected 1 to 120", fps=0),
     bad("steps", r"got 2 step counts \(2,2\), expected 3", steps=[2, 2]),
     bad("late", r"got prompt switches at chunks \[9\]", switches=[{"chunk": 9, "prompt": "x"}]),
     bad("model", "got model 'huge', expected one of: nano", model="huge"),
-    bad("image", "/nothing.png: got no such file, expected one that", image="nothing.png"),
+    bad("image", "/nothing.png: got no such file, expected an existing", image="nothing.png"),
     bad("video", "got .*, expected a video file that FFmpeg reads", video="lines.jsonl"),
     bad("zero", "got no such file", image="a\0b"),
     bad("two", "got both an image and a video", image="red.png", video="frames"),
     bad("lora", "got LoRA '/.*/nothing', expected", lora="nothing"),
-    bad("prompt", r"Object missing required field `prompt` - at `\$.body`", prompt=None),
-    bad("typo", r"Object contains unknown field `promt` - at `\$.body`", promt="a dog"),
-    bad("type", r"Expected `int`, got `str` - at `\$.body.seed`", seed="one"),
-    bad("tier", "Invalid enum value 'gold'", service_tier="gold"),
+    bad("prompt", "Object missing required field `prompt`", prompt=None),
+    bad("typo", "got unknown option 'promt', expected one of: ", promt="a dog"),
+    bad("type", "got seed 'one', expected 0 to", seed="one"),
+    bad(
+        "tier",
+        "got service_tier 'gold', expected auto or default or flex or priority",
+        service_tier="gold",
+    ),
     Bad(GET, "got GET /v1/videos, expected POST /v1/videos", "get"),
-    Bad(line("first", seed=1), "got custom_id 'first' twice, expected each once"),
-    Bad(line(""), "got a custom_id of 0 bytes as a file name, expected 1 to 200"),
-    Bad(line("x" * 201), "got a custom_id of 201 bytes as a file name"),
-    Bad(line("/" * 70), "got a custom_id of 210 bytes as a file name"),
-    Bad("nonsense", "got a line that is no request: JSON is malformed"),
-    Bad("\udcff", "got a line that is no request: "),
-    Bad("[]", "got a line that is no request: Expected `object`, got `array`"),
+    Bad(line("first", seed=1), "got duplicate custom_id 'first', expected unique ids"),
+    Bad(line(""), r"got a custom_id of 0 bytes \(URL-encoded\), expected 1 to 200"),
+    Bad(line("x" * 201), "got a custom_id of 201 bytes"),
+    Bad(line("/" * 70), "got a custom_id of 210 bytes"),
+    Bad("nonsense", "invalid request: JSON is malformed"),
+    Bad("\udcff", "invalid request: "),
+    Bad("[]", "invalid request: Expected `object`, got `array`"),
 ]
 
 
@@ -226,6 +235,20 @@ def test_what_was_made_is_not_made_again(batches: Batches, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_seed_is_drawn_once_unless_it_is_given(batches: Batches) -> None:
+    """As over HTTP; a run that is repeated finds the videos of the one before."""
+    lines = [line("drawn"), line("given", seed=7)]
+    assert batches.run(lines).status == 0
+    names = ("drawn.mp4", "given.mp4")
+    first = [batches.video(name) for name in names]
+    assert batches.run(lines).status == 0
+    assert [batches.video(name) for name in names] == first
+    assert batches.run(lines, "--data-dir", batches.folder / "anew").status == 0
+    drawn, given = (batches.video(name) for name in names)
+    assert (drawn == first[0], given == first[1]) == (False, True)
+
+
+@pytest.mark.usefixtures("quick")
 def test_lines_that_failed_are_tried_again(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,8 +280,8 @@ def test_another_request_under_the_same_id_is_refused(batches: Batches) -> None:
     assert done.status == 1
     folder = batches.output / ".helios"
     assert done.errors == {
-        name: f"got '{name}', which is another request in {folder}: "
-        "expected the same one, or another --data-dir"
+        name: f"got custom_id '{name}' with a different request than in {folder}, "
+        "expected the same request or another --data-dir"
         for name in ("prompt", "image")
     }
     other = batches.folder / "other"
@@ -271,7 +294,7 @@ def test_another_request_under_the_same_id_is_refused(batches: Batches) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_workers_may_have_different_roles(batches: Batches) -> None:
-    lines = [line("a", num_frames=70), line("b", seed=1, prompt="a cat"), line("c", fps=30)]
+    lines = [line("a", seed=0, num_frames=70), line("b", seed=1), line("c", seed=2, fps=30)]
     assert batches.run(lines).status == 0
     names = [f"{name}.mp4" for name in "abc"]
     expected = [batches.video(name) for name in names]
@@ -313,15 +336,15 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["nothing.jsonl"], "got nothing.jsonl, expected a batch file that can be read: No such"),
-        (["empty.jsonl"], "got empty.jsonl, which is empty"),
+        (["nothing.jsonl"], "got nothing.jsonl, expected a readable batch file: No such"),
+        (["empty.jsonl"], "got empty file empty.jsonl"),
         (["lines.jsonl", "--output", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
         (["lines.jsonl", "--data-dir", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
-        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server; each needs"),
+        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server: each server"),
         (["lines.jsonl", "--trace", "no/trace.json"], "cannot write no/trace.json: No such file"),
         (
             ["lines.jsonl", "--model", "no/model"],
-            "no/model is no local folder and could not be had",
+            "no/model is not a local folder and cannot be",
         ),
         (
             ["lines.jsonl", "--workers", "1:denoise"],

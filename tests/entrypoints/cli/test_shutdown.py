@@ -60,10 +60,10 @@ def test_a_server_comes_to_rest_at_a_chunk_edge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--port", "{port}"), "expected an address that is free: Address already in use"),
+        (("--port", "{port}"), "expected a free address: Address already in use"),
         (("no-such-folder/model",), "no-such-folder/model"),
         pytest.param(("--device", "cuda:99"), "cuda:99", marks=pytest.mark.slow),
-        (("--retention", "7"), "got '7', expected a number and one of s, m, h, d, w"),
+        (("--retention", "7"), "got '7', expected a number with a unit (s, m, h, d or w)"),
         (("--tenants", "none.toml"), "none.toml"),
     ],
 )

@@ -85,7 +85,7 @@ def test_without_an_engine_that_is_told(
         return capsys.readouterr().err
 
     for folder in (data_dir, long_data_dir):
-        message = f"helios-serve: error: no engine answers at {folder}/control.sock: "
+        message = f"helios-serve: error: no engine is running at {folder}/control.sock: "
         assert ask(folder) == f"{message}No such file or directory\n"
         folder.mkdir(parents=True)
         (folder / "control.sock").touch()  # of a process that was killed

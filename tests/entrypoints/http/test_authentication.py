@@ -104,11 +104,14 @@ def test_a_server_that_cannot_answer_a_handshake_closes_it(keys: KeyStore) -> No
     async def send(message: Any) -> None:
         sent.append(message)
 
+    async def receive() -> Any:
+        raise AssertionError("nothing is to be received")
+
     async def never(*_: Any) -> None:
         raise AssertionError("nobody is to be asked")
 
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "subprotocols": []}
-    asyncio.run(Authentication(never, KeyCache(keys))(scope, never, send))
+    asyncio.run(Authentication(never, KeyCache(keys))(scope, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
@@ -118,17 +121,17 @@ def test_who_may_be_reached_from_elsewhere(
     with socket.socket() as listener:
         listener.bind(("0.0.0.0", 0))
         with pytest.raises(InvalidRequestError, match="without any API key"):
-            check_exposure(listener, keys, is_wanted=False)
-        check_exposure(listener, keys, is_wanted=True)
+            check_exposure(listener, keys, is_allowed=False)
+        check_exposure(listener, keys, is_allowed=True)
         assert [record.message for record in caplog.records] == [
-            "no API key was made: whoever reaches 0.0.0.0 may use this server"
+            "no API keys: anyone who can connect to 0.0.0.0 can use this server"
         ]
         keys.revoke(keys.create("acme").key.id)  # then nobody may use it
-        check_exposure(listener, keys, is_wanted=False)
+        check_exposure(listener, keys, is_allowed=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_this_machine_needs_no_key(keys: KeyStore, host: str) -> None:
     with socket.socket() as listener:
         listener.bind((host, 0))
-        check_exposure(listener, keys, is_wanted=False)
+        check_exposure(listener, keys, is_allowed=False)

@@ -46,6 +46,13 @@ def ended(client: openai.OpenAI, batch_id: str) -> Any:
     return batch
 
 
+def completed(client: openai.OpenAI, batch_id: str) -> int:
+    """How many lines are done."""
+    counts = client.batches.retrieve(batch_id).request_counts
+    assert counts is not None
+    return counts.completed
+
+
 def lines_of(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     assert file_id is not None
     return [json.loads(text) for text in client.files.content(file_id).read().splitlines()]
@@ -61,7 +68,7 @@ def test_files_are_kept_listed_and_deleted(client: openai.OpenAI) -> None:
     assert [file.id for file in client.files.list(limit=1)][:2] == [second.id, first.id]
     assert second.id not in [file.id for file in client.files.list(purpose="batch")]
     assert client.files.delete(first.id).deleted
-    with pytest.raises(openai.NotFoundError, match="does not exist"):
+    with pytest.raises(openai.NotFoundError, match="not found"):
         client.files.content(first.id)
 
 
@@ -94,8 +101,13 @@ def test_a_batch_makes_a_video_of_each_line(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("lines", "code", "at", "message"),
     [
-        ([line("a"), "nonsense"], "invalid_json_line", 2, "a line that is no request"),
-        ([line("a"), line("a")], "duplicate_custom_id", 2, "'a' as in line 1"),
+        ([line("a"), "nonsense"], "invalid_json_line", 2, "invalid request: JSON is malformed"),
+        (
+            [line("a"), line("a")],
+            "duplicate_custom_id",
+            2,
+            "got duplicate custom_id 'a', first used in line 1",
+        ),
         ([line("a") | {"url": "/v1/images"}], "invalid_url", 1, "expected POST /v1/videos"),
         ([""], "empty_file", None, "at least one"),
     ],
@@ -114,7 +126,7 @@ def test_a_cancelled_batch_keeps_what_was_made(client: openai.OpenAI) -> None:
     lines = [line("short")] + [line(f"long {index}", num_frames=33 * 300) for index in range(3)]
     batch = start(client, *lines)
     deadline = time.monotonic() + 60
-    while client.batches.retrieve(batch.id).request_counts.completed == 0:
+    while completed(client, batch.id) == 0:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
@@ -157,7 +169,7 @@ def test_a_batch_outlives_the_server(tmp_path: Path) -> None:
     with running_server(folder, "nano", "--device", "cpu") as server, client_of(server) as client:
         batch = start(client, *(line(name, seed=index) for index, name in enumerate(names)))
         deadline = time.monotonic() + 60
-        while client.batches.retrieve(batch.id).request_counts.completed < 3:
+        while completed(client, batch.id) < 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         server.kill()

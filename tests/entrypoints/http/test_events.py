@@ -6,8 +6,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from helios_serve.entrypoints.http.live.event_position import EventPosition
-from helios_serve.entrypoints.http.live.events import events_after
+from helios_serve.entrypoints.http.live.events import EventPosition, events_after
 from helios_serve.messages import Segment, Snapshot
 from helios_serve.options.sampling import PromptSwitch, SamplingParams
 from helios_serve.store.snapshots import ResumePoint
@@ -136,7 +135,7 @@ def test_a_switch_that_is_replaced_before_its_chunk_is_made_is_told_and_so_is_th
         assert job is not None
         store.update_request(job.request.with_switch(PromptSwitch(chunk, prompt)))
 
-    def told(position: EventPosition) -> list[str | int]:
+    def told(position: EventPosition) -> list[str | int | None]:
         job = store.job("a")
         assert job is not None
         events = events_in("".join(events_after(job, position)).splitlines())
@@ -149,7 +148,7 @@ def test_a_switch_that_is_replaced_before_its_chunk_is_made_is_told_and_so_is_th
     commit(1)
     assert told(position) == [1, "a storm"]
     assert told(position) == []
-    before = EventPosition(1, position.behind)
+    before = EventPosition(1, position.marker)
     switch(2, "calm")
     assert told(position) == ["calm"]
     commit(2)

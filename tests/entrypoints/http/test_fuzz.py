@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2 as httpx
 import hypothesis
@@ -18,6 +19,8 @@ import pytest
 import requests
 import schemathesis
 from schemathesis import Case, GenerationMode
+from schemathesis.core.result import Ok
+from schemathesis.core.transport import Response
 
 from tests.support.server import running_server
 
@@ -113,7 +116,7 @@ class Fuzz:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
-    def check(self, answer: requests.Response, documented: set[int]) -> None:
+    def check(self, answer: Response | requests.Response, documented: set[int]) -> None:
         """Raises AssertionError naming the request."""
         status = answer.status_code
         self.statuses[status] += 1
@@ -129,7 +132,7 @@ class Fuzz:
         assert answer.headers["x-request-id"]
 
 
-def told(answer: requests.Response) -> str:
+def told(answer: Response | requests.Response) -> str:
     sent = answer.request
     return f"{sent.method} {sent.url} {sent.body!r}: {answer.status_code} {answer.content[:500]!r}"
 
@@ -167,6 +170,7 @@ def test_generated_requests_break_nothing(fuzz: Fuzz) -> None:
     ).json()
     schema = schemathesis.openapi.from_dict(document)
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok)
         operation = result.ok()
         if any(part in operation.path for part in STREAMING):
             continue
@@ -196,7 +200,7 @@ def run(fuzz: Fuzz, operation: Any, described: dict[str, Any], documented: set[i
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(case=cases(operation, fuzz, is_simple=is_simple))
-    def ask(case: Case) -> None:
+    def ask(case: Case[Any]) -> None:
         answer = case.call(
             base_url=fuzz.url, session=fuzz.session, headers=fuzz.headers, timeout=PATIENCE
         )
@@ -206,10 +210,10 @@ def run(fuzz: Fuzz, operation: Any, described: dict[str, Any], documented: set[i
 
 
 @st.composite
-def cases(draw: st.DrawFn, operation: Any, fuzz: Fuzz, *, is_simple: bool) -> Case:
+def cases(draw: st.DrawFn, operation: Any, fuzz: Fuzz, *, is_simple: bool) -> Case[Any]:
     """A request as described or near it, with ids of both tenants in the places for ids."""
     modes = [GenerationMode.POSITIVE] if is_simple else list(GenerationMode)
-    case: Case = draw(operation.as_strategy(generation_mode=draw(st.sampled_from(modes))))
+    case: Case[Any] = draw(operation.as_strategy(generation_mode=draw(st.sampled_from(modes))))
     ids = st.sampled_from(fuzz.mine.all() + fuzz.others.all())
     for kind in case.path_parameters or {}:
         if kind in fuzz.mine.ids and draw(st.integers(0, 2)):
@@ -218,7 +222,8 @@ def cases(draw: st.DrawFn, operation: Any, fuzz: Fuzz, *, is_simple: bool) -> Ca
     if case.query and "after" in case.query and draw(st.booleans()):
         case.query["after"] = draw(ids)
     if isinstance(case.body, dict):
-        for name, value in (("input_file_id", draw(ids)), ("video", {"id": draw(ids)})):
+        named: dict[str, Any] = {"input_file_id": draw(ids), "video": {"id": draw(ids)}}
+        for name, value in named.items():
             if name in case.body and draw(st.booleans()):
                 case.body[name] = value
         if operation.path in ("/v1/videos", "/v1/videos/edits", "/v1/videos/extensions"):
@@ -284,13 +289,13 @@ def test_streams_break_at_nothing_either(fuzz: Fuzz) -> None:
         statuses[answer.status_code] += 1
 
     for value in values:
-        quoted = requests.utils.quote(value, safe="")
+        quoted = quote(value, safe="")
         for path in ("videos", "files", "batches"):
             ask("GET", f"/v1/{path}?limit={quoted}", {200, 400})
     for name in names:
-        video = f"/v1/videos/{requests.utils.quote(name, safe='')}"
+        video = f"/v1/videos/{quote(name, safe='')}"
         for value in values:
-            quoted = requests.utils.quote(value, safe="")
+            quoted = quote(value, safe="")
             for kind in ("stream", "events"):
                 ask("GET", f"{video}/{kind}?from_chunk={quoted}", {200, 204, 400, 404})
             if value.isascii() and value.isprintable():
@@ -300,6 +305,7 @@ def test_streams_break_at_nothing_either(fuzz: Fuzz) -> None:
             ask("GET", f"{video}/hls/{quoted}.m4s", {200, 404})
         for path in ("index.m3u8", "init.mp4"):
             ask("GET", f"{video}/hls/{path}", {200, 404, 409})
+    body: Any
     for body in ({}, [], 1, None, {"prompt": 1}, {"prompt": "waves", "size": "1x1"}):
         ask("POST", "/v1/videos/sync", {400}, json=body)
     for data in (

@@ -54,8 +54,9 @@ def test_uploads_are_edited_and_extended(client: openai.OpenAI, finished: Any) -
     video = ("dog.mp4", io.BytesIO(data), "video/mp4")
     edited = client.videos.edit(prompt="it moves", video=video, extra_body={"size": "64x64"})
     video = ("dog.mp4", io.BytesIO(data), "video/mp4")
+    seconds: Any = "2"
     longer = client.videos.extend(
-        prompt="it moves", seconds="2", video=video, extra_body={"size": "64x64"}
+        prompt="it moves", seconds=seconds, video=video, extra_body={"size": "64x64"}
     )
     for made, frames in ((edited, 99), (longer, 48)):
         done = client.videos.poll(made.id, poll_interval_ms=100)
@@ -87,7 +88,7 @@ def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
         ({"extra_body": {"nonsense": 1}}, openai.BadRequestError, "invalid_value"),
     ):
         with pytest.raises(kind) as caught:
-            client.videos.create(prompt="x", **fields)  # type: ignore[arg-type]
+            client.videos.create(prompt="x", **fields)
         assert caught.value.code == code
         assert caught.value.request_id
 

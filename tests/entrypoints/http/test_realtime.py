@@ -108,7 +108,7 @@ def test_first_media_comes_before_the_second_chunk_is_computed(
 def test_no_message_kills_the_connection(server: Server) -> None:
     with realtime_client(server.url) as client:
         for text, code, message in (
-            ("{", "invalid_json", "no JSON"),
+            ("{", "invalid_json", "is not valid JSON"),
             ("[]", "invalid_json", "got a JSON list, expected an object"),
             (b"\x00", "invalid_message", "binary"),
             ('{"type": "session.end"}', "invalid_message", "session.end"),
@@ -119,8 +119,8 @@ def test_no_message_kills_the_connection(server: Server) -> None:
             (interaction("x", transition_chunks=-1), "invalid_message", "expected 0 to 100"),
             (interaction("x", event_id=""), "invalid_message", "0 characters"),
             ('{"type": "session.interaction"}', "invalid_message", "interaction"),
-            (interaction("x" * 200_000), "message_too_large", "expected 131072 at most"),
-            (start(prompt="x" * 5_000_000), "message_too_large", "expected 4194304 at most"),
+            (interaction("x" * 200_000), "message_too_large", "expected at most 131072"),
+            (start(prompt="x" * 5_000_000), "message_too_large", "expected at most 4194304"),
             (start(prompt=None), "invalid_value", "prompt"),
             (start(size="63x64"), "invalid_size", "got size 63x64"),
             (start(format="mp4"), "invalid_value", "expected m4s"),
@@ -136,7 +136,11 @@ def test_no_message_kills_the_connection(server: Server) -> None:
                 "invalid_value",
                 "allowed-media",
             ),
-            ('{"type": "session.resume", "session_id": "none"}', "not_found", "does not exist"),
+            (
+                '{"type": "session.resume", "session_id": "none"}',
+                "not_found",
+                "video 'none' not found",
+            ),
         ):
             client.socket.send(text)
             answer = client.hear()
@@ -201,7 +205,7 @@ def test_a_session_that_is_stopped_has_all_that_was_made(
 ) -> None:
     with realtime_client(server.url) as client:
         video = client.start(**LONG)
-        chunks = [client.hear()]
+        chunks = [client.hear_chunk()]
         client.say("session.stop")
         rest, messages = client.rest()
     assert [chunk.metadata["generation_chunk_index"] for chunk in rest] == [
@@ -218,7 +222,7 @@ def test_chunks_name_the_interactions_that_they_are_made_under() -> None:
     session = RealtimeSession("a")
     switches = (PromptSwitch(2, "storm", 3), PromptSwitch(6, "calm"), PromptSwitch(7, "night", 0))
     for name, switch in zip(("one", "two", "three"), switches, strict=True):
-        session.begin(name, switch)
+        session.record_switch(name, switch)
     params = SamplingParams(switches=(*switches, PromptSwitch(8, "by another way")))
     assert [session.events_at(chunk, params) for chunk in range(1, 9)] == [
         ([], [], []),
@@ -244,7 +248,7 @@ def test_a_session_waits_for_its_client_and_goes_on_where_it_was(
 ) -> None:
     with realtime_client(server.url) as client:
         video = client.start(num_frames=70, max_lead_chunks=1)
-        chunks = [client.hear()]
+        chunks = [client.hear_chunk()]
     assert wait_until(http, video, "paused")["chunks_done"] <= 2
     with realtime_client(server.url) as client:
         client.say("session.resume", session_id=video, from_chunk=9)
@@ -304,7 +308,7 @@ def test_a_session_ends_when_its_client_stays_away(tmp_path: Path) -> None:
     ):
         with realtime_client(server.url) as client:
             video = client.start(**LONG, max_lead_chunks=32)
-            chunks = [client.hear()]
+            chunks = [client.hear_chunk()]
         gone = time.monotonic()
         assert wait_until(http, video, "paused")["chunks_done"] < 32
         ended = wait_until(http, video, "failed")
@@ -330,7 +334,7 @@ def test_a_session_can_be_resumed_when_the_server_was_killed(tmp_path: Path) -> 
     ):
         lost = other.start(**LONG)
         video = client.start(num_frames=132, seed=5)
-        chunks = [client.hear()]
+        chunks = [client.hear_chunk()]
         server.kill()
     with (
         running_server(folder, *flags) as server,

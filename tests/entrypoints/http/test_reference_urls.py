@@ -58,13 +58,13 @@ def test_pictures_and_videos_are_fetched(tmp_path: Path, server: HttpsServer) ->
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/nothing?key=secret", "got status 404 of receiver.example, expected 200"),
+        ("/nothing?key=secret", "got status 404 from receiver.example, expected 200"),
         ("/moved?key=secret", "got status 404"),
         ("/moved", "got status 302"),
-        ("/page", "image_url: got a file of another kind"),
-        ("/packed", "got an answer of receiver.example that is compressed"),
-        ("/long", "of more than 2000 bytes"),
-        ("/says-long", "of more than 2000 bytes"),
+        ("/page", "image_url: got an unsupported file format"),
+        ("/packed", "got a compressed response from receiver.example"),
+        ("/long", "is too large, expected at most 2000 bytes"),
+        ("/says-long", "is too large, expected at most 2000 bytes"),
     ],
 )
 def test_other_answers_are_refused(
@@ -94,7 +94,7 @@ def test_files_by_id_are_those_of_the_sender(tmp_path: Path, server: HttpsServer
 
     given = ReferenceInput({"file_id": "file-1"})
     assert read(tmp_path, server, given, find_file=find).kind == "image"
-    with pytest.raises(InvalidRequestError, match="got file 'file-2'"):
+    with pytest.raises(InvalidRequestError, match="file 'file-2' not found"):
         read(tmp_path, server, ReferenceInput({"file_id": "file-2"}), find_file=find)
     with pytest.raises(InvalidRequestError, match="expected video_url"):
         read(tmp_path, server, ReferenceInput({"image_url": "data:,"}, "video", "video"))

@@ -66,7 +66,7 @@ def undisturbed(folder: Path) -> dict[int, Any]:
 def last_latents(folder: Path, ids: dict[int, str]) -> dict[int, Any]:
     store = VideoStore(folder)
     try:
-        kept = {index: store.kept(name) for index, name in ids.items()}
+        kept = {index: store.resume_point(name) for index, name in ids.items()}
     finally:
         store.close()
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -159,14 +160,16 @@ def test_what_has_no_state_is_gone_on_with_from_its_frames(
 
 def test_a_size_that_no_model_makes_is_scaled_and_cut(client: openai.OpenAI) -> None:
     fit = SHORT["extra_body"] | {"size_policy": "fit"}
+    even: Any = "90x150"
     video = client.videos.create_and_poll(
-        prompt="a dog runs", poll_interval_ms=100, size="90x150", extra_body=fit
+        prompt="a dog runs", poll_interval_ms=100, size=even, extra_body=fit
     )
     assert (video.status, video.size) == ("completed", "90x150")
     frames = frames_of(client.videos.download_content(video.id).read())
     assert frames.shape == (40, 150, 90, 3)
+    odd: Any = "91x150"
     with pytest.raises(openai.BadRequestError, match="expected WIDTHxHEIGHT with even sides"):
-        client.videos.create(prompt="x", size="91x150", extra_body=fit)
+        client.videos.create(prompt="x", size=odd, extra_body=fit)
 
 
 def test_an_order_that_is_repeated_is_made_once(http: httpx.Client) -> None:
@@ -218,7 +221,7 @@ def test_a_deleted_video_is_gone(client: openai.OpenAI) -> None:
     deleted = client.videos.delete(video.id)
     assert (deleted.id, deleted.object, deleted.deleted) == (video.id, "video.deleted", True)
     for call in (client.videos.retrieve, client.videos.delete, client.videos.download_content):
-        with pytest.raises(openai.NotFoundError, match="does not exist"):
+        with pytest.raises(openai.NotFoundError, match="not found"):
             call(video.id)
 
 
@@ -231,11 +234,22 @@ def test_a_prompt_is_switched_while_the_video_is_made(http: httpx.Client) -> Non
     http.delete(f"/v1/videos/{video}")
 
 
+def test_an_adapter_is_named_by_the_request(http: httpx.Client, style: Path) -> None:
+    body = {"prompt": "a dog", "num_frames": 5, "size": "64x64", "seed": 3}
+    plain, weak, strong = (
+        frames_of(http.post("/v1/videos/sync", json=body | lora).content)
+        for lora in ({}, {"lora": "style", "lora_scale": 0}, {"lora": "style"})
+    )
+    assert np.array_equal(plain, weak)
+    assert not np.array_equal(plain, strong)
+    assert style.name not in http.get("/v1/videos").text
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "param", "message"),
     [
         ({}, 400, "invalid_value", "prompt", "missing required field `prompt`"),
-        ({"prompt": 3}, 400, "invalid_value", "prompt", "Expected `str`, got `int`"),
+        ({"prompt": 3}, 400, "invalid_value", "prompt", "expected `str`, got `int`"),
         ({"prompt": "x", "nonsense": 1}, 400, "invalid_value", "nonsense", "unknown field"),
         (
             {"prompt": "x", "size": "720x1280"},
@@ -246,11 +260,32 @@ def test_a_prompt_is_switched_while_the_video_is_made(http: httpx.Client) -> Non
         ),
         ({"prompt": "x", "size": "big"}, 400, "invalid_size", "size", "got size 'big', expected W"),
         ({"prompt": "x", "model": "sora-2"}, 404, "model_not_found", "model", "one of: nano"),
-        ({"prompt": "x", "seconds": 0}, 400, "invalid_value", "seconds", "at least one frame"),
+        (
+            {"prompt": "x", "seconds": 0},
+            400,
+            "invalid_value",
+            "seconds",
+            "expected more than 0 seconds",
+        ),
         ({"prompt": "x", "seconds": 2, "num_frames": 9}, 400, "invalid_value", "seconds", "both"),
         ({"prompt": "x", "guidance_scale": 9}, 400, "invalid_value", "guidance_scale", "at most 1"),
+        (
+            {"prompt": "x", "fps": 500},
+            400,
+            "invalid_value",
+            "fps",
+            "got fps 500, expected 1 to 120",
+        ),
+        (
+            {"prompt": "x", "zero_steps": -1},
+            400,
+            "invalid_value",
+            "zero_steps",
+            "expected 0 to 1000",
+        ),
+        ({"prompt": "x", "lora": "/etc"}, 404, "lora_not_found", "lora", "expected one of: style"),
         ({"prompt": "x", "steps": [1]}, 400, "invalid_value", "steps", "got 1 step counts"),
-        ({"prompt": "\ud800"}, 400, "invalid_json", None, "no JSON"),
+        ({"prompt": "\ud800"}, 400, "invalid_json", None, "not valid JSON"),
     ],
 )
 def test_bad_fields_are_refused_by_name(

@@ -32,6 +32,7 @@ def folder_of(name: str) -> Path:
     for path in (*sorted((HERE / name).iterdir()), SHIM, Path(__file__)):
         digest.update(path.read_bytes())
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed.pop("optional-dependencies")  # the environment has none of the extras
     digest.update(json.dumps(installed).encode())
     return BUILT / f"{name}-{digest.hexdigest()[:12]}"
 

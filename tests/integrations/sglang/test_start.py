@@ -15,8 +15,8 @@ pytestmark = pytest.mark.sglang
 @pytest.mark.parametrize(
     ("options", "flags", "message"),
     [
-        ({"colour": 1}, (), "helios: Object contains unknown field `colour`; expected some of"),
-        ({}, ("--num-gpus", "2"), "got --num-gpus 2, expected 1: more GPUs are used by more"),
+        ({"colour": 1}, (), "helios: got unknown option 'colour', expected one of: "),
+        ({}, ("--num-gpus", "2"), "got --num-gpus 2, expected 1: to use more GPUs"),
     ],
 )
 def test_a_wrong_option_is_told(
@@ -90,7 +90,7 @@ def test_its_python_api_makes_videos(checkpoints: dict[str, Path], tmp_path: Pat
     ("module", "returncode", "message"),
     [
         ("helios_serve.integrations.sglang", 1, "HeliosError: got SGLang 0.4.1, expected 0.5.23"),
-        ("helios_serve.integrations.sglang_plugin", 0, "Helios is left to SGLang's own pipeline"),
+        ("helios_serve.integrations.sglang_plugin", 0, "Helios uses SGLang's own pipeline"),
     ],
 )
 def test_another_release_is_told(

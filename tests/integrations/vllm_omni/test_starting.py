@@ -89,7 +89,7 @@ def test_a_client_that_goes_leaves_room_for_the_next(
     ("version", "options", "said"),
     [
         ("0.31.0", "{}", "got vLLM-Omni 0.31.0, expected 0.30.x for this helios-serve"),
-        (None, '{"helios": {"colour": 1}}', "contains unknown field `colour`; expected some of"),
+        (None, '{"helios": {"colour": 1}}', "got unknown option 'colour', expected one of: "),
         (None, '{"helios": {"workers": ["x"]}}', "got workers 'x', expected N, N:ROLES"),
     ],
 )

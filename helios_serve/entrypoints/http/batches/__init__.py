@@ -1,1 +1,1 @@
-"""Routes of batches and of the files they read and write."""
+"""Routes of batches, and of the files that they read and write."""

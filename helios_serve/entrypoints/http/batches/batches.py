@@ -1,4 +1,4 @@
-"""The routes of batches."""
+"""Routes of batches."""
 
 import asyncio
 import secrets
@@ -6,11 +6,11 @@ import time
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.batches.files import FileApi
 from helios_serve.entrypoints.http.bodies import read_body
+from helios_serve.entrypoints.http.operations import LIMIT, TEXT, Operation, RequestBody
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.responses import json_response, page_response
 from helios_serve.errors import InvalidRequestError
@@ -26,12 +26,13 @@ from helios_serve.service.protocol import (
 from helios_serve.service.validation import convert
 from helios_serve.store.batches import BatchStatus, StoredBatch
 
+BATCH = "/v1/batches/{batch_id}"
 WINDOW = 24 * 3600.0
-"""Seconds that a batch may take."""
+"""Seconds after which an unfinished batch expires."""
 
 
 class BatchApi:
-    """Handlers over the sender's batches."""
+    """Handlers for the tenant's batches."""
 
     def __init__(self, runner: BatchRunner, files: FileApi) -> None:
         self.runner = runner
@@ -39,22 +40,39 @@ class BatchApi:
         self.files = files
 
     @property
-    def routes(self) -> list[Route]:
-        one = "/v1/batches/{batch_id}"
-        return [
-            Route("/v1/batches", self.create, methods=["POST"]),
-            Route("/v1/batches", self.list_page, methods=["GET"]),
-            Route(one, self.retrieve, methods=["GET"]),
-            Route(f"{one}/cancel", self.cancel, methods=["POST"]),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/v1/batches",
+                self.create,
+                "Create a batch: one video for each line of a file",
+                Batch,
+                RequestBody(CreateBatch),
+                statuses=(400, 404, 413, 415, 507),
+            ),
+            Operation(
+                "GET",
+                "/v1/batches",
+                self.list_page,
+                "List your batches, newest first",
+                BatchList,
+                query={"after": TEXT, "limit": LIMIT},
+            ),
+            Operation("GET", BATCH, self.retrieve, "Retrieve a batch", Batch),
+            Operation(
+                "POST", f"{BATCH}/cancel", self.cancel, "Cancel a batch and keep its results", Batch
+            ),
+        )
 
     async def create(self, request: Request) -> Response:
-        """Make a video for every line of an uploaded file."""
+        """Create a batch that generates a video for each line of an uploaded file."""
         body = convert(await read_body(request), CreateBatch)
         file = await self.files.find(body.input_file_id, request)
         if file.purpose != "batch":
             raise InvalidRequestError(
-                f"got a file for {file.purpose!r}, expected one for 'batch'", param="input_file_id"
+                f"got a file with purpose {file.purpose!r}, expected 'batch'",
+                param="input_file_id",
             )
         now = time.time()
         batch = StoredBatch(
@@ -72,7 +90,7 @@ class BatchApi:
         return json_response(await self._describe(batch))
 
     async def list_page(self, request: Request) -> Response:
-        """Newest first."""
+        """List the tenant's batches, newest first."""
         query = page_query(request)
         if query.after is not None:
             await self._find(query.after, request)
@@ -83,18 +101,19 @@ class BatchApi:
         return page_response(BatchList, shown, has_more=len(batches) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
+        """Return a batch. Raises ApiError 404 if there is none."""
         batch = await self._find(request.path_params["batch_id"], request)
         return json_response(await self._describe(batch))
 
     async def cancel(self, request: Request) -> Response:
-        """End it and keep what was made; one that is over stays as it is."""
+        """Cancel a batch and keep its results. A finished batch is not changed."""
         batch = await self._find(request.path_params["batch_id"], request)
         return json_response(await self._describe(await self.runner.cancel(batch)))
 
     async def _find(self, batch_id: str, request: Request) -> StoredBatch:
         batch = await asyncio.to_thread(self.batches.get, batch_id)
         if batch is None or batch.tenant != tenant_of(request):
-            raise ApiError(404, f"got batch {batch_id!r}, which does not exist", code="not_found")
+            raise ApiError(404, f"batch {batch_id!r} not found", code="not_found")
         return batch
 
     async def _describe(self, batch: StoredBatch) -> Batch:
@@ -103,6 +122,8 @@ class BatchApi:
 
 
 def batch_object(batch: StoredBatch, counts: BatchCounts) -> Batch:
+    """Return a stored batch as an API batch."""
+
     def reached(status: BatchStatus) -> int | None:
         return int(batch.reached[status]) if status in batch.reached else None
 

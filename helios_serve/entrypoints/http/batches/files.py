@@ -1,4 +1,4 @@
-"""The routes of files: what batches are read from and written to."""
+"""Routes of files: batch inputs and outputs, and references."""
 
 import asyncio
 import secrets
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.bodies import read_body
+from helios_serve.entrypoints.http.operations import LIMIT, PAGE, TEXT, Operation, RequestBody
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.responses import json_response, page_response
 from helios_serve.errors import InvalidRequestError
@@ -19,36 +19,53 @@ from helios_serve.service.protocol import FileDeleted, FileList, FileObject
 from helios_serve.store.files import storage_errors
 from helios_serve.store.user_files import UserFile, UserFileStore
 
+FILE = "/v1/files/{file_id}"
+CONTENT_TYPE = "application/octet-stream"
 PURPOSES = ("batch", "user_data", "vision")
-"""What an upload may be for: the lines of a batch, or a reference of a video."""
+"""Accepted purposes of an upload: a batch input, or a reference of videos."""
 MAX_NAME = 255
 MAX_PAGE = 10_000
 PIECE = 1 << 20
+"""Bytes written at a time."""
 
 
 class FileApi:
-    """Handlers over the sender's files."""
+    """Handlers for the tenant's files."""
 
     def __init__(self, files: UserFileStore) -> None:
         self.files = files
 
     @property
-    def routes(self) -> list[Route]:
-        one = "/v1/files/{file_id}"
-        return [
-            Route("/v1/files", self.create, methods=["POST"]),
-            Route("/v1/files", self.list_page, methods=["GET"]),
-            Route(one, self.retrieve, methods=["GET"]),
-            Route(one, self.delete, methods=["DELETE"]),
-            Route(f"{one}/content", self.content, methods=["GET"]),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/v1/files",
+                self.create,
+                "Upload a file: a batch input or a reference",
+                FileObject,
+                RequestBody(None, ("file",), ("purpose",), ("file", "purpose")),
+                statuses=(400, 413, 415, 507),
+            ),
+            Operation(
+                "GET",
+                "/v1/files",
+                self.list_page,
+                "List your files",
+                FileList,
+                query=PAGE | {"limit": LIMIT | {"maximum": MAX_PAGE}, "purpose": TEXT},
+            ),
+            Operation("GET", FILE, self.retrieve, "Retrieve a file's metadata", FileObject),
+            Operation("DELETE", FILE, self.delete, "Delete a file", FileDeleted),
+            Operation("GET", f"{FILE}/content", self.content, "Download a file", CONTENT_TYPE),
+        )
 
     async def create(self, request: Request) -> Response:
-        """Keep an uploaded file."""
+        """Store an uploaded file."""
         fields = await read_body(request)
         upload, purpose = fields.get("file"), fields.get("purpose")
         if not isinstance(upload, Upload):
-            raise InvalidRequestError("got no file, expected a form with one", param="file")
+            raise InvalidRequestError("missing file, expected a form with a file", param="file")
         if purpose not in PURPOSES:
             raise InvalidRequestError(
                 f"got purpose {purpose!r}, expected one of: {', '.join(PURPOSES)}", param="purpose"
@@ -65,8 +82,8 @@ class FileApi:
         return json_response(file_object(stored))
 
     async def list_page(self, request: Request) -> Response:
-        """Newest first, or `order=asc`; `purpose` narrows them down."""
-        query = page_query(request, default=MAX_PAGE, most=MAX_PAGE)
+        """List the tenant's files, newest first (or `order=asc`), optionally of one `purpose`."""
+        query = page_query(request, default=MAX_PAGE, maximum=MAX_PAGE)
         if query.after is not None:
             await self.find(query.after, request)
         files = await asyncio.to_thread(
@@ -81,29 +98,34 @@ class FileApi:
         return page_response(FileList, shown, has_more=len(files) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
+        """Return a file's metadata. Raises ApiError 404 if there is none."""
         return json_response(file_object(await self.find(request.path_params["file_id"], request)))
 
     async def delete(self, request: Request) -> Response:
+        """Delete a file. Raises ApiError 404 if there is none."""
         file = await self.find(request.path_params["file_id"], request)
         await asyncio.to_thread(self.files.delete, file.id)
         return json_response(FileDeleted(id=file.id))
 
     async def content(self, request: Request) -> Response:
-        """The bytes that were uploaded."""
+        """Return the file's content."""
         file = await self.find(request.path_params["file_id"], request)
         return FileResponse(
-            self.files.path(file.id), media_type="application/octet-stream", filename=file.filename
+            self.files.path(file.id), media_type=CONTENT_TYPE, filename=file.filename
         )
 
     async def find(self, file_id: str, connection: HTTPConnection) -> UserFile:
-        """A file of the sender's; to others there is none: raises ApiError 404."""
+        """Return a file of the connection's tenant.
+
+        Raises ApiError 404 for other tenants' files, too.
+        """
         file = await asyncio.to_thread(self.files.get, file_id)
         if file is None or file.tenant != tenant_of(connection):
-            raise ApiError(404, f"got file {file_id!r}, which does not exist", code="not_found")
+            raise ApiError(404, f"file {file_id!r} not found", code="not_found")
         return file
 
     async def path_of(self, tenant: str, file_id: str) -> Path | None:
-        """What is in a file of the tenant's; None if there is none."""
+        """Return the path of a tenant's file, or None if there is no such file."""
         file = await asyncio.to_thread(self.files.get, file_id)
         return None if file is None or file.tenant != tenant else self.files.path(file.id)
 
@@ -115,6 +137,7 @@ class FileApi:
 
 
 def file_object(file: UserFile) -> FileObject:
+    """Return a stored file as an API file."""
     return FileObject(
         id=file.id,
         bytes=file.size,

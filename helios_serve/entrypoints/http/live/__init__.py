@@ -1,1 +1,1 @@
-"""Routes of videos while they are made: events, HLS and the realtime WebSocket."""
+"""Routes of running videos: events, HLS and the realtime WebSocket."""

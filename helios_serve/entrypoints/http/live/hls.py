@@ -1,4 +1,4 @@
-"""The routes of HLS: a playlist that grows with the video, and its segments."""
+"""HLS routes: a playlist that grows while the video is generated, and its segments (RFC 8216)."""
 
 import asyncio
 import math
@@ -6,9 +6,9 @@ import re
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.operations import VIDEO, Operation
 from helios_serve.model_config import CHUNK_FRAMES, frames_of_chunk
 from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.videos.video_object import wire_status
@@ -20,34 +20,59 @@ INIT_TYPE = "video/mp4"
 SEGMENT_TYPE = "video/iso.segment"
 FRESH = {"cache-control": "no-cache"}
 IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
-"""Segments never change, but they are the tenant's own: no cache may share them."""
+"""Cache headers of segments, which never change. They are private to the tenant, so no shared
+cache.
+"""
 NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
-"""One name a chunk, so that caches hold it once."""
-PATIENCE = 10.0
-"""Seconds that a player waits for the first chunk: less than players give a playlist."""
+"""A canonical chunk number, so that caches store each segment once."""
+FIRST_CHUNK_SECONDS = 10.0
+"""Maximum seconds to wait for the first chunk. It is shorter than players' playlist timeouts."""
 
 
 class HlsApi:
-    """Handlers over the sender's videos."""
+    """Handlers for HLS playback of the tenant's videos."""
 
     def __init__(self, videos: Videos) -> None:
         self.videos = videos
 
     @property
-    def routes(self) -> list[Route]:
-        folder = "/v1/videos/{video_id}/hls"
-        return [
-            Route(f"{folder}/index.m3u8", self.playlist),
-            Route(f"{folder}/init.mp4", self.header),
-            Route(f"{folder}/{{chunk}}.m4s", self.segment),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                f"{VIDEO}/hls/index.m3u8",
+                self.playlist,
+                "Get an HLS playlist that grows while the video is generated",
+                PLAYLIST_TYPE,
+                statuses=(404, 409, 503),
+            ),
+            Operation(
+                "GET",
+                f"{VIDEO}/hls/init.mp4",
+                self.header,
+                "Get the MP4 header of the segments",
+                INIT_TYPE,
+                statuses=(404,),
+            ),
+            Operation(
+                "GET",
+                f"{VIDEO}/hls/{{chunk}}.m4s",
+                self.segment,
+                "Get one chunk as a segment",
+                SEGMENT_TYPE,
+                statuses=(404,),
+            ),
+        )
 
     async def playlist(self, request: Request) -> Response:
-        """All chunks so far. No player takes an empty playlist, so the first chunk is waited for;
-        where it takes longer, the player is told to come again."""
+        """Return the playlist of all chunks so far.
+
+        Players reject an empty playlist, so the response waits for the first chunk. If it takes too
+        long, the response is 503 with `retry-after`. A video that ended without chunks is 409.
+        """
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         if not job.chunks and not job.is_finished:
-            job = await self._with_chunk(job)
+            job = await self._wait_for_chunk(job)
         if job.chunks:
             return Response(playlist(job), media_type=PLAYLIST_TYPE, headers=FRESH)
         message = f"video {job.id} is {wire_status(job)} and has no chunk"
@@ -56,34 +81,37 @@ class HlsApi:
         raise ApiError(503, f"{message} yet", code="not_ready", retry_after=1)
 
     async def header(self, request: Request) -> Response:
-        """What every player needs before the first segment."""
+        """Return the MP4 header (ftyp and moov), which players need before the first segment."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         data = await asyncio.to_thread(self.videos.store.header, job.id)
         if data is None:
-            raise not_there(job, "init.mp4")
+            raise segment_not_found(job, "init.mp4")
         return Response(data, media_type=INIT_TYPE, headers=IMMUTABLE)
 
     async def segment(self, request: Request) -> Response:
+        """Return a chunk's segment (moof and mdat). Raises ApiError 404 if it does not exist."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         chunk = request.path_params["chunk"]
         data = None
         if NUMBER.fullmatch(chunk):
             data = await asyncio.to_thread(self.videos.store.fragment, job.id, int(chunk))
         if data is None:
-            raise not_there(job, f"{chunk}.m4s")
+            raise segment_not_found(job, f"{chunk}.m4s")
         return Response(data, media_type=SEGMENT_TYPE, headers=IMMUTABLE)
 
-    async def _with_chunk(self, job: StoredJob) -> StoredJob:
-        """The job when it has a chunk or is over, or as it is when patience ends."""
+    async def _wait_for_chunk(self, job: StoredJob) -> StoredJob:
+        """Return the job once it has a chunk or is finished, or unchanged after
+        FIRST_CHUNK_SECONDS.
+        """
         change = self.videos.engine.changes(job.id)
         if change is not None:
-            # It may have come between the look at the job and the look for a change.
-            job = await self._again(job)
+            # The first chunk may have arrived before `change` was requested.
+            job = await self._reload(job)
             if not job.chunks and not job.is_finished:
-                await self.videos.wait_for(change, PATIENCE)
-        return await self._again(job)
+                await self.videos.wait_for(change, FIRST_CHUNK_SECONDS)
+        return await self._reload(job)
 
-    async def _again(self, job: StoredJob) -> StoredJob:
+    async def _reload(self, job: StoredJob) -> StoredJob:
         found = await asyncio.to_thread(self.videos.store.job, job.id)
         if found is None:  # deleted meanwhile
             raise not_found(job.id)
@@ -91,7 +119,7 @@ class HlsApi:
 
 
 def playlist(job: StoredJob) -> str:
-    """The playlist of what is there of a job that has a chunk (RFC 8216, EVENT)."""
+    """Return the playlist (RFC 8216, EVENT) of a job that has at least one chunk."""
     params = job.request.params
     lines = [
         "#EXTM3U",
@@ -111,5 +139,5 @@ def playlist(job: StoredJob) -> str:
     return "\n".join((*lines, ""))
 
 
-def not_there(job: StoredJob, name: str) -> ApiError:
-    return ApiError(404, f"got {name} of video {job.id}, which is not there", code="not_found")
+def segment_not_found(job: StoredJob, name: str) -> ApiError:
+    return ApiError(404, f"{name} of video {job.id} not found", code="not_found")

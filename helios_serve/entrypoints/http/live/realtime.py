@@ -1,4 +1,4 @@
-"""The route of realtime sessions, and one connection on it."""
+"""The WebSocket route of realtime sessions, and its connections."""
 
 import asyncio
 import uuid
@@ -8,8 +8,11 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from helios_serve.entrypoints.http.authentication import tenant_of
-from helios_serve.entrypoints.http.live.realtime_socket import ClientSocket, GoneError
-from helios_serve.entrypoints.http.live.realtime_stream import SessionStream
+from helios_serve.entrypoints.http.live.realtime_stream import (
+    ClientSocket,
+    DisconnectedError,
+    SessionStream,
+)
 from helios_serve.errors import InvalidRequestError
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import Json
@@ -25,12 +28,12 @@ from helios_serve.service.videos.videos import Videos
 from helios_serve.video_request import VideoRequest
 
 MAX_SWITCHING = 64
-"""Interactions of a session that wait for their chunk."""
+"""Maximum number of a session's interactions that are waiting for their chunk."""
 POLICY_VIOLATION, RESUMED_ELSEWHERE = 1008, 4409
 
 
 class RealtimeApi:
-    """Sessions over WebSocket, each a stored video of the sender's."""
+    """Realtime sessions over WebSocket. Each session is a stored video of the tenant."""
 
     def __init__(self, videos: Videos, builder: RequestBuilder, sessions: RealtimeSessions) -> None:
         self.videos = videos
@@ -42,14 +45,15 @@ class RealtimeApi:
         return [WebSocketRoute("/v1/realtime/video", self.serve)]
 
     async def serve(self, socket: WebSocket) -> None:
+        """Accept a connection, and handle it until it ends."""
         await socket.accept()
         await RealtimeConnection(socket, self).run()
 
 
 class RealtimeConnection:
-    """One client: its messages are answered in their order, while chunks are sent beside.
+    """One client connection. Handles messages in order, and sends chunks concurrently.
 
-    It has one session at a time, and any number one after another.
+    A connection has at most one session at a time, and any number of them in succession.
     """
 
     def __init__(self, socket: WebSocket, api: RealtimeApi) -> None:
@@ -60,45 +64,45 @@ class RealtimeConnection:
         self.builder = api.builder
         self.sessions = api.sessions
         self.config = api.sessions.config
-        self._patience = asyncio.timeout(self.config.start)
-        """With a client that has no session; None while it has one."""
+        self._timeout = asyncio.timeout(self.config.start)
+        """Timeout for a client without a session; disabled while it has one."""
         self._had_session = False
         self._stream: SessionStream | None = None
         self._streaming: asyncio.Task[None] | None = None
-        self._is_ours = False
-        """Whether the session's video was made for it, and ends with it."""
+        self._is_realtime = False
+        """Whether the video is a realtime session, not a video that is only read."""
         self._task = asyncio.current_task()
         self._is_evicted = False
 
     async def run(self) -> None:
-        """Until the client goes, or does not say what it wants."""
+        """Handle messages until the client disconnects or the timeout expires."""
         try:
-            with suppress(GoneError):
-                async with self._patience:
+            with suppress(DisconnectedError):
+                async with self._timeout:
                     while True:
                         await self._handle_next()
         except TimeoutError:
-            await self._give_up()
+            await self._close_idle()
         except asyncio.CancelledError:
             if not self._is_evicted:
                 raise
             if self._task is not None:
                 self._task.uncancel()
         finally:
-            await self._leave()
+            await self._detach()
         if self._is_evicted:
             await self.client.close(RESUMED_ELSEWHERE, "the session was resumed elsewhere")
 
     def evict(self) -> None:
-        """Give the session up at once: another one has it."""
+        """Stop reading at once, because another connection reads the session now."""
         self._is_evicted = True
         if self._task is not None:
             self._task.cancel()
 
-    async def tell_failure(self, event_id: str, error: Exception) -> None:
-        """An interaction that was accepted came to nothing."""
-        with suppress(GoneError):
-            await self.client.tell_error(
+    async def report_failure(self, event_id: str, error: Exception) -> None:
+        """Report that an accepted interaction failed."""
+        with suppress(DisconnectedError):
+            await self.client.send_error(
                 error,
                 code="interaction_failed",
                 request_id=self._video_id,
@@ -106,16 +110,19 @@ class RealtimeConnection:
             )
 
     async def _handle_next(self) -> None:
-        """No fault in a message ends the connection. Raises GoneError."""
+        """Handle one message. Errors are sent to the client and do not end the connection.
+
+        Raises DisconnectedError.
+        """
         try:
             message = messages.parse_message(await self.client.receive())
             if self._stream is None and self._had_session:
-                self._wait_for_client()
+                self._start_timeout()
             await self._answer(message)
-        except GoneError:
+        except DisconnectedError:
             raise
         except Exception as error:
-            await self.client.tell_error(error, request_id=self._video_id)
+            await self.client.send_error(error, request_id=self._video_id)
 
     async def _answer(self, message: messages.ClientMessage | Json) -> None:
         match message:
@@ -124,46 +131,48 @@ class RealtimeConnection:
             case messages.ResumeSession():
                 await self._resume(message)
             case messages.InteractMessage(interaction):
-                await self._interact(self._current().session, interaction)
+                await self._interact(self._active_stream().session, interaction)
             case messages.StopSession():
-                await self._stop(self._current())
+                await self._stop(self._active_stream())
             case messages.PingMessage():
-                await self.client.tell(messages.PongMessage())
+                await self.client.send(messages.PongMessage())
             case messages.QueueRequest():
-                await self.client.tell(await self._queue_status())
+                await self.client.send(await self._queue_status())
 
     async def _start(self, fields: Json) -> None:
-        self._check_free()
-        self._patience.reschedule(None)
+        self._check_no_session()
+        self._timeout.reschedule(None)
         try:
             asked = await session_request(
                 fields, tenant_of(self.socket), self.builder, self.config.max_lead_chunks
             )
             await self.videos.accept(asked)
         except BaseException:
-            self._wait_for_client()
+            self._start_timeout()
             raise
-        session = await self.sessions.take(asked.request_id, self)
-        await self._begin(session, asked, first=0, is_ours=True, with_header=True)
+        session = await self.sessions.attach(asked.request_id, self)
+        await self._begin(session, asked, first=0, is_realtime=True, with_header=True)
 
     async def _resume(self, message: messages.ResumeSession) -> None:
-        """Go on with a session of the sender's, or read any video of its."""
-        self._check_free()
+        """Resume a session of the tenant, or read any of its videos."""
+        self._check_no_session()
         job = await self.videos.find(message.session_id, tenant_of(self.socket))
         if not job.first_chunk <= message.from_chunk <= job.next_chunk:
             raise InvalidRequestError(
                 f"got from_chunk {message.from_chunk}, expected {job.first_chunk} to "
-                f"{job.next_chunk}, the next to come",
+                f"{job.next_chunk} (the next chunk)",
                 param="from_chunk",
             )
-        self._patience.reschedule(None)
-        is_ours = is_session(job)
-        session = await self.sessions.take(job.id, self) if is_ours else RealtimeSession(job.id)
+        self._timeout.reschedule(None)
+        is_realtime = is_session(job)
+        session = (
+            await self.sessions.attach(job.id, self) if is_realtime else RealtimeSession(job.id)
+        )
         await self._begin(
             session,
             job.request,
             first=message.from_chunk,
-            is_ours=is_ours,
+            is_realtime=is_realtime,
             with_header=message.header,
         )
 
@@ -173,54 +182,55 @@ class RealtimeConnection:
         request: VideoRequest,
         *,
         first: int,
-        is_ours: bool,
+        is_realtime: bool,
         with_header: bool,
     ) -> None:
         session.reader = self
-        self._had_session, self._is_ours = True, is_ours
+        self._had_session, self._is_realtime = True, is_realtime
         self._stream = SessionStream(
             session, self.videos, self.client, self.sessions, with_header=with_header
         )
         video_id = session.video_id
-        await self.client.tell(
+        await self.client.send(
             messages.SessionStarted(video_id, video_id, "m4s", first, config_of(request))
         )
         self._streaming = asyncio.create_task(self._send_chunks(self._stream, first))
 
     async def _send_chunks(self, stream: SessionStream, first: int) -> None:
-        """Where the client has gone, the session is left when its messages end."""
-        with suppress(GoneError):
+        """Send the session's chunks. After a disconnect, the session is detached in `_detach`."""
+        with suppress(DisconnectedError):
             await stream.run(first)
-            if self._is_ours and await stream.is_over():
+            if self._is_realtime and await stream.is_finished():
                 self.sessions.end(stream.session, self)
-            elif self._is_ours:  # stopped by a full disk, say: it may go on, and be resumed
-                self.sessions.leave(stream.session, self)
+            elif self._is_realtime:  # stopped by an error, such as a full disk: it may be resumed
+                self.sessions.detach(stream.session, self)
             self._stream = None
-            self._wait_for_client()
+            self._start_timeout()
 
     async def _interact(self, session: RealtimeSession, interaction: messages.Interaction) -> None:
         event_id = interaction.event_id or uuid.uuid4().hex
         if session.num_switching >= MAX_SWITCHING:
             raise ApiError(
                 429,
-                f"got an interaction while {MAX_SWITCHING} others wait for their chunk",
+                f"too many interactions: {session.num_switching} waiting for their chunk "
+                f"(limit {MAX_SWITCHING})",
                 code="interaction_queue_full",
             )
         is_new = session.accept(event_id, interaction)
         try:
-            await self.client.tell(messages.InteractionQueued(session.video_id, event_id))
-        finally:  # it was accepted, whether the client still hears of it or not
+            await self.client.send(messages.InteractionQueued(session.video_id, event_id))
+        finally:  # an accepted interaction takes effect even if the client disconnects
             if is_new:
                 session.switch(self.engine, event_id, interaction)
 
     async def _stop(self, stream: SessionStream) -> None:
-        if self._is_ours:
+        if self._is_realtime:
             await stream.stop()
             return
         raise ApiError(
             409,
-            f"got session.stop for video {stream.session.video_id}, which is not a session's: "
-            "close the connection to read no more of it",
+            f"got session.stop for video {stream.session.video_id}, which is not a realtime "
+            "session; to stop reading it, close the connection",
             code="not_a_session",
         )
 
@@ -245,46 +255,49 @@ class RealtimeConnection:
     def _video_id(self) -> str | None:
         return None if self._stream is None else self._stream.session.video_id
 
-    def _check_free(self) -> None:
+    def _check_no_session(self) -> None:
         if self._stream is not None:
             raise ApiError(
                 409,
-                f"got another session while {self._video_id} is under way, expected it to end or "
-                "to be stopped first",
+                f"session {self._video_id} is active, expected it to end or be stopped before "
+                "the next one",
                 code="session_active",
             )
 
-    def _current(self) -> SessionStream:
+    def _active_stream(self) -> SessionStream:
         if self._stream is None:
             raise ApiError(
-                409, "got a message to a session, expected session.start first", code="no_session"
+                409, "no active session, expected session.start first", code="no_session"
             )
         return self._stream
 
-    def _wait_for_client(self) -> None:
-        """It has no session: it should start one."""
+    def _start_timeout(self) -> None:
+        """Start the timeout within which the client must start a session."""
         seconds = self.config.idle if self._had_session else self.config.start
-        self._patience.reschedule(asyncio.get_running_loop().time() + seconds)
+        self._timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
-    async def _give_up(self) -> None:
+    async def _close_idle(self) -> None:
         expected = "a message" if self._had_session else "session.start"
-        error = ApiError(408, f"got nothing in time, expected {expected}", code="timeout")
-        with suppress(GoneError, TimeoutError):
+        error = ApiError(408, f"timed out, expected {expected}", code="timeout")
+        with suppress(DisconnectedError, TimeoutError):
             async with asyncio.timeout(1.0):
-                await self.client.tell_error(error)
+                await self.client.send_error(error)
         await self.client.close(POLICY_VIOLATION, "timeout")
 
-    async def _leave(self) -> None:
-        """The session, if there is one, is kept for its client for a while."""
-        self._task = None  # nothing is left to evict
+    async def _detach(self) -> None:
+        """Detach from the session, which waits for its client to reconnect.
+
+        A stopped session is aborted.
+        """
+        self._task = None  # eviction is no longer possible
         if self._streaming is not None:
             self._streaming.cancel()
             await asyncio.wait((self._streaming,))
         stream, self._stream = self._stream, None
-        if stream is None or not self._is_ours:
+        if stream is None or not self._is_realtime:
             return
         if stream.is_stopped and not self._is_evicted:
             self.sessions.end(stream.session, self)
             await self.sessions.abort(stream.session.video_id)
         else:
-            self.sessions.leave(stream.session, self)
+            self.sessions.detach(stream.session, self)

@@ -1,15 +1,22 @@
-"""The chunks of one session on their way to its client."""
+"""A realtime client's socket, and the stream of a session's chunks to it."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.engine.requests.stored_stream import CANCELLED
-from helios_serve.entrypoints.http.live.realtime_socket import ClientSocket, GoneError
 from helios_serve.errors import StorageError
 from helios_serve.model_config import frames_of_chunk
-from helios_serve.service.errors import ApiError, not_found
-from helios_serve.service.realtime.messages import ChunkMetadata, SessionDone
+from helios_serve.service.errors import ApiError, as_api_error, not_found
+from helios_serve.service.realtime.messages import (
+    ChunkMetadata,
+    ErrorMessage,
+    ServerMessage,
+    SessionDone,
+)
 from helios_serve.service.realtime.sessions import (
     RealtimeSession,
     RealtimeSessions,
@@ -17,12 +24,95 @@ from helios_serve.service.realtime.sessions import (
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.jobs import StoredJob
 
+CLOSE_SECONDS = 1.0
+
+
+class DisconnectedError(Exception):
+    """The client disconnected."""
+
+
+class ClientSocket:
+    """A WebSocket with backpressure: sending waits for a slow client, and nothing is queued."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self.socket = socket
+        self._sending = asyncio.Lock()
+        self._is_gone = False
+
+    async def receive(self) -> str:
+        """Return the next text message.
+
+        Raises ApiError for a binary message, and DisconnectedError when the client disconnects.
+        """
+        message = await self.socket.receive()
+        if message["type"] == "websocket.disconnect":
+            self._is_gone = True
+            raise DisconnectedError
+        text: str | None = message.get("text")
+        if text is None:
+            raise ApiError(400, "got a binary message, expected JSON text", code="invalid_message")
+        return text
+
+    async def send(self, message: ServerMessage) -> None:
+        """Send a message. Raises DisconnectedError."""
+        async with self._sending:
+            await self._send(message)
+
+    async def send_chunk(self, metadata: ChunkMetadata, data: bytes) -> None:
+        """Send a chunk's metadata and data, with no other message between them.
+
+        Raises DisconnectedError.
+        """
+        async with self._sending:
+            await self._send(metadata)
+            await self._send(data)
+
+    async def send_error(
+        self,
+        error: Exception,
+        *,
+        code: str | None = None,
+        request_id: str | None = None,
+        event_id: str | None = None,
+    ) -> None:
+        """Send an error. `code` replaces the error's own code. Raises DisconnectedError."""
+        api_error = as_api_error(error)
+        message = ErrorMessage(
+            api_error.detail.message,
+            code or api_error.detail.code,
+            request_id,
+            event_id,
+            api_error.detail.param,
+            api_error.retry_after,
+        )
+        await self.send(message)
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close the connection, and wait at most CLOSE_SECONDS for the client."""
+        with suppress(TimeoutError, DisconnectedError, WebSocketDisconnect):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if not self._is_gone:
+                    self._is_gone = True
+                    await self.socket.close(code, reason)
+
+    async def _send(self, message: ServerMessage | bytes) -> None:
+        if self._is_gone:
+            raise DisconnectedError
+        try:
+            if isinstance(message, bytes):
+                await self.socket.send_bytes(message)
+            else:
+                await self.socket.send_text(msgspec.json.encode(message).decode())
+        except WebSocketDisconnect as error:
+            self._is_gone = True
+            raise DisconnectedError from error
+
 
 class SessionStream:
-    """Sends one chunk after another as they are made, until the video is over or was stopped.
+    """Sends chunks as they are generated, until the video is finished or stopped.
 
-    A chunk is taken from the store when the client has room for it: the video waits for its client
-    when that is too far behind.
+    A chunk is read from the store only when the client can receive it. The engine pauses a video
+    whose client is too far behind.
     """
 
     def __init__(
@@ -44,33 +134,33 @@ class SessionStream:
         self._last: int | None = None
 
     async def run(self, first: int) -> None:
-        """Send the chunks from `first` on, and `session.done`; raises GoneError."""
+        """Send the chunks from `first` on, and `session.done`. Raises DisconnectedError."""
         video_id = self.session.video_id
         failure: Exception | None = None
         try:
             await self._send_chunks(first)
             if self.is_stopped:
                 await self.sessions.abort(video_id)
-        except GoneError:
+        except DisconnectedError:
             raise
         except Exception as error:
             failure = error
         if failure is not None and str(failure) != CANCELLED:
-            await self.client.tell_error(failure, request_id=video_id)
+            await self.client.send_error(failure, request_id=video_id)
         ended_early = self.is_stopped or failure is not None
-        await self.client.tell(SessionDone(video_id, self.num_sent, ended_early))
+        await self.client.send(SessionDone(video_id, self.num_sent, ended_early))
 
     async def stop(self) -> None:
-        """Send no more than the chunk that is under way, and end the video with it."""
+        """Stop after the chunk under way, and abort the video."""
         self.is_stopped = True
         job = await self._job()
         progress = await self.videos.engine.progress(job.id)
         self._last = job.next_chunk
         if progress is not None and progress.phase in ("encoding", "queued"):
-            await self.sessions.abort(job.id)  # none is under way
+            await self.sessions.abort(job.id)  # no chunk is under way
 
-    async def is_over(self) -> bool:
-        """Whether it is known that nothing more will come of the video."""
+    async def is_finished(self) -> bool:
+        """Return whether the video is known to be finished or deleted."""
         try:
             return (await self._job()).is_finished
         except StorageError:
@@ -103,7 +193,7 @@ class SessionStream:
             active_event_ids=events.active,
             completed_event_ids=events.completed,
         )
-        await self.client.tell_chunk(metadata, data)
+        await self.client.send_chunk(metadata, data)
         self.num_sent += 1
 
     async def _job(self) -> StoredJob:

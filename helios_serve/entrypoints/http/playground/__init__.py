@@ -1,1 +1,1 @@
-"""The playground: one static page over the public API, without a build step."""
+"""The playground: a static page that uses the public API. It has no build step."""

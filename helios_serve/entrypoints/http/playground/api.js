@@ -1,17 +1,17 @@
-/** The server's API: requests that carry the key, and errors as the server tells them. */
+/** Client of the server's API: sends the API key, and throws the server's errors. */
 
 const NAME = "helios-api-key";
 
 export const apiKey = () => sessionStorage.getItem(NAME) ?? localStorage.getItem(NAME) ?? "";
 
-/** Keep the key in this tab, or beyond it; an empty one is forgotten. */
-export function setApiKey(secret, beyond) {
+/** Store the key in this tab, or permanently in the browser. An empty key is removed. */
+export function setApiKey(secret, permanently) {
   sessionStorage.removeItem(NAME);
   localStorage.removeItem(NAME);
-  if (secret) (beyond ? localStorage : sessionStorage).setItem(NAME, secret);
+  if (secret) (permanently ? localStorage : sessionStorage).setItem(NAME, secret);
 }
 
-/** An answer other than the one that was asked for; `param` names the field at fault. */
+/** An error response; `param` names the invalid field. Status 0: the server was not reached. */
 export class ApiError extends Error {
   constructor(message, { status = 0, param = null } = {}) {
     super(message);
@@ -19,40 +19,40 @@ export class ApiError extends Error {
     this.param = param;
   }
 
-  /** Whether the same request may do better later. */
-  get mayPass() {
+  /** Whether the same request may succeed later. */
+  get isTemporary() {
     return this.status === 0 || this.status === 429 || this.status >= 500;
   }
 }
 
-/** The response, if it is a good one; throws ApiError otherwise. */
+/** Send a request and return the response. Throws ApiError for an error response. */
 export async function call(path, { method = "GET", json, form, headers = {}, signal } = {}) {
-  const sent = new Headers(headers);
-  if (apiKey()) sent.set("authorization", `Bearer ${apiKey()}`);
-  if (json !== undefined) sent.set("content-type", "application/json");
+  const allHeaders = new Headers(headers);
+  if (apiKey()) allHeaders.set("authorization", `Bearer ${apiKey()}`);
+  if (json !== undefined) allHeaders.set("content-type", "application/json");
   const body = json === undefined ? form : JSON.stringify(json);
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { method, headers: sent, body, signal, cache: "no-store" });
+    response = await fetch(path, { method, headers: allHeaders, body, signal, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("the server cannot be reached");
   }
-  if (answer.ok) return answer;
-  throw await errorOf(answer);
+  if (response.ok) return response;
+  throw await errorOf(response);
 }
 
 export const callJson = async (path, options) => (await call(path, options)).json();
 
 export const videoPath = (id, rest = "") => `/v1/videos/${encodeURIComponent(id)}${rest}`;
 
-async function errorOf(answer) {
-  const { status } = answer;
-  if (status === 401) return new ApiError("this server needs an API key: choose “API key” above", { status });
+async function errorOf(response) {
+  const { status } = response;
+  if (status === 401) return new ApiError("this server requires an API key: click “API key” above", { status });
   try {
-    const { message, param } = (await answer.json()).error;
+    const { message, param } = (await response.json()).error;
     return new ApiError(message, { status, param });
   } catch {
-    return new ApiError(`the server answered ${status}`, { status });
+    return new ApiError(`the server returned status ${status}`, { status });
   }
 }

@@ -1,4 +1,4 @@
-/** Puts the parts of the page together. */
+/** Entry point: creates and connects the parts of the page. */
 
 import { apiKey, call, setApiKey, videoPath } from "./api.js";
 import { setUpCreation, showModels } from "./create.js";
@@ -11,7 +11,7 @@ import { Stage } from "./stage.js";
 const stage = new Stage({ onCreated: watchNew, onChange: () => list.refresh(), onDelete: remove });
 const list = new VideoList({ onWatch: watch, onDelete: remove });
 
-/** The address names what is watched, so that a reload goes on with it. */
+/** Show a video. Its id is kept in the address, so that a reload shows it again. */
 function watch(id) {
   history.replaceState(null, "", `#${id}`);
   list.setCurrent(id);
@@ -38,7 +38,7 @@ async function remove(video) {
     history.replaceState(null, "", location.pathname);
     stage.close("The video was deleted.");
   }
-  // Before anything is fetched: by then the focus may be where the user has put it.
+  // Before the list is fetched: the user may have moved the focus by then.
   find(isWatched ? "stage" : "list-title").focus();
   await list.refresh();
 }
@@ -66,7 +66,7 @@ function setUpKey() {
   });
 }
 
-/** Everything that needs to know who looks. */
+/** Load everything that depends on the API key. */
 async function begin() {
   stage.close();
   await Promise.all([list.refresh(), showModels().catch(() => {})]);

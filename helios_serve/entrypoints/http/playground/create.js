@@ -5,7 +5,7 @@ import { element, find, onSubmit, setText } from "./dom.js";
 
 const SIZES = ["128x64", "128x128", "640x384", "384x640"];
 
-/** `onCreated` is given every video that the form had made. */
+/** Set up the form. `onCreated` is called with each new video. */
 export function setUpCreation(onCreated) {
   const form = find("create");
   find("sizes").append(...SIZES.map((size) => Object.assign(element("option"), { value: size })));
@@ -41,9 +41,9 @@ function setUpDrop() {
   zone.addEventListener("drop", (event) => {
     over(false)(event);
     if (!event.dataTransfer.files.length) return;
-    const one = new DataTransfer();
-    one.items.add(event.dataTransfer.files[0]);
-    input.files = one.files;
+    const transfer = new DataTransfer();
+    transfer.items.add(event.dataTransfer.files[0]);
+    input.files = transfer.files;
     show();
   });
   input.addEventListener("change", show);

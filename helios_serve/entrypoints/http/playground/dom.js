@@ -1,4 +1,4 @@
-/** Small things about elements and text. */
+/** Helpers for elements, text and forms. */
 
 export const find = (id) => document.getElementById(id);
 
@@ -9,20 +9,20 @@ export function element(name, text = "", className = "") {
   return made;
 }
 
-/** Seconds as 1:02.5. */
+/** Format seconds as M:SS.T, such as 1:02.5. */
 export function clock(seconds) {
   const tenths = Math.round(seconds * 10);
   const minutes = Math.floor(tenths / 600);
   return `${minutes}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
 }
 
-/** Show a message where it belongs, or take it away. */
-export function setText(place, text) {
-  place.textContent = text ?? "";
-  place.hidden = !text;
+/** Show a text in an element; hide the element if there is no text. */
+export function setText(target, text) {
+  target.textContent = text ?? "";
+  target.hidden = !text;
 }
 
-/** What the server says is wrong, beside the form, and at the field that it names. */
+/** Show an error below the form, and mark the field that it names. Null removes it. */
 export function showError(form, error) {
   const field = error?.param && form.elements.namedItem(error.param);
   for (const item of form.elements) item.removeAttribute("aria-invalid");
@@ -36,7 +36,7 @@ export function showError(form, error) {
   }
 }
 
-/** Run what a form asks for, once at a time; what goes wrong is told beside it. */
+/** Run `action` when the form is submitted, one at a time, and show its errors. */
 export function onSubmit(form, action) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -54,7 +54,7 @@ export function onSubmit(form, action) {
   });
 }
 
-/** The fields that are filled in. */
+/** Return the fields of a form that are not empty. */
 function fieldsOf(form) {
   const fields = new FormData(form);
   for (const [name, value] of [...fields]) {

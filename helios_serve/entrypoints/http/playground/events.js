@@ -1,13 +1,13 @@
-/** A video's events, read with fetch: EventSource cannot send a key. */
+/** Server-sent events of a video, read with fetch, because EventSource cannot send a key. */
 
 import { ApiError, call, videoPath } from "./api.js";
 
 const ENDS = new Set(["video.completed", "video.failed", "video.cancelled", "video.deleted"]);
 
 /**
- * Hand every event of a video to `onEvent`, each once, until the last one. A connection that breaks
- * is taken up behind the last event that has an id; `onBreak` hears of it. Throws ApiError where
- * coming again would not help.
+ * Call `onEvent` with each event of a video, until the last one. After a lost connection, `onBreak`
+ * is called, and the stream resumes after the last event that has an id. Throws ApiError if a retry
+ * cannot succeed.
  */
 export async function followEvents(id, { signal, onEvent, onBreak }) {
   const position = { last: null, retry: 2000 };
@@ -17,19 +17,19 @@ export async function followEvents(id, { signal, onEvent, onBreak }) {
       onBreak();
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof ApiError && !error.mayPass) throw error;
+      if (error instanceof ApiError && !error.isTemporary) throw error;
       onBreak();
     }
     await pause(position.retry, signal);
   }
 }
 
-/** Returns whether the video's last event was told. */
+/** Read one connection to its end. Returns whether the video's last event was received. */
 async function readOnce(id, position, signal, onEvent) {
   const headers = position.last === null ? {} : { "last-event-id": position.last };
-  const answer = await call(videoPath(id, "/events"), { headers, signal });
-  if (answer.status === 204) return true;
-  for await (const { id: number, retry, data } of parse(answer.body)) {
+  const response = await call(videoPath(id, "/events"), { headers, signal });
+  if (response.status === 204) return true;
+  for await (const { id: number, retry, data } of parse(response.body)) {
     if (retry) position.retry = retry;
     if (!data) continue;
     const event = JSON.parse(data);

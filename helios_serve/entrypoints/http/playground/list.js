@@ -1,14 +1,14 @@
-/** The sender's videos, newest first, page by page. */
+/** The list of the tenant's videos, newest first, in pages. */
 
 import { callJson } from "./api.js";
 import { element, find, setText } from "./dom.js";
 import { pause } from "./events.js";
 import { positionOf } from "./positions.js";
-import { isOver, shortState } from "./words.js";
+import { isFinished, shortState } from "./words.js";
 
 const PAGE = 10;
 const EVERY = 3000;
-/** Milliseconds between looks while a video is being made. */
+/** Milliseconds between refreshes while a video is running. */
 
 export class VideoList {
   constructor({ onWatch, onDelete }) {
@@ -18,7 +18,7 @@ export class VideoList {
     this.shown = PAGE;
     this.current = null;
     this.videos = [];
-    this.asked = 0;
+    this.requests = 0;
     find("more").addEventListener("click", () => this.more());
   }
 
@@ -34,9 +34,9 @@ export class VideoList {
     this.place.children[before]?.querySelector("button").focus();
   }
 
-  /** Fetch as many as are shown; an answer that a later one has overtaken is old and not shown. */
+  /** Fetch as many videos as are shown. The result of an outdated request is ignored. */
   async refresh() {
-    const asked = ++this.asked;
+    const request = ++this.requests;
     try {
       const found = [];
       let page = null;
@@ -45,26 +45,26 @@ export class VideoList {
         page = await callJson(`/v1/videos?limit=${PAGE}${after}`);
         found.push(...page.data);
       } while (page.has_more && found.length < this.shown);
-      if (asked !== this.asked) return;
+      if (request !== this.requests) return;
       this.videos = found;
       find("more").hidden = !page.has_more;
       find("list-empty").hidden = found.length > 0;
       setText(find("list-error"), null);
       this.render();
     } catch (error) {
-      if (asked === this.asked) setText(find("list-error"), error.message);
+      if (request === this.requests) setText(find("list-error"), error.message);
     }
   }
 
-  /** Look again while anything is being made. */
+  /** Refresh the list periodically while a video is running. */
   async keepFresh() {
     for (;;) {
       await pause(EVERY);
-      if (!document.hidden && this.videos.some((video) => !isOver(video))) await this.refresh();
+      if (!document.hidden && this.videos.some((video) => !isFinished(video))) await this.refresh();
     }
   }
 
-  /** Rows are kept where they can be, so that the focus stays where it is. */
+  /** Update the rows. Existing rows are reused, so that the focus is kept. */
   render() {
     const rows = new Map([...this.place.children].map((row) => [row.dataset.id, row]));
     const wanted = this.videos.map((video) => {
@@ -98,12 +98,12 @@ export class VideoList {
     const facts = [shortState(video), size, `${Number(seconds).toFixed(1)} s`, relation];
     row.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
     const bar = row.querySelector("progress");
-    bar.hidden = isOver(video);
+    bar.hidden = isFinished(video);
     bar.value = progress;
     bar.setAttribute("aria-label", "progress");
     const watch = row.querySelector("button");
-    const word = positionOf(id) > 0 ? "Resume" : "Watch";
-    watch.textContent = id === this.current ? "Watching" : word;
+    const action = positionOf(id) > 0 ? "Resume" : "Watch";
+    watch.textContent = id === this.current ? "Watching" : action;
     watch.setAttribute("aria-label", `${watch.textContent}: ${video.prompt.slice(0, 60)}`);
   }
 }

@@ -1,4 +1,4 @@
-/** The server's numbers, every two seconds while somebody looks. */
+/** The server's health and metrics, updated every two seconds while the page is visible. */
 
 import { call } from "./api.js";
 import { find, setText } from "./dom.js";
@@ -6,7 +6,7 @@ import { pause } from "./events.js";
 
 const EVERY = 2000;
 const WINDOW = 10;
-/** Seconds over which frames per second are counted. */
+/** Seconds over which frames per second are averaged. */
 
 export async function showLive() {
   const counts = [];
@@ -20,8 +20,8 @@ async function showHealth() {
   const pill = find("health");
   let [text, state] = ["unreachable", "bad"];
   try {
-    const answer = await fetch("/health", { cache: "no-store" });
-    const { status, errors } = await answer.json();
+    const response = await fetch("/health", { cache: "no-store" });
+    const { status, errors } = await response.json();
     [text, state] = status === "ok" ? ["ready", "ok"] : [status, "bad"];
     pill.title = Object.values(errors).join("\n");
   } catch {
@@ -37,7 +37,7 @@ async function showNumbers(counts) {
     show(numbers, rateOf(counts, numbers("frames_generated_total")));
     setText(find("live-problem"), null);
   } catch (error) {
-    setText(find("live-problem"), `No numbers: ${error.message}`);
+    setText(find("live-problem"), `Metrics are unavailable: ${error.message}`);
   }
 }
 
@@ -56,7 +56,7 @@ function show(numbers, rate) {
   find("live-meter").value = used;
 }
 
-/** A function from a metric's name, and a label, to the sum of its samples, or how many they are. */
+/** Parse metrics. Returns a function that sums, or counts, the samples of a metric with a label. */
 function parse(text) {
   const samples = [];
   for (const line of text.split("\n")) {
@@ -69,10 +69,10 @@ function parse(text) {
       .reduce((sum, { value }) => sum + (isCount ? 1 : value), 0);
 }
 
-/** Frames a second over the last seconds; null before there are two counts. */
+/** Return frames per second over the last WINDOW seconds; null before the second count. */
 function rateOf(counts, frames) {
   const now = performance.now() / 1000;
-  if (counts.length && frames < counts.at(-1).frames) counts.length = 0; // the server began anew
+  if (counts.length && frames < counts.at(-1).frames) counts.length = 0; // the server was restarted
   counts.push({ now, frames });
   while (counts.length > 2 && now - counts[0].now > WINDOW) counts.shift();
   const [first] = counts;

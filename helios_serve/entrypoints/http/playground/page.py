@@ -1,4 +1,4 @@
-"""The routes of the playground: a page and its files, which hold nothing of anybody's."""
+"""Routes of the playground: a page and its files, which contain no user data."""
 
 import hashlib
 from importlib import resources
@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from helios_serve.entrypoints.http import playground
 from helios_serve.service.errors import ApiError
 
 PAGE = "index.html"
@@ -31,7 +30,10 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""Nothing from elsewhere, nothing inline; media is fetched with the key and handed on as blobs."""
+"""Content security policy: no other hosts, nothing inline.
+
+Media is allowed as blobs only, because the page fetches it with the API key.
+"""
 HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": POLICY,
@@ -39,17 +41,19 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-"""The files of two versions must not be mixed, so caches ask each time; the answer is short."""
+"""Caches must revalidate, so that files of two versions are never mixed."""
 
 
 class StaticFile(NamedTuple):
+    """A file of the page. `etag` is derived from its content."""
+
     content: bytes
     media_type: str
     etag: str
 
 
 class Playground:
-    """Serves the files of the package `playground`, read once."""
+    """Serves the files of the package `playground`, which are read once."""
 
     def __init__(self) -> None:
         self.files = read_files()
@@ -70,7 +74,7 @@ class Playground:
     def _answer(self, request: Request, name: str) -> Response:
         file = self.files.get(name)
         if file is None:
-            raise ApiError(404, f"got {request.url.path}, which is not there", code="not_found")
+            raise ApiError(404, f"{request.url.path} not found", code="not_found")
         headers = HEADERS | {"etag": file.etag}
         known = request.headers.get("if-none-match", "")
         if file.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
@@ -79,9 +83,9 @@ class Playground:
 
 
 def read_files() -> dict[str, StaticFile]:
-    """The page and what it loads, by name."""
+    """Return the page and the files that it loads, by name."""
     found = {}
-    for item in resources.files(playground).iterdir():
+    for item in resources.files(__package__).iterdir():
         media_type = TYPES.get("." + item.name.rpartition(".")[2])
         if media_type is not None:
             content = item.read_bytes()

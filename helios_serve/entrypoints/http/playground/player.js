@@ -1,16 +1,16 @@
-/** Plays a video chunk by chunk while it is made: its segments go to a MediaSource. */
+/** Plays a video while it is generated, by appending its segments to a MediaSource. */
 
 import { ApiError, call, videoPath } from "./api.js";
 import { pause } from "./events.js";
 
 const AHEAD = 60;
 const BEHIND = 60;
-/** Seconds around the position that are kept; the rest is fetched again if it is wanted. */
+/** Seconds buffered after and before the playback position. Other segments are refetched. */
 const Source = globalThis.ManagedMediaSource ?? globalThis.MediaSource;
 
 export const canPlayLive = () => Source !== undefined;
 
-/** The codec string of H.264, from the avcC box of a header: profile, constraints and level. */
+/** Return the H.264 codec string (profile, constraints, level) from the avcC box of a header. */
 export function codecOf(header) {
   const bytes = new Uint8Array(header);
   for (let i = 0; i + 8 <= bytes.length; i++) {
@@ -19,11 +19,14 @@ export function codecOf(header) {
       return `avc1.${hex.join("")}`;
     }
   }
-  throw new Error("the video's header names no H.264 stream");
+  throw new Error("the video header contains no H.264 stream");
 }
 
 export class Player {
-  /** Of the video `id`, with `numFrames` frames at `fps`; begins at `startAt` seconds if it can. */
+  /**
+   * Play the video `id` with `numFrames` frames at `fps`, from `startAt` seconds if that is
+   * available. `onProblem` is called with an error to show, or null to hide it.
+   */
   constructor(element, id, { fps, numFrames, startAt, onProblem }) {
     this.element = element;
     this.id = id;
@@ -33,7 +36,7 @@ export class Player {
     this.onProblem = onProblem;
     this.chunks = new Map(); // number to [start, end] in seconds
     this.held = new Set();
-    this.isOver = false;
+    this.isFinished = false;
     this.stopped = new AbortController();
     this.wake = () => {};
     const { signal } = this.stopped;
@@ -43,15 +46,15 @@ export class Player {
     this.running = this.run().catch((error) => signal.aborted || onProblem(error));
   }
 
-  /** A chunk can be had. */
+  /** Add a chunk that is available. */
   add({ chunk, first_frame: first, num_frames: count }) {
     this.chunks.set(chunk, [first / this.fps, (first + count) / this.fps]);
     this.wake();
   }
 
-  /** No chunk comes any more. */
+  /** Mark the video as finished: no more chunks follow. */
   end() {
-    this.isOver = true;
+    this.isFinished = true;
     this.wake();
   }
 
@@ -77,7 +80,7 @@ export class Player {
   async run() {
     if (!canPlayLive()) return this.playFinished();
     while (!this.chunks.size) {
-      if (this.isOver || this.stopped.signal.aborted) return undefined;
+      if (this.isFinished || this.stopped.signal.aborted) return undefined;
       await this.change();
     }
     const header = await this.load("init.mp4");
@@ -88,13 +91,13 @@ export class Player {
     if (this.element.readyState < 1) await once(this.element, "loadedmetadata");
     const [first] = this.chunks.values();
     this.seek(this.chunkAt(this.startAt) === null ? first[0] : this.startAt);
-    this.element.play().catch(() => {}); // browsers may want a click first
+    this.element.play().catch(() => {}); // browsers may require a click first
     return this.fill();
   }
 
   async open(type) {
     this.source = new Source();
-    this.element.disableRemotePlayback = true; // a ManagedMediaSource does not open otherwise
+    this.element.disableRemotePlayback = true; // required to open a ManagedMediaSource
     this.url = URL.createObjectURL(this.source);
     this.element.src = this.url;
     await once(this.source, "sourceopen");
@@ -102,12 +105,12 @@ export class Player {
     this.source.duration = this.duration;
   }
 
-  /** Keep what is around the position in the buffer, whoever moves it and whenever it is made. */
+  /** Keep the segments around the playback position in the buffer. */
   async fill() {
     while (!this.stopped.signal.aborted) {
       const chunk = this.wanted();
       if (chunk === null) {
-        if (this.isOver && this.isLastHeld && this.source.readyState === "open") this.source.endOfStream();
+        if (this.isFinished && this.isLastHeld && this.source.readyState === "open") this.source.endOfStream();
         await this.change();
         continue;
       }
@@ -118,7 +121,7 @@ export class Player {
     }
   }
 
-  /** The next chunk from the position on that is made and not held; null if it can wait. */
+  /** Return the next chunk to buffer, or null if none is needed now. */
   wanted() {
     const now = this.element.currentTime;
     for (const [chunk, [start, end]] of this.chunks) {
@@ -145,7 +148,7 @@ export class Player {
     }
   }
 
-  /** Take whole chunks out that end before `seconds`. */
+  /** Remove the chunks that end before `seconds` from the buffer. */
   async drop(seconds) {
     const old = [...this.held].filter((chunk) => this.chunks.get(chunk)[1] <= seconds);
     for (const chunk of old) {
@@ -166,17 +169,17 @@ export class Player {
       try {
         return await (await call(videoPath(this.id, `/hls/${name}`), { signal })).arrayBuffer();
       } catch (error) {
-        if (!(error instanceof ApiError) || !error.mayPass) throw error;
+        if (!(error instanceof ApiError) || !error.isTemporary) throw error;
         await pause(1000, signal);
       }
     }
   }
 
-  /** Where a browser takes no segments: the file, when there is one. */
+  /** Fallback for browsers without MediaSource: wait for the finished file. */
   async playFinished() {
-    this.onProblem(new Error("This browser plays the video when it is finished."));
+    this.onProblem(new Error("This browser can play the video only when it is finished."));
     const { signal } = this.stopped;
-    while (!this.isOver) {
+    while (!this.isFinished) {
       await this.change();
       if (signal.aborted) return;
     }

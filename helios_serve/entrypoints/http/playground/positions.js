@@ -1,4 +1,4 @@
-/** How far each video was watched in this tab, in seconds. */
+/** Playback position of each video in this tab, in seconds. */
 
 const name = (id) => `helios-position-${id}`;
 

@@ -1,4 +1,4 @@
-/** The video that is watched: its frames, its timeline, and what can be done with it. */
+/** The selected video: player, timeline, prompts and actions. */
 
 import { ApiError, apiKey, call, callJson, videoPath } from "./api.js";
 import { clock, element, find, onSubmit, setText, showError } from "./dom.js";
@@ -6,12 +6,15 @@ import { followEvents } from "./events.js";
 import { Player } from "./player.js";
 import { forgetPosition, keepPosition, positionOf } from "./positions.js";
 import { Timeline } from "./timeline.js";
-import { isOver, stateOf } from "./words.js";
+import { isFinished, stateOf } from "./words.js";
 
 const FORMS = ["extend", "remix"];
 
 export class Stage {
-  /** `onCreated` is given a video made from this one, `onChange` hears of its end, `onDelete` asks. */
+  /**
+   * `onCreated` is called with a video derived from this one, `onChange` when this one ends or is
+   * cancelled, and `onDelete` with the video to delete.
+   */
   constructor({ onCreated, onChange, onDelete }) {
     this.onCreated = onCreated;
     this.onChange = onChange;
@@ -28,7 +31,7 @@ export class Stage {
     find("act-download").addEventListener("click", () => this.act(() => this.download()));
   }
 
-  /** Watch a video from where it was left; nothing if it is watched already. */
+  /** Select a video and resume its playback. Does nothing if it is already selected. */
   async open(id) {
     if (this.video?.id === id) return this.show();
     this.close();
@@ -39,8 +42,8 @@ export class Stage {
       this.begin(video);
       await followEvents(id, {
         signal: watching.signal,
-        onEvent: (event) => this.hear(event),
-        onBreak: () => setText(find("stage-status"), "The connection was lost. Trying again."),
+        onEvent: (event) => this.handleEvent(event),
+        onBreak: () => setText(find("stage-status"), "The connection was lost. Reconnecting."),
       });
     } catch (error) {
       if (watching.signal.aborted) return undefined;
@@ -74,28 +77,28 @@ export class Stage {
     this.show();
   }
 
-  /** On a phone it lies below the form. */
+  /** Scroll the video into view: on a phone, it is below the form. */
   show() {
     const { top } = find("stage").getBoundingClientRect();
     if (top < 0 || top > innerHeight / 2) find("stage").scrollIntoView();
   }
 
-  /** Nothing is watched any more. */
-  close(text = "Write a prompt, or choose a video from the list.") {
+  /** Deselect the video. */
+  close(text = "Enter a prompt, or select a video from the list.") {
     this.watching?.abort();
     this.player?.close();
     this.player = this.video = null;
     find("stage-body").hidden = true;
-    find("stage-title").textContent = "Nothing chosen";
+    find("stage-title").textContent = "No video selected";
     setText(find("stage-status"), text);
   }
 
-  hear(event) {
+  handleEvent(event) {
     switch (event.type) {
       case "video.chunk":
         this.timeline.setMade(event.chunk);
         this.video.chunks_done = this.timeline.made.size;
-        this.timeline.setMaking(!isOver(this.video));
+        this.timeline.setMaking(!isFinished(this.video));
         this.player.add(event);
         break;
       case "video.prompt_switched":
@@ -122,15 +125,15 @@ export class Stage {
   }
 
   showState() {
-    const over = isOver(this.video);
+    const finished = isFinished(this.video);
     setText(find("stage-status"), stateOf(this.video));
-    find("switch").hidden = over;
-    find("act-cancel").hidden = over;
-    find("act-download").disabled = !(over && this.video.chunks_done);
-    this.timeline.setMaking(!over);
+    find("switch").hidden = finished;
+    find("act-cancel").hidden = finished;
+    find("act-download").disabled = !(finished && this.video.chunks_done);
+    this.timeline.setMaking(!finished);
   }
 
-  /** A switch replaces those that were meant for its chunk or a later one. */
+  /** Add a prompt switch. It replaces those at its chunk and at later ones. */
   addSwitch({ chunk, frame, prompt }, isPending) {
     for (const later of [...this.switches.keys()]) {
       if (later >= chunk) this.switches.delete(later);
@@ -147,7 +150,7 @@ export class Stage {
       const row = element("li");
       row.dataset.chunk = chunk;
       const when = `${clock(frame / this.video.fps)} · chunk ${chunk}`;
-      row.append(element("span", when, "when"), element("span", isPending ? `${prompt} (coming)` : prompt));
+      row.append(element("span", when, "when"), element("span", isPending ? `${prompt} (pending)` : prompt));
       return row;
     });
     find("switches").replaceChildren(...rows);
@@ -161,22 +164,22 @@ export class Stage {
     else keepPosition(this.video.id, currentTime);
   }
 
-  /** What stands over the picture where there is none. */
+  /** Show a note over the screen: `text`, or why there is no picture yet. */
   note(text = null) {
     const isEmpty = this.screen.readyState < 2;
-    const nothing = this.video && isOver(this.video) ? "Nothing was made of it." : "The first chunk is on its way.";
-    const quiet = this.video?.chunks_done ? "" : nothing;
-    setText(find("screen-note"), text ?? (isEmpty ? quiet : ""));
+    const reason = this.video && isFinished(this.video) ? "This video has no frames." : "Waiting for the first chunk.";
+    const emptyText = this.video?.chunks_done ? "" : reason;
+    setText(find("screen-note"), text ?? (isEmpty ? emptyText : ""));
   }
 
   setUpForms() {
     onSubmit(find("switch"), async (fields, form) => {
       const json = Object.fromEntries(fields);
       if (json.transition_chunks) json.transition_chunks = Number(json.transition_chunks);
-      const told = await callJson(videoPath(this.video.id, "/prompt"), { method: "POST", json });
-      this.addSwitch(told, true);
-      const when = clock(told.frame / this.video.fps);
-      form.querySelector(".note").textContent = `Takes effect from chunk ${told.chunk} on, at ${when}.`;
+      const promptSwitch = await callJson(videoPath(this.video.id, "/prompt"), { method: "POST", json });
+      this.addSwitch(promptSwitch, true);
+      const when = clock(promptSwitch.frame / this.video.fps);
+      form.querySelector(".note").textContent = `Takes effect from chunk ${promptSwitch.chunk} on, at ${when}.`;
       find("switch-prompt").value = "";
     });
     onSubmit(find("extend"), async (fields) => {
@@ -195,7 +198,7 @@ export class Stage {
     this.onCreated(video);
   }
 
-  /** Unfold one form and fold the other. */
+  /** Show one form and hide the other. */
   toggle(wanted) {
     for (const id of FORMS) {
       const form = find(id);
@@ -219,7 +222,7 @@ export class Stage {
     this.onChange();
   }
 
-  /** The browser fetches the file itself unless it takes a key. */
+  /** Download the file: by a link, or by fetch if the server requires a key. */
   async download() {
     const { id } = this.video;
     const link = element("a");

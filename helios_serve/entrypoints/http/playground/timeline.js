@@ -1,12 +1,12 @@
-/** A video's chunks in a row: what is made, what plays, and where its prompt changes. */
+/** Timeline of a video's chunks: finished chunks, playback position and prompt switches. */
 
 import { clock, element } from "./dom.js";
 
 const DENSE = 80;
-/** Chunks from which on there is no room between them. */
+/** Number of chunks above which there are no gaps between cells. */
 
 export class Timeline {
-  /** `onSeek` is given seconds. */
+  /** `onSeek` is called with a position in seconds. */
   constructor(root, onSeek) {
     this.root = root;
     this.marks = root.querySelector(".marks");
@@ -37,7 +37,7 @@ export class Timeline {
     this.describe();
   }
 
-  /** Show the chunk behind the last one as being made, or none. */
+  /** Mark the chunk after the last finished one as being generated, or none. */
   setMaking(isMaking) {
     this.cells.querySelector(".making")?.classList.remove("making");
     const next = this.made.size ? Math.max(...this.made) + 1 : 0;
@@ -54,7 +54,7 @@ export class Timeline {
     this.describe();
   }
 
-  /** Mark every switch at the edge of its chunk, as wide as there is room for its prompt. */
+  /** Mark each switch at the start of its chunk, with as much of its prompt as fits. */
   setSwitches(switches) {
     const edges = [...switches.map(({ chunk }) => chunk), this.count];
     const marks = switches.map(({ chunk, prompt, isPending }, index) => {
@@ -77,7 +77,7 @@ export class Timeline {
 
   describe() {
     const chunk = this.playing ?? 0;
-    const state = this.made.has(chunk) ? "made" : "not made yet";
+    const state = this.made.has(chunk) ? "finished" : "not generated yet";
     this.root.setAttribute("aria-valuenow", chunk);
     this.root.setAttribute("aria-valuetext", `chunk ${chunk}, ${clock(chunk * this.perChunk)}, ${state}`);
   }
@@ -104,7 +104,7 @@ export class Timeline {
     this.seek(places[event.key] * this.perChunk);
   }
 
-  /** To what is made, at most. */
+  /** Seek to a position, limited to the finished chunks. */
   seek(seconds) {
     if (!this.made.size) return;
     const first = Math.min(...this.made) * this.perChunk;

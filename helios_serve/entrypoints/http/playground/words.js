@@ -1,17 +1,17 @@
-/** A video's state in a sentence. */
+/** Texts for a video's state. */
 
-export const isOver = ({ status }) => status === "completed" || status === "failed";
+export const isFinished = ({ status }) => status === "completed" || status === "failed";
 export const isCancelled = ({ error }) => error?.code === "cancelled";
 
 export function stateOf(video) {
   const { status, phase, progress, queue_position: place, eta_seconds: eta, error, chunks_done: done, num_chunks: count } = video;
   if (status === "completed") return "Complete";
-  if (isCancelled(video)) return "Cancelled; what was made is kept";
-  if (status === "failed") return `Failed: ${error?.message ?? "the video could not be made"}`;
-  if (status === "queued" && place) return `Waiting, number ${place} in the queue`;
-  if (status === "queued") return phase === "encoding" ? "Reading the prompt" : "Waiting";
+  if (isCancelled(video)) return "Cancelled; finished chunks are kept";
+  if (status === "failed") return `Failed: ${error?.message ?? "the video could not be generated"}`;
+  if (status === "queued" && place) return `Queued at position ${place}`;
+  if (status === "queued") return phase === "encoding" ? "Encoding the prompt" : "Queued";
   const left = eta === null || eta === undefined ? "" : `, about ${duration(eta)} left`;
-  return `Making it: ${progress} %, ${done} of ${count} chunks${left}`;
+  return `Generating: ${progress} %, ${done} of ${count} chunks${left}`;
 }
 
 export function shortState(video) {

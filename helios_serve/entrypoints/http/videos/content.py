@@ -1,34 +1,52 @@
-"""The routes that give a video's frames: whole files, pictures, and a stream that grows."""
+"""Routes of a video's content: the finished file, images, and a live stream."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operation
 from helios_serve.entrypoints.http.queries import first_chunk_query
 from helios_serve.errors import InvalidRequestError, RequestFailedError
+from helios_serve.service.protocol import Json
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
 from helios_serve.service.videos.videos import Videos
 
+VARIANT: Json = {"enum": list(MEDIA_TYPES), "default": "video"}
+
 
 class ContentApi:
-    """Handlers over the sender's videos."""
+    """Handlers for the content of the tenant's videos."""
 
     def __init__(self, videos: Videos) -> None:
         self.videos = videos
 
     @property
-    def routes(self) -> list[Route]:
-        return [
-            Route("/v1/videos/{video_id}/content", self.content),
-            Route("/v1/videos/{video_id}/stream", self.stream),
-        ]
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "GET",
+                f"{VIDEO}/content",
+                self.content,
+                "Download the finished video, or an image of it; supports range requests",
+                MEDIA_TYPES["video"],
+                query={"variant": VARIANT},
+                statuses=(400, 404, 409, 416),
+            ),
+            Operation(
+                "GET",
+                f"{VIDEO}/stream",
+                self.stream,
+                "Stream the video as fragmented MP4 while it is generated",
+                MEDIA_TYPES["video"],
+                query=FROM_CHUNK,
+            ),
+        )
 
     async def content(self, request: Request) -> Response:
-        """The finished video, with ranges; or a picture of it."""
+        """Return the finished video, or an image of it. Supports range requests."""
         variant = request.query_params.get("variant", "video")
         if variant not in MEDIA_TYPES:
             known = ", ".join(MEDIA_TYPES)
@@ -40,13 +58,17 @@ class ContentApi:
         return FileResponse(path, media_type=MEDIA_TYPES[variant])
 
     async def stream(self, request: Request) -> Response:
-        """A fragmented MP4 that grows while the video is made."""
+        """Stream the video as fragmented MP4 while it is generated."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         first = first_chunk_query(request, job)
         return StreamingResponse(self._stream(job.id, first), media_type="video/mp4")
 
     async def _stream(self, video_id: str, first: int) -> AsyncIterator[bytes]:
-        """What was made of a video that ends early is still a video."""
+        """Yield the MP4 header and the segments.
+
+        If the video ends early, the stream ends normally, because the segments so far are a
+        playable video.
+        """
         is_first = True
         with suppress(RequestFailedError):
             async for chunk in self.videos.engine.watch(video_id, first):

@@ -1,4 +1,4 @@
-"""The routes of videos."""
+"""Routes of videos."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,10 +7,17 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.bodies import read_body, take_uploads
+from helios_serve.entrypoints.http.operations import (
+    CREATION_ERRORS,
+    JSON_TYPE,
+    PAGE,
+    VIDEO,
+    Operation,
+    RequestBody,
+)
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.responses import POLL_HEADERS, json_response, page_response
 from helios_serve.errors import InvalidRequestError, RequestFailedError
@@ -19,7 +26,9 @@ from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.media.references import ReferenceInput
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import (
+    CreateVideo,
     ExtendVideo,
+    ForkVideo,
     Json,
     PromptSwitchedAt,
     RemixVideo,
@@ -41,7 +50,7 @@ Make = Callable[[Request, Json], Awaitable[VideoRequest]]
 
 
 class VideoApi:
-    """Handlers over the sender's videos."""
+    """Handlers for the tenant's videos."""
 
     def __init__(self, videos: Videos, builder: RequestBuilder) -> None:
         self.videos = videos
@@ -51,31 +60,128 @@ class VideoApi:
         self.idempotency = IdempotencyKeys(videos.store)
 
     @property
-    def routes(self) -> list[Route]:
-        one = "/v1/videos/{video_id}"
-        table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
-            ("POST", "/v1/videos", self.create),
-            ("GET", "/v1/videos", self.list_page),
-            ("POST", "/v1/videos/sync", self.create_and_wait),
-            ("POST", "/v1/videos/edits", self.edit),
-            ("POST", "/v1/videos/extensions", self.extend),
-            ("POST", "/v1/videos/characters", self.refuse_characters),
-            ("GET", "/v1/videos/characters/{name}", self.refuse_characters),
-            ("GET", one, self.retrieve),
-            ("DELETE", one, self.delete),
-            ("POST", f"{one}/cancel", self.cancel),
-            ("POST", f"{one}/remix", self.remix),
-            ("POST", f"{one}/prompt", self.switch_prompt),
-        ]
-        return [Route(path, handler, methods=[method]) for method, path, handler in table]
+    def operations(self) -> tuple[Operation, ...]:
+        return (*self._operations_of_all, *self._operations_of_one)
+
+    @property
+    def _operations_of_all(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/v1/videos",
+                self.create,
+                "Create a video; returns at once",
+                Video,
+                RequestBody(CreateVideo, ("input_reference",)),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "GET",
+                "/v1/videos",
+                self.list_page,
+                "List your videos",
+                VideoList,
+                query=PAGE,
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/sync",
+                self.create_and_wait,
+                "Create a video and wait until it is finished",
+                MEDIA_TYPES["video"],
+                RequestBody(CreateVideo, ("input_reference",)),
+                statuses=(*CREATION_ERRORS, 500),
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/edits",
+                self.edit,
+                "Create a video that continues the frames of another one, uploaded or video[id]",
+                Video,
+                RequestBody(CreateVideo, ("video",)),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/extensions",
+                self.extend,
+                "Create a longer video that starts with an existing one",
+                Video,
+                RequestBody(ExtendVideo),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                "/v1/videos/characters",
+                self.refuse_characters,
+                "Not supported",
+                JSON_TYPE,
+                RequestBody(None),
+                statuses=(501,),
+            ),
+            Operation(
+                "GET",
+                "/v1/videos/characters/{name}",
+                self.refuse_characters,
+                "Not supported",
+                JSON_TYPE,
+                statuses=(501,),
+            ),
+        )
+
+    @property
+    def _operations_of_one(self) -> tuple[Operation, ...]:
+        return (
+            Operation("GET", VIDEO, self.retrieve, "Retrieve a video and its progress", Video),
+            Operation(
+                "DELETE",
+                VIDEO,
+                self.delete,
+                "Delete a video; aborts it if it is running",
+                VideoDeleted,
+            ),
+            Operation(
+                "POST", f"{VIDEO}/cancel", self.cancel, "Cancel a video and keep its chunks", Video
+            ),
+            Operation(
+                "POST",
+                f"{VIDEO}/remix",
+                self.remix,
+                "Create the same video with another prompt",
+                Video,
+                RequestBody(RemixVideo),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                f"{VIDEO}/fork",
+                self.fork,
+                "Continue a video in several ways, each with its own prompt",
+                VideoList,
+                RequestBody(ForkVideo),
+                statuses=CREATION_ERRORS,
+            ),
+            Operation(
+                "POST",
+                f"{VIDEO}/prompt",
+                self.switch_prompt,
+                "Change the prompt of a running video",
+                PromptSwitchedAt,
+                RequestBody(SwitchPrompt),
+                statuses=(400, 404, 409, 415, 503),
+            ),
+        )
 
     async def create(self, request: Request) -> Response:
-        """Accept a video, and answer at once."""
-        return json_response(await self._order(request, self._new), POLL_HEADERS)
+        """Create a video and return it at once."""
+        return json_response(await self._create(request, self._new_request), POLL_HEADERS)
 
     async def create_and_wait(self, request: Request) -> Response:
-        """Make a video while the client waits; one that nobody waits for any more is ended."""
-        name = (await self._order(request, self._new)).id
+        """Create a video and return its file when it is finished.
+
+        The video is aborted if the client disconnects.
+        """
+        name = (await self._create(request, self._new_request)).id
         done = asyncio.ensure_future(self._wait(name))
         gone = asyncio.ensure_future(disconnected(request))
         try:
@@ -85,7 +191,7 @@ class VideoApi:
                 return Response(status_code=499)
             await done
         except RequestFailedError:
-            self.videos.lifecycle.check_open()  # if that is why, the video goes on another time
+            self.videos.lifecycle.check_open()  # raises during shutdown: the video resumes later
             raise
         finally:
             for task in (done, gone):
@@ -94,7 +200,10 @@ class VideoApi:
         return FileResponse(path, media_type=MEDIA_TYPES["video"], headers={"x-video-id": name})
 
     async def list_page(self, request: Request) -> Response:
-        """Newest first, or `order=asc`; `after` is the last id of the page before."""
+        """List the tenant's videos, newest first (or `order=asc`).
+
+        `after` is the last id of the previous page.
+        """
         query = page_query(request)
         if query.after is not None:
             await self.videos.find(query.after, tenant_of(request))
@@ -109,6 +218,10 @@ class VideoApi:
         return page_response(VideoList, videos, has_more=len(jobs) > query.limit)
 
     async def retrieve(self, request: Request) -> Response:
+        """Return a video.
+
+        A running one has `openai-poll-after-ms`. Raises ApiError 404 if there is none.
+        """
         video = await self.videos.describe(
             await self.videos.find(request.path_params["video_id"], tenant_of(request))
         )
@@ -116,31 +229,38 @@ class VideoApi:
         return json_response(video, headers)
 
     async def delete(self, request: Request) -> Response:
-        """End it if it is being made, and forget it with all its files."""
+        """Delete a video and all its files. A running video is aborted."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         await self.videos.delete(job)
         return json_response(VideoDeleted(id=job.id))
 
     async def cancel(self, request: Request) -> Response:
-        """End it and keep what was made; one that is over stays as it is."""
+        """Cancel a video and keep its chunks. A finished video is not changed."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         await self.engine.abort(job.id)
         return json_response(await self.videos.describe_id(job.id))
 
     async def remix(self, request: Request) -> Response:
-        """The same video under another prompt."""
-        return json_response(await self._order(request, self._remix), POLL_HEADERS)
+        """Create the same video with another prompt."""
+        return json_response(await self._create(request, self._remix), POLL_HEADERS)
 
     async def extend(self, request: Request) -> Response:
-        """More of a finished video: what comes is both, without a seam."""
-        return json_response(await self._order(request, self._longer), POLL_HEADERS)
+        """Create a longer video that starts with an existing one, without a visible seam."""
+        return json_response(await self._create(request, self._extension), POLL_HEADERS)
 
     async def edit(self, request: Request) -> Response:
-        """A video that goes on from an uploaded one, or from a finished one of ours."""
-        return json_response(await self._order(request, self._edit), POLL_HEADERS)
+        """Create a video that continues the frames of an uploaded or an existing video."""
+        return json_response(await self._create(request, self._edit), POLL_HEADERS)
+
+    async def fork(self, request: Request) -> Response:
+        """Continue a video from its last finished chunk, once for each prompt."""
+        body = convert(await read_body(request), ForkVideo)
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        videos = await self.videos.fork(job, body.prompts, body.seconds)
+        return page_response(VideoList, videos, has_more=False)
 
     async def switch_prompt(self, request: Request) -> Response:
-        """Turn a video in the making to another prompt; says from which chunk on."""
+        """Change the prompt of a running video, and return the first chunk that it affects."""
         body = convert(await read_body(request), SwitchPrompt)
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         switch = await self.engine.switch_prompt(job.id, body.prompt, body.transition_chunks)
@@ -148,32 +268,33 @@ class VideoApi:
         return json_response(PromptSwitchedAt(switch.prompt, switch.chunk, first))
 
     async def refuse_characters(self, request: Request) -> Response:  # noqa: ARG002
+        """Raise ApiError 501: Helios has no characters."""
         raise ApiError(501, "characters are not supported", code="not_supported")
 
-    async def _order(self, request: Request, make: Make) -> Video:
-        """Have made what a request asks for, or find it if it was asked for before."""
+    async def _create(self, request: Request, make: Make) -> Video:
+        """Create the requested video, or return the one that its idempotency key has created."""
         fields = await read_body(request)
-        order = await self.idempotency.find(
+        keyed = await self.idempotency.find(
             request.headers.get("idempotency-key"), tenant_of(request), request.url.path, fields
         )
-        if order is not None and order.job is not None:
-            return await self.videos.describe(order.job)
+        if keyed is not None and keyed.job is not None:
+            return await self.videos.describe(keyed.job)
         asked = await make(request, fields)
-        if order is None:
+        if keyed is None:
             return await self.videos.accept(asked)
         try:
-            return await self.videos.accept(order.claim(asked))
+            return await self.videos.accept(keyed.claim(asked))
         except InvalidRequestError as error:
             if error.param != "request_id":
                 raise
-            return await self.videos.describe_id(order.video_id)  # its twin was faster
+            return await self.videos.describe_id(keyed.video_id)  # a concurrent retry created it
 
-    async def _new(self, request: Request, fields: Json) -> VideoRequest:
+    async def _new_request(self, request: Request, fields: Json) -> VideoRequest:
         uploads = take_uploads(fields)
         unknown = uploads.keys() - {"input_reference"}
         if unknown:
             raise InvalidRequestError(
-                f"got a file {min(unknown)!r}, expected input_reference", param=min(unknown)
+                f"got file field {min(unknown)!r}, expected input_reference", param=min(unknown)
             )
         return await self.builder.make(fields | uploads, tenant_of(request))
 
@@ -185,8 +306,8 @@ class VideoApi:
             raise not_found(job.id)
         return remix(source, body.prompt)
 
-    async def _longer(self, request: Request, fields: Json) -> VideoRequest:
-        """What has no state to go on from is gone on with from its last frames."""
+    async def _extension(self, request: Request, fields: Json) -> VideoRequest:
+        """Build an extension. Without a snapshot, continue the parent's last frames (V2V)."""
         video = fields.get("video")
         if is_media(video):
             del fields["video"]
@@ -195,7 +316,9 @@ class VideoApi:
         job = await self.videos.find(body.video.get("id", ""), tenant_of(request))
         if job.status in ("queued", "in_progress", "completed"):
             return extension(job.request, body)
-        return await self._from_job(continuation(job.request, body), request, job, "continuation")
+        fields = continuation(job.request, body)
+        asked = await self._from_job(fields, request, job, "continuation")
+        return msgspec.structs.replace(asked, lora=job.request.lora)
 
     async def _edit(self, request: Request, fields: Json) -> VideoRequest:
         source = fields.pop("video", None)
@@ -203,7 +326,7 @@ class VideoApi:
             return await self._from_frames(fields, request, source, "edit")
         if not isinstance(source, dict):
             raise InvalidRequestError(
-                "got no video, expected a file, video[id] or video[video_url]", param="video"
+                "missing video, expected a file, video[id] or video[video_url]", param="video"
             )
         job = await self.videos.find(str(source["id"]), tenant_of(request))
         return await self._from_job(fields, request, job, "edit")
@@ -228,11 +351,11 @@ class VideoApi:
 
 
 def is_media(video: Any) -> bool:
-    """Whether it is a file, or says where one is; else it may name a video of ours."""
+    """Return whether `video` is a file or refers to one. Otherwise it may name a video by id."""
     return isinstance(video, Upload) or (isinstance(video, dict) and "id" not in video)
 
 
 async def disconnected(request: Request) -> None:
-    """Returns when the client has gone."""
+    """Wait until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,1 +1,0 @@
-"""Routes that describe the server and a tenant's usage."""

@@ -1,0 +1,110 @@
+"""Lines of batch files: one request each, in OpenAI's batch format."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from helios_serve.store.batches import LineError
+
+URL = "/v1/videos"
+MAX_LINES = 50_000
+MAX_ERRORS = 100
+"""Maximum number of errors reported for one file."""
+
+
+class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a new video. `body` has the fields of POST /v1/videos."""
+
+    custom_id: str
+    body: dict[str, Any]
+    method: str = "POST"
+    url: str = URL
+
+
+class LineName(msgspec.Struct, frozen=True):
+    """The custom_id of a line, read on its own because other fields may be invalid."""
+
+    custom_id: str
+
+
+class LineSpan(NamedTuple):
+    """Position of a line in its file: its number (from 1), first byte, and length in bytes."""
+
+    number: int
+    start: int
+    length: int
+
+
+class CheckedFile(NamedTuple):
+    """The lines of a file, and the errors found in them."""
+
+    spans: list[LineSpan]
+    errors: list[LineError]
+
+
+def parse_line(text: bytes, number: int) -> BatchLine | LineError:
+    """Parse a line of a batch file. Return the error if it is invalid."""
+    try:
+        line = msgspec.json.decode(text, type=BatchLine)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return LineError("invalid_json_line", f"invalid request: {error}", number)
+    if (line.method, line.url) != ("POST", URL):
+        message = f"got {line.method} {line.url}, expected POST {URL}"
+        return LineError("invalid_url", message, number, "url")
+    return line
+
+
+def line_name(text: bytes) -> str | None:
+    """Return the custom_id of a line, even if the rest of it is invalid; None if there is none."""
+    try:
+        return msgspec.json.decode(text, type=LineName).custom_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def check_file(path: Path) -> CheckedFile:
+    """Check every line of a batch file without keeping it in memory. Empty lines are skipped."""
+    spans: list[LineSpan] = []
+    errors: list[LineError] = []
+    seen: dict[str, int] = {}
+    with path.open("rb") as file:
+        start = 0
+        for number, text in enumerate(file, 1):
+            if text.strip():
+                spans.append(LineSpan(number, start, len(text)))
+                errors += line_errors(number, text, seen)
+            start += len(text)
+            if len(spans) > MAX_LINES:
+                message = f"too many requests, expected at most {MAX_LINES}"
+                errors.append(LineError("too_many_lines", message))
+            if len(errors) >= MAX_ERRORS or len(spans) > MAX_LINES:
+                break
+    if not spans:
+        message = "got a file without requests, expected at least one"
+        errors.append(LineError("empty_file", message))
+    return CheckedFile(spans, errors)
+
+
+def line_errors(number: int, text: bytes, seen: dict[str, int]) -> list[LineError]:
+    """Return the errors of a line.
+
+    `seen` maps earlier custom ids to their line numbers, and is updated.
+    """
+    line = parse_line(text, number)
+    if isinstance(line, LineError):
+        return [line]
+    if line.custom_id in seen:
+        message = (
+            f"got duplicate custom_id {line.custom_id!r}, first used in line {seen[line.custom_id]}"
+        )
+        return [LineError("duplicate_custom_id", message, number, "custom_id")]
+    seen[line.custom_id] = number
+    return []
+
+
+def read_line(path: Path, span: LineSpan) -> BatchLine:
+    """Read a line that `check_file` accepted."""
+    with path.open("rb") as file:
+        file.seek(span.start)
+        return msgspec.json.decode(file.read(span.length), type=BatchLine)

@@ -1,0 +1,147 @@
+"""Files of jobs on disk: one subfolder per job for its segments, and one for its reference."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from helios_serve.messages import Segment
+from helios_serve.store.files import (
+    link_files,
+    make_folder,
+    read_file,
+    read_struct,
+    remove,
+    storage_errors,
+    write_file,
+    write_struct,
+)
+from helios_serve.store.jobs import StoredJob
+from helios_serve.video_request import Frames, VideoRequest
+
+HEADER = "init.mp4"
+MEDIA = "media.msgpack"
+PLAIN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+
+
+def folder_name(job_id: str) -> str:
+    """Return the id itself if it is safe as a name, else its hash.
+
+    Ids come from users and may be any text, such as `../x`. Capital letters count as unsafe
+    because some file systems ignore case.
+    """
+    if PLAIN_ID.fullmatch(job_id):
+        return job_id
+    return f"~{sha256(job_id.encode()).hexdigest()}"
+
+
+class JobFolders(ABC):
+    """Base class of stores that keep one kind of file in a subfolder of `root` per job."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        make_folder(root)
+
+    def folder(self, job_id: str) -> Path:
+        return self.root / folder_name(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Delete all files of a job."""
+        remove(self.folder(job_id))
+
+    def sweep(self, jobs: Iterable[StoredJob]) -> None:
+        """Delete the files that a crash left behind: those that no job lists in `committed`."""
+        by_folder = {folder_name(job.id): job for job in jobs}
+        for folder in list_folder(self.root):
+            job = by_folder.get(folder.name)
+            names = self.committed(job) if job is not None else ()
+            if not names:
+                remove(folder)
+                continue
+            for path in list_folder(folder):
+                if path.name not in names:
+                    remove(path)
+
+    @abstractmethod
+    def committed(self, job: StoredJob) -> Collection[str]:
+        """Return the names of the files that a job has according to its row."""
+
+
+def list_folder(folder: Path) -> list[Path]:
+    with storage_errors("list", folder):
+        return list(folder.iterdir())
+
+
+class SegmentStore(JobFolders):
+    """Stores one header per video and one fragment per chunk."""
+
+    def put(self, job_id: str, chunk: int, segment: Segment) -> None:
+        """Store a chunk's segment. Durable when it returns."""
+        header = self._header_path(job_id)
+        if not header.exists():
+            write_file(header, segment.header)
+        write_file(self.path(job_id, chunk), segment.fragment)
+
+    def share(self, job_id: str, parent_id: str, chunks: Iterable[int]) -> None:
+        """Give a job its parent's header and `chunks`. Durable when it returns.
+
+        The files are hard links: they never change, and each job can be deleted by itself.
+        """
+        names = [HEADER, *map(fragment_name, chunks)]
+        link_files(self.folder(parent_id), self.folder(job_id), names)
+
+    def header(self, job_id: str) -> bytes:
+        """Return a video's header. Raises DamagedFileError if it does not exist."""
+        return read_file(self._header_path(job_id))
+
+    def fragment(self, job_id: str, chunk: int) -> bytes:
+        """Return a chunk's fragment. Raises DamagedFileError if it does not exist."""
+        return read_file(self.path(job_id, chunk))
+
+    def path(self, job_id: str, chunk: int) -> Path:
+        """Return the file of a chunk's fragment."""
+        return self.folder(job_id) / fragment_name(chunk)
+
+    def committed(self, job: StoredJob) -> set[str]:
+        names = {fragment_name(chunk) for chunk in job.chunks}
+        return names | {HEADER} if names else set()
+
+    def _header_path(self, job_id: str) -> Path:
+        return self.folder(job_id) / HEADER
+
+
+def fragment_name(chunk: int) -> str:
+    return f"{chunk:05d}.m4s"
+
+
+class Media(msgspec.Struct, frozen=True):
+    """The reference of a request: what `VideoRequest.without_media` removes."""
+
+    image: Frames | None
+    video: Frames | None
+
+
+class InputStore(JobFolders):
+    """Stores one file for each job with a reference (I2V, V2V)."""
+
+    def put(self, request: VideoRequest) -> None:
+        """Store the request's reference, if it has one. Durable when it returns."""
+        if request.has_reference:
+            media = Media(request.image, request.video)
+            write_struct(self._path(request.request_id), media)
+
+    def whole_request(self, job: StoredJob) -> VideoRequest:
+        """Return a job's request with its reference. Raises DamagedFileError for a damaged file."""
+        if not job.has_media:
+            return job.request
+        media = read_struct(self._path(job.id), Media)
+        return msgspec.structs.replace(job.request, image=media.image, video=media.video)
+
+    def committed(self, job: StoredJob) -> set[str]:
+        return {MEDIA} if job.has_media else set()
+
+    def _path(self, job_id: str) -> Path:
+        return self.folder(job_id) / MEDIA

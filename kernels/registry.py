@@ -1,0 +1,275 @@
+"""The interface of every kernel, and the implementations that a device runs.
+
+Models call `kernels_of(tensor).norm_modulate(...)`. Each kernel has a protocol here, a torch
+implementation in `reference` and a Triton one in a module of `triton`; mypy checks both against
+the protocol. Rows are tokens of a packed sequence. A trailing underscore: in place.
+"""
+
+from functools import cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from helios_serve.kernels import reference
+from helios_serve.kernels.backend import AttentionPath, KernelChoice, choose_kernels
+from helios_serve.kernels.flash import LibraryAttention
+from helios_serve.kernels.fp8 import FP8, Quantized
+from helios_serve.kernels.rope import PackedRope
+from helios_serve.kernels.rows import Lengths, NormTable, PackRows
+
+
+class GatherWindow(Protocol):
+    def __call__(self, pool: Tensor, window: Tensor, places: Tensor) -> Tensor:
+        """Read rows of a session's history through its block table, as PagedAttention does.
+
+        `pool` is (blocks, rows per block, width), contiguous; `window` int64 (blocks of the
+        history,) is the block table; `places` int64 (n,) holds, for each row to read, its position
+        in the block table * rows per block + its row in the block. Returns new rows (n, width).
+
+        Source: PagedAttention (arXiv 2309.06180), with Helios' windows.
+        """
+
+
+class NormModulate(Protocol):
+    def __call__(self, x: Tensor, rows: PackRows, norm: NormTable, eps: float) -> Tensor:
+        """Layer norm of each row, multiplied and shifted by its row of a table.
+
+        `x` is (rows, dim) at any row stride; `norm` holds the fp32 tables. Computes in fp32 and
+        returns new rows in the dtype of `x`.
+
+        Source: "Flash Norm" of Helios (arXiv 2603.04379).
+        """
+
+
+class GatedResidualNorm(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        update: Tensor,
+        rows: PackRows,
+        gate: Tensor,
+        norm: NormTable,
+        eps: float,
+        *,
+        noise_only: bool = False,
+    ) -> Tensor:
+        """Add `update * gate` to `x` in place, then norm the sum as `norm_modulate` does.
+
+        `x` and `update` are (rows, dim) in one dtype, `gate` fp32 (table rows, dim). The sum is
+        computed in fp32 and rounded to the dtype of `x` before it is normed. Returns new rows
+        (rows, dim), or with `noise_only` those of the noise rows alone, end to end.
+
+        Source: the blocks of Helios' transformer (arXiv 2603.04379).
+        """
+
+
+class NoiseResidualNorm(Protocol):
+    def __call__(
+        self, x: Tensor, update: Tensor, rows: PackRows, norm: NormTable, eps: float
+    ) -> Tensor:
+        """Add `update` to the noise rows of `x` in place, then norm all of `x`.
+
+        `x` is (rows, dim), `update` (noise rows, dim) in the same dtype. Rounds and returns as
+        `gated_residual_norm_` does.
+
+        Source: Helios' transformer (arXiv 2603.04379), where only noise attends to text.
+        """
+
+
+class NormRope(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        rope: PackedRope | None,
+        heads: int,
+        eps: float,
+        *,
+        history_scale: Tensor | None = None,
+        rows: PackRows | None = None,
+    ) -> Tensor:
+        """RMS norm across all heads, then rotary embedding of neighbouring pairs.
+
+        `x` is (rows, heads * head_dim) at any row stride, `weight` (heads * head_dim,) in its
+        dtype. Pooled entries of `rope` have a modulus below one, which is intended; with None
+        nothing is rotated. `history_scale` (heads,) multiplies the history rows of `rows`, which
+        it requires. Norm and rotation are computed in fp32, each rounded to the dtype of `x`.
+        Returns (rows, heads, head_dim), which may share the memory of `x`: do not read `x` again.
+
+        Source: "Flash RoPE" of Helios (arXiv 2603.04379); RoFormer (arXiv 2104.09864).
+        """
+
+
+class QkNormRope(Protocol):
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        weights: tuple[Tensor, Tensor],
+        rope: PackedRope,
+        rows: PackRows,
+        heads: int,
+        eps: float,
+        *,
+        history_scale: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`norm_rope_` of the queries and keys of the same rows; `history_scale` is for keys only.
+
+        `weights` are those of queries and of keys. Returns queries and keys as `norm_rope_` does.
+        """
+
+
+class PackedAttention(Protocol):
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Lengths,
+        keys: Lengths,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Full attention of each segment's queries to the segment's own keys.
+
+        `query` is (rows, heads, head_dim), `key` and `value` (key rows, heads, head_dim) in the
+        same dtype, at any row stride; `queries` and `keys` are the lengths of the segments, each
+        with at least one key. `bias` (key rows,), in the dtype of the keys, is added to the logits
+        of each key. Returns new rows (rows, heads * head_dim); softmax and sums are fp32.
+
+        Source: FlashAttention 2 (arXiv 2307.08691) and its libraries.
+        """
+
+
+class EnterStage(Protocol):
+    def __call__(
+        self,
+        rows: Tensor,
+        grid: tuple[int, int],
+        weights: tuple[float, float],
+        drawn: Tensor,
+        factor: Tensor,
+        noise_dtype: torch.dtype,
+    ) -> Tensor:
+        """Upsample latents to the next pyramid stage and add noise correlated within patches.
+
+        `rows` (n, 4 * channels) are patches of 2 x 2 pixels, laid out (y, x, channel), `grid`
+        (rows, columns) of them per frame. Each pixel becomes a patch of four equal pixels, times
+        `weights[0]`; the noise, times `weights[1]`, is fp32 `drawn` (channels, 4 * n, 4) @
+        `factor`.T (4, 4), rounded to `noise_dtype`. Returns new rows (4 * n, 4 * channels) in the
+        dtype that `rows` and noise promote to.
+
+        Source: the stage transitions of Pyramidal Flow Matching (arXiv 2410.05954), as in
+        diffusers' HeliosPyramidPipeline.
+        """
+
+
+class DmdStep(Protocol):
+    def __call__(
+        self, latents: Tensor, flow: Tensor, start: Tensor, sigma: float, next_sigma: float | None
+    ) -> Tensor:
+        """One step of the DMD sampler: predict x0, then noise it to `next_sigma` with `start`.
+
+        The three tensors have one shape. x0 = latents - sigma * flow is computed in fp64 and
+        rounded to the dtype of `flow`; with `next_sigma` None it is returned. Otherwise returns
+        (1 - next_sigma) * x0 + next_sigma * start, computed in fp64, in the dtype of `start`.
+
+        Source: diffusers' HeliosDMDScheduler; DMD2 (arXiv 2405.14867).
+        """
+
+
+class QuantizeRows(Protocol):
+    def __call__(self, rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
+        """Divide each row by a scale that puts its largest entry at the largest float8.
+
+        `rows` is (rows, n) at any row stride. Returns values (rows, n) and fp32 scales (rows, 1).
+        Float8 entries are off by at most a sixteenth, and those below a 28672nd of their row's
+        largest by at most a sixteenth of that. With another `dtype` the quotients are not rounded
+        to float8.
+
+        Source: dynamic row-wise scaling, as torch._scaled_mm takes it.
+        """
+
+
+class Kernels(NamedTuple):
+    """Every kernel by one implementation."""
+
+    gather_window: GatherWindow
+    norm_modulate: NormModulate
+    gated_residual_norm_: GatedResidualNorm
+    noise_residual_norm_: NoiseResidualNorm
+    norm_rope_: NormRope
+    qk_norm_rope_: QkNormRope
+    attention: PackedAttention
+    enter_stage: EnterStage
+    dmd_step: DmdStep
+    quantize_rows: QuantizeRows
+
+
+REFERENCE = Kernels(
+    gather_window=reference.gather_window,
+    norm_modulate=reference.norm_modulate,
+    gated_residual_norm_=reference.gated_residual_norm_,
+    noise_residual_norm_=reference.noise_residual_norm_,
+    norm_rope_=reference.norm_rope_,
+    qk_norm_rope_=reference.qk_norm_rope_,
+    attention=reference.attention,
+    enter_stage=reference.enter_stage,
+    dmd_step=reference.dmd_step,
+    quantize_rows=reference.quantize_rows,
+)
+
+
+@cache
+def triton_kernels() -> Kernels:
+    """The Triton kernels. Raises ModuleNotFoundError if triton is not installed."""
+    from helios_serve.kernels.triton.attention import attention
+    from helios_serve.kernels.triton.dmd_step import dmd_step
+    from helios_serve.kernels.triton.enter_stage import enter_stage
+    from helios_serve.kernels.triton.gather_window import gather_window
+    from helios_serve.kernels.triton.norm_modulate import norm_modulate
+    from helios_serve.kernels.triton.norm_rope import norm_rope_, qk_norm_rope_
+    from helios_serve.kernels.triton.quantize_rows import quantize_rows
+    from helios_serve.kernels.triton.residual_norm import (
+        gated_residual_norm_,
+        noise_residual_norm_,
+    )
+
+    return Kernels(
+        gather_window=gather_window,
+        norm_modulate=norm_modulate,
+        gated_residual_norm_=gated_residual_norm_,
+        noise_residual_norm_=noise_residual_norm_,
+        norm_rope_=norm_rope_,
+        qk_norm_rope_=qk_norm_rope_,
+        attention=attention,
+        enter_stage=enter_stage,
+        dmd_step=dmd_step,
+        quantize_rows=quantize_rows,
+    )
+
+
+def kernels_of(tensor: Tensor) -> Kernels:
+    """The kernels of the tensor's device, as the environment and `backend` choose them.
+
+    Raises ValueError if the device cannot run what the environment requests.
+    """
+    return implement(choose_kernels(tensor.device))
+
+
+@cache
+def implement(choice: KernelChoice) -> Kernels:
+    """The kernels of a backend, with the chosen attention."""
+    kernels = REFERENCE if choice.backend == "reference" else triton_kernels()
+    return kernels._replace(attention=attention_by(choice.attention, kernels.attention))
+
+
+def attention_by(path: AttentionPath, own: PackedAttention) -> PackedAttention:
+    """The attention of `path`, where `own` is the backend's."""
+    match path:
+        case "sdpa":
+            return REFERENCE.attention
+        case "triton":
+            return own
+        case _:
+            return LibraryAttention(path, unbiased=REFERENCE.attention, biased=own)

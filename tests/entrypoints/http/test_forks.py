@@ -1,0 +1,82 @@
+"""Forks: several continuations of one video, each with its own prompt and its own noise."""
+
+import time
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+
+from tests.support.api import error_of, frames_of
+
+CHUNK = 33
+SMALL = {"prompt": "a dog runs", "size": "64x64", "seed": 3}
+
+
+def wait_for(http: httpx.Client, video_id: str, field: str, least: Any) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while (video := http.get(f"/v1/videos/{video_id}").json())[field] < least:
+        assert video["status"] != "failed", video
+        assert time.monotonic() < deadline, video
+        time.sleep(0.05)
+    return dict(video)
+
+
+def content(http: httpx.Client, video_id: str) -> np.ndarray:
+    wait_for(http, video_id, "progress", 100)
+    return frames_of(http.get(f"/v1/videos/{video_id}/content").content)
+
+
+def test_a_running_video_is_continued_in_several_ways(http: httpx.Client) -> None:
+    parent = http.post("/v1/videos", json=SMALL | {"num_frames": 9 * CHUNK}).json()["id"]
+    wait_for(http, parent, "chunks_done", 1)
+    answer = http.post(f"/v1/videos/{parent}/fork", json={"prompts": [None, "a cat sleeps"]}).json()
+    assert answer["object"] == "list"
+    for child in answer["data"]:
+        assert (child["relation"], child["parent_video_id"]) == ("fork", parent)
+        assert (child["num_frames"], child["prompt"]) == (9 * CHUNK, "a dog runs")
+    original = content(http, parent)
+    same, other = (content(http, child["id"]) for child in answer["data"])
+    assert len(original) == len(same) == len(other) == 9 * CHUNK
+    first = int((original != same).any(axis=(1, 2, 3)).argmax())
+    assert first > 0, "it begins with the chunks that were there"
+    assert first % CHUNK == 0
+    assert np.array_equal(original[:first], other[:first])
+    assert not np.array_equal(same[first:], other[first:])
+
+
+def test_a_finished_video_is_forked_for_more_seconds(http: httpx.Client, finished: Any) -> None:
+    url = f"/v1/videos/{finished.id}/fork"
+    answer = http.post(url, json={"prompts": [None], "seconds": 1})
+    (child,) = answer.json()["data"]
+    assert child["num_frames"] == 2 * CHUNK + 24
+    original, longer = content(http, finished.id), content(http, child["id"])
+    assert len(longer) == 2 * CHUNK + 24
+    assert np.array_equal(longer[: len(original)], original)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"prompts": []}, "prompts", "expected `array` of length >= 1"),
+        ({"prompts": ["x"] * 17}, "prompts", "expected `array` of length <= 16"),
+        ({"prompts": ["x"]}, "seconds", "got a finished video without seconds"),
+        ({"prompts": ["x"], "seconds": -1}, "seconds", "got -1"),
+        ({"prompts": ["x" * 40_000], "seconds": 1}, "prompt", "32768"),
+    ],
+)
+def test_what_cannot_be_forked_is_refused(
+    http: httpx.Client, finished: Any, body: dict[str, Any], param: str, message: str
+) -> None:
+    answer = http.post(f"/v1/videos/{finished.id}/fork", json=body)
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert message in error["message"]
+
+
+def test_a_video_without_a_chunk_and_an_unknown_one_are_refused(http: httpx.Client) -> None:
+    video = http.post("/v1/videos", json=SMALL | {"num_frames": 3300}).json()["id"]
+    answer = http.post(f"/v1/videos/{video}/fork", json={"prompts": ["x"]})
+    assert (answer.status_code, error_of(answer)["code"]) == (409, "not_ready")
+    http.delete(f"/v1/videos/{video}")
+    assert http.post(f"/v1/videos/{video}/fork", json={"prompts": ["x"]}).status_code == 404
