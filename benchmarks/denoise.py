@@ -34,7 +34,8 @@ from torch import Tensor
 from helios_serve.core.cost import forward_flops
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
-from helios_serve.core.session import PADDING_ROWS, Session
+from helios_serve.core.session import Session
+from helios_serve.core.session_prompts import PADDING_ROWS
 from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
@@ -155,7 +156,7 @@ class Bench:
         params = request.resolve(self.config)
         session = Session(request, params, self.config, arrival=0.0)
         states = torch.randn(PROMPT_TOKENS, model.text_dim).to(self.dtype)
-        session.learn(EncodedPrompt("x", as_data(states)))
+        session.prompts.learn(EncodedPrompt("x", as_data(states)))
         scheduler.add_session(session)
         while (plan := scheduler.schedule(worker)).scheduled_steps:
             started = self.clock.now()

@@ -63,7 +63,7 @@ class Load:
             )
             params = request.resolve(self.config)
             session = Session(request, params, self.config, arrival=time.monotonic())
-            session.learn(PROMPT)
+            session.prompts.learn(PROMPT)
             self.scheduler.add_session(session)
 
     def run(self, calls: int) -> list[float]:

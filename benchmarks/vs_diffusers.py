@@ -43,7 +43,8 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
-from helios_serve.core.session import PADDING_ROWS, Session
+from helios_serve.core.session import Session
+from helios_serve.core.session_prompts import PADDING_ROWS
 from helios_serve.entrypoints.cli.arguments import size, steps
 from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import Geometry, HeliosConfig
@@ -214,7 +215,7 @@ def our_side(
             )
             request = VideoRequest(request_id=str(order.seed), prompt=order.name, params=params)
             session = Session(request, request.resolve(config), config, arrival=0.0)
-            session.learn(EncodedPrompt(order.name, as_data(order.states.to(dtype))))
+            session.prompts.learn(EncodedPrompt(order.name, as_data(order.states.to(dtype))))
             scheduler.add_session(session)
         latents: dict[str, Tensor] = {}
         while (plan := scheduler.schedule(worker)).scheduled_steps:

@@ -5,7 +5,7 @@ from helios_serve.core.worker_state import WorkerState
 from helios_serve.options.scheduling import SchedulingConfig
 
 MAX_PASSED_OVER = 8
-"""Sessions that do not fit a batch and are looked past, at most."""
+"""Sessions that do not fit a batch and are skipped, at most."""
 
 
 class StepBatch:
@@ -38,11 +38,12 @@ class StepBatch:
             return True
         if session.is_suspect or self.sessions[0].is_suspect:
             return False
-        within = self.tokens + session.step_tokens <= self.config.max_num_batched_tokens
+        tokens = self.tokens + session.cost.tokens[session.cursor.stage]
+        within = tokens <= self.config.max_num_batched_tokens
         return within and len(self.sessions) < self.config.max_num_seqs
 
     def add(self, session: Session) -> None:
         self.sessions.append(session)
-        self.tokens += session.step_tokens
+        self.tokens += session.cost.tokens[session.cursor.stage]
         self.cost += session.step_cost
         self.has_priority |= session.is_priority

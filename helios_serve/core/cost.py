@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from helios_serve.model_config import PATCH_DIM, Geometry, HeliosConfig, TransformerConfig
-from helios_serve.options.sampling import ResolvedParams
 
 TYPICAL_PROMPT_TOKENS = 64
 """Keys of a prompt, its padding collapsed; cross-attention is a percent of a step at most."""
@@ -62,14 +61,3 @@ def patch_rows(geometry: Geometry, noise: int) -> int:
     """Base patches that are embedded in a step, the output projection's included."""
     long, mid, short = geometry.long_tokens, geometry.mid_tokens, geometry.short_tokens
     return 64 * long + 8 * mid + short + 2 * noise
-
-
-def chunk_cost(
-    config: HeliosConfig, geometry: Geometry, params: ResolvedParams, chunk: int
-) -> float:
-    """FLOPs of all steps of `chunk`."""
-    branches = 2 if params.is_guided else 1
-    return sum(
-        count * stage_step_cost(config, geometry, stage, branches)
-        for stage, count in enumerate(params.stage_steps(chunk))
-    )

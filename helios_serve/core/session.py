@@ -1,23 +1,21 @@
-"""A session as the scheduler sees it: a cursor, a status, and what its steps cost."""
+"""A session as the scheduler sees it: a cursor, a status, its prompts and its costs."""
 
 import enum
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from helios_serve.core.cost import chunk_cost, stage_step_cost
-from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.realtime import PlaybackClock
-from helios_serve.messages import EncodedPrompt, Snapshot, StepCursor
-from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
+from helios_serve.core.session_cost import SessionCost
+from helios_serve.core.session_prompts import SessionPrompts
+from helios_serve.messages import Snapshot, StepCursor
+from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.options.sampling import PromptSwitch, ResolvedParams
 from helios_serve.video_request import PromptWeight, VideoRequest, prompt_weights
 
-PADDING_ROWS = 4
-"""Text rows, at most, that stand for a prompt's padding."""
-
 
 class SessionStatus(enum.IntEnum):
-    """Where a session is in its life; everything from FINISHED_COMPLETED on is over."""
+    """Where a session is in its life; it has ended from FINISHED_COMPLETED on."""
 
     WAITING = enum.auto()
     RUNNING = enum.auto()
@@ -32,14 +30,20 @@ class SessionStatus(enum.IntEnum):
         return self >= SessionStatus.FINISHED_COMPLETED
 
 
-class Session:
-    """One video in the making.
+class AppliedSwitch(NamedTuple):
+    """A requested switch to `prompt`; `switch` is None where the video has no chunk left for it."""
 
-    `cursor` is the next step to plan. Plans do not wait for results, so it runs ahead of what
-    workers have done by the session's `in_flight` steps; `snapshot` is where it can be taken up
-    again, if not at its beginning. A session that `is_leaving` gives its blocks back at the next
-    chunk edge. It begins no chunk from `chunk_limit` on. `siblings` names sessions
-    that begin with the same history.
+    prompt: str
+    switch: PromptSwitch | None
+
+
+class Session:
+    """One video that is being made.
+
+    `cursor` is the next step to plan. Plans do not wait for results, so the cursor is ahead of the
+    workers by `in_flight` steps. `snapshot` is where the session can resume, if not at its
+    beginning. A session that `is_leaving` gives its blocks back at the next chunk edge. It begins
+    no chunk from `chunk_limit` on. `siblings` names sessions that begin with the same history.
     """
 
     def __init__(
@@ -55,14 +59,13 @@ class Session:
         self.request = request
         self.params = params
         self.siblings = siblings
-        self.config = config
         self.geometry = Geometry(params.height, params.width)
+        self.cost = SessionCost(config, self.geometry, params)
+        negative = params.negative_prompt if params.is_guided else None
+        self.prompts = SessionPrompts(request.prompts, negative)
         self.clock = PlaybackClock(arrival=arrival, fps=params.fps)
         self.status = SessionStatus.WAITING
         self.snapshot = snapshot
-        self.encoded: dict[str, EncodedPrompt] = {}
-        self.pending_switches: deque[PromptSwitch] = deque()
-        self._unsent: list[EncodedPrompt] = []
         self.cursor = StepCursor(self.edge_chunk, 0, 0)
         self.worker_id: str | None = None
         self.in_flight = 0
@@ -71,13 +74,7 @@ class Session:
         self.lone_deaths: Counter[StepCursor | None] = Counter()
         self.placed_chunk = self.edge_chunk
         self.is_leaving = False
-        self.chunk_limit = self.params.num_chunks
-        branches = 2 if self.params.is_guided else 1
-        self.step_costs = tuple(
-            stage_step_cost(config, self.geometry, stage, branches)
-            for stage in range(config.stages)
-        )
-        self._branches = branches
+        self.chunk_limit = params.num_chunks
 
     @property
     def session_id(self) -> str:
@@ -89,7 +86,7 @@ class Session:
 
     @property
     def is_planned(self) -> bool:
-        """Whether every step has been given to a worker."""
+        """Whether every step was given to a worker."""
         return self.cursor.chunk == self.params.num_chunks
 
     @property
@@ -99,7 +96,7 @@ class Session:
 
     @property
     def is_going(self) -> bool:
-        """Whether its blocks come free without anyone doing more about it."""
+        """Whether its blocks will be freed without anything more being done."""
         ended = self.status is SessionStatus.PREEMPTED or self.status.is_finished
         return ended or self.is_leaving or self.is_planned
 
@@ -110,64 +107,26 @@ class Session:
     @property
     def step_cost(self) -> float:
         """FLOPs of the next step."""
-        return self.step_costs[self.cursor.stage]
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens that the next step adds to a batch."""
-        return self.tokens_at(self.cursor.stage)
-
-    def tokens_at(self, stage: int) -> int:
-        """Tokens of a step at `stage`: history and noise, under every prompt."""
-        noise = self.geometry.noise_tokens(stage, self.config.stages)
-        return self._branches * (self.geometry.history_tokens + noise)
-
-    @property
-    def chunk_cost(self) -> float:
-        """FLOPs of the chunk at the cursor."""
-        return chunk_cost(self.config, self.geometry, self.params, self.cursor.chunk)
-
-    @property
-    def remaining_chunk_cost(self) -> float:
-        """FLOPs from the cursor to the end of its chunk."""
-        chunk, stage, step = self.cursor
-        steps = self.params.stage_steps(chunk)
-        left = (steps[stage] - step, *steps[stage + 1 :])
-        return sum(count * cost for count, cost in zip(left, self.step_costs[stage:], strict=True))
+        return self.cost.steps[self.cursor.stage]
 
     @property
     def remaining_cost(self) -> float:
         """FLOPs from the cursor to the end of the video."""
-        if self.is_planned:
-            return 0.0
-        later = self.params.num_chunks - self.cursor.chunk - 1
-        whole = chunk_cost(self.config, self.geometry, self.params, 1)
-        return self.remaining_chunk_cost + later * whole
-
-    @property
-    def cost_rate(self) -> float:
-        """FLOPs a second of playback: what real time asks of a worker."""
-        whole = chunk_cost(self.config, self.geometry, self.params, 1)
-        return whole * self.params.fps / CHUNK_FRAMES
-
-    @property
-    def peak_blocks(self) -> int:
-        """The most history blocks that the session ever holds."""
-        return HistoryManager.peak_blocks(self.geometry)
+        return self.cost.left(self.cursor)
 
     @property
     def edge_chunk(self) -> int:
-        """The chunk at which it can be taken up again."""
+        """The chunk at which it can resume."""
         return 0 if self.snapshot is None else self.snapshot.chunk
 
     @property
     def edge_frames(self) -> int:
-        """History frames at the edge where it can be taken up again."""
+        """History frames at the edge where it can resume."""
         return 0 if self.snapshot is None else self.snapshot.num_frames
 
     @property
     def at_snapshot(self) -> bool:
-        """Whether its history where it runs is that of its snapshot."""
+        """Whether its history on its worker is that of its snapshot."""
         return self.snapshot is not None and self.cursor.chunk == self.snapshot.chunk
 
     def continues(self, other: "Session") -> bool:
@@ -178,86 +137,52 @@ class Session:
         return mine.anchor == its.anchor and mine.frames == its.frames
 
     @property
-    def missing_prompts(self) -> tuple[str, ...]:
-        """Texts that were not read yet."""
-        negative = (self.params.negative_prompt,) if self.params.is_guided else ()
-        needed = dict.fromkeys((*self.request.prompts, *negative))
-        return tuple(text for text in needed if text not in self.encoded)
-
-    @property
     def needs_seed(self) -> bool:
-        """Whether its image or video has still to be made the history it begins with."""
+        """Whether its image or video is still to be encoded into its first history."""
         return self.request.has_reference and self.snapshot is None
 
     @property
     def is_ready(self) -> bool:
-        """Whether all is there that its first chunk takes."""
-        return not self.needs_seed and not self.missing_prompts
-
-    @property
-    def text_rows(self) -> int:
-        """Rows of cross-attention keys and values that it holds at a time, at most."""
-        longest = max(self.encoded[text].num_tokens for text in self.request.prompts)
-        rows = longest + PADDING_ROWS
-        if self.params.is_guided:
-            rows += self.encoded[self.params.negative_prompt].num_tokens + PADDING_ROWS
-        return rows
+        """Whether all inputs of its first chunk are there."""
+        return not (self.needs_seed or self.prompts.missing)
 
     def seed(self, snapshot: Snapshot) -> None:
-        """The history that its reference makes is there; the reference is of no more use."""
+        """Begin with the history of the encoded reference, which is then dropped."""
         self.snapshot = snapshot
         self.request = self.request.without_media()
-
-    def learn(self, prompt: EncodedPrompt) -> None:
-        """A prompt was read. A worker that has the session hears of it with its next chunk."""
-        if prompt.prompt not in self.encoded:
-            self._unsent.append(prompt)
-        self.encoded[prompt.prompt] = prompt
-
-    def take_unsent(self) -> tuple[EncodedPrompt, ...]:
-        unsent, self._unsent = tuple(self._unsent), []
-        return unsent
 
     def mix(self, chunk: int) -> tuple[PromptWeight, ...]:
         """The prompts in effect at `chunk`."""
         return prompt_weights(self.request.prompt, self.request.params, chunk)
 
-    def apply_switches(self) -> Iterator[tuple[str, PromptSwitch | None]]:
-        """Turn to the prompts that wait for it and were read, from the next unplanned chunk on.
-
-        Yields each prompt and its switch, or None where the video has no chunk left for it.
-        """
-        while self.pending_switches and self.pending_switches[0].prompt in self.encoded:
-            asked = self.pending_switches.popleft()
+    def apply_switches(self) -> Iterator[AppliedSwitch]:
+        """Switch to the pending prompts that are encoded, at the next chunk that is not planned."""
+        for asked in self.prompts.take_switches():
             chunk = max(1, self.cursor.chunk + (not self.at_chunk_edge))
             if chunk >= self.params.num_chunks:
-                yield asked.prompt, None
+                yield AppliedSwitch(asked.prompt, None)
                 continue
             applied = PromptSwitch(chunk, asked.prompt, asked.transition_chunks)
             self.request = self.request.with_switch(applied)
-            yield asked.prompt, applied
-
-    def drop_switches(self, prompts: tuple[str, ...]) -> Iterator[str]:
-        """Some prompts cannot be read: yields each prompt that was to be switched to."""
-        for switch in [item for item in self.pending_switches if item.prompt in prompts]:
-            self.pending_switches.remove(switch)
-            yield switch.prompt
+            self.prompts.set_texts(self.request.prompts)
+            yield AppliedSwitch(asked.prompt, applied)
 
     def rewind(self) -> None:
-        """Back to the last confirmed chunk edge: what was planned after it is lost."""
+        """Return to the last confirmed chunk edge: what was planned after it is lost."""
         self.cursor = StepCursor(self.edge_chunk, 0, 0)
         self.in_flight = self.reserved_rows = 0
         self.worker_id = None
         self.is_leaving = False
 
-    def acquit(self) -> None:
-        """It has made a chunk: whatever its workers died of, it was not that."""
+    def clear_suspicion(self) -> None:
+        """It has finished a chunk, so it was not the cause of its workers' deaths."""
         self.is_suspect = False
         self.lone_deaths.clear()
 
     @property
     def may_leave(self) -> bool:
-        """Whether it is at a chunk edge and has made a chunk where it is: so nobody starves."""
+        """Whether it can be evicted now: at a chunk edge, with a chunk made on its worker, so that
+        every placement makes progress."""
         return self.at_chunk_edge and self.cursor.chunk > self.placed_chunk
 
     def makes_anchor(self, chunk: int) -> bool:

@@ -32,7 +32,7 @@ class WaitingRoom:
     @property
     def promised_rate(self) -> float:
         """FLOP/s that the priority sessions here will need."""
-        return sum(session.cost_rate for session in self if session.is_priority)
+        return sum(session.cost.rate for session in self if session.is_priority)
 
     def configure(self, config: SchedulingConfig) -> None:
         """Serve those who are here by other weights from now on."""

@@ -60,7 +60,7 @@ class WorkerQueue:
             return
         due = session.clock.deadline(session.cursor.chunk, self.config.start_buffer)
         if rate:
-            due -= session.remaining_chunk_cost / rate
+            due -= session.cost.left_in_chunk(session.cursor) / rate
         self._due[session.session_id] = due
         heapq.heappush(self._by_slack, (due, next(self._tie), session.session_id))
 
@@ -107,5 +107,9 @@ class WorkerQueue:
         return session.session_id in self._due or session.session_id in self._fair
 
     def _pop_fair(self) -> Session | None:
-        session_id = self._fair.pop(lambda item: self.sessions[item].chunk_cost)
+        session_id = self._fair.pop(self._chunk_cost)
         return None if session_id is None else self.sessions[session_id]
+
+    def _chunk_cost(self, session_id: str) -> float:
+        session = self.sessions[session_id]
+        return session.cost.of_chunk(session.cursor.chunk)

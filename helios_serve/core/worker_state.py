@@ -30,7 +30,7 @@ class Room(NamedTuple):
 
     def less(self, session: Session) -> "Room":
         """What is missing when `session` has gone."""
-        return Room(self.blocks - session.peak_blocks, self.rows - session.reserved_rows)
+        return Room(self.blocks - session.cost.peak_blocks, self.rows - session.reserved_rows)
 
     @property
     def is_there(self) -> bool:
@@ -84,50 +84,62 @@ class WorkerState:
         return not (self.queue.sessions or self.plans or self.closing)
 
     def has_room(self, session: Session) -> bool:
-        """Whether there are blocks for its history, and room for its prompts' keys and values."""
-        fits_text = session.text_rows <= self.text_rows - self.reserved_rows
-        return not self.is_draining and session.peak_blocks <= self.free_blocks and fits_text
+        """Whether there are blocks for its history and rows for its prompts' keys and values."""
+        fits_text = session.prompts.text_rows <= self.text_rows - self.reserved_rows
+        return not self.is_draining and session.cost.peak_blocks <= self.free_blocks and fits_text
 
     def could_hold(self, session: Session) -> bool:
-        """Whether it would have room if it had nothing else."""
-        blocks = session.peak_blocks <= self.total_blocks
-        return blocks and (not session.is_ready or session.text_rows <= self.text_rows)
+        """Whether there would be room for it without any other session."""
+        blocks = session.cost.peak_blocks <= self.total_blocks
+        return blocks and (not session.is_ready or session.prompts.text_rows <= self.text_rows)
 
     def keeps_up(self, session: Session, share: float, promised: float = 0.0) -> bool:
-        """Whether real time still holds for all priority sessions with `session` among them.
+        """Whether the worker can run `session` and all its priority sessions in real time.
 
-        `promised` is the FLOP/s of others that are on their way.
+        `promised` is the FLOP/s of priority sessions that are still to be placed.
         """
-        load = self.realtime_load + promised + session.cost_rate
+        load = self.realtime_load + promised + session.cost.rate
         return not self.is_draining and (not self.rate or load <= share * self.rate)
 
     def measure(self, cost: float, seconds: float) -> None:
-        """Sums of both fade, so that a quick step of little weight stays of little weight."""
+        """Update the rate with FLOPs and the seconds that they took, 0 if not measured.
+
+        Both sums fade, so that a short measurement has little weight.
+        """
         if cost and seconds > 0:
             self._done = RATE_MEMORY * self._done + cost
             self._spent = RATE_MEMORY * self._spent + seconds
             self.rate = self._done / self._spent
 
-    def add(self, session: Session) -> None:
-        """Take the session's load on; its history is opened apart from this."""
-        self.reserved_blocks += session.peak_blocks
+    def place(self, session: Session) -> None:
+        """Run a session here from the chunk edge at which it can resume."""
+        self.opening.append(self._open_history(session))
+        session.worker_id = self.worker_id
+        session.placed_chunk = session.edge_chunk
+        session.status = SessionStatus.RUNNING
+        self.reserved_blocks += session.cost.peak_blocks
         self.reserve_text(session)
         self.outstanding_cost += session.remaining_cost
         if session.is_priority:
-            self.realtime_load += session.cost_rate
+            self.realtime_load += session.cost.rate
+        self.queue.join(session)
 
     def reserve_text(self, session: Session) -> None:
-        """Account for its prompts as they are now; a new one may take more than is free."""
-        self.reserved_rows += session.text_rows - session.reserved_rows
-        session.reserved_rows = session.text_rows
+        """Reserve rows for its prompts as they are now; new ones may take more than is free."""
+        self.reserved_rows += session.prompts.text_rows - session.reserved_rows
+        session.reserved_rows = session.prompts.text_rows
 
-    def remove(self, session: Session) -> None:
-        self.reserved_blocks -= session.peak_blocks
+    def release(self, session: Session) -> None:
+        """Free all that a session holds here; no step of it may be in flight."""
+        self.queue.leave(session)
+        self.reserved_blocks -= session.cost.peak_blocks
         self.reserved_rows -= session.reserved_rows
         session.reserved_rows = 0
         self.outstanding_cost -= session.remaining_cost
         if session.is_priority:
-            self.realtime_load -= session.cost_rate
+            self.realtime_load -= session.cost.rate
+        self.history.close(session.session_id)
+        self._close(session.session_id)
 
     def find_sibling(self, session: Session) -> Session | None:
         """A session whose history here is the one that `session` begins with."""
@@ -136,26 +148,6 @@ class WorkerState:
             if sibling is not None and sibling.at_snapshot and session.continues(sibling):
                 return sibling
         return None
-
-    def open_history(self, session: Session) -> NewSession:
-        """Give the session its blocks: those of its kin where there are any, or new ones.
-
-        They are filled from its snapshot, unless its kin made what they hold: one that is to fill
-        them itself may fail or be gone before it does.
-        """
-        name, snapshot = session.session_id, session.snapshot
-        sibling = self.find_sibling(session)
-        if sibling is None:
-            blocks = self.history.open(name, session.geometry, initial_frames=session.edge_frames)
-        else:
-            blocks = self.history.fork(sibling.session_id, name)
-            if sibling.placed_chunk < sibling.edge_chunk:
-                assert snapshot is not None, f"{name} has kin but no snapshot"
-                snapshot = msgspec.structs.replace(snapshot, anchor=b"", frames=b"")
-                blocks = ChunkBlocks((), ())
-        prompts = tuple(session.encoded.values())
-        session.take_unsent()
-        return NewSession(name, session.request, blocks, snapshot, prompts)
 
     def add_plan(self, output: SchedulerOutput, cost: float = 0.0) -> SchedulerOutput:
         """Record a plan as in flight unless it is empty; returns it."""
@@ -174,34 +166,26 @@ class WorkerState:
         return closing
 
     def take_suspect(self) -> NewSession | None:
-        """A session under suspicion of killing workers, to be opened in a plan of its own."""
+        """A session that is suspected of killing workers, to be opened in a plan of its own."""
         for new in self.opening:
             if self.queue.sessions[new.session_id].is_suspect:
                 self.opening.remove(new)
                 return new
         return None
 
-    def close(self, session_id: str) -> None:
-        """Tell the worker to forget a session, or do not tell it of the session at all."""
-        unseen = [new for new in self.opening if new.session_id == session_id]
-        if unseen:
-            self.opening.remove(unseen[0])
-        else:
-            self.closing.append(session_id)
-
     def evictable(self, session: Session) -> list[Session] | None:
         """Sessions whose eviction makes room for `session`; None if nothing does.
 
-        Paused sessions go first; flex ones go too, but not for another flex session. Room that
-        earlier evictions and last steps are about to give counts.
+        Paused sessions go first, then flex sessions unless `session` is one. Room that earlier
+        evictions and last steps are about to free counts.
         """
         if self.is_draining:
             return None
         here = self.queue.sessions.values()
         going = [item for item in here if item.is_going]
         missing = Room(
-            session.peak_blocks - self.free_blocks,
-            session.text_rows - self.text_rows + self.reserved_rows,
+            session.cost.peak_blocks - self.free_blocks,
+            session.prompts.text_rows - self.text_rows + self.reserved_rows,
         )
         for item in going:
             missing = missing.less(item)
@@ -224,7 +208,7 @@ class WorkerState:
         """Raise AssertionError unless reservations are what the sessions here add up to."""
         self.history.check_integrity()
         sessions = self.queue.sessions.values()
-        assert self.reserved_blocks == sum(item.peak_blocks for item in sessions)
+        assert self.reserved_blocks == sum(item.cost.peak_blocks for item in sessions)
         assert self.reserved_blocks <= self.total_blocks
         assert self.reserved_rows == sum(item.reserved_rows for item in sessions)
         planned = Counter(
@@ -237,3 +221,29 @@ class WorkerState:
             assert (session in self.queue) == runs, f"{session.session_id} is in the wrong line"
         outstanding = sum(session.remaining_cost for session in sessions)
         assert abs(self.outstanding_cost - outstanding) <= 1e-6 * max(1.0, outstanding)
+
+    def _open_history(self, session: Session) -> NewSession:
+        """Give a session its blocks: those of a sibling if there is one here, or new ones.
+
+        The worker fills them from the session's snapshot, unless a sibling's steps have filled
+        them. A sibling that is itself to fill them from a snapshot does not do: it may fail first.
+        """
+        name, snapshot = session.session_id, session.snapshot
+        sibling = self.find_sibling(session)
+        if sibling is None:
+            blocks = self.history.open(name, session.geometry, initial_frames=session.edge_frames)
+        else:
+            blocks = self.history.fork(sibling.session_id, name)
+            if sibling.placed_chunk < sibling.edge_chunk:
+                assert snapshot is not None, f"{name} has a sibling but no snapshot"
+                snapshot = msgspec.structs.replace(snapshot, anchor=b"", frames=b"")
+                blocks = ChunkBlocks((), ())
+        return NewSession(name, session.request, blocks, snapshot, session.prompts.take_all())
+
+    def _close(self, session_id: str) -> None:
+        """Have the worker forget a session, unless it was not told to open it yet."""
+        unseen = [new for new in self.opening if new.session_id == session_id]
+        if unseen:
+            self.opening.remove(unseen[0])
+        else:
+            self.closing.append(session_id)

@@ -10,7 +10,7 @@ from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from tests.support.scheduling import RATE, SESSION_BLOCKS, World, make_request, make_session
 
-CHUNK_COST = make_session(make_request("probe")).chunk_cost
+CHUNK_COST = make_session(make_request("probe")).cost.chunk
 CHUNK_SECONDS = CHUNK_COST / RATE
 
 
@@ -80,7 +80,7 @@ def test_a_flood_delays_another_tenant_by_one_chunk_at_most() -> None:
 
 
 def max_step_seconds() -> float:
-    return max(make_session(make_request("probe")).step_costs) / RATE
+    return max(make_session(make_request("probe")).cost.steps) / RATE
 
 
 def test_flex_gets_a_quarter_of_a_default_tenants_service() -> None:
@@ -347,7 +347,7 @@ def test_a_session_too_large_for_every_worker_blocks_nobody() -> None:
     world.add("huge", size=(4096, 4096))
     world.add("small")
     world.add_worker("worker-0", SESSION_BLOCKS * 4)
-    assert world.scheduler.unplaceable == ["huge"]
+    assert world.scheduler.placement.unplaceable == ["huge"]
     world.scheduler.abort("huge")
     world.run()
     assert world.delivered.keys() == {"small"}

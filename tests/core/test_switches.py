@@ -72,11 +72,11 @@ def test_a_later_switch_replaces_one_that_is_not_reached() -> None:
 def test_switches_take_effect_in_the_order_in_which_they_were_asked_for() -> None:
     session = make_session(make_request("a", chunks=3))
     for prompt in ("slow", "bad", "quick", "quick"):
-        session.pending_switches.append(PromptSwitch(0, prompt))
-    session.learn(read("quick"))
+        session.prompts.pending.append(PromptSwitch(0, prompt))
+    session.prompts.learn(read("quick"))
     assert list(session.apply_switches()) == []
-    assert list(session.drop_switches(("bad",))) == ["bad"]
-    session.learn(read("slow"))
+    assert list(session.prompts.drop_switches(("bad",))) == ["bad"]
+    session.prompts.learn(read("slow"))
     applied = [prompt for prompt, _ in session.apply_switches()]
     assert applied == ["slow", "quick", "quick"]
     assert session.request.params.switches == (PromptSwitch(1, "quick"),)
@@ -109,5 +109,5 @@ def test_a_worker_hears_of_a_prompt_once_and_another_one_of_all_of_them() -> Non
 def test_a_prompt_that_is_read_twice_is_told_once() -> None:
     session = make_session(make_request("a"))
     for _ in range(2):
-        session.learn(read("y"))
-    assert [prompt.prompt for prompt in session.take_unsent()] == ["y"]
+        session.prompts.learn(read("y"))
+    assert [prompt.prompt for prompt in session.prompts.take_unsent()] == ["y"]

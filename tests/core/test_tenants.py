@@ -9,7 +9,7 @@ from helios_serve.errors import CapacityError, InvalidRequestError, NotAllowedEr
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from tests.support.scheduling import RATE, World, make_request, make_session
 
-CHUNK_SECONDS = make_session(make_request("probe")).chunk_cost / RATE
+CHUNK_SECONDS = make_session(make_request("probe")).cost.chunk / RATE
 EVERYONE = TenantConfig()
 
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from helios_serve.core.session import PADDING_ROWS
+from helios_serve.core.session_prompts import PADDING_ROWS
 from helios_serve.model_config import HeliosConfig, SamplerConfig
 from helios_serve.options.sampling import PromptSwitch
 from tests.support.scheduling import CONFIG, SESSION_BLOCKS, World, make_request, make_session, read
@@ -18,8 +18,8 @@ def test_a_session_takes_the_rows_of_its_longest_prompt_and_of_the_negative_one(
     for config, rows in ((CONFIG, 50 + PADDING_ROWS), (MID, 50 + 7 + 2 * PADDING_ROWS)):
         session = make_session(request, config)
         for prompt in (read("x", 20), read("longer", 50), read("", 7)):
-            session.learn(prompt)
-        assert session.text_rows == rows
+            session.prompts.learn(prompt)
+        assert session.prompts.text_rows == rows
 
 
 def test_a_session_whose_prompts_find_no_room_waits_until_others_are_done() -> None:
@@ -39,9 +39,9 @@ def test_a_session_whose_prompts_find_no_room_waits_until_others_are_done() -> N
 def test_prompts_that_turn_out_too_long_for_every_worker_are_told_and_block_nobody() -> None:
     world = World(workers=2, text_rows=100)
     world.add("long", ready=False)
-    assert not world.scheduler.unplaceable
+    assert not world.scheduler.placement.unplaceable
     world.arrive("long", tokens=100)
-    assert world.scheduler.unplaceable == ["long"]
+    assert world.scheduler.placement.unplaceable == ["long"]
     world.add("short")
     world.scheduler.abort("long")
     world.run()

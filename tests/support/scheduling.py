@@ -247,7 +247,7 @@ class World:
 
     def ask_to_switch(self, name: str, prompt: str) -> None:
         """Turn a session to a prompt, when that was read."""
-        self.scheduler.sessions[name].pending_switches.append(PromptSwitch(0, prompt))
+        self.scheduler.sessions[name].prompts.pending.append(PromptSwitch(0, prompt))
 
     def switch(self, name: str, prompt: str, tokens: int = 20) -> PromptSwitch | None:
         """Turn a session to a prompt that is read at once."""
@@ -264,10 +264,10 @@ class World:
         ]
 
     def _learn(self, session: Session, tokens: int) -> None:
-        switches = [item.prompt for item in session.pending_switches]
-        for text in dict.fromkeys((*session.missing_prompts, *switches)):
-            if text not in session.encoded:
-                session.learn(read(text, tokens))
+        switches = [item.prompt for item in session.prompts.pending]
+        for text in dict.fromkeys((*session.prompts.missing, *switches)):
+            if text not in session.prompts.encoded:
+                session.prompts.learn(read(text, tokens))
         if session.needs_seed:
             session.seed(reference(session))
 
@@ -350,7 +350,7 @@ class World:
         """FLOPs done for the sessions whose names begin with `prefix`."""
         probe = make_session(make_request("probe"))
         return sum(
-            probe.step_costs[step.cursor.stage]
+            probe.cost.steps[step.cursor.stage]
             for _, step in self.done
             if step.session_id.startswith(prefix)
         )

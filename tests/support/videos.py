@@ -297,10 +297,10 @@ def ready_session(model: LoadedModel, request: VideoRequest) -> Session:
     session = Session(request, request.resolve(model.config), model.config, arrival=0.0)
     reference = request if session.needs_seed else None
     limit = request.params.max_sequence_length
-    task = EncodeTask(request.request_id, session.missing_prompts, limit, reference)
+    task = EncodeTask(request.request_id, session.prompts.missing, limit, reference)
     encoded = InputEncoder(model.text_encoder, model.vae).encode(task)
     for prompt in encoded.prompts:
-        session.learn(prompt)
+        session.prompts.learn(prompt)
     if encoded.snapshot is not None:
         session.seed(encoded.snapshot)
     return session

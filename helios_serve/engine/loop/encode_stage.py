@@ -40,7 +40,7 @@ class EncodeStage:
         known = {text: self._prompts.get((text, limit)) for text in texts}
         for prompt in known.values():
             if prompt is not None:
-                session.learn(prompt)
+                session.prompts.learn(prompt)
         unknown = tuple(text for text, prompt in known.items() if prompt is None)
         if unknown or seed_from is not None:
             task = EncodeTask(session.session_id, unknown, limit, seed_from)
@@ -75,7 +75,7 @@ class EncodeStage:
 
     def is_required(self, task: EncodeTask, session: Session) -> bool:
         """Whether the session cannot be made without the result of `task`."""
-        return task.seed_from is not None or not {*task.prompts}.isdisjoint(session.missing_prompts)
+        return task.seed_from is not None or not {*task.prompts}.isdisjoint(session.prompts.missing)
 
     def receive(
         self, session: Session, task: EncodeTask, event: InputsEncoded
@@ -84,11 +84,12 @@ class EncodeStage:
 
         Yields the prompt switches that can be applied now, or never.
         """
-        for text in session.drop_switches(task.prompts) if event.error is not None else ():
-            yield PromptSwitched(event.session_id, text, None, session.request.without_media())
+        if event.error is not None:
+            for text in session.prompts.drop_switches(task.prompts):
+                yield PromptSwitched(event.session_id, text, None, session.request.without_media())
         for prompt in event.prompts:
             self._prompts[prompt.prompt, task.max_sequence_length] = prompt
-            session.learn(prompt)
+            session.prompts.learn(prompt)
         if event.snapshot is not None:
             session.seed(event.snapshot)
         yield from self._proceed(session)

@@ -139,7 +139,7 @@ class EngineCore:
             )
         seed_from = session.request if session.needs_seed else None
         self._pending_events += self.encode_stage.request(
-            session, session.missing_prompts, seed_from
+            session, session.prompts.missing, seed_from
         )
 
     def fork_point(self, parent_id: str) -> Snapshot:
@@ -172,9 +172,9 @@ class EngineCore:
             )
         switch = PromptSwitch(0, prompt, transition_chunks)
         session.request.with_switch(switch).check_inputs()
-        session.pending_switches.append(switch)
-        known = session.encoded.get(prompt)
-        self._pending_events += self.encode_stage.request(session, () if known else (prompt,))
+        session.prompts.pending.append(switch)
+        missing = () if prompt in session.prompts.encoded else (prompt,)
+        self._pending_events += self.encode_stage.request(session, missing)
 
     def abort(self, request_id: str) -> None:
         """End a request, reserved or started; its blocks are freed when its last steps return."""

@@ -98,7 +98,7 @@ class StepMetrics:
         stages, tokens = set(), 0
         for step in plan.scheduled_steps:
             stages.add(step.cursor.stage)
-            tokens += scheduler.sessions[step.session_id].tokens_at(step.cursor.stage)
+            tokens += scheduler.sessions[step.session_id].cost.tokens[step.cursor.stage]
         if not stages:
             return None
         stage = str(stages.pop()) if len(stages) == 1 else "mixed"

@@ -194,5 +194,5 @@ def describe_step(step: ScheduledStep, scheduler: Scheduler) -> Event:
         "chunk": chunk,
         "stage": stage,
         "step": number,
-        "tokens": session.tokens_at(stage),
+        "tokens": session.cost.tokens[stage],
     }

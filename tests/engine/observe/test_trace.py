@@ -99,7 +99,7 @@ def test_a_plan_is_a_slice_that_ends_when_it_is_done(
         ("1 session at stage 1", 1, 1250, 250),
     ]
     first, closing, _ = [event["args"] for event in events if event["ph"] == "X"]
-    tokens = [scheduler.sessions[name].tokens_at(stage) for name, stage in (("a", 0), ("b", 2))]
+    tokens = [scheduler.sessions[name].cost.tokens[stage] for name, stage in (("a", 0), ("b", 2))]
     assert first["steps"] == [
         {"session": "a", "chunk": 1, "stage": 0, "step": 0, "tokens": tokens[0]},
         {"session": "b", "chunk": 1, "stage": 2, "step": 0, "tokens": tokens[1]},
