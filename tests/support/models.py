@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from helios_serve.model_executor.device import DTYPES
 from helios_serve.model_executor.loader import (
@@ -19,3 +20,8 @@ def load_model(
     """The checkpoint on the CPU; `options` are those of `load_checkpoint`."""
     checkpoint = open_checkpoint(model, load_format)
     return load_checkpoint(checkpoint, torch.device("cpu"), DTYPES[dtype], **options)
+
+
+def blank_frames(latents: Tensor) -> Tensor:
+    """A stand-in for VAE decoding, which would take most of the time of a latent test."""
+    return torch.zeros(33, 8 * latents.shape[-2], 8 * latents.shape[-1], 3, dtype=torch.uint8)
