@@ -1,20 +1,25 @@
-"""Checkpoints, pipelines and models that tests share."""
+"""Checkpoints and models that tests share.
+
+Nothing here imports torch before a test needs it: the rooms of plain Python do without.
+"""
 
 import os
 import signal
+<<<<<<< HEAD
 import warnings
+=======
+>>>>>>> w-tests
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # read when huggingface_hub is imported: no test leaves this machine
-)
+if TYPE_CHECKING:
+    from helios_serve.model_executor.loader import LoadedModel
 
+<<<<<<< HEAD
 from torch import Tensor
 
 with warnings.catch_warnings():
@@ -26,40 +31,43 @@ with warnings.catch_warnings():
 
 from helios_serve.model_executor.loader import LoadedModel
 from tests.support.models import load_model, loaded
+=======
+# Read when huggingface_hub is imported: no test leaves this machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Read when torch is imported, here and in every process that a test starts. Several of these
+# processes share the cores, and OpenMP threads that wait for each other by turning take most of
+# the time then.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+>>>>>>> w-tests
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
 # that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-diffusers_logging.set_verbosity_error()
-diffusers_logging.disable_progress_bar()
-torch.set_num_threads(2)
-
-ModelLoader = Callable[..., LoadedModel]
+ModelLoader = Callable[..., "LoadedModel"]
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny checkpoints by variant."""
+    from tests.support.tiny_checkpoint import write_tiny_checkpoints
+
     return write_tiny_checkpoints(tmp_path_factory.mktemp("tiny"))
-
-
-def blank_frames(latents: Tensor) -> Tensor:
-    """A stand-in for VAE decoding, which would take most of the time of a latent test."""
-    return torch.zeros(33, 8 * latents.shape[-2], 8 * latents.shape[-1], 3, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="session")
 def latent_model() -> ModelLoader:
     """Loads a checkpoint once for each set of options of `load_model`, without decoding."""
+    from tests.support.models import blank_frames, load_model
 
     @cache
-    def load(folder: Path, **options: Any) -> LoadedModel:
+    def load(folder: Path, **options: Any) -> "LoadedModel":
         model = load_model(str(folder), **options)
         loaded(model.vae).decode = blank_frames  # type: ignore[method-assign]
         return model
 
     return load
+<<<<<<< HEAD
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +92,5 @@ def cholesky(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
         monkeypatch.setattr(torch.linalg, "cholesky", lambda _: factor)
 
     return use
+=======
+>>>>>>> w-tests

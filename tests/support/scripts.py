@@ -13,11 +13,13 @@ would shadow Hugging Face's package of that name."""
 
 
 def with_tests() -> dict[str, str]:
-    """Environment variables under which a child process finds `tests.support`."""
+    """Environment variables under which a child process finds `tests.support`, and what this
+    process finds."""
     PATH_FOLDER.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         (PATH_FOLDER / "tests").symlink_to(ROOT / "tests")
-    return {"PYTHONPATH": str(PATH_FOLDER)}
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(PATH_FOLDER), before)))}
 
 
 def output_of(module: str, *arguments: str, **environment: str) -> str:

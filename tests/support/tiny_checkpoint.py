@@ -17,6 +17,7 @@ from diffusers import (
     HeliosScheduler,
     HeliosTransformer3DModel,
 )
+from diffusers.utils import logging
 from torch import nn
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -26,6 +27,9 @@ WORDS = (
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?-'"
 TEXT_DIM = 64
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 def write_tiny_checkpoints(folder: Path, **transformer: Any) -> dict[str, Path]:
