@@ -5,10 +5,6 @@ Nothing here imports torch before a test needs it: the rooms of plain Python do 
 
 import os
 import signal
-<<<<<<< HEAD
-import warnings
-=======
->>>>>>> w-tests
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,26 +15,12 @@ import pytest
 if TYPE_CHECKING:
     from helios_serve.model_executor.loader import LoadedModel
 
-<<<<<<< HEAD
-from torch import Tensor
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
-
-    from tests.support.tiny_checkpoint import write_tiny_checkpoints
-
-from helios_serve.model_executor.loader import LoadedModel
-from tests.support.models import load_model, loaded
-=======
 # Read when huggingface_hub is imported: no test leaves this machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when torch is imported, here and in every process that a test starts. Several of these
 # processes share the cores, and OpenMP threads that wait for each other by turning take most of
 # the time then.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
->>>>>>> w-tests
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
 # that they start.
@@ -58,7 +40,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def latent_model() -> ModelLoader:
     """Loads a checkpoint once for each set of options of `load_model`, without decoding."""
-    from tests.support.models import blank_frames, load_model
+    from tests.support.models import blank_frames, load_model, loaded
 
     @cache
     def load(folder: Path, **options: Any) -> "LoadedModel":
@@ -67,30 +49,3 @@ def latent_model() -> ModelLoader:
         return model
 
     return load
-<<<<<<< HEAD
-
-
-@pytest.fixture(scope="session")
-def latent_pipeline() -> Callable[[Path], Any]:
-    """Loads diffusers' pipeline of a checkpoint once, without decoding."""
-
-    @cache
-    def load(folder: Path) -> Any:
-        pipeline = DiffusionPipeline.from_pretrained(folder)
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.decode = lambda *_, **__: (torch.zeros(1, 3, 33, 8, 8),)
-        return pipeline
-
-    return load
-
-
-@pytest.fixture
-def cholesky(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
-    """Makes diffusers use a given block noise factor: its own fp32 Cholesky fails on the CPU."""
-
-    def use(factor: Tensor) -> None:
-        monkeypatch.setattr(torch.linalg, "cholesky", lambda _: factor)
-
-    return use
-=======
->>>>>>> w-tests

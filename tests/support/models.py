@@ -21,7 +21,6 @@ def load_model(
 ) -> LoadedModel:
     """The checkpoint on the CPU; `options` are roles and fields of WorkerOptions."""
     checkpoint = open_checkpoint(model, load_format)
-<<<<<<< HEAD
     roles = options.pop("roles", ROLES)
     return load_checkpoint(
         checkpoint, torch.device("cpu"), DTYPES[dtype], roles, WorkerOptions(**options)
@@ -32,11 +31,8 @@ def loaded(part: Part | None) -> Part:
     """A part of a model, which must be loaded."""
     assert part is not None
     return part
-=======
-    return load_checkpoint(checkpoint, torch.device("cpu"), DTYPES[dtype], **options)
 
 
 def blank_frames(latents: Tensor) -> Tensor:
     """A stand-in for VAE decoding, which would take most of the time of a latent test."""
     return torch.zeros(33, 8 * latents.shape[-2], 8 * latents.shape[-1], 3, dtype=torch.uint8)
->>>>>>> w-tests
