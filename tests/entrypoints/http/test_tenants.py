@@ -184,11 +184,14 @@ def test_no_route_shows_what_is_anothers(
         assert tenants["acme"].get(f"/v1/{plural}/{owned[kind]}").json()["id"] == owned[kind]
 
 
+BODIES = {"/v1/videos/{video_id}/fork": {"prompts": ["x"]}}
+
+
 def check_hidden(other: httpx.Client, method: str, path: str, kind: str, owned_id: str) -> None:
     answers = []
     for given in (owned_id, "unknown"):
         url = re.sub(r"{[^}]*}", "0", path.replace(f"{{{kind}}}", given))
-        body = {"prompt": "x"} if method == "POST" else None
+        body = BODIES.get(path, {"prompt": "x"}) if method == "POST" else None
         answer = other.request(method, url, json=body)
         assert answer.status_code == 404, f"{method} {url}: {answer.text}"
         answers.append(answer.text.replace(given, ""))
