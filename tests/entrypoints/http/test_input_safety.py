@@ -41,8 +41,12 @@ def upload(http: httpx.Client, data: bytes, kind: str = "", field: str = "") -> 
 
 
 def decoders(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "decoder_process" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with suppress(psutil.NoSuchProcess):  # killed, and not reaped yet
+            if "decoder_process" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def data_url(data: bytes, kind: str = "image/png") -> str:
