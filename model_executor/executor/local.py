@@ -77,16 +77,13 @@ class Child:
         )
         self.process.start()
         theirs.close()
-        self._commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=f"{worker_id} {target.__name__}", daemon=True)
             for target in (self._write, self._read)
         ]
         for thread in self._threads:
             thread.start()
-
-    def submit(self, command: WorkerCommand) -> None:
-        self._commands.put(msgspec.msgpack.encode(command))
 
     def kill(self) -> None:
         """Kill the process without an event from the reader. SIGKILL also ends a hung process."""
@@ -96,7 +93,7 @@ class Child:
     def stop(self, seconds: float) -> None:
         """Let the process finish its commands and exit; kill it after `seconds`."""
         self.is_stopping = True
-        self._commands.put(None)
+        self.commands.put(None)
         self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()
@@ -107,7 +104,7 @@ class Child:
         self.process.close()
 
     def _write(self) -> None:
-        while (data := self._commands.get()) is not None:
+        while (data := self.commands.get()) is not None:
             try:
                 self._pipe.send_bytes(data)
             except OSError:  # the child ended; the reader reports it
@@ -131,7 +128,7 @@ class Child:
                 break
             has_reason = has_reason or isinstance(event, WorkerDied)
             self.inbox.put(self.worker_id, event)
-        self._commands.put(None)
+        self.commands.put(None)
         self.process.join()
         if not has_reason and not self.is_stopping:
             self.inbox.put(self.worker_id, WorkerDied(describe_exit(self.process.exitcode)))
@@ -152,7 +149,7 @@ class LocalExecutor:
         return worker_id
 
     def submit(self, worker_id: str, command: WorkerCommand) -> None:
-        self._children[worker_id].submit(command)
+        self._children[worker_id].commands.put(msgspec.msgpack.encode(command))
 
     def poll(self, timeout: float) -> list[Received]:
         received = self._inbox.take(timeout)

@@ -89,29 +89,25 @@ class ModelRunner:
         An exception in one session fails that session only: it is closed and reported in
         `failures`, and its later steps are skipped.
         """
-        with current_device(self.device):
-            return self._execute(output)
-
-    def _execute(self, output: SchedulerOutput) -> RunnerOutput:
         self._forward_seconds = 0.0
         for session_id in output.finished:
             self.sessions.pop(session_id, None)
         failures: list[SessionFailure] = []
-        for new in output.new_sessions:
-            with self._isolated(new.session_id, failures):
-                self.sessions[new.session_id] = self._open(new)
-        jobs = []
-        for step in output.scheduled_steps:
-            if step.session_id in self.sessions:
-                with self._isolated(step.session_id, failures):
-                    jobs.append(self._prepare(step))
-        self._denoise(jobs, failures)
-        chunks = []
-        for step in output.scheduled_steps:
-            session = self.sessions.get(step.session_id)
-            if session is not None and session.is_last_step(step.cursor):
-                with self._isolated(step.session_id, failures):
-                    chunks.append(self._finish_chunk(step, session))
+        jobs, chunks = [], []
+        with current_device(self.device):
+            for new in output.new_sessions:
+                with self._isolated(new.session_id, failures):
+                    self.sessions[new.session_id] = self._open(new)
+            for step in output.scheduled_steps:
+                if step.session_id in self.sessions:
+                    with self._isolated(step.session_id, failures):
+                        jobs.append(self._prepare(step))
+            self._denoise(jobs, failures)
+            for step in output.scheduled_steps:
+                session = self.sessions.get(step.session_id)
+                if session is not None and session.is_last_step(step.cursor):
+                    with self._isolated(step.session_id, failures):
+                        chunks.append(self._finish_chunk(step, session))
         return RunnerOutput(tuple(chunks), tuple(failures), self._forward_seconds)
 
     @contextmanager
@@ -269,8 +265,8 @@ class ModelRunner:
         find the jobs that cause it. A forward that failed can be retried: it changes no state.
         """
         try:
-            batch = PackedBatch(jobs, self.config, self.pool)
-            return [*batch.flows(self._forward, one_by_one=self.batch_invariant)]
+            batch = PackedBatch(jobs, self.config, self.pool, one_by_one=self.batch_invariant)
+            return [*batch.guided_flows([self._forward(pack) for pack in batch.packs])]
         except Exception as error:
             if self.transformer.ranks is not None:
                 raise  # the other ranks may not have failed, so a retry would diverge

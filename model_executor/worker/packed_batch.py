@@ -1,6 +1,6 @@
 """Runs the steps of several sessions as one packed forward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,9 +13,6 @@ from helios_serve.model_executor.models.helios.samplers import guide
 from helios_serve.model_executor.models.helios.schedule import DenoiseStep
 from helios_serve.model_executor.worker.history_pool import HistoryPool
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
-
-Transformer = Callable[[Sequence[PackSegment]], Tensor]
-"""Returns the flow of segments, concatenated: (noise tokens, 64)."""
 
 
 class Job(NamedTuple):
@@ -31,25 +28,33 @@ class Job(NamedTuple):
 class PackedBatch:
     """The pack segments of several jobs: one per job, or two with guidance.
 
-    The second one has the negative prompt.
+    The second one has the negative prompt. `packs` are the segments of each forward: all of them in
+    one, or with `one_by_one` each alone, so that results are bitwise independent of the batch.
     """
 
-    def __init__(self, jobs: Sequence[Job], config: HeliosConfig, pool: HistoryPool) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        config: HeliosConfig,
+        pool: HistoryPool,
+        *,
+        one_by_one: bool = False,
+    ) -> None:
         self.jobs = jobs
         self.config = config
         self.segments = [segment for job in jobs for segment in self._segments_of(job, pool)]
+        self.packs = [[item] for item in self.segments] if one_by_one else [self.segments]
 
-    def flows(self, transformer: Transformer, *, one_by_one: bool = False) -> list[Tensor]:
-        """Return the guided flow of each job, (tokens, 64), from one forward over all segments.
+    def guided_flows(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the guided flow of each job, (tokens, 64), from the output of each pack's forward.
 
-        With `one_by_one` each segment runs alone, so that results are bitwise independent of the
-        batch.
+        Outputs are (tokens of all segments of the pack, 64).
         """
-        if one_by_one:
-            parts = [transformer([segment]) for segment in self.segments]
-        else:
-            sizes = [len(item.noise) for item in self.segments]
-            parts = list(torch.split(transformer(self.segments), sizes))
+        parts = [
+            part
+            for pack, output in zip(self.packs, outputs, strict=True)
+            for part in torch.split(output, [len(item.noise) for item in pack])
+        ]
         return [self._guided(job, parts) for job in self.jobs]
 
     def _segments_of(self, job: Job, pool: HistoryPool) -> list[PackSegment]:

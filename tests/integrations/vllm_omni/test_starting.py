@@ -25,7 +25,7 @@ def test_with_the_executor_alone_equal_requests_are_batched(
     flags = ("--distributed-executor-backend", EXECUTOR, *STREAMING)
     model = checkpoints["distilled"]
     with omni_server(environment, model, tmp_path / "log", *flags) as server:
-        assert "give --deploy-config $(helios-serve vllm-omni-config)" in server.said("only req")
+        assert "use --deploy-config $(helios-serve vllm-omni-config)" in server.said("only req")
         with ThreadPoolExecutor(2) as pool:
             answers = list(
                 pool.map(lambda _: server.sync(num_frames=66, num_inference_steps=2), range(2))
