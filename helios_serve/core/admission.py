@@ -1,4 +1,4 @@
-"""Who may wait: bounded queues, overall and by tenant."""
+"""Limits on waiting and live sessions, overall and by tenant."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -11,7 +11,7 @@ from helios_serve.video_request import VideoRequest
 
 
 def check_allowed(request: VideoRequest, tenant: TenantConfig) -> None:
-    """Raise unless the request's tenant may use its tier and its size.
+    """Check that the request's tenant may use its tier and its size.
 
     Raises NotAllowedError for the tier and InvalidRequestError for the size.
     """
@@ -32,7 +32,7 @@ def check_allowed(request: VideoRequest, tenant: TenantConfig) -> None:
 
 
 class Admission:
-    """Counts live and waiting sessions; refuses at once what would exceed a limit."""
+    """Counts live and waiting sessions, and refuses those that would exceed a limit."""
 
     def __init__(self, config: SchedulingConfig) -> None:
         self.config = config
@@ -41,22 +41,22 @@ class Admission:
         self._waiting = 0
 
     def check(self, session: Session) -> None:
-        """Raise CapacityError if no more sessions of the tenant, or of anyone, may be accepted."""
+        """Raise CapacityError if one more session would exceed its tenant's limits or the total."""
         name = session.request.tenant
         tenant = self.config.tenant(name)
         quotas = (
             (self._live[name], tenant.max_sessions, "sessions"),
-            (self._queued[name], tenant.max_queued, "sessions waiting"),
+            (self._queued[name], tenant.max_queued, "waiting sessions"),
         )
-        for count, most, what in quotas:
-            if most is not None and count >= most:
+        for count, limit, what in quotas:
+            if limit is not None and count >= limit:
                 raise CapacityError(
-                    f"tenant {name} has {count} {what}, at most {most} are allowed",
+                    f"tenant {name} has reached its limit: {count} {what} (limit {limit})",
                     code="tenant_quota",
                 )
         if self._waiting >= self.config.max_queued:
             raise CapacityError(
-                f"{self._waiting} sessions are waiting, at most {self.config.max_queued} may",
+                f"queue is full: {self._waiting} sessions waiting (limit {self.config.max_queued})",
                 code="queue_full",
             )
 
@@ -65,21 +65,24 @@ class Admission:
         self.requeue(session)
 
     def start(self, session: Session) -> None:
-        """The session runs: it no longer counts as waiting."""
+        """A waiting session runs."""
         self._queued[session.request.tenant] -= 1
         self._waiting -= 1
 
     def requeue(self, session: Session) -> None:
-        """A running session waits again; it was accepted, so no limit turns it away."""
+        """A running session waits again. It was accepted before, so no limit refuses it."""
         self._queued[session.request.tenant] += 1
         self._waiting += 1
 
     def finish(self, session: Session) -> None:
-        """The session is over."""
+        """A running session has ended."""
         self._live[session.request.tenant] -= 1
 
     def check_integrity(self, live: Iterable[Session], queued: Collection[str]) -> None:
-        """Raise AssertionError unless the counts are those of the sessions given."""
+        """Raise AssertionError unless the counts are those of the `live` sessions.
+
+        `queued` are the ids of those that wait.
+        """
         sessions = list(live)
         assert +self._live == Counter(item.request.tenant for item in sessions)
         waiting = Counter(item.request.tenant for item in sessions if item.session_id in queued)

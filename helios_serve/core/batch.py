@@ -1,15 +1,15 @@
-"""Sessions that take a step together."""
+"""The sessions of one step."""
 
 from helios_serve.core.session import Session
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.options.scheduling import SchedulingConfig
 
-MAX_PASSED_OVER = 8
+MAX_SKIPPED = 8
 """Sessions that do not fit a batch and are skipped, at most."""
 
 
 class StepBatch:
-    """Filled to the token budget; `cost` is that of the step, in FLOPs."""
+    """Sessions whose next steps run together; `cost` is the FLOPs of all these steps."""
 
     def __init__(self, config: SchedulingConfig) -> None:
         self.config = config
@@ -19,21 +19,24 @@ class StepBatch:
         self.has_priority = False
 
     def fill(self, worker: WorkerState) -> None:
-        """Take sessions out of the worker's queue, in its order, as long as there is room."""
-        passed_over: list[Session] = []
-        while len(passed_over) < MAX_PASSED_OVER:
-            session = worker.queue.pop(beside_priority=self.has_priority)
+        """Take sessions from the worker's queue, in its order, up to the limits of the config.
+
+        Those that do not fit keep their places.
+        """
+        skipped: list[Session] = []
+        while len(skipped) < MAX_SKIPPED:
+            session = worker.queue.pop(with_priority=self.has_priority)
             if session is None:
                 break
             if self.fits(session):
                 self.add(session)
             else:
-                passed_over.append(session)
-        for session in reversed(passed_over):
+                skipped.append(session)
+        for session in reversed(skipped):
             worker.queue.push(session, worker.rate, front=True)
 
     def fits(self, session: Session) -> bool:
-        """A single session always fits, whatever its size; a suspect goes alone."""
+        """Whether a session can be added. The first one always can; a suspect runs alone."""
         if not self.sessions:
             return True
         if session.is_suspect or self.sessions[0].is_suspect:

@@ -6,9 +6,9 @@ from helios_serve.messages import NULL_BLOCK
 
 
 class BlockPool:
-    """Allocates and frees block ids in O(1) each; block 0 is the null block and never given out.
+    """Allocates and frees block ids in O(1) each; block 0 is the null block, never allocated.
 
-    A block is immutable once written, so sharing it is counting references.
+    A block is immutable once written, so it is shared by counting references.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -38,7 +38,7 @@ class BlockPool:
                 self._ref_cnt[block] += 1
 
     def free(self, blocks: Iterable[int]) -> None:
-        """Give back one reference to each block; the last one frees it."""
+        """Drop one reference to each block; the last one frees it."""
         for block in blocks:
             if block == NULL_BLOCK:
                 continue

@@ -1,7 +1,7 @@
-"""What a step costs, in FLOPs (one multiply-add is two): known before it runs.
+"""The cost of a step in FLOPs (a multiply-add is two), which is known before it runs.
 
-The scheduler charges tenants by it, real-time admission adds it up, and benchmarks and simulators
-use the same numbers. A worker's measured rate turns it into seconds.
+The scheduler charges tenants by it, and real-time admission sums it up; benchmarks use the same
+numbers. A worker's measured rate turns it into seconds.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ TYPICAL_PROMPT_TOKENS = 64
 
 
 class Flops(NamedTuple):
-    """FLOPs by the kind of kernel that does them: each has a rate of its own."""
+    """FLOPs by the kind of kernel, since each kind has a rate of its own."""
 
     linear: float
     attention: float

@@ -1,8 +1,8 @@
-"""Weighted fair queueing over tenants, by what their steps cost.
+"""Weighted fair queueing over tenants, by the cost of their steps.
 
 Every flow (a tenant in a tier) has a virtual time that grows by cost / weight with each step it is
-charged for, and the flow that is furthest behind goes first. A flow that comes back starts at the
-least virtual time of those waiting, so nobody saves up a claim by being idle.
+charged for, and the flow with the least virtual time goes first. A flow that returns starts at the
+least virtual time of the waiting flows, so idle flows save up no service.
 """
 
 import heapq
@@ -73,7 +73,7 @@ class FairQueue(Generic[Item]):
         self._flows[self._flow_of.pop(item)].members -= 1
 
     def push(self, item: Item, *, started: bool, front: bool = False) -> None:
-        """Queue a member, behind or in front of its flow; a `started` one is within a chunk."""
+        """Queue an item at the end of its flow, or at its front; a `started` one is in a chunk."""
         key = self._flow_of[item]
         flow = self._flows[key]
         line = flow.started if started else flow.fresh
@@ -83,22 +83,22 @@ class FairQueue(Generic[Item]):
         self._index(key, flow)
 
     def lift(self, item: Item) -> None:
-        """A member comes back after a time: its flow has saved up no claim if it was idle."""
+        """An item returns after a pause: if its flow was idle, it has saved up no service."""
         flow = self._flows[self._flow_of[item]]
         if not len(flow):
             flow.virtual_time = max(flow.virtual_time, self.virtual_time)
 
     def withdraw(self, item: Item) -> None:
-        """Take `item` out of the line; it stays a member."""
+        """Remove `item` from the queue, not from its flow."""
         flow = self._flows[self._flow_of[item]]
         flow.started.pop(item, None)
         flow.fresh.pop(item, None)
 
     def pop(self, lead: Callable[[Item], float] = lambda _: 0.0) -> Item | None:
-        """The next item, or None.
+        """Remove and return the next item, or None.
 
-        A started chunk goes on first, unless its flow is more than `lead(item)` FLOPs of service
-        ahead of the flow that is furthest behind.
+        A started chunk continues first, unless its flow has had more than `lead(item)` FLOPs of
+        service more than the flow with the least.
         """
         behind = self._top(self._waiting, started=False)
         if behind is None:
@@ -124,7 +124,7 @@ class FairQueue(Generic[Item]):
         self._index(key, flow)
 
     def _index(self, key: Hashable, flow: Flow[Item]) -> None:
-        """Enter a flow's present virtual time; entries with an older one are passed over."""
+        """Enter a flow's virtual time into the heaps; entries with an older one are skipped."""
         if len(flow):
             heapq.heappush(self._waiting, (flow.virtual_time, next(self._tie), key))
         if flow.started:

@@ -1,4 +1,4 @@
-"""A session's history as frames of blocks: the windows are views of one block table."""
+"""A session's history as frames of blocks, all windows of which are views of one block table."""
 
 from helios_serve.messages import NULL_BLOCK
 from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, Geometry

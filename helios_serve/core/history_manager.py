@@ -1,4 +1,4 @@
-"""Which session's history lies in which blocks of one worker's pool."""
+"""The histories of sessions in the blocks of one worker's pool."""
 
 from helios_serve.core.block_pool import BlockPool
 from helios_serve.core.history import History
@@ -15,7 +15,7 @@ class HistoryManager:
 
     @staticmethod
     def peak_blocks(geometry: Geometry) -> int:
-        """The most blocks one session ever holds: anchor, 19 frames, the chunk in the making."""
+        """The most blocks one session ever holds: for its anchor, 19 frames, and one chunk."""
         return (WINDOW_FRAMES + CHUNK_LATENTS) * geometry.blocks_per_frame
 
     def open(self, session_id: str, geometry: Geometry, *, initial_frames: int = 0) -> ChunkBlocks:
@@ -34,9 +34,9 @@ class HistoryManager:
         return ChunkBlocks(tuple(anchor), tuple(frames))
 
     def begin_chunk(self, session_id: str, *, new_anchor: bool) -> ChunkBlocks:
-        """The window that the chunk sees, and fresh blocks for the frames it will make.
+        """The window that the chunk sees, and new blocks for its own frames.
 
-        With `new_anchor` the first of these will be the anchor.
+        With `new_anchor` the first of these frames becomes the anchor.
         """
         history = self._histories[session_id]
         assert not history.pending, f"session {session_id} is in the middle of a chunk"
@@ -60,8 +60,8 @@ class HistoryManager:
     def fork(self, parent_id: str, child_id: str) -> ChunkBlocks:
         """Start `child_id` with the parent's history at its last chunk edge; both share its blocks.
 
-        Frames are never changed once written, so sharing is counting references. What the parent
-        has begun since is its own. Returns the shared blocks as `open` does new ones.
+        The blocks of a chunk that the parent has begun since are not shared. Returns the shared
+        blocks as `open` returns new ones.
         """
         parent = self._histories[parent_id]
         assert child_id not in self._histories, f"session {child_id} has a history already"

@@ -42,7 +42,7 @@ class PlacementPolicy:
             )
         ):
             raise CapacityError(
-                "no worker can make another video in real time",
+                "no worker can run another video in real time",
                 code="realtime_capacity",
             )
 
@@ -61,5 +61,5 @@ class PlacementPolicy:
 
 
 def expected_wait(worker: WorkerState) -> tuple[float, str]:
-    """Seconds of outstanding work, or FLOPs as long as no worker was measured."""
+    """Seconds of outstanding work, or FLOPs before the worker's first measurement; then its id."""
     return worker.outstanding_cost / (worker.rate or 1.0), worker.worker_id

@@ -4,7 +4,7 @@ from helios_serve.model_config import CHUNK_FRAMES
 
 
 class PlaybackClock:
-    """Deadlines of one session: chunk 0 at once, then as a player consumes them.
+    """Deadlines of one session's chunks: chunk 0 at once, the others as a player consumes them.
 
     Chunk k is due at (delivery of chunk 0) + buffer + k * 33 / fps; pauses shift it. All times are
     seconds of one monotonic clock.

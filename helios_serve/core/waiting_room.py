@@ -10,8 +10,8 @@ from helios_serve.options.scheduling import SchedulingConfig
 class WaitingRoom:
     """Two lines, of priority sessions and of others, each in fair order over the tenants.
 
-    Only sessions that could begin at once stand in line; the others wait beside it. Who is at the
-    head of a line stays there: smaller ones do not slip past it for ever.
+    Only sessions that could begin at once are in line. The head of a line stays there until it is
+    placed, so that smaller sessions cannot pass it forever.
     """
 
     def __init__(self, config: SchedulingConfig) -> None:
@@ -31,11 +31,11 @@ class WaitingRoom:
 
     @property
     def promised_rate(self) -> float:
-        """FLOP/s that the priority sessions here will need."""
+        """FLOP/s that the waiting priority sessions take in real time."""
         return sum(session.cost.rate for session in self if session.is_priority)
 
     def configure(self, config: SchedulingConfig) -> None:
-        """Serve those who are here by other weights from now on."""
+        """Set the tenants' weights, also those of sessions that wait."""
         self.config = config
         for line in self._lines.values():
             line.reweigh(lambda flow: config.weight(*flow))
@@ -53,24 +53,24 @@ class WaitingRoom:
         del self._sessions[session.session_id]
 
     def line_up(self, session: Session) -> None:
-        """Have it served, unless it is paused or its inputs are still missing."""
+        """Put a waiting session in line, unless it is paused or misses inputs."""
         if session.is_ready and not session.clock.is_paused:
             self._lines[session.is_priority].push(session.session_id, started=False)
 
     def step_aside(self, session: Session) -> None:
-        """Have it served no more until it lines up again."""
+        """Take a session out of its line until it lines up again."""
         self._lines[session.is_priority].withdraw(session.session_id)
         if self._heads[session.is_priority] is session:
             self._heads[session.is_priority] = None
 
     def head(self, *, is_priority: bool) -> Session | None:
-        """Who is next, until it leaves or steps aside."""
+        """The first session of a line, until it leaves or steps aside."""
         if self._heads[is_priority] is None:
             session_id = self._lines[is_priority].pop()
             self._heads[is_priority] = None if session_id is None else self._sessions[session_id]
         return self._heads[is_priority]
 
     def serve(self, session: Session) -> None:
-        """It gets a worker: its tenant is charged for all that is to be done for it."""
+        """Remove a session that gets a worker; its tenant is charged for its remaining work."""
         self._lines[session.is_priority].charge(session.session_id, session.remaining_cost)
         self.leave(session)

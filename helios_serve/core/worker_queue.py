@@ -1,4 +1,4 @@
-"""The runnable sessions of one worker, in the order in which policy serves them."""
+"""The sessions of one worker, in the order in which they take steps."""
 
 import heapq
 from itertools import count
@@ -9,10 +9,11 @@ from helios_serve.options.scheduling import SchedulingConfig
 
 
 class WorkerQueue:
-    """Priority sessions by least slack; the other tiers by fair queueing, with a share kept free.
+    """Priority sessions by least slack; other tiers by fair queueing, with a share of the worker.
 
-    While both have work, each priority step owes the others `batch_share` of its cost and each of
-    theirs pays back the rest of its own; they go first as long as they are owed anything, and so
+    `sessions` are all of the worker's; those that can run are queued. While both kinds have work,
+    each priority step adds `batch_share` of its cost to a debt, and each step of the other tiers
+    pays off the rest of its own cost. The other tiers go first while the debt is positive, and so
     get exactly their share.
     """
 
@@ -24,16 +25,16 @@ class WorkerQueue:
         self._by_slack: list[tuple[float, int, str]] = []
         self._tie = count()
         self._with_work: dict[bool, set[str]] = {True: set(), False: set()}
-        """Runnable sessions, in the line or about to be pushed again: priority ones, others."""
+        """Runnable sessions, queued or about to be pushed again: priority ones, others."""
         self._debt = 0.0
 
     def configure(self, config: SchedulingConfig) -> None:
-        """Serve those who are here by other weights from now on."""
+        """Set the tenants' weights, also those of sessions that are here."""
         self.config = config
         self._fair.reweigh(lambda flow: config.weight(*flow))
 
     def join(self, session: Session) -> None:
-        """Make `session` a member, and queue it if it may run."""
+        """Add a session, and queue it if it can run."""
         request = session.request
         self.sessions[session.session_id] = session
         if not session.is_priority:
@@ -49,9 +50,10 @@ class WorkerQueue:
             self._fair.leave(session.session_id)
 
     def push(self, session: Session, rate: float = 0.0, *, front: bool = False) -> None:
-        """Queue a member again; `rate` in FLOP/s turns its remaining work into seconds of slack.
+        """Queue a session of the worker.
 
-        With `front` it was popped, but found no use, and keeps its place.
+        `rate` is the worker's, in FLOP/s, which turns remaining work into slack. With `front` the
+        session was popped but not used, and keeps its place.
         """
         self._with_work[session.is_priority].add(session.session_id)
         if not session.is_priority:
@@ -65,16 +67,16 @@ class WorkerQueue:
         heapq.heappush(self._by_slack, (due, next(self._tie), session.session_id))
 
     def come_back(self, session: Session, rate: float) -> None:
-        """Queue a member that was withdrawn."""
+        """Queue a session that was withdrawn."""
         if not session.is_priority:
             self._fair.lift(session.session_id)
         self.push(session, rate)
 
-    def pop(self, *, beside_priority: bool = False) -> Session | None:
-        """The session to serve next, out of the line until it is pushed again.
+    def pop(self, *, with_priority: bool = False) -> Session | None:
+        """Remove and return the next session; None if there is none.
 
-        `beside_priority` asks for one to share a step with a priority session: what slows that
-        down is paid for like a step of its own.
+        `with_priority` asks for one to share a step with a priority session: of other tiers, only
+        those to which a debt is owed, since they slow that session down.
         """
         if self._debt > 0 and (session := self._pop_fair()) is not None:
             return session
@@ -83,10 +85,10 @@ class WorkerQueue:
             if self._due.get(session_id) == due:
                 del self._due[session_id]
                 return self.sessions[session_id]
-        return None if beside_priority else self._pop_fair()
+        return None if with_priority else self._pop_fair()
 
     def charge(self, session: Session, cost: float) -> None:
-        """Account for `cost` FLOPs of service."""
+        """Charge a session for a step of `cost` FLOPs."""
         share = self.config.batch_share
         if all(self._with_work.values()):
             self._debt += share * cost if session.is_priority else (share - 1) * cost
@@ -94,7 +96,7 @@ class WorkerQueue:
             self._fair.charge(session.session_id, cost)
 
     def withdraw(self, session: Session) -> None:
-        """Take a session out of the line; it stays a member."""
+        """Remove a session from the queue, not from the worker."""
         self._with_work[session.is_priority].discard(session.session_id)
         if not all(self._with_work.values()):
             self._debt = 0.0

@@ -1,4 +1,4 @@
-"""The scheduler's account of one worker: its blocks, its sessions, its plans and its speed."""
+"""The scheduler's account of one worker: its blocks, sessions, plans and speed."""
 
 from collections import Counter, deque
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
 from helios_serve.options.scheduling import SchedulingConfig
 
 RATE_MEMORY = 0.9
-"""How much of the sums behind the rate a new measurement leaves."""
+"""Factor by which each measurement scales the sums of all earlier ones."""
 
 
 class Plan(NamedTuple):
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 class Room(NamedTuple):
-    """History blocks and text rows that are missing; 0 or less is none."""
+    """History blocks and text rows that are missing; none if 0 or less."""
 
     blocks: int
     rows: int

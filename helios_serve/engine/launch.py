@@ -1,4 +1,4 @@
-"""From what a command was told to an engine with its workers."""
+"""Starts an engine with its workers."""
 
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.observe.observer import Observer, StepMetrics
@@ -23,8 +23,11 @@ def launch(
     trace: Trace | None = None,
     metrics: Metrics | None = None,
 ) -> EngineCore:
-    """An engine whose workers are starting; raises CheckpointError for a model that is none,
-    and DeviceError for what its workers cannot do."""
+    """Return an engine whose workers are starting.
+
+    Raises CheckpointError for an invalid model, and DeviceError for an option that its workers or
+    the executor cannot honor.
+    """
     checkpoint = open_checkpoint(model, groups[0].config.load_format)
     for group in groups:
         check_context_parallel(group.config, checkpoint.config)
@@ -44,12 +47,12 @@ def launch(
 
 
 def read_model_config(model: str, load_format: LoadFormat) -> HeliosConfig:
-    """The configuration of a model, of which no weights are read; raises CheckpointError."""
+    """The configuration of a model; reads no weights. Raises CheckpointError."""
     return open_checkpoint(model, load_format).config
 
 
 def make_executor(kind: ExecutorKind, ray_address: str | None) -> Executor:
-    """Each is imported when it is asked for: Ray takes its time."""
+    """Executors are imported when they are needed: importing Ray takes seconds."""
     match kind:
         case "inline":
             from helios_serve.model_executor.executor.inline import InlineExecutor

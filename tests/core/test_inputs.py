@@ -58,7 +58,7 @@ def test_a_session_that_is_resumed_still_waits_for_its_inputs() -> None:
 def test_a_session_that_is_aborted_before_its_inputs_leaves_its_place_in_the_queue() -> None:
     world = World(SchedulingConfig(max_queued=1))
     world.add("a", ready=False)
-    with pytest.raises(CapacityError, match="1 sessions are waiting"):
+    with pytest.raises(CapacityError, match="queue is full: 1 sessions waiting"):
         world.add("b")
     world.scheduler.abort("a")
     world.scheduler.check_integrity()

@@ -1,4 +1,4 @@
-"""How things stand at one moment, shown to whoever scrapes the metrics."""
+"""Gauges of engines and workers, set when metrics are scraped."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ def update(
     stats: Mapping[str, EngineStats],
     workers: Mapping[str, Sequence[WorkerReport]],
 ) -> None:
-    """Set all gauges, by model; workers that are gone are shown no more."""
+    """Set all gauges, by model; those of workers that are gone are removed."""
     for model, (scheduler, encoding, decoding, _) in stats.items():
         for state, number in (("waiting", scheduler.waiting), ("running", scheduler.running)):
             metrics.sessions.labels(model, state).set(number)

@@ -1,4 +1,4 @@
-"""What a request's users see, counted: waiting, chunks, and how it ended."""
+"""Metrics of requests as users see them: waiting, chunks, and the end."""
 
 import time
 
@@ -8,7 +8,7 @@ from helios_serve.video_request import VideoRequest
 
 
 class RequestMetrics:
-    """Times of one request, from its acceptance or from when it was taken up again."""
+    """Times of one request, from its acceptance or its resumption on."""
 
     def __init__(self, metrics: Metrics, model: str, request: VideoRequest) -> None:
         self.metrics = metrics
@@ -25,7 +25,7 @@ class RequestMetrics:
             self.metrics.queue_seconds.labels(self.model).observe(self._waited)
 
     def chunk(self, index: int) -> None:
-        """A chunk was handed on."""
+        """A chunk was published."""
         now = time.monotonic()
         frames = frames_of_chunk(self.params.num_frames, index).length
         self.metrics.frames.labels(self.model).inc(frames)
@@ -38,7 +38,7 @@ class RequestMetrics:
         self._last_chunk = now
 
     def end(self, status: str) -> None:
-        """It is completed, failed or cancelled."""
+        """The request is completed, failed or cancelled."""
         self.metrics.requests.labels(self.model, status).inc()
         if status == "completed":
             self.metrics.request_seconds.labels(self.model).observe(self._waited)

@@ -1,4 +1,4 @@
-"""What every worker did when, as a file for Perfetto or chrome://tracing."""
+"""A file for Perfetto or chrome://tracing that shows the work of every worker over time."""
 
 import itertools
 import time
@@ -28,17 +28,17 @@ Event = dict[str, Any]
 
 
 class Slice(NamedTuple):
-    """What a plan's slice will say when it is done."""
+    """The name and details of a plan's slice, which is written when the plan is done."""
 
     name: str
     details: Event
 
 
 class EventFile:
-    """Events as they come, from any thread, so that the file of a killed process can be read too.
+    """Writes events at once, from any thread, so that the file of a killed process can be read.
 
-    Source: the Trace Event Format's JSON array, whose end may be missing. A disk that fails ends
-    the trace, not the work that it is about.
+    Source: the Trace Event Format's JSON array, whose end may be missing. If the disk fails, the
+    trace ends and the engine continues.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
@@ -80,8 +80,10 @@ class EventFile:
 
 
 class Trace:
-    """Each worker has a lane for its steps and others for what runs beside them; a slice ends when
-    the engine hears of it. Several engines share a file, each with a part of its own.
+    """Each worker has one lane for its steps and others for its tasks.
+
+    A slice ends when the engine receives the result. Several engines share a file, each with a part
+    of its own.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -90,7 +92,7 @@ class Trace:
         self._begin()
 
     def of(self, model: str) -> "Trace":
-        """The part of the engine of `model`: worker ids are its own."""
+        """The part of one model's engine; worker ids are unique within it."""
         part = copy(self)
         part._begin()
         part._write({"ph": "M", "name": "process_name", "args": {"name": model}})
@@ -102,7 +104,7 @@ class Trace:
         self._plans: defaultdict[str, deque[Slice]] = defaultdict(deque)
 
     def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
-        """A plan was given to a worker."""
+        """A plan was sent to a worker."""
         steps = [describe_step(step, scheduler) for step in plan.scheduled_steps]
         details: Event = {
             "tokens": sum(step["tokens"] for step in steps),
@@ -125,7 +127,7 @@ class Trace:
         self._write({"ph": "C", "name": "history blocks", "args": blocks})
 
     def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:
-        """Something that ran beside the steps is done."""
+        """An encode or decode task is done."""
         details: Event = {"session": event.session_id, "error": event.error}
         if isinstance(event, InputsEncoded):
             self._slice(f"{worker_id} encode", "inputs", event.seconds, details)
@@ -134,7 +136,7 @@ class Trace:
             self._slice(f"{worker_id} decode", f"chunk {event.chunk}", event.seconds, details)
 
     def death(self, worker_id: str, reason: str) -> None:
-        """The worker is gone, with its plans."""
+        """The worker died, with its plans."""
         self._plans.pop(worker_id, None)
         self._write(
             {
@@ -186,7 +188,7 @@ class Trace:
 
 
 def describe_step(step: ScheduledStep, scheduler: Scheduler) -> Event:
-    """A step in words; `tokens` counts its noise and history under every prompt."""
+    """The details of a step; `tokens` counts noise and history under every prompt."""
     chunk, stage, number = step.cursor
     session = scheduler.sessions[step.session_id]
     return {

@@ -378,7 +378,7 @@ def test_a_request_beyond_a_limit_is_refused_and_not_kept(
 ) -> None:
     limits = {"few": TenantConfig(max_sessions=1)}
     own = core(scheduling=SchedulingConfig(tenants=limits))
-    message = "^tenant few has 1 sessions, at most 1 are allowed$"
+    message = r"^tenant few has reached its limit: 1 sessions \(limit 1\)$"
 
     async def main() -> None:
         async with engine_of(own, store if is_stored else None) as engine:

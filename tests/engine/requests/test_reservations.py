@@ -13,7 +13,7 @@ from helios_serve.store.video_store import VideoStore
 from tests.support.engines import core, engine_of, quick_model, read, request, run, until
 
 ONE = SchedulingConfig(max_queued=1)
-FULL = "1 sessions are waiting"
+FULL = "queue is full: 1 sessions waiting"
 
 
 def submission(name: str) -> Submission:
