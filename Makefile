@@ -7,6 +7,9 @@ TREE := build/tree
 CHECKED := build/checked
 NODE_READY := build/node/.ready
 ENVIRONMENTS := tests/integrations/environments
+WORKERS ?= 2
+# A module runs in one of the pytest processes, so that its tests share their servers and models.
+PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 BROWSERS := chromium chromium-browser google-chrome
 WHEELS := build/wheels
 GPU_PACKAGES := build/gpu-packages
@@ -61,7 +64,7 @@ typecheck: $(READY) tree  ## check the types of the package, tests, benchmarks a
 	$(BIN)/mypy examples
 
 test: $(READY)  ## run the fast tests
-	$(BIN)/pytest -m "not slow and not vllm_omni and not sglang"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not vllm_omni and not sglang"
 
 test-slow: $(READY) node browser  ## run the slow tests: full matrices, faults, soaks, fuzzing
 	$(BIN)/pytest -m "slow and not vllm_omni and not sglang"

@@ -27,6 +27,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ModelLoader = Callable[..., "LoadedModel"]
+DEAD_WORKERS = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    """Remember each pytest-xdist worker that died; `error` is None for one that finished."""
+    if error is not None:
+        node.config.stash.setdefault(DEAD_WORKERS, []).append(node.gateway.id)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if a worker died, even if that was after its last test."""
+    if session.config.stash.get(DEAD_WORKERS, []):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
