@@ -275,11 +275,11 @@ def take_turns(
             continue
         for name, seconds in taken.items():
             times[name].append(seconds)
-        print(f"round {number}: {told(taken)}")
+        print(f"round {number}: {describe_times(taken)}")
     return times, error, rms
 
 
-def told(seconds: dict[str, float]) -> str:
+def describe_times(seconds: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
 
 
@@ -381,8 +381,8 @@ def main() -> None:
         result["ratio_to_official"] = medians["official"] / medians["helios-serve"]
         print(f"{result['ratio_to_official']:.2f} times as fast as the official transformer")
     print(
-        f"{told(medians)}, {result['ratio']:.2f} times as fast as diffusers; outputs differ by "
-        f"{error:.1e} at most, {rms:.1e} rms; our time: {result['our_split']}"
+        f"{describe_times(medians)}, {result['ratio']:.2f} times as fast as diffusers; outputs "
+        f"differ by {error:.1e} at most, {rms:.1e} rms; our time: {result['our_split']}"
     )
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ class Watched(NamedTuple):
 
 
 def watch(server: OmniServer, begun: float, delay: float, fields: dict[str, Any]) -> Watched:
-    """A session that starts `delay` seconds behind the first."""
+    """A session that starts `delay` seconds after the first."""
     time.sleep(max(0, begun + delay - time.perf_counter()))
     came, frames = [], 0
     with realtime_client(server.url) as client:
@@ -81,7 +81,7 @@ def run(server: OmniServer, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def fields(arguments: argparse.Namespace, *, seed: int, frames: int) -> dict[str, Any]:
-    """The same for both. What only vLLM-Omni's own has to be told, ours passes over."""
+    """The fields of a session, the same for both. Ours ignores what only vLLM-Omni's needs."""
     width, height = arguments.size
     return {
         "prompt": "a dog runs over a green hill",

@@ -102,9 +102,8 @@ def load_checkpoint(
         name: WeightPlacement(name, weight_bytes(*part), device, options.offload)
         for name, part in parts.items()
     }
-    summary = ", ".join(
-        f"{name} {placement.device_bytes / 1e9:.1f} GB" for name, placement in placements.items()
-    )
+    sizes = {name: placement.device_bytes for name, placement in placements.items()}
+    summary = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
     logger.info("%s: %s of weights on %s", checkpoint.name, summary, device)
     try:
         fill(parts, placements, device, dummy=checkpoint.load_format == "dummy")
@@ -120,17 +119,13 @@ def load_checkpoint(
     transformer, text_encoder = modules.get("transformer"), modules.get("text_encoder")
     assert transformer is None or isinstance(transformer, HeliosTransformer)
     if transformer is not None:
-        logger.info("%s: %s", device, resolve_kernels(device))
-        # On a CPU one large matmul is no faster than three; streamed layers cannot be joined.
-        if device.type != "cpu" and not options.offload:
-            transformer.join_projections()
-    if "vae" in modules and options.decode_dtype == "bfloat16" and not options.offload:
-        put_channels_last(modules["vae"].get_submodule("decoder"))
+        optimize_transformer(transformer, device, offload=options.offload)
     if text_encoder is not None:
         tie_embeddings(text_encoder)
-    vae = Vae(modules["vae"], device, contexts["vae"]) if "vae" in modules else None
-    if vae is not None and compiled and "decode" in roles:
-        vae.compile(compiled)
+    vae = None
+    if "vae" in modules:
+        vae = Vae(modules["vae"], device, contexts["vae"])
+        optimize_vae(vae, options, compiled if "decode" in roles else ())
     if device.type != "cpu":  # other threads use the weights on streams of their own
         torch.accelerator.synchronize(device)
     return LoadedModel(
@@ -140,6 +135,24 @@ def load_checkpoint(
         None if text_encoder is None else TextEncoder(text_encoder, tokenizer, device),
         vae,
     )
+
+
+def optimize_transformer(
+    transformer: HeliosTransformer, device: torch.device, *, offload: bool
+) -> None:
+    """Join the projections of each layer where one large matmul is faster than three."""
+    logger.info("%s: %s", device, resolve_kernels(device))
+    # On a CPU it is not; streamed layers cannot be joined.
+    if device.type != "cpu" and not offload:
+        transformer.join_projections()
+
+
+def optimize_vae(vae: Vae, options: WorkerOptions, compiled: Sequence[Geometry]) -> None:
+    """Lay out the decoder for fast convolutions, and compile it for the sizes in `compiled`."""
+    if options.decode_dtype == "bfloat16" and not options.offload:
+        put_channels_last(vae.model.decoder)
+    if compiled:
+        vae.compile(compiled)
 
 
 def check_compilation(

@@ -241,7 +241,7 @@ class WorkerState:
         return NewSession(name, session.request, blocks, snapshot, session.prompts.take_all())
 
     def _close(self, session_id: str) -> None:
-        """Have the worker forget a session, unless it was not told to open it yet."""
+        """Close a session on the worker; nothing is sent if it was not opened there yet."""
         unseen = [new for new in self.opening if new.session_id == session_id]
         if unseen:
             self.opening.remove(unseen[0])

@@ -1,1 +1,1 @@
-"""What can be asked for and set, each option declared once."""
+"""The options of requests, workers and servers, each declared once."""

@@ -15,6 +15,16 @@ from helios_serve.kernels.rows import Lengths
 
 
 @triton.jit
+def logits_of(q, k, bias, bias_offsets, inside, scale, HAS_BIAS: tl.constexpr):
+    """Logits in units of log2, of shape (queries, keys); -inf for keys that are not `inside`."""
+    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if HAS_BIAS:
+        extra = tl.load(bias + bias_offsets, inside, 0.0).to(tl.float32)
+        logits += extra[None, :] * 1.4426950408889634
+    return tl.where(inside[None, :], logits, float("-inf"))
+
+
+@triton.jit
 def varlen_attention_kernel(
     query,
     key,
@@ -54,7 +64,6 @@ def varlen_attention_kernel(
     within = cols < HEAD_DIM
     row_mask = (rows < count)[:, None] & within[None, :]
     q = tl.load(query + rows[:, None] * query_stride + cols[None, :], row_mask, 0.0)
-
     mixed = tl.zeros((BLOCK_M, BLOCK_DIM), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -63,11 +72,7 @@ def varlen_attention_kernel(
         inside = others < key_count
         mask = inside[:, None] & within[None, :]
         k = tl.load(key + others[:, None] * key_stride + cols[None, :], mask, 0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if HAS_BIAS:
-            extra = tl.load(bias + key_start + others, inside, 0.0).to(tl.float32)
-            logits += extra[None, :] * 1.4426950408889634
-        logits = tl.where(inside[None, :], logits, float("-inf"))
+        logits = logits_of(q, k, bias, key_start + others, inside, scale, HAS_BIAS)
         higher = tl.maximum(highest, tl.max(logits, axis=1))
         weights = tl.exp2(logits - higher[:, None])
         shrink = tl.exp2(highest - higher)

@@ -52,6 +52,25 @@ def norm_rope_row(
 
 
 @triton.jit
+def rope_row(
+    table,
+    places,
+    row,
+    FRAME_PAIRS: tl.constexpr,
+    ROW_PAIRS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """Cosines and sines of one token, of shape (1, BLOCK_DIM // 2)."""
+    pairs = tl.arange(0, BLOCK_DIM // 2)[None, :]
+    axis = (pairs >= FRAME_PAIRS).to(tl.int32) + (pairs >= FRAME_PAIRS + ROW_PAIRS)
+    known = pairs < HEAD_DIM // 2
+    place = tl.load(places + row * 3 + axis)
+    entry = table + (place * (HEAD_DIM // 2) + pairs) * 2
+    return tl.load(entry, known, 0.0), tl.load(entry + 1, known, 0.0)
+
+
+@triton.jit
 def qk_norm_rope_kernel(
     query,
     key,
@@ -77,13 +96,7 @@ def qk_norm_rope_kernel(
     row = tl.program_id(0).to(tl.int64)
     cos, sin, scale = 1.0, 0.0, 1.0
     if HAS_ROPE:
-        pairs = tl.arange(0, BLOCK_DIM // 2)[None, :]
-        axis = (pairs >= FRAME_PAIRS).to(tl.int32) + (pairs >= FRAME_PAIRS + ROW_PAIRS)
-        known = pairs < HEAD_DIM // 2
-        place = tl.load(places + row * 3 + axis)
-        entry = table + (place * (HEAD_DIM // 2) + pairs) * 2
-        cos = tl.load(entry, known, 0.0)
-        sin = tl.load(entry + 1, known, 0.0)
+        cos, sin = rope_row(table, places, row, FRAME_PAIRS, ROW_PAIRS, HEAD_DIM, BLOCK_DIM)
     if HAS_SCALE:
         heads = tl.arange(0, BLOCK_HEADS)[:, None]
         scale = tl.load(history_scale + heads, heads < HEADS, 1.0).to(tl.float32)

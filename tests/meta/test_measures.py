@@ -11,14 +11,6 @@ from tests.meta.measures import FOLDERS, LONG_FUNCTION, ROOT, Function, lines_of
 LIMITS = {"methods": 24, "function lines": LONG_FUNCTION, "file lines": 420, "modules": 20}
 """Properties count as methods. Lines are those of `measures`; a folder's modules include its
 `__init__.py`."""
-EXCEPTIONS = {
-    ("function lines", "helios_serve/entrypoints/http/app.py:make_app"): 65,
-    ("function lines", "helios_serve/entrypoints/http/videos/videos.py:_operations_of_all"): 64,
-    ("function lines", "kernels/triton/attention.py:varlen_attention_kernel"): 65,
-    ("function lines", "kernels/triton/norm_rope.py:qk_norm_rope_kernel"): 65,
-    ("function lines", "model_executor/loader.py:load_checkpoint"): 65,
-}
-"""What exceeds a limit, and its size. Sizes may only shrink; none may be added."""
 
 
 class Part(NamedTuple):
@@ -48,12 +40,5 @@ def parts_of(path: Path) -> Iterator[Part]:
             yield Part("function lines", f"{where}:{node.name}", lines_of(node))
 
 
-LARGE = {(part.unit, part.where): part.size for part in parts() if part.size > LIMITS[part.unit]}
-
-
 def test_nothing_exceeds_its_limit() -> None:
-    assert {key: size for key, size in LARGE.items() if size > EXCEPTIONS.get(key, 0)} == {}
-
-
-def test_every_exception_is_still_needed() -> None:
-    assert EXCEPTIONS.keys() - LARGE.keys() == set()
+    assert [part for part in parts() if part.size > LIMITS[part.unit]] == []

@@ -38,7 +38,7 @@ def why_incomplete(job: StoredJob) -> str | None:
         return CANCELLED
     if job.is_finished or job.next_chunk == job.num_chunks:
         return job.error
-    return f"the video has stopped at chunk {job.next_chunk}; it goes on after a restart"
+    return f"the video has stopped at chunk {job.next_chunk}; it resumes after a restart"
 
 
 async def fetch_stored(store: VideoStore, request_id: str, index: int) -> VideoChunk:

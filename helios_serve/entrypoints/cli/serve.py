@@ -160,7 +160,7 @@ def add_timeout_flags(server: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until the process is told to stop by a signal. Returns the exit status."""
+    """Serve until a signal stops the process. Returns the exit status."""
     import uvicorn
 
     from helios_serve.entrypoints.http.server import HttpServer

@@ -25,7 +25,7 @@ from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, Ope
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
-from helios_serve.entrypoints.http.videos.videos import VideoApi
+from helios_serve.entrypoints.http.videos.videos import CharacterApi, VideoApi
 from helios_serve.errors import HeliosError
 from helios_serve.options.server import ServerConfig
 from helios_serve.service.batches.batch_runner import BatchRunner
@@ -71,16 +71,27 @@ class RequestId:
 HANDLED = (ApiError, HeliosError, HTTPException, ClientDisconnect, Exception)
 
 
-@asynccontextmanager
-async def nested_contexts(
-    *parts: AbstractAsyncContextManager[object] | None,
-) -> AsyncIterator[None]:
-    """Enter several context managers in order, and exit them in reverse. None is skipped."""
-    async with AsyncExitStack() as opened:
-        for part in parts:
-            if part is not None:
-                await opened.enter_async_context(part)
-        yield
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def lifespan_of(
+    parts: Sequence[AbstractAsyncContextManager[object] | None],
+    keys: KeyCache,
+    tables: ServiceTables,
+) -> Lifespan:
+    """A lifespan that enters `parts` in order and exits them in reverse; None is skipped."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
+        async with AsyncExitStack() as opened:
+            for part in parts:
+                if part is not None:
+                    await opened.enter_async_context(part)
+            yield
+        await keys.write_uses()
+        tables.close()
+
+    return lifespan
 
 
 def make_app(
@@ -112,17 +123,6 @@ def make_app(
     lifecycle = Lifecycle(engine)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     key_cache = KeyCache(keys)
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
-        control = ControlServer(engine, folder)
-        reloading = None if tenants is None else tenants.reloading(engine)
-        inner = (control, reloading, sessions, runner, keeper)
-        async with nested_contexts(references, webhooks, engine, lifecycle, *inner):
-            yield
-        await key_cache.write_uses()
-        tables.close()
-
     tables = ServiceTables(folder)
     disk = Disk(folder, config.max_disk)
     finished = FinishedFiles(folder / "finished", store)
@@ -134,6 +134,7 @@ def make_app(
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder),
+        CharacterApi(),
         ContentApi(videos),
         HlsApi(videos),
         EventsApi(videos, lifecycle.closing),
@@ -145,6 +146,9 @@ def make_app(
     operations = [operation for part in parts for operation in part.operations]
     operations += OpenApi(operations).operations
     realtime = RealtimeApi(videos, builder, sessions)
+    reloading = None if tenants is None else tenants.reloading(engine)
+    inner = (ControlServer(engine, folder), reloading, sessions, runner, keeper)
+    lifespan = lifespan_of((references, webhooks, engine, lifecycle, *inner), key_cache, tables)
     app = application(operations, realtime, key_cache, lifespan)
     app.state.lifecycle = lifecycle
     return app
@@ -154,7 +158,7 @@ def application(
     operations: Sequence[Operation],
     realtime: RealtimeApi,
     keys: KeyCache,
-    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
+    lifespan: Lifespan,
 ) -> Starlette:
     """Return the routes, with the middleware and the error responses that all of them share."""
     return Starlette(

@@ -110,23 +110,6 @@ class VideoApi:
                 RequestBody(ExtendVideo),
                 statuses=CREATION_ERRORS,
             ),
-            Operation(
-                "POST",
-                "/v1/videos/characters",
-                self.refuse_characters,
-                "Not supported",
-                JSON_TYPE,
-                RequestBody(None),
-                statuses=(501,),
-            ),
-            Operation(
-                "GET",
-                "/v1/videos/characters/{name}",
-                self.refuse_characters,
-                "Not supported",
-                JSON_TYPE,
-                statuses=(501,),
-            ),
         )
 
     @property
@@ -267,10 +250,6 @@ class VideoApi:
         first = switch.chunk * CHUNK_FRAMES
         return json_response(PromptSwitchedAt(switch.prompt, switch.chunk, first))
 
-    async def refuse_characters(self, request: Request) -> Response:  # noqa: ARG002
-        """Raise ApiError 501: Helios has no characters."""
-        raise ApiError(501, "characters are not supported", code="not_supported")
-
     async def _create(self, request: Request, make: Make) -> Video:
         """Create the requested video, or return the one that its idempotency key has created."""
         fields = await read_body(request)
@@ -359,3 +338,33 @@ async def disconnected(request: Request) -> None:
     """Wait until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+class CharacterApi:
+    """OpenAI's routes of characters, which Helios does not have."""
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                "POST",
+                "/v1/videos/characters",
+                self.refuse,
+                "Not supported",
+                JSON_TYPE,
+                RequestBody(None),
+                statuses=(501,),
+            ),
+            Operation(
+                "GET",
+                "/v1/videos/characters/{name}",
+                self.refuse,
+                "Not supported",
+                JSON_TYPE,
+                statuses=(501,),
+            ),
+        )
+
+    async def refuse(self, request: Request) -> Response:  # noqa: ARG002
+        """Raise ApiError 501: Helios has no characters."""
+        raise ApiError(501, "characters are not supported", code="not_supported")
