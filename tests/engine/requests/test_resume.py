@@ -197,7 +197,7 @@ def test_a_disk_that_fails_ends_the_video_for_now(
                         await reader
                 await until(lambda: not own.scheduler.sessions)
                 assert own.stats().scheduler.used_blocks == 0
-                late = f"^the video has stopped at chunk {chunk}; it goes on after a restart$"
+                late = f"^the video has stopped at chunk {chunk}; it resumes after a restart$"
                 with pytest.raises(RequestFailedError, match=late):
                     await read(engine, "bad")
                 assert (job_status(engine, "bad"), num_stored(engine, "bad")) == (
@@ -315,7 +315,7 @@ def test_children_go_on_where_they_were(tmp_path: Path) -> None:
 
 def test_a_video_waits_for_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is not gone on with by another model, even if it named none."""
-    plain, message = wanted("plain"), "^the video has stopped at chunk 1; it goes on after a re"
+    plain, message = wanted("plain"), "^the video has stopped at chunk 1; it resumes after a re"
 
     async def main() -> None:
         async with opened(tmp_path) as engine:

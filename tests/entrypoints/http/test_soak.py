@@ -102,12 +102,14 @@ def at_rest(server: Server) -> Idle:
 
 
 def held(server: Server) -> Idle:
+    # Before the request, whose connection the server may still be closing after the response.
+    files = len(os.listdir(f"/proc/{server.process.pid}/fd"))
     gauges: dict[str, float] = {}
     for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text):
         for sample in family.samples:
             gauges[sample.name] = gauges.get(sample.name, 0.0) + sample.value
     return Idle(
-        files=len(os.listdir(f"/proc/{server.process.pid}/fd")),
+        files=files,
         threads=status_of(server, "Threads"),
         children=len(server.children),
         tasks=gauges["helios:event_loop_tasks"],

@@ -260,7 +260,10 @@ def test_a_batch_goes_in_a_tier_that_its_tenant_may_use(tenants: Tenants) -> Non
     assert error["response"]["status_code"] == 403
 
 
-@pytest.mark.parametrize(("name", "what"), [("none", "0 sessions,"), ("later", "waiting,")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("none", "0 sessions (limit 0)"), ("later", "0 waiting sessions (limit 0)")],
+)
 def test_quotas_of_sessions_are_429_with_retry_after(
     tenants: Tenants, name: str, what: str
 ) -> None:
