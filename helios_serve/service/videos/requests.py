@@ -1,6 +1,7 @@
 """Builds engine requests for new, remixed, extended and continued videos."""
 
 import secrets
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,7 @@ from helios_serve.options.sampling import (
 )
 from helios_serve.service.protocol import CreateVideo, ExtendVideo, Json
 from helios_serve.size import Size, check_shown_size, nearest_size, parse_size
-from helios_serve.video_request import VideoRequest
+from helios_serve.video_request import Relation, VideoRequest
 
 MAX_SEED = 2**31
 """Exclusive maximum of random seeds."""
@@ -109,22 +110,26 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
     )
 
 
-def remix(request: VideoRequest, prompt: str) -> VideoRequest:
-    """Build a request with the seed, size, length and reference of `request`, and one new prompt.
+def derived(request: VideoRequest, relation: Relation, **params: Any) -> VideoRequest:
+    """Build a request for a video that is derived from `request`, with the given `params` replaced.
 
     It never waits for a reader, even if `request` belongs to a realtime session.
     """
-    params = msgspec.structs.replace(request.params, switches=())
     return msgspec.structs.replace(
         request,
         request_id=new_id(),
-        prompt=prompt,
-        params=params,
+        params=msgspec.structs.replace(request.params, **params),
         max_lead_chunks=None,
         parent=request.request_id,
-        relation="remix",
+        relation=relation,
         fingerprint=None,
     )
+
+
+def remix(request: VideoRequest, prompt: str) -> VideoRequest:
+    """Build a request with the seed, size, length and reference of `request`, and a new prompt."""
+    child = derived(request, "remix", switches=())
+    return msgspec.structs.replace(child, prompt=prompt)
 
 
 def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
@@ -144,15 +149,7 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
             "extensions end within the last chunk, which is already generated",
             param="seconds",
         )
-    longer = msgspec.structs.replace(
-        request.without_media(),
-        request_id=new_id(),
-        params=msgspec.structs.replace(params, num_frames=total),
-        max_lead_chunks=None,
-        parent=request.request_id,
-        relation="extension",
-        fingerprint=None,
-    )
+    longer = derived(request, "extension", num_frames=total).without_media()
     return longer if body.prompt is None else longer.with_switch(PromptSwitch(edge, body.prompt))
 
 
@@ -172,21 +169,9 @@ def fork(
             "got a finished video without seconds, expected the length of its continuations",
             param="seconds",
         )
-    last = num_chunks(frames)
-    switches = tuple(
-        switch
-        for switch in params.switches
-        if switch.chunk < (last if prompt is None else min(edge, last))
-    )
-    child = msgspec.structs.replace(
-        request.without_media(),
-        request_id=new_id(),
-        params=msgspec.structs.replace(params, num_frames=frames, switches=switches),
-        max_lead_chunks=None,
-        parent=request.request_id,
-        relation="fork",
-        fingerprint=None,
-    )
+    end = num_chunks(frames)
+    switches = tuple(switch for switch in params.switches if switch.chunk < end)
+    child = derived(request, "fork", num_frames=frames, switches=switches).without_media()
     return child if prompt is None else child.with_switch(PromptSwitch(edge, prompt))
 
 
