@@ -34,8 +34,7 @@ from torch import Tensor
 from helios_serve.core.cost import forward_flops
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
-from helios_serve.core.session import Session
-from helios_serve.core.session_prompts import PADDING_ROWS
+from helios_serve.core.session import PADDING_ROWS, Session
 from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig

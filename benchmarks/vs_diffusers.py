@@ -43,8 +43,7 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
-from helios_serve.core.session import Session
-from helios_serve.core.session_prompts import PADDING_ROWS
+from helios_serve.core.session import PADDING_ROWS, Session
 from helios_serve.entrypoints.cli.arguments import size, steps
 from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import Geometry, HeliosConfig

@@ -4,12 +4,16 @@ The only module of this package that names a kind of device. Choices are cached 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
+from helios_serve.kernels.rows import Lengths
 
 Backend = Literal["reference", "triton"]
 AttentionPath = Literal["flash3", "varlen", "flash2", "sdpa", "triton"]
@@ -32,6 +36,11 @@ CAPABILITIES: Mapping[AttentionPath, range] = {
     "flash2": range(8, 100),
 }
 """Major compute capabilities that each library supports; FlashAttention 3 is for Hopper."""
+FUNCTIONS: Mapping[AttentionPath, str] = {
+    "flash3": "flash_attn_varlen_func",
+    "varlen": "varlen_attn",
+    "flash2": "flash_attn_varlen_func",
+}
 
 
 class KernelChoice(NamedTuple):
@@ -117,3 +126,35 @@ def is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package is not installed
         return False
+
+
+class LibraryAttention(NamedTuple):
+    """Attention by the library of `path`, and by two others where the library cannot.
+
+    `biased` attends where there is a bias, `unbiased` in fp32 without one. All three are
+    `registry.PackedAttention`.
+    """
+
+    path: AttentionPath
+    unbiased: Callable[..., Tensor]
+    biased: Callable[..., Tensor]
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Lengths,
+        keys: Lengths,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        if bias is not None:
+            return self.biased(query, key, value, queries, keys, bias)
+        if query.dtype.itemsize != 2:
+            return self.unbiased(query, key, value, queries, keys)
+        # All three libraries take these arguments in this order.
+        attend: Any = getattr(import_module(LIBRARIES[self.path]), FUNCTIONS[self.path])
+        cumulative = queries.cumulative, keys.cumulative
+        mixed = attend(query, key, value, *cumulative, queries.longest, keys.longest)
+        out: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed  # some return sums too
+        return out.flatten(1)

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from helios_serve.kernels import reference
-from helios_serve.kernels.backend import AttentionPath, KernelChoice, choose_kernels
-from helios_serve.kernels.flash import LibraryAttention
+from helios_serve.kernels.backend import (
+    AttentionPath,
+    KernelChoice,
+    LibraryAttention,
+    choose_kernels,
+)
 from helios_serve.kernels.fp8 import FP8, Quantized
 from helios_serve.kernels.rope import PackedRope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows
@@ -224,16 +228,15 @@ REFERENCE = Kernels(
 def triton_kernels() -> Kernels:
     """The Triton kernels. Raises ModuleNotFoundError if triton is not installed."""
     from helios_serve.kernels.triton.attention import attention
-    from helios_serve.kernels.triton.dmd_step import dmd_step
-    from helios_serve.kernels.triton.enter_stage import enter_stage
     from helios_serve.kernels.triton.gather_window import gather_window
-    from helios_serve.kernels.triton.norm_modulate import norm_modulate
-    from helios_serve.kernels.triton.norm_rope import norm_rope_, qk_norm_rope_
-    from helios_serve.kernels.triton.quantize_rows import quantize_rows
-    from helios_serve.kernels.triton.residual_norm import (
+    from helios_serve.kernels.triton.norm import (
         gated_residual_norm_,
         noise_residual_norm_,
+        norm_modulate,
     )
+    from helios_serve.kernels.triton.norm_rope import norm_rope_, qk_norm_rope_
+    from helios_serve.kernels.triton.quantize_rows import quantize_rows
+    from helios_serve.kernels.triton.sampler import dmd_step, enter_stage
 
     return Kernels(
         gather_window=gather_window,

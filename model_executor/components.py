@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from helios_serve.errors import CheckpointError
+from helios_serve.kernels.reference import quantize_rows
 from helios_serve.model_config import LATENT_CHANNELS, HeliosConfig
 from helios_serve.model_executor.models.helios.config import read_json
-from helios_serve.model_executor.models.helios.fp8 import quantize_layers, quantize_weight
+from helios_serve.model_executor.models.helios.lora import LoraLinear
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.weights import Component
 from helios_serve.options.workers import Quantization
@@ -28,6 +29,10 @@ FP32_PARTS = ("time_embedder", "scale_shift_table", "norm2", "history_key_scale"
 
 DECODER_PARTS = ("decoder.", "post_quant_conv.")
 """Prefixes of the parameters that the VAE needs for decoding."""
+MULTIPLE = 16
+"""Both dimensions of a weight must be multiples of this for the FP8 matmul of accelerators."""
+SCALE = "_scale"
+"""Suffix of the name of a weight's scales."""
 
 
 class Part(NamedTuple):
@@ -154,3 +159,24 @@ def tie_embeddings(text_encoder: nn.Module) -> None:
     """Tie the encoder's embedding to `shared.weight`: checkpoints store only the latter."""
     shared = text_encoder.get_submodule("shared")
     text_encoder.get_submodule("encoder.embed_tokens").weight = shared.weight
+
+
+def quantize_layers(module: nn.Module, prefix: str) -> frozenset[str]:
+    """Prepare the LoraLinear layers of `module`, on the meta device, for float8 weights.
+
+    Returns the names of the weights, prefixed with `prefix`.
+    """
+    names = set()
+    for path, layer in module.named_modules():
+        if not isinstance(layer, LoraLinear):
+            continue
+        if layer.in_features % MULTIPLE == layer.out_features % MULTIPLE == 0:
+            layer.weight_scale = torch.empty(layer.out_features, 1, device="meta")
+            names.add(f"{prefix}.{path}.weight")
+    return frozenset(names)
+
+
+def quantize_weight(name: str, weight: Tensor) -> dict[str, Tensor]:
+    """Quantize a weight to float8 values and one fp32 scale per row, by the names of both."""
+    values, scale = quantize_rows(weight)
+    return {name: values, name + SCALE: scale}

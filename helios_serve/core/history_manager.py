@@ -1,9 +1,91 @@
 """The histories of sessions in the blocks of one worker's pool."""
 
-from helios_serve.core.block_pool import BlockPool
-from helios_serve.core.history import History
-from helios_serve.messages import ChunkBlocks
+from collections.abc import Iterable, Sequence
+
+from helios_serve.messages import NULL_BLOCK, ChunkBlocks
 from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, WINDOW_FRAMES, Geometry
+
+Frame = tuple[int, ...]
+"""The block ids of one latent frame, tile by tile, row major."""
+
+
+class BlockPool:
+    """Allocates and frees block ids in O(1) each; block 0 is the null block, never allocated.
+
+    A block is immutable once written, so it is shared by counting references.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        if num_blocks < 2:
+            raise ValueError(f"got {num_blocks} blocks, expected at least 2 (block 0 is the null)")
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks - 1, 0, -1))
+        self._ref_cnt = [0] * num_blocks
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def allocate(self, count: int) -> list[int]:
+        """`count` blocks with one reference each; the caller has checked `num_free`."""
+        assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
+        blocks = [self._free.pop() for _ in range(count)]
+        for block in blocks:
+            self._ref_cnt[block] = 1
+        return blocks
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Take one more reference to each block."""
+        for block in blocks:
+            if block != NULL_BLOCK:
+                assert self._ref_cnt[block] > 0, f"block {block} is free and cannot be shared"
+                self._ref_cnt[block] += 1
+
+    def free(self, blocks: Iterable[int]) -> None:
+        """Drop one reference to each block; the last one frees it."""
+        for block in blocks:
+            if block == NULL_BLOCK:
+                continue
+            assert self._ref_cnt[block] > 0, f"block {block} was freed twice"
+            self._ref_cnt[block] -= 1
+            if self._ref_cnt[block] == 0:
+                self._free.append(block)
+
+    def check_integrity(self, tables: Sequence[Sequence[int]]) -> None:
+        """Raise AssertionError unless counts are exactly the references held by `tables`."""
+        expected = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                expected[block] += block != NULL_BLOCK
+        assert expected == self._ref_cnt, "reference counts differ from the block tables"
+        assert len(set(self._free)) == len(self._free), "a block is free twice"
+        held = {block for block, count in enumerate(expected) if count}
+        assert held.isdisjoint(self._free), "a held block is free"
+        assert len(held) + len(self._free) == self.num_blocks - 1, "a block was lost"
+
+
+class History:
+    """The frames that one session still needs: its anchor and the last 19."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.blocks_per_frame = geometry.blocks_per_frame
+        self.chunk_blocks = CHUNK_LATENTS * self.blocks_per_frame
+        self.null_frame: Frame = (NULL_BLOCK,) * self.blocks_per_frame
+        self.anchor: Frame = self.null_frame
+        self.frames: list[Frame] = []
+        self.pending: list[Frame] = []
+        self.next_anchor: Frame | None = None
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """The flat block table of the anchor and the last 19 frames, null frames in front."""
+        missing = [self.null_frame] * (HISTORY_FRAMES - len(self.frames))
+        return tuple(block for frame in (self.anchor, *missing, *self.frames) for block in frame)
+
+    def split_frames(self, blocks: list[int]) -> list[Frame]:
+        size = self.blocks_per_frame
+        return [tuple(blocks[start : start + size]) for start in range(0, len(blocks), size)]
 
 
 class HistoryManager:

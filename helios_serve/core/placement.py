@@ -1,11 +1,139 @@
-"""Which sessions are on which workers, and how they get there and off."""
+"""Waiting sessions, and the worker that each of them gets."""
+
+from collections.abc import Iterable, Iterator
 
 from helios_serve.core.admission import Admission
-from helios_serve.core.placement_policy import PlacementPolicy
+from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.session import Session, SessionStatus
-from helios_serve.core.waiting_room import WaitingRoom
 from helios_serve.core.worker_state import WorkerState
+from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig
+
+
+class WaitingRoom:
+    """Two lines, of priority sessions and of others, each in fair order over the tenants.
+
+    Only sessions that could begin at once are in line. The head of a line stays there until it is
+    placed, so that smaller sessions cannot pass it forever.
+    """
+
+    def __init__(self, config: SchedulingConfig) -> None:
+        self.config = config
+        self._sessions: dict[str, Session] = {}
+        self._lines: dict[bool, FairQueue[str]] = {True: FairQueue(), False: FairQueue()}
+        self._heads: dict[bool, Session | None] = {True: None, False: None}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
+    @property
+    def promised_rate(self) -> float:
+        """FLOP/s that the waiting priority sessions take in real time."""
+        return sum(session.cost.rate for session in self if session.is_priority)
+
+    def configure(self, config: SchedulingConfig) -> None:
+        """Set the tenants' weights, also those of sessions that wait."""
+        self.config = config
+        for line in self._lines.values():
+            line.reweigh(lambda flow: config.weight(*flow))
+
+    def join(self, session: Session) -> None:
+        flow = session.request.tenant, session.request.tier
+        self._sessions[session.session_id] = session
+        line = self._lines[session.is_priority]
+        line.join(session.session_id, flow, self.config.weight(*flow))
+        self.line_up(session)
+
+    def leave(self, session: Session) -> None:
+        self.step_aside(session)
+        self._lines[session.is_priority].leave(session.session_id)
+        del self._sessions[session.session_id]
+
+    def line_up(self, session: Session) -> None:
+        """Put a waiting session in line, unless it is paused or misses inputs."""
+        if session.is_ready and not session.clock.is_paused:
+            self._lines[session.is_priority].push(session.session_id, started=False)
+
+    def step_aside(self, session: Session) -> None:
+        """Take a session out of its line until it lines up again."""
+        self._lines[session.is_priority].withdraw(session.session_id)
+        if self._heads[session.is_priority] is session:
+            self._heads[session.is_priority] = None
+
+    def head(self, *, is_priority: bool) -> Session | None:
+        """The first session of a line, until it leaves or steps aside."""
+        if self._heads[is_priority] is None:
+            session_id = self._lines[is_priority].pop()
+            self._heads[is_priority] = None if session_id is None else self._sessions[session_id]
+        return self._heads[is_priority]
+
+    def serve(self, session: Session) -> None:
+        """Remove a session that gets a worker; its tenant is charged for its remaining work."""
+        self._lines[session.is_priority].charge(session.session_id, session.remaining_cost)
+        self.leave(session)
+
+
+class PlacementPolicy:
+    """Chooses the worker with the least outstanding work among those that have room."""
+
+    def __init__(self, config: SchedulingConfig) -> None:
+        self.config = config
+
+    def can_ever(self, session: Session, workers: Iterable[WorkerState]) -> bool:
+        """Whether some worker is large enough, or there are no workers yet."""
+        known = list(workers)
+        return not known or any(worker.could_hold(session) for worker in known)
+
+    def check(self, session: Session, workers: Iterable[WorkerState], promised: float) -> None:
+        """Refuse what no worker can ever run, and real time that no worker can promise now.
+
+        `promised` is the FLOP/s of waiting priority sessions. Raises InvalidRequestError or
+        CapacityError. Without workers everything may wait.
+        """
+        known = list(workers)
+        if not self.can_ever(session, known):
+            largest = max(worker.total_blocks for worker in known)
+            params = session.params
+            raise InvalidRequestError(
+                f"got size {params.width}x{params.height}, whose history takes "
+                f"{session.cost.peak_blocks} blocks, expected at most the {largest} of a worker",
+                param="size",
+            )
+        if (
+            session.is_priority
+            and known
+            and not any(
+                worker.keeps_up(session, self.config.realtime_share, promised) for worker in known
+            )
+        ):
+            raise CapacityError(
+                "no worker can run another video in real time",
+                code="realtime_capacity",
+            )
+
+    def choose(self, session: Session, workers: Iterable[WorkerState]) -> WorkerState | None:
+        """The worker for `session`, or None if none has room.
+
+        A worker that holds the session's history for one of its siblings comes first.
+        """
+        fits = [worker for worker in workers if worker.has_room(session)]
+        if session.siblings:
+            fits = [worker for worker in fits if worker.find_sibling(session)] or fits
+        if session.is_priority:
+            share = self.config.realtime_share
+            fits = [worker for worker in fits if worker.keeps_up(session, share)] or fits
+        return min(fits, key=expected_wait, default=None)
+
+
+def expected_wait(worker: WorkerState) -> tuple[float, str]:
+    """Seconds of outstanding work, or FLOPs before the worker's first measurement; then its id."""
+    return worker.outstanding_cost / (worker.rate or 1.0), worker.worker_id
 
 
 class Placement:

@@ -1,17 +1,120 @@
 """A session as the scheduler sees it: a cursor, a status, its prompts and its costs."""
 
 import enum
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from helios_serve.core.realtime import PlaybackClock
-from helios_serve.core.session_cost import SessionCost
-from helios_serve.core.session_prompts import SessionPrompts
-from helios_serve.messages import Snapshot, StepCursor
-from helios_serve.model_config import Geometry, HeliosConfig
+from helios_serve.core.cost import SessionCost
+from helios_serve.messages import EncodedPrompt, Snapshot, StepCursor
+from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
 from helios_serve.options.sampling import PromptSwitch, ResolvedParams
 from helios_serve.video_request import PromptWeight, VideoRequest, prompt_weights
+
+PADDING_ROWS = 4
+"""Text rows, at most, that stand for a prompt's padding."""
+
+
+class SessionPrompts:
+    """`texts` are shown at some chunk or other; a guided session has a `negative` one as well.
+
+    `encoded` has all prompts that were encoded for the session, by text. `missing` are those still
+    to be encoded before its first chunk. `text_rows` is the number of rows of cross-attention keys
+    and values that it holds at a time, at most; it counts from when none is missing. `pending` are
+    switches whose chunk is not decided, in the order in which they were requested.
+    """
+
+    def __init__(self, texts: Sequence[str], negative: str | None) -> None:
+        self.encoded: dict[str, EncodedPrompt] = {}
+        self.pending: deque[PromptSwitch] = deque()
+        self._negative = negative
+        self._unsent: list[EncodedPrompt] = []
+        self.set_texts(texts)
+
+    def set_texts(self, texts: Sequence[str]) -> None:
+        """A switch has changed which prompts are shown."""
+        self._texts = tuple(texts)
+        self._update()
+
+    def learn(self, prompt: EncodedPrompt) -> None:
+        """A prompt was encoded. The session's worker gets it with the next chunk."""
+        if prompt.prompt not in self.encoded:
+            self._unsent.append(prompt)
+        self.encoded[prompt.prompt] = prompt
+        self._update()
+
+    def take_unsent(self) -> tuple[EncodedPrompt, ...]:
+        """Prompts that were encoded since the last call."""
+        unsent, self._unsent = tuple(self._unsent), []
+        return unsent
+
+    def take_all(self) -> tuple[EncodedPrompt, ...]:
+        """All encoded prompts, for a worker that has none of them."""
+        self._unsent.clear()
+        return tuple(self.encoded.values())
+
+    def take_switches(self) -> Iterator[PromptSwitch]:
+        """Pending switches whose prompts are encoded; each waits for those before it."""
+        while self.pending and self.pending[0].prompt in self.encoded:
+            yield self.pending.popleft()
+
+    def drop_switches(self, texts: Sequence[str]) -> Iterator[str]:
+        """Drop pending switches to prompts that cannot be encoded; yields the prompt of each."""
+        for switch in [item for item in self.pending if item.prompt in texts]:
+            self.pending.remove(switch)
+            yield switch.prompt
+
+    def _update(self) -> None:
+        negative = () if self._negative is None else (self._negative,)
+        needed = dict.fromkeys((*self._texts, *negative))
+        self.missing = tuple(text for text in needed if text not in self.encoded)
+        self.text_rows = self._rows(self._texts) + (self._rows(negative) if negative else 0)
+
+    def _rows(self, texts: Sequence[str]) -> int:
+        """Rows of the longest of some prompts."""
+        known = (self.encoded[text].num_tokens for text in texts if text in self.encoded)
+        return max(known, default=0) + PADDING_ROWS
+
+
+class PlaybackClock:
+    """Deadlines of one session's chunks: chunk 0 at once, the others as a player consumes them.
+
+    Chunk k is due at (delivery of chunk 0) + buffer + k * 33 / fps; pauses shift it. All times are
+    seconds of one monotonic clock.
+    """
+
+    def __init__(self, *, arrival: float, fps: int) -> None:
+        self.arrival = arrival
+        self.period = CHUNK_FRAMES / fps
+        self.started: float | None = None
+        self._shift = 0.0
+        self._paused_at: float | None = None
+
+    def deadline(self, chunk: int, buffer: float) -> float:
+        """When `chunk` is due; before the first delivery everything is due since its arrival."""
+        if self.started is None:
+            return self.arrival
+        return self.started + buffer + chunk * self.period + self._shift
+
+    def deliver_first(self, now: float) -> None:
+        if self.started is None:
+            self.started, self._shift = now, 0.0
+            if self._paused_at is not None:
+                self._paused_at = now
+
+    def pause(self, now: float) -> None:
+        if self._paused_at is None:
+            self._paused_at = now
+
+    def resume(self, now: float) -> None:
+        """Deadlines move by the length of the pause."""
+        if self._paused_at is not None:
+            self._shift += now - self._paused_at
+            self._paused_at = None
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused_at is not None
 
 
 class SessionStatus(enum.IntEnum):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from helios_serve.core.fair_queue import WorkerQueue
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.session import Session, SessionStatus
-from helios_serve.core.worker_queue import WorkerQueue
 from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
 from helios_serve.options.scheduling import SchedulingConfig
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,16 +22,13 @@ from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, ope
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.worker.commands import Commands
-from helios_serve.model_executor.worker.decoder import ChunkDecoder
-from helios_serve.model_executor.worker.encoder import InputEncoder
 from helios_serve.model_executor.worker.group import (
     Followers,
     check_context_parallel,
     device_of,
 )
 from helios_serve.model_executor.worker.model_runner import ModelRunner
-from helios_serve.model_executor.worker.pace import Pace
-from helios_serve.model_executor.worker.side_thread import side_thread
+from helios_serve.model_executor.worker.tasks import ChunkDecoder, InputEncoder, side_thread
 from helios_serve.model_executor.worker.warm_up import warm_up
 from helios_serve.options.workers import WorkerConfig
 
@@ -45,6 +44,31 @@ TEXT_SHARE = 0.1
 cache those of other prompts."""
 TEXT_LIMIT = 16 << 30
 """Maximum bytes of either."""
+MAX_PENDING = 1
+"""Plans that may be unfinished on the device when the kernels of another one are launched."""
+
+
+class Pace:
+    """Lets a worker launch the kernels of one plan while the device executes the previous plan.
+
+    Launching kernels takes a fraction of their run time. Without a limit a worker would report
+    steps long before they are executed: urgent sessions would wait for all steps that were launched
+    before, aborted sessions would still be computed, and measured times would not be the device's.
+    On a CPU there is nothing to wait for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pending: deque[torch.Event] = deque()
+
+    @contextmanager
+    def plan(self) -> Iterator[None]:
+        """Launch the kernels of one plan in this context. Entering it waits for the device."""
+        while len(self._pending) > MAX_PENDING:
+            self._pending.popleft().synchronize()
+        yield
+        if self.device.type != "cpu":
+            self._pending.append(torch.accelerator.current_stream(self.device).record_event())
 
 
 class Worker:

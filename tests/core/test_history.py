@@ -5,8 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from helios_serve.core.block_pool import BlockPool
-from helios_serve.core.history_manager import HistoryManager
+from helios_serve.core.history_manager import BlockPool, HistoryManager
 from helios_serve.messages import NULL_BLOCK
 from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, WINDOW_FRAMES, Geometry
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from helios_serve.core.session_prompts import PADDING_ROWS
+from helios_serve.core.session import PADDING_ROWS
 from helios_serve.model_config import HeliosConfig, SamplerConfig
 from helios_serve.options.sampling import PromptSwitch
 from tests.support.scheduling import CONFIG, SESSION_BLOCKS, World, make_request, make_session, read

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from helios_serve.errors import DeviceError
-from helios_serve.kernels import backend, flash, reference, registry
+from helios_serve.kernels import backend, reference, registry
 from helios_serve.kernels.backend import AttentionPath, KernelChoice, choose_kernels
 from helios_serve.kernels.registry import REFERENCE
 from helios_serve.kernels.rows import Lengths
@@ -127,7 +127,7 @@ def test_libraries_attend_in_half_precision_without_a_bias(
     path: AttentionPath, dtype: torch.dtype, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = Library(with_sums=path == "flash3")
-    monkeypatch.setattr(flash, "import_module", lambda _: library)
+    monkeypatch.setattr(backend, "import_module", lambda _: library)
     chosen = registry.implement(KernelChoice("reference", path))
     call = attention_case((5, 3), (7, 1), (2, 16), biased=biased)
     assert error(call(chosen, Make(dtype)), call(REFERENCE, Make(dtype))) == 0
@@ -142,7 +142,7 @@ def test_attention_follows_the_path_and_all_else_the_backend(path: AttentionPath
     if path in ("triton", "sdpa"):
         assert kernels == REFERENCE
     else:
-        assert kernels == REFERENCE._replace(attention=flash.LibraryAttention(path, own, own))
+        assert kernels == REFERENCE._replace(attention=backend.LibraryAttention(path, own, own))
 
 
 def test_torch_takes_the_arguments_that_we_give() -> None:

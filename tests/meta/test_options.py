@@ -9,7 +9,7 @@ from helios_serve.options.fields import options_of
 from helios_serve.options.sampling import SamplingOptions, SamplingParams
 from helios_serve.options.scheduling import BatchLimits
 from helios_serve.options.workers import WorkerConfig, WorkerOptions
-from helios_serve.service.batches.local_batch import LocalVideo
+from helios_serve.service.batches.batch_line import LocalVideo
 from helios_serve.service.protocol import CreateVideo
 
 ROOT = Path(__file__).parents[2]

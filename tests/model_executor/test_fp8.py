@@ -13,9 +13,8 @@ from helios_serve.kernels.fp8 import FP8, Quantized
 from helios_serve.kernels.reference import quantize_rows
 from helios_serve.kernels.registry import REFERENCE
 from helios_serve.model_executor import loader
-from helios_serve.model_executor.components import build_parts
+from helios_serve.model_executor.components import build_parts, quantize_weight
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
-from helios_serve.model_executor.models.helios.fp8 import quantize_weight
 from helios_serve.model_executor.models.helios.lora import (
     LoraAdapter,
     LoraLinear,

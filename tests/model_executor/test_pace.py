@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helios_serve.model_executor.worker.pace import Pace
+from helios_serve.model_executor.worker.worker import Pace
 
 
 class SlowDevice:

@@ -15,7 +15,7 @@ from helios_serve.errors import DeviceError, InvalidRequestError
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
-from helios_serve.model_executor.worker.side_thread import side_thread
+from helios_serve.model_executor.worker.tasks import side_thread
 from tests.support.models import load_model, loaded
 
 

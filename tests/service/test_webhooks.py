@@ -21,7 +21,7 @@ import httpx2 as httpx
 import pytest
 import trustme
 
-from helios_serve.entrypoints.cli import outbound_flags
+from helios_serve.entrypoints.cli import flags as cli_flags
 from helios_serve.errors import InvalidRequestError
 from helios_serve.service.outbound.outbound import Outbound
 from helios_serve.service.outbound.urls import AllowedDomains
@@ -230,7 +230,7 @@ def test_private_receivers_get_nothing(store: VideoStore, caplog: pytest.LogCapt
 
 def flags(*given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    outbound_flags.add_outbound_flags(parser)
+    cli_flags.add_outbound_flags(parser)
     return parser.parse_args(given)
 
 
@@ -242,16 +242,16 @@ def test_flags_and_secret_make_an_endpoint(
 ) -> None:
     (tmp_path / "secret").write_text(f"{SECRET}\n")
     file = ("--webhook-secret-file", str(tmp_path / "secret"))
-    made = outbound_flags.make_webhooks(flags(*URL, *file, FLAG, "*.example.com"), store)
+    made = cli_flags.make_webhooks(flags(*URL, *file, FLAG, "*.example.com"), store)
     assert made is not None
     assert made.endpoint.secrets == (bytes(range(32)),)
     assert made.endpoint.url.target == "/helios?a=b"
-    monkeypatch.setenv(outbound_flags.SECRET_VARIABLE, SECRET)
-    again = outbound_flags.make_webhooks(flags(*URL), store)
+    monkeypatch.setenv(cli_flags.SECRET_VARIABLE, SECRET)
+    again = cli_flags.make_webhooks(flags(*URL), store)
     assert again is not None
     assert again.endpoint == made.endpoint
-    assert outbound_flags.SECRET_VARIABLE not in os.environ
-    assert outbound_flags.make_webhooks(flags(), store) is None
+    assert cli_flags.SECRET_VARIABLE not in os.environ
+    assert cli_flags.make_webhooks(flags(), store) is None
 
 
 @pytest.mark.parametrize(
@@ -285,9 +285,9 @@ def test_bad_flags_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if secret is not None:
-        monkeypatch.setenv(outbound_flags.SECRET_VARIABLE, secret)
+        monkeypatch.setenv(cli_flags.SECRET_VARIABLE, secret)
     with pytest.raises(InvalidRequestError) as caught:
-        outbound_flags.make_webhooks(flags(*given), store)
+        cli_flags.make_webhooks(flags(*given), store)
     assert message in str(caught.value)
     assert "whsec_short" not in str(caught.value)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
+from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.entrypoints.cli.main import main
 from helios_serve.store.job_files import SegmentStore

@@ -24,8 +24,8 @@ from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.model_executor.worker.commands import Commands
-from helios_serve.model_executor.worker.encoder import InputEncoder
 from helios_serve.model_executor.worker.model_runner import ModelRunner
+from helios_serve.model_executor.worker.tasks import InputEncoder
 from helios_serve.model_executor.worker.tensors import as_tensor
 from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.options.sampling import PromptSwitch, SamplingParams

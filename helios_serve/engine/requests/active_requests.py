@@ -1,8 +1,13 @@
 """Requests that are being made, and finished ones that were not read to their end."""
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
+from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.events import (
     ChunkReady,
     PromptSwitched,
@@ -14,11 +19,139 @@ from helios_serve.engine.observe.request_metrics import RequestMetrics
 from helios_serve.engine.requests.chunk_stream import ChunkStream, VideoChunk
 from helios_serve.engine.requests.chunk_writer import ChunkStored, RequestEvent
 from helios_serve.engine.requests.engine_thread import EngineThread
-from helios_serve.engine.requests.request_handle import RequestHandle
 from helios_serve.engine.requests.stored_stream import fetch_stored, stored_stream, unknown
-from helios_serve.errors import InvalidRequestError
+from helios_serve.errors import (
+    EngineDeadError,
+    HeliosError,
+    InvalidRequestError,
+    RequestFailedError,
+)
 from helios_serve.metrics import Metrics
+from helios_serve.model_config import num_chunks
+from helios_serve.options.sampling import PromptSwitch
 from helios_serve.store.video_store import VideoStore
+from helios_serve.video_request import VideoRequest
+
+NO_CHUNK_LEFT = "the video has no chunk left for another prompt"
+LEAD = "its reader is behind"
+
+
+class AwaitedSwitch(NamedTuple):
+    """The caller who waits for the chunk of a switch to `prompt`."""
+
+    prompt: str
+    answer: "asyncio.Future[PromptSwitch]"
+
+
+class RequestHandle:
+    """A request's engine, stream, reasons to pause, and awaited prompt switches."""
+
+    def __init__(
+        self,
+        request: VideoRequest,
+        thread: EngineThread,
+        stream: ChunkStream,
+        counts: RequestMetrics,
+    ) -> None:
+        self.request_id = request.request_id
+        self.model = request.model
+        self.num_chunks = num_chunks(request.params.num_frames)
+        self.seed = request.params.seed
+        self.max_lead = request.max_lead_chunks
+        self.thread = thread
+        self.stream = stream
+        self.counts = counts
+        stream.on_read = self._on_read
+        self._begun = stream.next_chunk
+        self._holds: set[str] = set()
+        self._switches: list[AwaitedSwitch] = []
+
+    @property
+    def is_made(self) -> bool:
+        """Whether all chunks were published, so that only the end is left to report."""
+        return self.stream.next_chunk == self.num_chunks
+
+    def hold(self, reason: str) -> "Future[None]":
+        """Pause for `reason`, until that is released; raises EngineDeadError."""
+        self._holds.add(reason)
+        return self.thread.call(self._pause_or_resume)
+
+    def release(self, reason: str) -> "Future[None]":
+        """Resume unless there is another reason to pause; raises EngineDeadError."""
+        self._holds.discard(reason)
+        return self.thread.call(self._pause_or_resume)
+
+    def on_step(self, chunk: int) -> None:
+        """Pause the video if it is too far ahead of its reader; in the engine's thread.
+
+        A step of `chunk` was taken. A worker may have planned one more by now, so a chunk beyond
+        `max_lead` is only finished if it has at most two steps.
+        """
+        self.counts.step()
+        self._begun = max(self._begun, chunk)
+        if LEAD in self._holds or not self._is_ahead():
+            return
+        self._holds.add(LEAD)
+        if not self._is_ahead():  # it was read in between, when there was nothing to release yet
+            self._holds.discard(LEAD)
+        self._pause_or_resume(self.thread.core)
+
+    def await_switch(self, prompt: str) -> AwaitedSwitch:
+        """Wait for the switch to `prompt`.
+
+        The answer raises InvalidRequestError if no chunk is left for the prompt, and
+        RequestFailedError if the request ends before that is known.
+        """
+        answer: asyncio.Future[PromptSwitch] = asyncio.get_running_loop().create_future()
+        self._switches.append(switch := AwaitedSwitch(prompt, answer))
+        return switch
+
+    def forget_switch(self, switch: AwaitedSwitch) -> None:
+        """Its caller no longer waits."""
+        self._switches = [awaited for awaited in self._switches if awaited is not switch]
+
+    def answer_switch(self, prompt: str, switch: PromptSwitch | None) -> None:
+        """Answer the first caller who waits for `prompt`; None: no chunk is left."""
+        for awaited in self._switches:
+            if awaited.prompt == prompt:
+                self.forget_switch(awaited)
+                settle(awaited.answer, switch or no_chunk_left())
+                return
+
+    def end(self, error: str | None) -> None:
+        self.stream.end(error)
+        for _, answer in self._switches:
+            settle(answer, no_chunk_left() if error is None else RequestFailedError(error))
+        self._switches.clear()
+
+    def _on_read(self) -> None:
+        """A chunk was read: resume if the video was paused for its reader."""
+        if LEAD in self._holds and not self._is_ahead():
+            with suppress(EngineDeadError):
+                self.release(LEAD)
+
+    def _pause_or_resume(self, core: EngineCore) -> None:
+        """In the engine's thread."""
+        if self._holds:
+            core.scheduler.pause(self.request_id)
+        else:
+            core.scheduler.resume(self.request_id)
+
+    def _is_ahead(self) -> bool:
+        return self.max_lead is not None and self._begun >= self.stream.read_chunk + self.max_lead
+
+
+def no_chunk_left() -> InvalidRequestError:
+    return InvalidRequestError(NO_CHUNK_LEFT, param="prompt")
+
+
+def settle(answer: "asyncio.Future[PromptSwitch]", outcome: PromptSwitch | HeliosError) -> None:
+    if answer.done():  # its caller no longer waits
+        return
+    if isinstance(outcome, HeliosError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
 
 
 class ActiveRequests:

@@ -21,8 +21,7 @@ from helios_serve.entrypoints.cli.flags import (
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.media.mp4 import defragment
 from helios_serve.model_config import num_chunks
-from helios_serve.service.batches.batch_line import BatchLine, line_name, parse_line
-from helios_serve.service.batches.local_batch import local_request
+from helios_serve.service.batches.batch_line import BatchLine, line_name, local_request, parse_line
 from helios_serve.store.batches import LineError
 from helios_serve.store.files import make_folder, write_file
 from helios_serve.video_request import VideoRequest

@@ -19,14 +19,12 @@ from helios_serve.entrypoints.cli.arguments import (
 )
 from helios_serve.entrypoints.cli.flags import (
     add_device_flags,
-    add_worker_flags,
-    scheduling_config,
-    worker_groups,
-)
-from helios_serve.entrypoints.cli.outbound_flags import (
     add_outbound_flags,
+    add_worker_flags,
     make_media,
     make_webhooks,
+    scheduling_config,
+    worker_groups,
 )
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger, show_all_logs

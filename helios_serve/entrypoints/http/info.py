@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -10,12 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from helios_serve import __version__
-from helios_serve.engine.observe.gauges import update
+from helios_serve.engine.loop.engine_core import EngineStats
+from helios_serve.engine.loop.worker_pool import WorkerReport
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response
 from helios_serve.errors import InvalidRequestError
+from helios_serve.metrics import Metrics
 from helios_serve.service.errors import ApiError
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import (
@@ -138,7 +140,7 @@ class ServerInfo:
         """Return the current metrics in Prometheus' text format."""
         metrics = self.engine.metrics
         metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
-        update(metrics, await self.engine.models.stats(), await self.engine.models.workers())
+        update_gauges(metrics, await self.engine.models.stats(), await self.engine.models.workers())
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     def _model(self, name: str) -> Model:
@@ -226,3 +228,25 @@ def totals(days: Sequence[DayUsage]) -> UsageCounts:
         frames=sum(day.frames for day in days),
         device_seconds=sum(day.device_seconds for day in days),
     )
+
+
+def update_gauges(
+    metrics: Metrics,
+    stats: Mapping[str, EngineStats],
+    workers: Mapping[str, Sequence[WorkerReport]],
+) -> None:
+    """Set all gauges, by model; those of workers that are gone are removed."""
+    for model, (scheduler, encoding, decoding, _) in stats.items():
+        for state, number in (("waiting", scheduler.waiting), ("running", scheduler.running)):
+            metrics.sessions.labels(model, state).set(number)
+        for kind, number in (("encode", encoding), ("decode", decoding)):
+            metrics.tasks.labels(model, kind).set(number)
+        metrics.blocks_used.labels(model).set(scheduler.used_blocks)
+        metrics.blocks_total.labels(model).set(scheduler.total_blocks)
+        metrics.preemptions.labels(model).set(scheduler.preemptions)
+        metrics.deadline_misses.labels(model).set(scheduler.deadline_misses)
+    metrics.workers.clear()
+    for model, reports in workers.items():
+        for report in reports:
+            is_up = report.state != "starting"
+            metrics.workers.labels(model, report.worker_id).set(is_up)

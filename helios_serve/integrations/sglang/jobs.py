@@ -7,7 +7,7 @@ waits for our engine, and the loop replies when it is done. Our engine batches a
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -20,12 +20,14 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBa
 
 from helios_serve.errors import HeliosError
 from helios_serve.integrations.sglang.executor import HeliosPipelineExecutor
+from helios_serve.integrations.sglang.pipeline import HeliosPipelineConfig
 from helios_serve.integrations.sglang.videos import SglangVideos
 
 SCHEDULER = "sglang.multimodal_gen.runtime.managers.scheduler.Scheduler"
 
 Item = tuple[bytes | None, Any]
 """A client, and its request: one request, a list of them, or a command."""
+STORE = "sglang.multimodal_gen.runtime.entrypoints.openai.stores.AsyncDictStore.pop"
 
 
 def event_loop(original: Callable[[Any], None], scheduler: Any) -> None:
@@ -127,3 +129,18 @@ def is_generation(request: Any) -> bool:
 def batches_of(item: Item) -> list[Any]:
     request = item[1]
     return request if isinstance(request, list) else [request]
+
+
+async def forget_video(original: Callable[[Any, str], Awaitable[Any]], store: Any, key: str) -> Any:
+    """Wrap the removal of a video's entry from SGLang's store. Runs in the HTTP process."""
+    from sglang.multimodal_gen.runtime.entrypoints.openai import video_api
+    from sglang.multimodal_gen.runtime.scheduler_client import async_scheduler_client
+    from sglang.multimodal_gen.runtime.server_args import get_global_server_args
+
+    entry = await original(store, key)
+    task = video_api._VIDEO_JOB_TASKS.get(key)
+    config = get_global_server_args().pipeline_config
+    if store is video_api.VIDEO_STORE and task and isinstance(config, HeliosPipelineConfig):
+        task.cancel()
+        await async_scheduler_client.forward(ReleaseRealtimeSessionReq(session_id=key))
+    return entry

@@ -6,8 +6,7 @@ from sglang.multimodal_gen.runtime.entrypoints.openai.realtime.registry import (
 )
 from sglang.multimodal_gen.runtime.platforms.plugins import HookRegistry, HookType
 
-from helios_serve.integrations.sglang.deletion import STORE, forget_video
-from helios_serve.integrations.sglang.jobs import HOOKS, SCHEDULER
+from helios_serve.integrations.sglang.jobs import HOOKS, SCHEDULER, STORE, forget_video
 from helios_serve.integrations.sglang.pipeline import (
     HeliosPipeline,
     HeliosPipelineConfig,

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from helios_serve.core.cost import stage_step_cost
-from helios_serve.engine.loop.chunk_assembler import ChunkAssembler
+from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.events import ChunkReady
 from helios_serve.engine.requests.async_engine import AsyncEngine

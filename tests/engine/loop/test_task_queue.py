@@ -9,7 +9,7 @@ from helios_serve.engine.loop.task_queue import (
     QueuedTask,
     TaskQueue,
 )
-from helios_serve.engine.loop.worker_handle import WorkerHandle
+from helios_serve.engine.loop.worker_pool import WorkerHandle
 from helios_serve.messages import EncodeTask
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import WorkerConfig
