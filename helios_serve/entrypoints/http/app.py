@@ -39,6 +39,7 @@ from helios_serve.service.outbound.outbound import Outbound
 from helios_serve.service.realtime.sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.service.tenants import TenantsFile
 from helios_serve.service.videos.finished_files import FinishedFiles
+from helios_serve.service.videos.lora_modules import LoraModules
 from helios_serve.service.videos.request_builder import RequestBuilder
 from helios_serve.service.videos.videos import Videos
 from helios_serve.service.webhooks.webhooks import Webhooks
@@ -130,7 +131,8 @@ def make_app(
     keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files)
     references = References(folder / "incoming", outbound=media, find_file=files.path_of)
-    builder = RequestBuilder(engine, references, config.loras)
+    loras = LoraModules(config.loras)
+    builder = RequestBuilder(engine, references, loras)
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder),
@@ -141,7 +143,7 @@ def make_app(
         files,
         BatchApi(runner, files),
         UsageApi(engine, store),
-        ServerInfo(engine, lifecycle),
+        ServerInfo(engine, lifecycle, loras),
     )
     operations = [operation for part in parts for operation in part.operations]
     operations += OpenApi(operations).operations

@@ -29,6 +29,7 @@ from helios_serve.service.protocol import (
     UsageCounts,
     UsageDay,
 )
+from helios_serve.service.videos.lora_modules import LoraModules
 from helios_serve.store.usage import DayUsage, seconds_to_midnight
 from helios_serve.store.video_store import VideoStore
 
@@ -40,9 +41,10 @@ DATE: Json = {"type": "string", "format": "date"}
 class ServerInfo:
     """Handlers for the server's models and state."""
 
-    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle) -> None:
+    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle, loras: LoraModules) -> None:
         self.engine = engine
         self.lifecycle = lifecycle
+        self.loras = loras
         self.started = int(time.time())
 
     @property
@@ -98,24 +100,22 @@ class ServerInfo:
             ),
         )
 
-    async def models(self, request: Request) -> Response:  # noqa: ARG002
-        """List the served models."""
-        return json_response(
-            ModelList(data=[self._model(name) for name in self.engine.models.cores])
-        )
+    async def models(self, request: Request) -> Response:
+        """List the served models, and the LoRA adapters that the tenant may use."""
+        return json_response(ModelList(data=list(self._models(request).values())))
 
     async def model(self, request: Request) -> Response:
         """Return a model. Raises ApiError 404 if it is not served."""
-        name = request.path_params["model"]
-        if name not in self.engine.models.cores:
-            served = ", ".join(self.engine.models.cores)
+        name, models = request.path_params["model"], self._models(request)
+        if name not in models:
+            served = ", ".join(models)
             raise ApiError(
                 404,
                 f"got model {name!r}, expected one of: {served}",
                 code="model_not_found",
                 param="model",
             )
-        return json_response(self._model(name))
+        return json_response(models[name])
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """Return 200 if every model can generate videos, or will once its workers have started.
@@ -143,8 +143,16 @@ class ServerInfo:
         update_gauges(metrics, await self.engine.models.stats(), await self.engine.models.workers())
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    def _model(self, name: str) -> Model:
-        return Model(id=name, created=self.started)
+    def _models(self, request: Request) -> dict[str, Model]:
+        """Return the models and adapters of the tenant by id. An adapter modifies any model, and
+        the default one when a request names it as its `model`.
+        """
+        models, created = self.engine.models, self.started
+        found = {name: Model(id=name, created=created, root=name) for name in models.cores}
+        parent = models.default_model
+        for name in self.loras.names(models.tenant(tenant_of(request))):
+            found.setdefault(name, Model(id=name, created=created, root=name, parent=parent))
+        return found
 
 
 class UsageApi:

@@ -239,6 +239,7 @@ class VideoApi:
         """Continue a video from its last finished chunk, once for each prompt."""
         body = convert(await read_body(request), ForkVideo)
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        self.builder.check_again(job.request)
         videos = await self.videos.fork(job, body.prompts, body.seconds)
         return page_response(VideoList, videos, has_more=False)
 
@@ -259,6 +260,7 @@ class VideoApi:
         if keyed is not None and keyed.job is not None:
             return await self.videos.describe(keyed.job)
         asked = await make(request, fields)
+        self.builder.check_again(asked)
         if keyed is None:
             return await self.videos.accept(asked)
         try:
