@@ -336,6 +336,12 @@ class Model(msgspec.Struct, kw_only=True):
     parent: str | None = None
 
 
+class ServerLoad(msgspec.Struct, kw_only=True):
+    """The load of the server, by vLLM's name."""
+
+    server_load: int
+
+
 class ModelList(msgspec.Struct, kw_only=True):
     """All served models."""
 
