@@ -6,10 +6,13 @@ may contain them (a `KeyError` repeats its key), so only messages of known types
 
 import copy
 import logging
+import os
 import sys
 import threading
+import time
 import traceback
 from types import TracebackType
+from typing import Literal
 
 from helios_serve.errors import HeliosError, InvalidRequestError
 
@@ -24,8 +27,18 @@ SAFE_MESSAGES = (HeliosError, OSError, RuntimeError, MemoryError, ArithmeticErro
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
+LogFormat = Literal["text", "json"]
+FORMAT_VARIABLE = "HELIOS_LOG_FORMAT"
+"""Environment variable with the server's LogFormat, which worker processes inherit."""
+SERVER_LINE = "%(asctime)s %(levelname)s [%(correlation_id)s] %(message)s"
+
+
 class DiscreetFormatter(logging.Formatter):
     """Formats every traceback in full, but exception messages only of the `SAFE_MESSAGES` types."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record. asyncio's keep one line only: the next ones repeat the task's error."""
@@ -52,19 +65,24 @@ class DiscreetFormatter(logging.Formatter):
 def show_logs(level: int = logging.INFO) -> None:
     """Write the package's records of `level` and above to standard error.
 
-    They do not propagate to the root logger, so each is written once.
+    They do not propagate to the root logger, so each is written once. In a process of a server, its
+    format applies.
     """
-    logger.handlers = [stderr_handler()]
+    logger.handlers = [stderr_handler(os.environ.get(FORMAT_VARIABLE))]
     logger.setLevel(level)
     logger.propagate = False
 
 
-def show_all_logs() -> None:
-    """Also write warnings of libraries and uncaught exceptions of threads to standard error.
+def show_server_logs(log_format: LogFormat = "text") -> None:
+    """Write records with their time, level and request id, and those of libraries too.
 
-    Python's default handlers would print exception messages in full.
+    The format also applies to worker processes that are started later. Uncaught exceptions of
+    threads are records as well: Python's default handlers would print their messages in full.
     """
-    logging.getLogger().handlers = [stderr_handler()]
+    os.environ[FORMAT_VARIABLE] = log_format
+    handler = stderr_handler(log_format)
+    logger.handlers = [handler]
+    logging.getLogger().handlers = [handler]
     threading.excepthook = log_thread
 
 
@@ -73,7 +91,26 @@ def log_thread(failed: threading.ExceptHookArgs) -> None:
     logger.error("thread %s failed", name, exc_info=failed.exc_value)
 
 
-def stderr_handler() -> logging.Handler:
+def stderr_handler(log_format: str | None) -> logging.Handler:
+    """Return a handler for a server's format, or for the plain lines of a command."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(DiscreetFormatter("helios-serve: %(message)s"))
+    if log_format is None:
+        handler.setFormatter(DiscreetFormatter("helios-serve: %(message)s"))
+        return handler
+    from asgi_correlation_id import CorrelationIdFilter
+
+    is_json = log_format == "json"
+    handler.setFormatter(json_formatter() if is_json else DiscreetFormatter(SERVER_LINE))
+    handler.addFilter(CorrelationIdFilter(default_value="-"))
     return handler
+
+
+def json_formatter() -> logging.Formatter:
+    """Return a formatter for one JSON object a line: time, level, request_id and message."""
+    from pythonjsonlogger.json import JsonFormatter
+
+    class DiscreetJsonFormatter(DiscreetFormatter, JsonFormatter):
+        """Formats exceptions as `DiscreetFormatter` does."""
+
+    names = {"asctime": "time", "levelname": "level", "correlation_id": "request_id"}
+    return DiscreetJsonFormatter(SERVER_LINE, rename_fields=names)

@@ -1,23 +1,77 @@
 """Prometheus metrics of the server. docs/metrics.md describes each one."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 SHORT = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 LONG = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
+MODEL = "model_name"
+"""The label of a model, as in vLLM."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TOKENS = (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5)
+
+
+class Totals(Collector):
+    """A counter by model whose values are set, because they are counted elsewhere."""
+
+    def __init__(self, name: str, help_text: str) -> None:
+        self.name = name
+        self.help_text = help_text
+        self._totals: dict[str, float] = {}
+
+    def set(self, model: str, total: float) -> None:
+        self._totals[model] = total
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(f"helios:{self.name}", self.help_text, labels=[MODEL])
+        for model, total in self._totals.items():
+            family.add_metric([model], total)
+        yield family
+
+
+class HttpMetrics:
+    """Metrics of the HTTP server, by the usual names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "http_requests",
+            "HTTP requests that were answered, and WebSockets that were closed",
+            ("handler", "method", "status"),
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "http_request_duration_seconds",
+            "Time from a request to the last byte of its response",
+            ("handler", "method"),
+            buckets=SHORT,
+            registry=registry,
+        )
 
 
 class Metrics:
     """A registry with all metrics. Thread-safe.
 
-    Names start with `helios:`. Labels take few values (model, status, stage, worker), and never
-    request ids or prompts.
+    Names of our own start with `helios:`; those of the process and of HTTP are the usual ones.
+    Labels take few values (model, status, stage, worker), and never request ids or prompts.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.http = HttpMetrics(self.registry)
         self.requests = self._counter("requests", "Finished videos", "status")
         self.rejections = self._counter(
             "admission_rejections", "Requests rejected for lack of capacity", "reason"
@@ -57,7 +111,7 @@ class Metrics:
         self.sessions = self._gauge("num_sessions", "Waiting and running sessions", "state")
         self.tasks = self._gauge("num_tasks_waiting", "Tasks waiting for a worker", "kind")
         self.blocks_used = self._gauge("history_blocks_used", "History blocks in use")
-        self.blocks_total = self._gauge("history_blocks_total", "History blocks in all pools")
+        self.blocks_total = self._gauge("history_blocks", "History blocks in all pools")
         self.workers = self._gauge(
             "worker_up", "1 if the worker is ready, 0 if it is starting", "worker"
         )
@@ -66,22 +120,27 @@ class Metrics:
             "Tasks on the server's event loop; growth at constant load indicates a leak",
             registry=self.registry,
         )
-        self.preemptions = self._gauge(
-            "preemptions_total", "Times that a session lost its blocks or its worker"
+        self.preemptions = self._totals(
+            "preemptions", "Times that a session lost its blocks or its worker"
         )
-        self.deadline_misses = self._gauge(
-            "chunk_deadline_miss_total", "Chunks of priority sessions that missed their deadline"
+        self.deadline_misses = self._totals(
+            "chunk_deadline_misses", "Chunks of priority sessions that missed their deadline"
         )
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
+    def _totals(self, name: str, help_text: str) -> Totals:
+        totals = Totals(name, help_text)
+        self.registry.register(totals)
+        return totals
+
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        return Counter(f"helios:{name}", help_text, ("model", *labels), registry=self.registry)
+        return Counter(f"helios:{name}", help_text, (MODEL, *labels), registry=self.registry)
 
     def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
-        return Gauge(f"helios:{name}", help_text, ("model", *labels), registry=self.registry)
+        return Gauge(f"helios:{name}", help_text, (MODEL, *labels), registry=self.registry)
 
     def _histogram(
         self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str
@@ -89,7 +148,7 @@ class Metrics:
         return Histogram(
             f"helios:{name}",
             help_text,
-            ("model", *labels),
+            (MODEL, *labels),
             buckets=buckets,
             registry=self.registry,
         )

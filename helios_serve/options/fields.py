@@ -16,8 +16,9 @@ from helios_serve.errors import InvalidRequestError
 
 Options = TypeVar("Options", bound=msgspec.Struct)
 
-FIELD = re.compile(r"`\$\.([^`]+)`|field `([^`]+)`")
-"""Matches the field that msgspec's messages name."""
+FIELD = re.compile(r"field `([^`]+)`")
+PLACE = re.compile(r"`\$\.([^`]+)`")
+"""Match the unknown or missing field that msgspec's messages name, and the place of the error."""
 MAX_SHOWN = 80
 """Maximum number of characters of an invalid value in a message."""
 
@@ -138,8 +139,8 @@ def unknown_option(name: str, *kinds: type[msgspec.Struct]) -> str:
 
 def field_at_fault(error: msgspec.ValidationError) -> str | None:
     """Return the field that msgspec's message names, with dots between nested fields, or None."""
-    match = FIELD.search(str(error))
-    return None if match is None else match[1] or match[2]
+    found = (pattern.search(str(error)) for pattern in (PLACE, FIELD))
+    return ".".join(match[1] for match in found if match is not None) or None
 
 
 def explain(

@@ -25,6 +25,7 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     - `frames_per_day`: frames requested in a UTC day, less those of failed or cancelled videos that
       were not generated.
     - `sizes`: the video sizes that it may request.
+    - `loras`: names of the LoRA adapters that it may use; an empty list allows none.
     """
 
     weight: Weight = 1.0
@@ -33,6 +34,7 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_queued: Limit | None = None
     frames_per_day: Limit | None = None
     sizes: Annotated[tuple[SizeName, ...], Meta(min_length=1)] | None = None
+    loras: tuple[str, ...] | None = None
 
     def tier_like(self, usual: ServiceTier) -> ServiceTier:
         """Return the default tier of a request: `usual` if allowed, else the first allowed tier."""

@@ -1,4 +1,4 @@
-"""Server options: retention, disk limit, realtime sessions and LoRA adapters."""
+"""Server options: retention, disk limit, realtime sessions, LoRA adapters and observability."""
 
 import msgspec
 
@@ -12,9 +12,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
       limit.
     - `session_grace`: seconds for which a realtime session waits for its client to reconnect.
     - `loras`: files of the LoRA adapters that requests may use, by name.
+    - `public_metrics`: serve /metrics and /load without an API key.
+    - `access_log`: log every request.
     """
 
     retention: float | None = None
     max_disk: int | None = None
     session_grace: float = 30.0
     loras: dict[str, str] = {}
+    public_metrics: bool = False
+    access_log: bool = True

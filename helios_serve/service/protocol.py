@@ -42,6 +42,22 @@ class VideoError(msgspec.Struct, frozen=True):
     message: str
 
 
+class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA adapter that the server offers, by the names that vLLM-Omni's clients use.
+
+    `int_id` and `lora_int_id` are accepted and not used. There is no path: adapters are files of
+    the server, which `--lora-modules` offers by name.
+    """
+
+    name: str | None = None
+    lora_name: str | None = None
+    adapter: str | None = None
+    scale: float | None = None
+    lora_scale: float | None = None
+    int_id: int | None = None
+    lora_int_id: int | None = None
+
+
 class CreateVideo(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request for a new video. Options that are left out use the model's defaults."""
 
@@ -72,9 +88,20 @@ class CreateVideo(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fie
         tuple[StepCount, ...] | None, Meta(description="Alias of `steps`, as in diffusers.")
     ] = None
     lora: Annotated[
-        str | None, Meta(description="Name of a LoRA adapter that the server offers.")
+        str | LoraChoice | None,
+        Meta(
+            description="Name of a LoRA adapter that the server offers, or an object with `name` "
+            "and `scale`, as vLLM-Omni's clients send it."
+        ),
     ] = None
     lora_scale: Annotated[float, Meta(description="Scale of the LoRA adapter.")] = 1.0
+    extra_params: Annotated[
+        dict[str, Any] | None,
+        Meta(
+            description="Sampling options by the names of vLLM-Omni's Helios pipeline, or by those "
+            "of this table."
+        ),
+    ] = None
     service_tier: Annotated[
         RequestedTier,
         Meta(
@@ -299,12 +326,20 @@ class PromptSwitchedAt(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A served model."""
+    """A served model, or a LoRA adapter whose `parent` is the model that it modifies."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "helios-serve"
+    root: str
+    parent: str | None = None
+
+
+class ServerLoad(msgspec.Struct, kw_only=True):
+    """The load of the server, by vLLM's name."""
+
+    server_load: int
 
 
 class ModelList(msgspec.Struct, kw_only=True):

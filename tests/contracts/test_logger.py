@@ -9,7 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from helios_serve.errors import InvalidRequestError, StorageError
-from helios_serve.logger import DiscreetFormatter, log_thread, logger, show_all_logs, show_logs
+from helios_serve.logger import (
+    FORMAT_VARIABLE,
+    DiscreetFormatter,
+    log_thread,
+    logger,
+    show_logs,
+    show_server_logs,
+)
 
 SECRET = "a dog runs"
 NOTHING: dict[str, object] = {}
@@ -66,8 +73,9 @@ def test_work_that_fails_alone_is_told_in_the_same_way(
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logger, "level", logger.level)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setenv(FORMAT_VARIABLE, "text")
     show_logs()
-    show_all_logs()
+    show_server_logs()
 
     async def lose_a_task() -> None:
         async def fail() -> None:

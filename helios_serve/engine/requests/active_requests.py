@@ -55,6 +55,7 @@ class RequestHandle:
     ) -> None:
         self.request_id = request.request_id
         self.model = request.model
+        self.tenant = request.tenant
         self.num_chunks = num_chunks(request.params.num_frames)
         self.seed = request.params.seed
         self.max_lead = request.max_lead_chunks
@@ -171,6 +172,11 @@ class ActiveRequests:
         self._unread.pop(name, None)
         counts = RequestMetrics(self.metrics, submission.request.model or "", submission.request)
         self.handles[name] = RequestHandle(submission.request, thread, stream, counts)
+
+    def count(self, tenant: str, model: str | None) -> int:
+        """Return the number of a tenant's requests for a model that are being made."""
+        asked = (tenant, model)
+        return sum((handle.tenant, handle.model) == asked for handle in self.handles.values())
 
     def check_unused(self, request_id: str) -> None:
         """Raise InvalidRequestError for the id of a request that is being made."""

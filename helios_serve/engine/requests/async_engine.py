@@ -88,6 +88,10 @@ class AsyncEngine:
             await self.abort(request.request_id)
             raise
 
+    def count_unfinished(self, tenant: str, model: str | None) -> int:
+        """Return the number of a tenant's videos of a model that are not finished."""
+        return self._active.count(tenant, model)
+
     async def submit(
         self,
         request: VideoRequest,

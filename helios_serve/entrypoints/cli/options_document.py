@@ -113,6 +113,8 @@ def name_of(kind: inspect.Type) -> str:
             return "number"
         case inspect.StrType():
             return "text"
+        case inspect.DictType():
+            return "object"
         case inspect.StructType():
             fields = ", ".join(field.name for field in kind.fields)
             return f"{{{fields}}}"

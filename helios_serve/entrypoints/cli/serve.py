@@ -6,7 +6,7 @@ import socket
 from contextlib import ExitStack, closing
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -27,7 +27,7 @@ from helios_serve.entrypoints.cli.flags import (
     worker_groups,
 )
 from helios_serve.errors import HeliosError, InvalidRequestError
-from helios_serve.logger import logger, show_all_logs
+from helios_serve.logger import LogFormat, logger, show_server_logs
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.keys import KeyStore
@@ -90,6 +90,24 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     add_storage_flags(server)
     add_access_flags(server)
     add_timeout_flags(server)
+    add_observability_flags(server)
+
+
+def add_observability_flags(server: Any) -> None:
+    server.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        default="text",
+        help="format of the log on standard error; json writes one object a line (default: text)",
+    )
+    server.add_argument(
+        "--no-access-log", action="store_true", help="do not log every request (default: log them)"
+    )
+    server.add_argument(
+        "--public-metrics",
+        action="store_true",
+        help="serve /metrics and /load without an API key (default: a key is needed)",
+    )
     server.add_argument(
         "--trace",
         type=Path,
@@ -163,7 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from helios_serve.entrypoints.http.server import HttpServer
 
-    show_all_logs()
+    show_server_logs(arguments.log_format)
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
@@ -276,6 +294,8 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         max_disk=arguments.max_disk,
         session_grace=arguments.session_grace,
         loras=dict(arguments.lora_modules),
+        public_metrics=arguments.public_metrics,
+        access_log=not arguments.no_access_log,
     )
     engine = AsyncEngine(cores, store, metrics)
     return make_app(

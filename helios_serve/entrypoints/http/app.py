@@ -1,18 +1,17 @@
 """The ASGI application: routes, middleware, error handlers and lifespan."""
 
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
+from helios_serve.entrypoints.http.access import AccessLog, request_ids
 from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
@@ -21,12 +20,14 @@ from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
 from helios_serve.entrypoints.http.live.realtime import RealtimeApi
-from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, Operation, routes_of
+from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, routes_of
 from helios_serve.entrypoints.http.playground.page import Playground
+from helios_serve.entrypoints.http.probes import Probes
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
 from helios_serve.entrypoints.http.videos.videos import CharacterApi, VideoApi
 from helios_serve.errors import HeliosError
+from helios_serve.metrics import HttpMetrics
 from helios_serve.options.server import ServerConfig
 from helios_serve.service.batches.batch_runner import BatchRunner
 from helios_serve.service.control import ControlServer
@@ -36,9 +37,11 @@ from helios_serve.service.key_cache import KeyCache
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.media.references import References
 from helios_serve.service.outbound.outbound import Outbound
+from helios_serve.service.rate_limits import RateLimits
 from helios_serve.service.realtime.sessions import RealtimeConfig, RealtimeSessions
 from helios_serve.service.tenants import TenantsFile
 from helios_serve.service.videos.finished_files import FinishedFiles
+from helios_serve.service.videos.lora_modules import LoraModules
 from helios_serve.service.videos.request_builder import RequestBuilder
 from helios_serve.service.videos.videos import Videos
 from helios_serve.service.webhooks.webhooks import Webhooks
@@ -47,28 +50,8 @@ from helios_serve.store.keys import KeyStore
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
-
-class RequestId:
-    """Middleware that adds an `x-request-id` header to every response."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        name = f"req_{secrets.token_hex(16)}"
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = name
-            await send(message)
-
-        await self.app(scope, receive, send_with_id)
-
-
-HANDLED = (ApiError, HeliosError, HTTPException, ClientDisconnect, Exception)
+HANDLED = (ApiError, HeliosError, HTTPException, ClientDisconnect)
+"""Exceptions with a response of their own; `AccessLog` answers others."""
 
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -107,17 +90,9 @@ def make_app(
 ) -> Starlette:
     """Return the application that serves one engine, and runs it during its lifespan.
 
+    `folder` is the store's folder, which also holds the other tables and files. `media` fetches
+    references from other hosts; without it, none can be fetched. `engine` must not be running yet.
     Call `app.state.lifecycle.close()` when the server shuts down, so that open streams end.
-
-    Args:
-        engine: The engine. It must not be running yet.
-        store: The engine's store.
-        folder: The store's folder, which also holds the other tables and files.
-        keys: The API keys.
-        config: Server options.
-        tenants: The tenants file, if there is one.
-        media: Fetches references from other hosts. By default, references cannot be fetched.
-        webhooks: Delivers webhook events, if an endpoint is configured.
     """
     config = config or ServerConfig()
     lifecycle = Lifecycle(engine)
@@ -130,10 +105,11 @@ def make_app(
     keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files)
     references = References(folder / "incoming", outbound=media, find_file=files.path_of)
-    builder = RequestBuilder(engine, references, config.loras)
+    loras = LoraModules(config.loras)
+    builder = RequestBuilder(engine, references, loras)
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
-        VideoApi(videos, builder),
+        VideoApi(videos, builder, RateLimits(engine, store)),
         CharacterApi(),
         ContentApi(videos),
         HlsApi(videos),
@@ -141,7 +117,8 @@ def make_app(
         files,
         BatchApi(runner, files),
         UsageApi(engine, store),
-        ServerInfo(engine, lifecycle),
+        ServerInfo(engine, loras),
+        Probes(engine, lifecycle),
     )
     operations = [operation for part in parts for operation in part.operations]
     operations += OpenApi(operations).operations
@@ -149,25 +126,24 @@ def make_app(
     reloading = None if tenants is None else tenants.reloading(engine)
     inner = (ControlServer(engine, folder), reloading, sessions, runner, keeper)
     lifespan = lifespan_of((references, webhooks, engine, lifecycle, *inner), key_cache, tables)
-    app = application(operations, realtime, key_cache, lifespan)
+    routes = [*routes_of(operations), *realtime.routes, *Playground().routes]
+    app = Starlette(
+        routes=routes,
+        middleware=middleware_of(routes, engine.metrics.http, key_cache, config),
+        exception_handlers=dict.fromkeys(HANDLED, handle_error),
+        lifespan=lifespan,
+    )
     app.state.lifecycle = lifecycle
     return app
 
 
-def application(
-    operations: Sequence[Operation],
-    realtime: RealtimeApi,
-    keys: KeyCache,
-    lifespan: Lifespan,
-) -> Starlette:
-    """Return the routes, with the middleware and the error responses that all of them share."""
-    return Starlette(
-        routes=[*routes_of(operations), *realtime.routes, *Playground().routes],
-        middleware=[
-            Middleware(RequestId),
-            Middleware(Authentication, keys=keys),
-            Middleware(BodyLimit),
-        ],
-        exception_handlers=dict.fromkeys(HANDLED, handle_error),
-        lifespan=lifespan,
-    )
+def middleware_of(
+    routes: Sequence[BaseRoute], metrics: HttpMetrics, keys: KeyCache, config: ServerConfig
+) -> list[Middleware]:
+    """Return the middleware, outermost first."""
+    return [
+        request_ids(),
+        Middleware(AccessLog, routes, metrics, is_logged=config.access_log),
+        Middleware(Authentication, keys, public_metrics=config.public_metrics),
+        Middleware(BodyLimit),
+    ]

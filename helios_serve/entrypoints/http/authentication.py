@@ -14,7 +14,8 @@ from helios_serve.service.key_cache import KeyCache
 
 TENANT = "helios.tenant"
 """Key of the ASGI scope that holds the name of the authenticated tenant."""
-OPEN_PATHS = frozenset({"/", "/health", "/liveness", "/version"})
+OPEN_PATHS = frozenset({"/", "/health", "/liveness", "/ping", "/version"})
+METRICS_PATHS = frozenset({"/load", "/metrics"})
 OPEN_FOLDERS = ("/playground/",)
 """Paths that need no key, because they contain no user data: server state and the playground's
 files.
@@ -29,15 +30,16 @@ class Authentication:
     """Middleware that stores the authenticated tenant in the scope, or responds with 401.
 
     While no key has ever been created, every request belongs to the default tenant. Keys in URLs
-    are ignored, because URLs end up in logs.
+    are ignored, because URLs end up in logs. With `public_metrics`, /metrics and /load need none.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyCache) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyCache, *, public_metrics: bool = False) -> None:
         self.app = app
         self.keys = keys
+        self.open_paths = OPEN_PATHS | (METRICS_PATHS if public_metrics else frozenset())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or is_open(scope["path"]):
+        if scope["type"] not in ("http", "websocket") or self._is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         try:
@@ -49,6 +51,9 @@ class Authentication:
         if scope["type"] == "websocket":
             authenticated, send = without_key(authenticated, send)
         await self.app(authenticated, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self.open_paths or is_open(path)
 
     async def _tenant(self, scope: Scope) -> str:
         """Return the tenant of a request.

@@ -2,24 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from helios_serve import __version__
-from helios_serve.engine.loop.engine_core import EngineStats
-from helios_serve.engine.loop.worker_pool import WorkerReport
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response
 from helios_serve.errors import InvalidRequestError
-from helios_serve.metrics import Metrics
 from helios_serve.service.errors import ApiError
-from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import (
     FramesQuota,
     Json,
@@ -29,6 +24,7 @@ from helios_serve.service.protocol import (
     UsageCounts,
     UsageDay,
 )
+from helios_serve.service.videos.lora_modules import LoraModules
 from helios_serve.store.usage import DayUsage, seconds_to_midnight
 from helios_serve.store.video_store import VideoStore
 
@@ -38,11 +34,11 @@ DATE: Json = {"type": "string", "format": "date"}
 
 
 class ServerInfo:
-    """Handlers for the server's models and state."""
+    """Handlers for the server's models and version."""
 
-    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle) -> None:
+    def __init__(self, engine: AsyncEngine, loras: LoraModules) -> None:
         self.engine = engine
-        self.lifecycle = lifecycle
+        self.loras = loras
         self.started = int(time.time())
 
     @property
@@ -66,85 +62,45 @@ class ServerInfo:
             ),
             Operation(
                 "GET",
-                "/health",
-                self.health,
-                "Check whether every model can generate videos",
-                JSON_TYPE,
-                statuses=(503,),
-            ),
-            Operation(
-                "GET",
-                "/liveness",
-                self.liveness,
-                "Check whether the server responds",
-                JSON_TYPE,
-                statuses=(),
-            ),
-            Operation(
-                "GET",
                 "/version",
                 self.version,
                 "Get the server's version",
                 JSON_TYPE,
                 statuses=(),
             ),
-            Operation(
-                "GET",
-                "/metrics",
-                self.metrics,
-                "Get metrics in Prometheus' text format",
-                "text/plain",
-                statuses=(),
-            ),
         )
 
-    async def models(self, request: Request) -> Response:  # noqa: ARG002
-        """List the served models."""
-        return json_response(
-            ModelList(data=[self._model(name) for name in self.engine.models.cores])
-        )
+    async def models(self, request: Request) -> Response:
+        """List the served models, and the LoRA adapters that the tenant may use."""
+        return json_response(ModelList(data=list(self._models(request).values())))
 
     async def model(self, request: Request) -> Response:
         """Return a model. Raises ApiError 404 if it is not served."""
-        name = request.path_params["model"]
-        if name not in self.engine.models.cores:
-            served = ", ".join(self.engine.models.cores)
+        name, models = request.path_params["model"], self._models(request)
+        if name not in models:
+            served = ", ".join(models)
             raise ApiError(
                 404,
                 f"got model {name!r}, expected one of: {served}",
                 code="model_not_found",
                 param="model",
             )
-        return json_response(self._model(name))
-
-    async def health(self, request: Request) -> Response:  # noqa: ARG002
-        """Return 200 if every model can generate videos, or will once its workers have started.
-
-        Return 503 with the reason if a model has failed, or the server is shutting down.
-        """
-        failures = self.engine.models.failures
-        ready = {name: stats.workers for name, stats in (await self.engine.models.stats()).items()}
-        status = "draining" if self.lifecycle.is_draining else "failed" if failures else "ok"
-        body = {"status": status, "workers": ready, "errors": failures}
-        return JSONResponse(body, 200 if status == "ok" else 503)
-
-    async def liveness(self, request: Request) -> Response:  # noqa: ARG002
-        """Return 200 while the process responds."""
-        return JSONResponse({"status": "ok"})
+        return json_response(models[name])
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002
         """Return the server's version."""
         return JSONResponse({"version": __version__})
 
-    async def metrics(self, request: Request) -> Response:  # noqa: ARG002
-        """Return the current metrics in Prometheus' text format."""
-        metrics = self.engine.metrics
-        metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
-        update_gauges(metrics, await self.engine.models.stats(), await self.engine.models.workers())
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-    def _model(self, name: str) -> Model:
-        return Model(id=name, created=self.started)
+    def _models(self, request: Request) -> dict[str, Model]:
+        """Return the models and adapters of the tenant by id. An adapter modifies any model, and
+        the default one when a request names it as its `model`.
+        """
+        models, created = self.engine.models, self.started
+        found = {name: Model(id=name, created=created, root=name) for name in models.cores}
+        parent = models.default_model
+        for name in self.loras.names(models.tenant(tenant_of(request))):
+            found.setdefault(name, Model(id=name, created=created, root=name, parent=parent))
+        return found
 
 
 class UsageApi:
@@ -228,25 +184,3 @@ def totals(days: Sequence[DayUsage]) -> UsageCounts:
         frames=sum(day.frames for day in days),
         device_seconds=sum(day.device_seconds for day in days),
     )
-
-
-def update_gauges(
-    metrics: Metrics,
-    stats: Mapping[str, EngineStats],
-    workers: Mapping[str, Sequence[WorkerReport]],
-) -> None:
-    """Set all gauges, by model; those of workers that are gone are removed."""
-    for model, (scheduler, encoding, decoding, _) in stats.items():
-        for state, number in (("waiting", scheduler.waiting), ("running", scheduler.running)):
-            metrics.sessions.labels(model, state).set(number)
-        for kind, number in (("encode", encoding), ("decode", decoding)):
-            metrics.tasks.labels(model, kind).set(number)
-        metrics.blocks_used.labels(model).set(scheduler.used_blocks)
-        metrics.blocks_total.labels(model).set(scheduler.total_blocks)
-        metrics.preemptions.labels(model).set(scheduler.preemptions)
-        metrics.deadline_misses.labels(model).set(scheduler.deadline_misses)
-    metrics.workers.clear()
-    for model, reports in workers.items():
-        for report in reports:
-            is_up = report.state != "starting"
-            metrics.workers.labels(model, report.worker_id).set(is_up)

@@ -50,9 +50,14 @@ def http_error(error: Exception) -> ApiError:
             return as_api_error(error)
 
 
-async def handle_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """Handle an exception, as Starlette calls it."""
-    return error_response(error)
+async def handle_error(request: Request, error: Exception) -> Response:
+    """Handle an exception, as Starlette calls it.
+
+    The response also has the headers that the handler has put into `request.state.headers`.
+    """
+    response = error_response(error)
+    response.headers.update(getattr(request.state, "headers", {}))
+    return response
 
 
 def error_response(error: Exception) -> Response:

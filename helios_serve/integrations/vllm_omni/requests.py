@@ -10,30 +10,12 @@ from vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from helios_serve.errors import InvalidRequestError
 from helios_serve.integrations.requests import ForeignRequest
 from helios_serve.model_config import HeliosConfig
-from helios_serve.options.sampling import SamplingParams
+from helios_serve.options.vllm_omni import MEDIA, named_as_ours
 
-RENAMED = {
-    "is_amplify_first_chunk": "amplify_first_chunk",
-    "is_skip_first_chunk": "skip_first_chunk",
-    "pyramid_num_inference_steps_list": "steps",
-}
-DECIDED_BY_CHECKPOINT = frozenset(
-    {
-        "attention_kwargs",
-        "history_sizes",
-        "is_enable_stage2",
-        "keep_first_frame",
-        "num_latent_frames_per_chunk",
-        "pyramid_num_stages",
-        "use_cfg_zero_star",
-    }
-)
-"""Parameters of vLLM-Omni's own Helios pipeline that our engine reads from the checkpoint."""
 ALREADY_USED = frozenset({"duration", "image", "output_type", "stream", "video"})
 """Parameters that are handled elsewhere. `duration` is already part of num_frames."""
 DEFAULT_NUM_FRAMES = 1
 """vLLM-Omni's number of frames of a request that does not set it."""
-MEDIA = ("image", "video")
 HTTP_VIDEOS = ("video_gen", "video_sync-")
 """Prefixes of the request ids of /v1/videos and /v1/videos/sync, which use only the last output."""
 
@@ -105,21 +87,9 @@ def sampling_options(
 
 def extra_options(extra: Mapping[str, Any], medium: str) -> dict[str, object]:
     """Return the options in `extra_params`, by our names or those of vLLM-Omni's Helios."""
-    options = {
-        RENAMED.get(name, name): value
-        for name, value in extra.items()
-        if name not in DECIDED_BY_CHECKPOINT | ALREADY_USED
-    }
-    for kind in MEDIA:
-        default = getattr(SamplingParams(), f"{kind}_noise_sigma")
-        names = (f"{kind}_noise_sigma_min", f"{kind}_noise_sigma_max")
-        if not options.keys().isdisjoint(names):
-            bounds = zip(names, default, strict=True)
-            options[f"{kind}_noise_sigma"] = [options.pop(name, value) for name, value in bounds]
-        noise = options.pop(f"add_noise_to_{kind}_latents", None)
-        if kind == medium and noise is not None:
-            options["add_input_noise"] = noise
-    return options
+    return named_as_ours(
+        {name: value for name, value in extra.items() if name not in ALREADY_USED}, medium
+    )
 
 
 def check_media(media: Any, kind: str) -> Any:

@@ -11,7 +11,12 @@ from helios_serve.media.references import load_image, load_video
 from helios_serve.model_config import HeliosConfig
 from helios_serve.options.fields import read_options
 from helios_serve.service.protocol import CreateVideo
-from helios_serve.service.videos.requests import asked_size, creation, sampled_size
+from helios_serve.service.videos.requests import (
+    asked_size,
+    creation,
+    sampled_size,
+    with_plain_options,
+)
 from helios_serve.store.batches import LineError
 from helios_serve.video_request import VideoRequest, check_references
 
@@ -139,6 +144,7 @@ def local_request(line: BatchLine, folder: Path, model: str, config: HeliosConfi
         raise InvalidRequestError(
             f"got model {body.model!r}, expected one of: {model}", param="model"
         )
+    body = with_plain_options(body, config)
     shown = asked_size(body, model)
     size = sampled_size(shown, body, config)
     request = creation(body, model, size, shown, "default")
@@ -148,7 +154,7 @@ def local_request(line: BatchLine, folder: Path, model: str, config: HeliosConfi
         request_id=line.custom_id,
         image=None if body.image is None else load_image(folder / body.image, **files),
         video=None if body.video is None else load_video(folder / body.video, **files),
-        lora=None if body.lora is None else str((folder / body.lora).absolute()),
+        lora=str((folder / body.lora).absolute()) if isinstance(body.lora, str) else None,
     )
     request.check_inputs()
     return request

@@ -21,17 +21,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     format: str = "m4s"
     max_lead_chunks: int | None = None
-    extra_params: "HeliosParams | None" = None
     image_reference: "ImageReference | None" = None
-
-
-class HeliosParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`extra_params` of vLLM-Omni's clients for Helios, by vLLM-Omni's names."""
-
-    pyramid_num_inference_steps_list: tuple[int, ...] | None = None
-    is_amplify_first_chunk: bool = False
-    is_enable_stage2: bool | None = None
-    pyramid_num_stages: int | None = None
 
 
 class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,19 +42,12 @@ async def session_request(
     own = {name: fields.pop(name) for name in SessionOptions.__struct_fields__ if name in fields}
     options = convert(own, SessionOptions)
     check_options(options)
-    extra = options.extra_params or HeliosParams()
-    if extra.pyramid_num_inference_steps_list is not None:
-        fields["steps"] = list(extra.pyramid_num_inference_steps_list)
-    if extra.is_amplify_first_chunk:
-        fields["amplify_first_chunk"] = True
     drop_unused(fields, builder)
     given = None
     if options.image_reference is not None:
         source = {"image_url": options.image_reference.image_url}
         given = ReferenceInput(source, "image_reference", "image")
     asked = await builder.make(fields, tenant, given)
-    stages = builder.engine.models.cores[asked.model or ""].model_config.stages
-    check_stages(extra, stages)
     return msgspec.structs.replace(asked, max_lead_chunks=options.max_lead_chunks or lead)
 
 
@@ -109,21 +92,6 @@ def check_options(options: SessionOptions) -> None:
     if lead is not None and not 1 <= lead <= MAX_LEAD:
         raise InvalidRequestError(
             f"got max_lead_chunks {lead}, expected 1 to {MAX_LEAD}", param="max_lead_chunks"
-        )
-
-
-def check_stages(extra: HeliosParams, stages: int) -> None:
-    """Raise InvalidRequestError unless the options match the model's pyramid, which is fixed."""
-    if extra.pyramid_num_stages not in (None, stages):
-        raise InvalidRequestError(
-            f"got pyramid_num_stages {extra.pyramid_num_stages}, expected the model's {stages}",
-            param="extra_params.pyramid_num_stages",
-        )
-    if extra.is_enable_stage2 not in (None, stages > 1):
-        raise InvalidRequestError(
-            f"got is_enable_stage2 {extra.is_enable_stage2}, expected {stages > 1}: the model has "
-            f"{stages} stages",
-            param="extra_params.is_enable_stage2",
         )
 
 

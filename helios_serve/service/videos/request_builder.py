@@ -1,15 +1,19 @@
 """Converts request bodies to engine requests."""
 
-from collections.abc import Mapping
-
 import msgspec
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
-from helios_serve.service.errors import ApiError
+from helios_serve.errors import InvalidRequestError
 from helios_serve.service.media.references import ReferenceInput, References
 from helios_serve.service.protocol import CreateVideo, Json
 from helios_serve.service.validation import convert
-from helios_serve.service.videos.requests import asked_size, creation, sampled_size
+from helios_serve.service.videos.lora_modules import LoraModules
+from helios_serve.service.videos.requests import (
+    asked_size,
+    creation,
+    sampled_size,
+    with_plain_options,
+)
 from helios_serve.video_request import VideoRequest
 
 
@@ -19,15 +23,15 @@ class RequestBuilder:
     Args:
         engine: The engine that checks the requests.
         references: Decodes reference images and videos.
-        loras: Paths of the LoRA adapters that requests may use, by name.
+        loras: The LoRA adapters that requests may use.
     """
 
     def __init__(
-        self, engine: AsyncEngine, references: References, loras: Mapping[str, str] | None = None
+        self, engine: AsyncEngine, references: References, loras: LoraModules | None = None
     ) -> None:
         self.engine = engine
         self.references = references
-        self.loras = loras or {}
+        self.loras = loras or LoraModules()
 
     async def make(
         self, fields: Json, tenant: str, given: ReferenceInput | None = None
@@ -40,16 +44,19 @@ class RequestBuilder:
         fields = dict(fields)
         if given is None and (source := fields.pop("input_reference", None)) is not None:
             given = ReferenceInput(source)
-        body = convert(fields, CreateVideo)
-        model = body.model or next(iter(self.engine.models.cores))
+        body = self._with_adapter_as_lora(convert(fields, CreateVideo))
+        model = body.model or self.engine.models.default_model
+        config = self.engine.models.model_config(model)
+        body = with_plain_options(body, config)
         shown = asked_size(body, model)
-        size = sampled_size(shown, body, self.engine.models.model_config(model))
+        size = sampled_size(shown, body, config)
         asked = creation(body, model, size, shown, tenant)
         if body.service_tier == "auto" and model in self.engine.models.cores:
             tier = self.engine.models.tenant(tenant, model).tier_like("default")
             asked = msgspec.structs.replace(asked, tier=tier)
-        if body.lora is not None:
-            asked = msgspec.structs.replace(asked, lora=self._lora_path(body.lora))
+        if isinstance(body.lora, str):
+            rights = self.engine.models.tenant(tenant, model)
+            asked = msgspec.structs.replace(asked, lora=self.loras.path(body.lora, rights))
         self.engine.models.check(asked)
         if given is None:
             return asked
@@ -60,13 +67,26 @@ class RequestBuilder:
             return msgspec.structs.replace(asked, image=frames)
         return msgspec.structs.replace(asked, video=frames)
 
-    def _lora_path(self, name: str) -> str:
-        """Return the path of an adapter. Raises ApiError 404 if the server does not offer it."""
-        if name not in self.loras:
-            offered = (
-                f"one of: {', '.join(self.loras)}" if self.loras else "none: no adapter is offered"
+    def check_again(self, request: VideoRequest) -> None:
+        """Check the adapter of a request that was made from a stored one. Raises ApiError 404."""
+        if request.lora is not None:
+            rights = self.engine.models.tenant(request.tenant, request.model)
+            self.loras.check(request.lora, rights)
+
+    def _with_adapter_as_lora(self, body: CreateVideo) -> CreateVideo:
+        """Replace a `model` that names an adapter by the default model with that adapter, as in
+        vLLM.
+
+        Raises InvalidRequestError if the request names another adapter too.
+        """
+        if body.model is None or body.model in self.engine.models.cores:
+            return body
+        if body.model not in self.loras.paths:
+            return body
+        if body.lora not in (None, body.model):
+            raise InvalidRequestError(
+                f"got model {body.model!r}, which is a LoRA adapter, and another lora: send only "
+                "one of them",
+                param="lora",
             )
-            raise ApiError(
-                404, f"got lora {name!r}, expected {offered}", code="lora_not_found", param="lora"
-            )
-        return self.loras[name]
+        return msgspec.structs.replace(body, model=None, lora=body.model)

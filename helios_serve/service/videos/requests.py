@@ -1,12 +1,13 @@
 """Builds engine requests for new, remixed, extended and continued videos."""
 
 import secrets
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
+from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import (
     MAX_FRAMES,
     PromptSwitch,
@@ -14,9 +15,12 @@ from helios_serve.options.sampling import (
     SamplingParams,
     default_size,
 )
-from helios_serve.service.protocol import CreateVideo, ExtendVideo, Json
+from helios_serve.options.vllm_omni import check_pyramid, named_as_ours
+from helios_serve.service.protocol import CreateVideo, ExtendVideo, Json, LoraChoice
 from helios_serve.size import Size, check_shown_size, nearest_size, parse_size
 from helios_serve.video_request import Relation, VideoRequest
+
+Body = TypeVar("Body", bound=CreateVideo)
 
 MAX_SEED = 2**31
 """Exclusive maximum of random seeds."""
@@ -24,6 +28,50 @@ MAX_SEED = 2**31
 
 def new_id() -> str:
     return f"video_{secrets.token_hex(16)}"
+
+
+def with_plain_options(body: Body, config: HeliosConfig) -> Body:
+    """Return `body` with `extra_params`, and `lora` as an object, as plain options.
+
+    Raises InvalidRequestError for invalid ones, and for an option that has two different values.
+    """
+    changes: dict[str, Any] = {"extra_params": None}
+    extra = body.extra_params or {}
+    check_pyramid(extra, config.stages)
+    given = named_as_ours(extra)
+    try:
+        options = read_options(SamplingOptions, given, strict=False)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(str(error), param=f"extra_params.{error.param}") from error
+    changes |= {name: getattr(options, name) for name in given}
+    if isinstance(body.lora, LoraChoice):
+        changes["lora"] = adapter_name(body.lora)
+        scale = body.lora.lora_scale if body.lora.scale is None else body.lora.scale
+        if scale is not None:
+            changes["lora_scale"] = scale
+    check_single_values(body, changes)
+    return msgspec.structs.replace(body, **changes)
+
+
+def adapter_name(lora: LoraChoice) -> str:
+    """Return the name in a `lora` object. Raises InvalidRequestError without one."""
+    for name in (lora.name, lora.lora_name, lora.adapter):
+        if name is not None:
+            return name
+    raise InvalidRequestError("got lora without a name, expected `name`", param="lora")
+
+
+def check_single_values(body: CreateVideo, changes: dict[str, Any]) -> None:
+    """Raise InvalidRequestError if `body` already has another value for one of `changes`."""
+    defaults = CreateVideo(prompt="")
+    for name, value in changes.items():
+        current = getattr(body, name)
+        is_plain = name not in ("extra_params", "lora")
+        if is_plain and current not in (getattr(defaults, name), value):
+            raise InvalidRequestError(
+                f"got two values for {name}, {current!r} and {value!r}: send only one of them",
+                param=name,
+            )
 
 
 def asked_size(body: CreateVideo, model: str) -> Size:

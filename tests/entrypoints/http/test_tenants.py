@@ -29,6 +29,9 @@ from tests.support.realtime import RealtimeClient
 from tests.support.server import Server, running_server
 
 LIMITS = """
+[defaults]
+loras = []
+
 [tenants.none]
 max_sessions = 0
 
@@ -39,6 +42,9 @@ max_queued = 0
 tiers = ["flex"]
 sizes = ["64x64"]
 
+[tenants.painter]
+loras = ["style", "missing"]
+
 [tenants.steady]
 tiers = ["default", "priority"]
 
@@ -48,7 +54,7 @@ frames_per_day = 100
 [tenants.reloaded]
 frames_per_day = 100
 """
-NAMES = ("acme", "other", "none", "later", "small", "steady", "counted", "reloaded")
+NAMES = ("acme", "other", "none", "later", "small", "painter", "steady", "counted", "reloaded")
 SECRET_PROMPT = "a prompt that is nobody's business"
 BODY: dict[str, Any] = {"prompt": SECRET_PROMPT, "size": "64x64", "num_frames": 33}
 PATIENCE = 20.0
@@ -79,13 +85,14 @@ class Tenants:
 
 
 @pytest.fixture(scope="module")
-def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
+def tenants(tmp_path_factory: pytest.TempPathFactory, style: Path) -> Iterator[Tenants]:
     folder = tmp_path_factory.mktemp("tenants") / "data"
     with closing(KeyStore(folder)) as store:
         keys = {name: store.create(name).secret for name in NAMES}
     file = folder / "tenants.toml"
     file.write_text(LIMITS)
-    flags = ("nano", "--device", "cpu", "--tenants", str(file))
+    loras = ("--lora-modules", f"style={style}", "--lora-modules", f"secret={style}")
+    flags = ("nano", "--device", "cpu", "--tenants", str(file), *loras)
     with running_server(folder, *flags, log=folder / "log") as server, ExitStack() as opened:
         yield Tenants(server, keys, opened)
 
@@ -249,6 +256,46 @@ def test_tiers_and_sizes_are_those_of_the_tenant(tenants: Tenants, finished: str
     assert finished
 
 
+def test_adapters_are_those_of_the_tenant(tenants: Tenants) -> None:
+    painter, other = tenants["painter"], tenants["acme"]
+
+    def ids(client: httpx.Client) -> set[str]:
+        return {model["id"] for model in client.get("/v1/models").json()["data"]}
+
+    assert (ids(painter), ids(other)) == ({"nano", "style"}, {"nano"})
+    assert other.get("/v1/models/style").status_code == 404
+    video = painter.post("/v1/videos", json=BODY | {"lora": "style"}).json()
+    assert video["model"] == "nano"
+    wrong: list[tuple[httpx.Client, dict[str, Any], str]] = [
+        (painter, {"lora": "secret"}, "expected one of: style"),
+        (painter, {"model": "secret"}, "expected one of: style"),
+        (other, {"lora": "style"}, "no adapter is offered"),
+        (other, {"model": "style"}, "no adapter is offered"),
+    ]
+    for client, fields, message in wrong:
+        error = refused(client.post("/v1/videos", json=BODY | fields), 404)
+        assert (error["code"], error["param"]) == ("lora_not_found", "lora")
+        assert message in error["message"]
+
+
+def test_an_adapter_that_was_withdrawn_makes_no_more_videos(tenants: Tenants) -> None:
+    painter, file = tenants["painter"], tenants.server.folder / "tenants.toml"
+    body = BODY | {"lora": "style"}
+    video = painter.post("/v1/videos/sync", json=body).headers["x-video-id"]
+    remix = {"prompt": "a cat"}
+    assert painter.post(f"/v1/videos/{video}/remix", json=remix).status_code == 200
+    file.write_text(LIMITS.replace('loras = ["style", "missing"]', "loras = []"))
+    tenants.server.process.send_signal(signal.SIGHUP)
+    until(lambda: painter.post("/v1/videos", json=body).status_code == 404)
+    forks = {"prompts": ["a cat"], "seconds": 2}
+    for path, fields in ((f"/v1/videos/{video}/remix", remix), (f"/v1/videos/{video}/fork", forks)):
+        error = refused(painter.post(path, json=fields), 404)
+        assert error["message"].startswith("the LoRA adapter of this video is no longer offered")
+    file.write_text(LIMITS)
+    tenants.server.process.send_signal(signal.SIGHUP)
+    until(lambda: painter.post("/v1/videos", json=body).status_code == 200)
+
+
 def test_a_batch_goes_in_a_tier_that_its_tenant_may_use(tenants: Tenants) -> None:
     steady = tenants["steady"]
     _, batch = start_batch(steady, BODY, BODY | {"service_tier": "flex"})
@@ -361,7 +408,7 @@ def test_at_a_signal_the_file_is_read_again(tenants: Tenants) -> None:
     until(lambda: "tenants are not reloaded" in tenants.log)
     assert "[tenants.reloaded]: got tiers = ['vip']: invalid enum value 'vip'" in tenants.log
     assert quota() == 100
-    file.write_text(LIMITS.replace("[tenants.reloaded]\nframes_per_day = 100", "[defaults]"))
+    file.write_text(LIMITS.replace("[tenants.reloaded]\nframes_per_day = 100", ""))
     tenants.server.process.send_signal(signal.SIGHUP)
     until(lambda: quota() is None)
     assert tenants["small"].get("/health").status_code == 200

@@ -319,11 +319,12 @@ def test_bad_bodies_and_routes_have_the_same_envelope(http: httpx.Client) -> Non
 
 
 def test_the_server_says_what_it_serves(http: httpx.Client, client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["nano"]
+    assert [model.id for model in client.models.list()] == ["nano", "style"]
     assert client.models.retrieve("nano").object == "model"
-    with pytest.raises(openai.NotFoundError, match="expected one of: nano"):
+    with pytest.raises(openai.NotFoundError, match="expected one of: nano, style"):
         client.models.retrieve("other")
     assert http.get("/health").json() == {"status": "ok", "workers": {"nano": 1}, "errors": {}}
+    assert http.post("/ping").json() == http.get("/ping").json() == http.get("/health").json()
     assert http.get("/version").json()["version"]
 
 

@@ -42,7 +42,7 @@ async function showNumbers(counts) {
 }
 
 function show(numbers, rate) {
-  const [used, total] = [numbers("history_blocks_used"), numbers("history_blocks_total")];
+  const [used, total] = [numbers("history_blocks_used"), numbers("history_blocks")];
   const texts = {
     workers: `${numbers("worker_up")} of ${numbers("worker_up", "", true)}`,
     running: numbers("num_sessions", 'state="running"'),

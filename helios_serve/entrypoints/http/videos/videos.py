@@ -37,6 +37,7 @@ from helios_serve.service.protocol import (
     VideoDeleted,
     VideoList,
 )
+from helios_serve.service.rate_limits import RateLimits
 from helios_serve.service.validation import convert
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
 from helios_serve.service.videos.idempotency import IdempotencyKeys
@@ -52,9 +53,10 @@ Make = Callable[[Request, Json], Awaitable[VideoRequest]]
 class VideoApi:
     """Handlers for the tenant's videos."""
 
-    def __init__(self, videos: Videos, builder: RequestBuilder) -> None:
+    def __init__(self, videos: Videos, builder: RequestBuilder, limits: RateLimits) -> None:
         self.videos = videos
         self.builder = builder
+        self.limits = limits
         self.engine = videos.engine
         self.store = videos.store
         self.idempotency = IdempotencyKeys(videos.store)
@@ -157,7 +159,7 @@ class VideoApi:
 
     async def create(self, request: Request) -> Response:
         """Create a video and return it at once."""
-        return json_response(await self._create(request, self._new_request), POLL_HEADERS)
+        return await self._respond(request, self._new_request)
 
     async def create_and_wait(self, request: Request) -> Response:
         """Create a video and return its file when it is finished.
@@ -225,20 +227,21 @@ class VideoApi:
 
     async def remix(self, request: Request) -> Response:
         """Create the same video with another prompt."""
-        return json_response(await self._create(request, self._remix), POLL_HEADERS)
+        return await self._respond(request, self._remix)
 
     async def extend(self, request: Request) -> Response:
         """Create a longer video that starts with an existing one, without a visible seam."""
-        return json_response(await self._create(request, self._extension), POLL_HEADERS)
+        return await self._respond(request, self._extension)
 
     async def edit(self, request: Request) -> Response:
         """Create a video that continues the frames of an uploaded or an existing video."""
-        return json_response(await self._create(request, self._edit), POLL_HEADERS)
+        return await self._respond(request, self._edit)
 
     async def fork(self, request: Request) -> Response:
         """Continue a video from its last finished chunk, once for each prompt."""
         body = convert(await read_body(request), ForkVideo)
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        self.builder.check_again(job.request)
         videos = await self.videos.fork(job, body.prompts, body.seconds)
         return page_response(VideoList, videos, has_more=False)
 
@@ -250,6 +253,12 @@ class VideoApi:
         first = switch.chunk * CHUNK_FRAMES
         return json_response(PromptSwitchedAt(switch.prompt, switch.chunk, first))
 
+    async def _respond(self, request: Request, make: Make) -> Response:
+        """Create a video, and return it with headers for polling and for the tenant's limits."""
+        video = await self._create(request, make)
+        limits = await self.limits.headers(tenant_of(request), video.model)
+        return json_response(video, POLL_HEADERS | limits)
+
     async def _create(self, request: Request, make: Make) -> Video:
         """Create the requested video, or return the one that its idempotency key has created."""
         fields = await read_body(request)
@@ -259,6 +268,9 @@ class VideoApi:
         if keyed is not None and keyed.job is not None:
             return await self.videos.describe(keyed.job)
         asked = await make(request, fields)
+        self.builder.check_again(asked)
+        # An error response takes them from here.
+        request.state.headers = await self.limits.headers(asked.tenant, asked.model)
         if keyed is None:
             return await self.videos.accept(asked)
         try:

@@ -1,0 +1,114 @@
+"""Request ids, the access log, and metrics of the HTTP server."""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from helios_serve.entrypoints.http.responses import error_response
+from helios_serve.logger import logger
+from helios_serve.metrics import HttpMetrics
+
+VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
+"""Request ids of clients that are kept: printable ASCII without spaces."""
+PROBES = frozenset({"/health", "/liveness", "/ping", "/load", "/metrics", "/version"})
+"""Paths that monitors read again and again, logged at level DEBUG."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+CLIENT_GONE = 499
+
+
+def kept_or_new(request_id: str) -> str:
+    """Return a client's request id, or a new one if it is not valid."""
+    return request_id if VALID_ID.fullmatch(request_id) else new_request_id()
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
+
+
+def request_ids() -> Middleware:
+    """Middleware that takes `x-request-id` from a request, or makes one, for its response and for
+    every log record that the request causes.
+    """
+    return Middleware(
+        CorrelationIdMiddleware,
+        header_name="x-request-id",
+        generator=new_request_id,
+        validator=None,
+        transformer=kept_or_new,
+    )
+
+
+class AccessLog:
+    """Middleware that logs and counts requests, and answers unexpected errors with 500.
+
+    A line has the method, the path without its query, the status, the time until the last byte, and
+    the client's address. Queries and headers are not logged, because they may hold user data.
+    """
+
+    def __init__(
+        self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: HttpMetrics, *, is_logged: bool
+    ) -> None:
+        self.app = app
+        self.routes = routes
+        self.metrics = metrics
+        self.is_logged = is_logged
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+
+        async def send_with_time(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                status = message["status"]
+                milliseconds = 1e3 * (time.perf_counter() - started)
+                MutableHeaders(scope=message)["openai-processing-ms"] = f"{milliseconds:.0f}"
+            elif message["type"] == "websocket.accept":
+                status = 101
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_time)
+        except Exception as error:
+            if status or scope["type"] != "http":
+                raise  # the response is incomplete: the server closes the connection
+            logger.error("%s %s failed", scope["method"], path_of(scope), exc_info=error)
+            await error_response(error)(scope, receive, send_with_time)
+        finally:
+            self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope.get("method", "WEBSOCKET")
+        handler = self._handler(scope)
+        label = method if method in METHODS or method == "WEBSOCKET" else "other"
+        self.metrics.requests.labels(handler, label, str(status)).inc()
+        self.metrics.seconds.labels(handler, label).observe(seconds)
+        if not self.is_logged:
+            return
+        level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+        client = (scope.get("client") or ("-",))[0]
+        line = "%s %s %d in %.0f ms for %s"
+        logger.log(level, line, method, path_of(scope), status, 1e3 * seconds, client)
+
+    def _handler(self, scope: Scope) -> str:
+        """Return the path of the route, so that the label takes few values."""
+        for route in self.routes:
+            if isinstance(route, Route | WebSocketRoute) and route.matches(scope)[0] != Match.NONE:
+                return route.path
+        return "none"
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path of a request, escaped for the log."""
+    return quote(scope["path"], safe="/:@!$&'()*+,;=~")
