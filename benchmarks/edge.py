@@ -142,8 +142,7 @@ def server(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     flags = ("--port", "0", "--data-dir", str(folder), "--device", arguments.device)
     limit = ("--max-queued", str(arguments.max_queued), "--drain-timeout", "1")
     process = subprocess.Popen(
-        [sys.executable, "-m", "helios_serve", "serve"]
-        + [arguments.model, *flags, *limit],
+        [sys.executable, "-m", "helios_serve", "serve"] + [arguments.model, *flags, *limit],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -50,6 +50,18 @@ def nearest_size(
     return Size(*sides)
 
 
+def suggested_sizes(default: Size, config: HeliosConfig) -> list[Size]:
+    """Return sizes for a menu: `default` first, then upright, square and smaller ones."""
+    side = round(math.sqrt(default.width * default.height))
+    shapes = (
+        default,
+        Size(default.height, default.width),
+        Size(side, side),
+        Size(default.width // 2, default.height // 2),
+    )
+    return list(dict.fromkeys(nearest_size(*shape, config) for shape in shapes))
+
+
 def check_size(width: int, height: int, config: HeliosConfig) -> None:
     """Raise InvalidRequestError unless the checkpoint can generate this size."""
     step = config.size_multiple

@@ -220,7 +220,12 @@ class ResolvedParams(SamplingParams, frozen=True, kw_only=True):
 
 def default_size(model: str) -> Size:
     """Return the default size of a model: that of the published checkpoints, or nano's."""
-    return NANO_SIZE if model.split("-")[0] == DEFAULT_MODEL else PUBLISHED_SIZE
+    return NANO_SIZE if is_built_in(model) else PUBLISHED_SIZE
+
+
+def is_built_in(model: str) -> bool:
+    """Return whether `model` is nano or one of its variants."""
+    return model.split("-")[0] == DEFAULT_MODEL
 
 
 def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ...]:

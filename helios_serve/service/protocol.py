@@ -326,7 +326,11 @@ class PromptSwitchedAt(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A served model, or a LoRA adapter whose `parent` is the model that it modifies."""
+    """A served model, or a LoRA adapter whose `parent` is the model that it modifies.
+
+    The fields from `sizes` on are not part of OpenAI's API. `sizes` are examples of sizes that the
+    model supports, its default first. With `random_weights`, videos show noise.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -334,6 +338,8 @@ class Model(msgspec.Struct, kw_only=True):
     owned_by: str = "helios-serve"
     root: str
     parent: str | None = None
+    sizes: list[str]
+    random_weights: bool
 
 
 class ServerLoad(msgspec.Struct, kw_only=True):

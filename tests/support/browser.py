@@ -77,11 +77,15 @@ class Playground:
     def create(self, prompt: str, **fields: object) -> str:
         """Fill in the form as a user without a mouse does; the new video's id."""
         before = self.get("location.hash")
+        self.wait("$('size').options.length > 0")
         self.page.fill("#prompt", prompt)
         if {"seed", "fps", "steps"} & fields.keys() and not self.page.is_visible("#seed"):
-            self.page.press("summary", "Enter")
+            self.page.press("#create summary", "Enter")
         for name, value in fields.items():
-            self.page.fill(f"#{name}", str(value))
+            if name == "size":
+                self.page.select_option("#size", str(value))
+            else:
+                self.page.fill(f"#{name}", str(value))
         self.page.press("#prompt", "Control+Enter")
         self.wait(f"location.hash !== {before!r} && location.hash.startsWith('#video_')")
         self.wait("!$('stage-body').hidden")

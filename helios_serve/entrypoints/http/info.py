@@ -14,6 +14,7 @@ from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response
 from helios_serve.errors import InvalidRequestError
+from helios_serve.options.sampling import default_size, is_built_in
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import (
     FramesQuota,
@@ -25,6 +26,7 @@ from helios_serve.service.protocol import (
     UsageDay,
 )
 from helios_serve.service.videos.lora_modules import LoraModules
+from helios_serve.size import suggested_sizes
 from helios_serve.store.usage import DayUsage, seconds_to_midnight
 from helios_serve.store.video_store import VideoStore
 
@@ -95,12 +97,25 @@ class ServerInfo:
         """Return the models and adapters of the tenant by id. An adapter modifies any model, and
         the default one when a request names it as its `model`.
         """
-        models, created = self.engine.models, self.started
-        found = {name: Model(id=name, created=created, root=name) for name in models.cores}
-        parent = models.default_model
+        models = self.engine.models
+        found = {name: self._model(name, name, parent=None) for name in models.cores}
+        base = models.default_model
         for name in self.loras.names(models.tenant(tenant_of(request))):
-            found.setdefault(name, Model(id=name, created=created, root=name, parent=parent))
+            found.setdefault(name, self._model(name, base, parent=base))
         return found
+
+    def _model(self, name: str, base: str, parent: str | None) -> Model:
+        models = self.engine.models
+        sizes = suggested_sizes(default_size(base), models.model_config(base))
+        is_random = is_built_in(base) or models.worker_config(base).load_format == "dummy"
+        return Model(
+            id=name,
+            created=self.started,
+            root=name,
+            parent=parent,
+            sizes=[str(size) for size in sizes],
+            random_weights=is_random,
+        )
 
 
 class UsageApi:

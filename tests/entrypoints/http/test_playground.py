@@ -146,12 +146,12 @@ def test_a_late_answer_brings_nothing_deleted_back(page: Playground) -> None:
 
 def test_what_the_server_refuses_is_told_at_its_field(page: Playground) -> None:
     page.page.fill("#prompt", "a fox")
-    page.page.fill("#size", "100x100")
+    page.page.fill("#seconds", "-1")
     page.page.click("#create [type=submit]")
     page.wait("!document.querySelector('#create .error').hidden")
-    assert "size: got size 100x100" in page.page.inner_text("#create .error")
-    assert page.get("document.activeElement.id") == "size"
-    assert page.get("$('size').getAttribute('aria-invalid')") == "true"
+    assert "seconds: got -1 seconds" in page.page.inner_text("#create .error")
+    assert page.get("document.activeElement.id") == "seconds"
+    assert page.get("$('seconds').getAttribute('aria-invalid')") == "true"
     assert page.get("$('prompt').value") == "a fox"
 
 
@@ -239,10 +239,33 @@ def test_the_list_comes_in_pages_and_numbers_are_live(page: Playground, http: ht
         http.delete(f"/v1/videos/{video}")
 
 
+def test_a_newcomer_sees_what_to_do(browser: Browser, tmp_path: Path) -> None:
+    """An empty list offers prompts, and the page says that nano shows noise."""
+    with (
+        running_server(tmp_path / "data", "nano", "--device", "cpu") as server,
+        playground(browser, server.url) as page,
+    ):
+        page.wait("!$('random-weights').hidden")
+        assert page.page.inner_text("#random-weights").startswith("nano has random weights")
+        sizes = page.get("[...$('size').options].map((option) => option.value)")
+        assert sizes == httpx.get(f"{server.url}/v1/models/nano").json()["sizes"]
+        page.page.press("#samples button", "Enter")
+        sample = page.get("$('prompt').value")
+        page.create(sample, size=sizes[-1], seconds=1)
+        page.wait("$('stage-status').textContent === 'Complete'")
+        page.wait("document.querySelector('#videos img')?.naturalWidth === 64")
+        assert page.page.inner_text("#videos .prompt") == sample
+        assert page.get("$('list-empty').hidden")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_light_and_dark(browser: Browser, server: Server, scheme: str) -> None:
     phone = {"width": 360, "height": 740}
     with playground(browser, server.url, viewport=phone, color_scheme=scheme) as page:
+        assert not page.page.is_visible("#live-workers")
+        page.page.press("#live summary", "Enter")
+        assert page.page.is_visible("#live-workers")
+        page.page.press("#live summary", "Enter")
         page.create("a very long prompt " * 20, seconds=1, **SMALL)
         page.wait("$('video').currentTime > 0.1")
         assert page.get("document.documentElement.scrollWidth") == 360

@@ -3,13 +3,18 @@
 import { callJson } from "./api.js";
 import { element, find, onSubmit, setText } from "./dom.js";
 
-const SIZES = ["128x64", "128x128", "640x384", "384x640"];
+const SAMPLES = [
+  "A red ball moves right over a green field",
+  "A lighthouse in a storm, waves breaking over the rocks",
+  "A fox runs through fresh snow",
+];
 
 /** Set up the form. `onCreated` is called with each new video. */
 export function setUpCreation(onCreated) {
   const form = find("create");
-  find("sizes").append(...SIZES.map((size) => Object.assign(element("option"), { value: size })));
   setUpDrop();
+  setUpSamples();
+  find("model").addEventListener("change", showModel);
   onSubmit(form, async (fields) => {
     if (fields.has("steps")) fields.set("steps", `[${fields.get("steps")}]`);
     onCreated(await callJson("/v1/videos", { method: "POST", form: fields }));
@@ -19,9 +24,35 @@ export function setUpCreation(onCreated) {
   });
 }
 
+let models = [];
+
 export async function showModels() {
-  const { data } = await callJson("/v1/models");
-  find("model").replaceChildren(...data.map(({ id }) => new Option(id, id)));
+  ({ data: models } = await callJson("/v1/models"));
+  find("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
+  showModel();
+}
+
+/** Show the sizes of the selected model, and whether its weights are random. */
+function showModel() {
+  const { id, sizes, random_weights: isRandom } = models.find((model) => model.id === find("model").value);
+  find("size").replaceChildren(...sizes.map((size) => new Option(size, size)));
+  const text = `${id} has random weights: its videos show noise, not the prompt. Serve a checkpoint to see pictures: helios-serve serve BestWishYsh/Helios-Distilled`;
+  setText(find("random-weights"), isRandom ? text : null);
+}
+
+/** Fill the prompt with a sample that the user clicks. */
+function setUpSamples() {
+  const rows = SAMPLES.map((sample) => {
+    const [row, button] = [element("li"), element("button", sample)];
+    button.type = "button";
+    button.addEventListener("click", () => {
+      find("prompt").value = sample;
+      find("prompt").focus();
+    });
+    row.append(button);
+    return row;
+  });
+  find("samples").append(...rows);
 }
 
 function setUpDrop() {
@@ -29,7 +60,8 @@ function setUpDrop() {
   const hint = find("reference-name").textContent;
   const show = () => {
     const [file] = input.files;
-    find("reference-name").textContent = file ? `${file.name}, ${sizeOf(file)}` : hint;
+    const effect = file?.type.startsWith("video/") ? "is continued by the video" : "is the first frame";
+    find("reference-name").textContent = file ? `${file.name}, ${sizeOf(file)}, ${effect}` : hint;
     clear.hidden = !file;
   };
   const over = (isOver) => (event) => {

@@ -1,6 +1,6 @@
 /** The list of the tenant's videos, newest first, in pages. */
 
-import { callJson } from "./api.js";
+import { call, callJson, videoPath } from "./api.js";
 import { element, find, setText } from "./dom.js";
 import { pause } from "./events.js";
 import { positionOf } from "./positions.js";
@@ -75,7 +75,10 @@ export class VideoList {
     wanted.forEach((row, index) => {
       if (this.place.children[index] !== row) this.place.insertBefore(row, this.place.children[index] ?? null);
     });
-    while (this.place.children.length > wanted.length) this.place.lastChild.remove();
+    while (this.place.children.length > wanted.length) {
+      URL.revokeObjectURL(this.place.lastChild.querySelector("img").src);
+      this.place.lastChild.remove();
+    }
   }
 
   makeRow({ id, prompt }) {
@@ -84,7 +87,8 @@ export class VideoList {
     const [watch, remove] = [element("button", "Watch"), element("button", "Delete", "danger")];
     const buttons = element("div", "", "buttons");
     buttons.append(watch, remove);
-    row.append(element("p", prompt, "prompt"), element("p", "", "facts"), element("progress"), buttons);
+    const picture = Object.assign(element("img"), { alt: "", hidden: true });
+    row.append(picture, element("p", prompt, "prompt"), element("p", "", "facts"), element("progress"), buttons);
     row.querySelector("progress").max = 100;
     remove.setAttribute("aria-label", `Delete: ${prompt.slice(0, 60)}`);
     watch.addEventListener("click", () => this.onWatch(id));
@@ -95,6 +99,7 @@ export class VideoList {
   fill(row, video) {
     const { id, size, seconds, relation, progress } = video;
     row.setAttribute("aria-current", id === this.current);
+    if (video.status === "completed") showPicture(row.querySelector("img"), id);
     const facts = [shortState(video), size, `${Number(seconds).toFixed(1)} s`, relation];
     row.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
     const bar = row.querySelector("progress");
@@ -105,5 +110,18 @@ export class VideoList {
     const action = positionOf(id) > 0 ? "Resume" : "Watch";
     watch.textContent = id === this.current ? "Watching" : action;
     watch.setAttribute("aria-label", `${watch.textContent}: ${video.prompt.slice(0, 60)}`);
+  }
+}
+
+/** Show a video's first frame, which is fetched once, because an image cannot send the API key. */
+async function showPicture(image, id) {
+  if (image.dataset.wanted) return;
+  image.dataset.wanted = "yes";
+  try {
+    const response = await call(videoPath(id, "/content?variant=thumbnail"));
+    image.src = URL.createObjectURL(await response.blob());
+    image.hidden = false;
+  } catch {
+    delete image.dataset.wanted; // tried again at the next refresh
   }
 }

@@ -8,7 +8,16 @@ const EVERY = 2000;
 const WINDOW = 10;
 /** Seconds over which frames per second are averaged. */
 
+/** On a phone, the numbers are folded until the user opens them. */
+function foldOnPhones() {
+  const wide = matchMedia("(min-width: 761px)");
+  const fold = () => (find("live").open = wide.matches);
+  wide.addEventListener("change", fold);
+  fold();
+}
+
 export async function showLive() {
+  foldOnPhones();
   const counts = [];
   for (;;) {
     if (!document.hidden) await Promise.all([showHealth(), showNumbers(counts)]);
@@ -22,7 +31,8 @@ async function showHealth() {
   try {
     const response = await fetch("/health", { cache: "no-store" });
     const { status, errors } = await response.json();
-    [text, state] = status === "ok" ? ["ready", "ok"] : [status, "bad"];
+    const states = { ok: ["ready", "ok"], starting: ["starting", "wait"] };
+    [text, state] = states[status] ?? [status, "bad"];
     pill.title = Object.values(errors).join("\n");
   } catch {
     pill.title = "";
