@@ -101,14 +101,14 @@ class ServerInfo:
     async def models(self, request: Request) -> Response:  # noqa: ARG002
         """List the served models."""
         return json_response(
-            ModelList(data=[self._model(name) for name in self.engine.models.cores])
+            ModelList(data=[self._model(name) for name in self.engine.models.names])
         )
 
     async def model(self, request: Request) -> Response:
         """Return a model. Raises ApiError 404 if it is not served."""
         name = request.path_params["model"]
-        if name not in self.engine.models.cores:
-            served = ", ".join(self.engine.models.cores)
+        if name not in self.engine.models.names:
+            served = ", ".join(self.engine.models.names)
             raise ApiError(
                 404,
                 f"got model {name!r}, expected one of: {served}",

@@ -41,9 +41,10 @@ class RequestBuilder:
         if given is None and (source := fields.pop("input_reference", None)) is not None:
             given = ReferenceInput(source)
         body = convert(fields, CreateVideo)
-        model = body.model or next(iter(self.engine.models.cores))
-        shown = asked_size(body, model)
-        size = sampled_size(shown, body, self.engine.models.model_config(model))
+        model = self.engine.models.name_of(body.model or None)
+        config = self.engine.models.model_config(model)
+        shown = asked_size(body, self.engine.models.worker_config(model).model)
+        size = sampled_size(shown, body, config)
         asked = creation(body, model, size, shown, tenant)
         if body.service_tier == "auto" and model in self.engine.models.cores:
             tier = self.engine.models.tenant(tenant, model).tier_like("default")
