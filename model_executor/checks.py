@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from helios_serve.errors import DeviceError, InvalidRequestError
 from helios_serve.model_config import Geometry, HeliosConfig
-from helios_serve.options.workers import WorkerConfig
+from helios_serve.options.workers import ExecutorKind, WorkerConfig
 from helios_serve.size import check_size, parse_size
 
 
@@ -42,6 +43,14 @@ def check_context_parallel(config: WorkerConfig, model: HeliosConfig) -> None:
         )
     if ranks > 1 and config.offload:
         raise DeviceError(f"got offload with context parallel {ranks}, expected only one of them")
+
+
+def check_executor(kind: ExecutorKind) -> None:
+    """Raise DeviceError for an executor whose package is not installed. Imports nothing."""
+    if kind == "ray" and find_spec("ray") is None:
+        raise DeviceError(
+            "got executor ray without the package ray: pip install 'helios-serve[ray]'"
+        )
 
 
 def check_thread(config: WorkerConfig) -> None:

@@ -5,7 +5,7 @@ from helios_serve.engine.observe.observer import Observer, StepMetrics
 from helios_serve.engine.observe.trace import Trace
 from helios_serve.metrics import Metrics
 from helios_serve.model_config import HeliosConfig
-from helios_serve.model_executor.checks import check_context_parallel, check_thread
+from helios_serve.model_executor.checks import check_context_parallel, check_executor, check_thread
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.options.engine import EngineConfig
@@ -31,6 +31,7 @@ def launch(
     Raises CheckpointError for an invalid model, and DeviceError for an option that its workers or
     the executor cannot honor.
     """
+    check_executor(kind)
     checkpoint = open_checkpoint(model, groups[0].config.load_format)
     for group in groups:
         check_context_parallel(group.config, checkpoint.config)

@@ -6,6 +6,7 @@ from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.checks import (
     check_compilation,
     check_context_parallel,
+    check_executor,
     check_thread,
 )
 from helios_serve.model_executor.models.architectures import known_config
@@ -20,6 +21,7 @@ def check_model(
     Returns the model's configuration, or None for a model on the hub that is not a published one.
     Raises CheckpointError, DeviceError or InvalidRequestError.
     """
+    check_executor(kind)
     config = known_config(model)
     for group in groups:
         options = group.config
