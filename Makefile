@@ -33,10 +33,16 @@ install: $(READY)  ## create .venv with this package, editable, and the pinned d
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "helios-serve needs Python >= 3.11, got $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Creating $(VENV), which takes a few minutes and about 3 GB of disk; 8 GB where torch comes with CUDA."
+	@date +%s > $(VENV).started
 	$(PYTHON) -m venv $(VENV)
+	@echo "1 of 2: torch, the largest package"
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@echo "2 of 2: helios-serve, with Ray and the development tools"
+	$(BIN)/pip install -q -c constraints.txt -e ".[ray,dev]"
 	@touch $@
+	@echo "$(VENV) is ready: $$(du -sh $(VENV) | cut -f1) in $$(( $$(date +%s) - $$(cat $(VENV).started) )) s. Next: make serve"
+	@rm -f $(VENV).started
 
 serve: $(READY)  ## serve the video API with the built-in model at http://127.0.0.1:8000
 	$(BIN)/helios-serve serve

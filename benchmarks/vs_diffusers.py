@@ -49,15 +49,15 @@ from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.device import DTYPES
-from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
-from helios_serve.model_executor.models.helios.config import read_config
-from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
-from helios_serve.model_executor.models.published import (
+from helios_serve.model_executor.models.architectures import (
     WAN_VAE,
     model_index,
     scheduler_config,
-    write_json,
 )
+from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
+from helios_serve.model_executor.models.helios.config import read_config
+from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.models.published import write_json
 from helios_serve.model_executor.weights import set_tensors
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_data, as_tensor

@@ -18,7 +18,7 @@ from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
 from helios_serve.options.fields import Options, options_of, read_options, unknown_option
 from helios_serve.options.sampling import SamplingParams, default_size
 from helios_serve.options.workers import DEFAULT_MODEL, WorkerOptions
-from helios_serve.video_request import Frames, VideoRequest, check_references
+from helios_serve.video_request import Frames, VideoRequest, check_prompt, check_references
 
 PathLike = str | os.PathLike[str]
 
@@ -133,6 +133,7 @@ class Helios:
             params: Fields of SamplingParams, such as width, height, num_frames, fps, seed, steps,
                 guidance_scale, negative_prompt and switches.
         """
+        check_prompt(prompt)
         check_references(image, video)
         sampling = self._sampling_params(params)
         sampling.resolve(self.config)

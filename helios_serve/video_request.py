@@ -189,6 +189,14 @@ def check_text(text: str) -> None:
         ) from error
 
 
+def check_prompt(text: str) -> None:
+    """Raise InvalidRequestError for a prompt of the user without any visible character."""
+    if not text.strip():
+        raise InvalidRequestError(
+            "got an empty prompt, expected text that describes the video", param="prompt"
+        )
+
+
 def check_references(image: object, video: object) -> None:
     """Raise InvalidRequestError if both an image (I2V) and a video (V2V) are given."""
     if image is not None and video is not None:

@@ -1,6 +1,5 @@
 """Finds checkpoints and loads the parts of a model that a worker's roles need."""
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +9,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
-from helios_serve.errors import CheckpointError, DeviceError, InvalidRequestError
+from helios_serve.errors import CheckpointError, DeviceError
 from helios_serve.logger import logger
 from helios_serve.model_config import Geometry, HeliosConfig
+from helios_serve.model_executor.checks import check_compilation
 from helios_serve.model_executor.components import Part, build_parts, tie_embeddings
 from helios_serve.model_executor.device import DTYPES, check_fp8, resolve_kernels
 from helios_serve.model_executor.models.helios.config import read_config
@@ -29,7 +29,6 @@ from helios_serve.model_executor.weights import (
     weight_bytes,
 )
 from helios_serve.options.workers import DEFAULT_OPTIONS, ROLES, LoadFormat, Role, WorkerOptions
-from helios_serve.size import check_size, parse_size
 
 PARTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
     "encode": ("text_encoder", "vae"),
@@ -153,29 +152,6 @@ def optimize_vae(vae: Vae, options: WorkerOptions, compiled: Sequence[Geometry])
         put_channels_last(vae.model.decoder)
     if compiled:
         vae.compile(compiled)
-
-
-def check_compilation(
-    names: Sequence[str], config: HeliosConfig, *, offload: bool
-) -> list[Geometry]:
-    """Return the sizes for which the VAE's decoder will be compiled.
-
-    Raises DeviceError with `offload`, and InvalidRequestError for a name other than WIDTHxHEIGHT or
-    a size that the model cannot generate.
-    """
-    if names and offload:
-        raise DeviceError("got compile sizes with offload, expected only one of them")
-    sizes = []
-    for name in names:
-        if not re.fullmatch(r"\d+x\d+", name):
-            raise InvalidRequestError(
-                f"got compile size {name!r}, expected WIDTHxHEIGHT in pixels, such as 640x384",
-                param="compile_sizes",
-            )
-        width, height = parse_size(name)
-        check_size(width, height, config)
-        sizes.append(Geometry(height, width))
-    return sizes
 
 
 def fill(

@@ -10,12 +10,12 @@ from helios_serve.engine.loop.events import ChunkReady, RequestFailed, StepTaken
 from helios_serve.errors import HeliosError
 from helios_serve.messages import StepCursor
 from helios_serve.model_config import Geometry, HeliosConfig
+from helios_serve.model_executor.checks import check_compilation
 from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.device import check_fp8, resolve_device, resolve_dtype
 from helios_serve.model_executor.executor.inline import InlineExecutor
 from helios_serve.model_executor.loader import (
     LoadedModel,
-    check_compilation,
     load_checkpoint,
     open_checkpoint,
 )

@@ -5,9 +5,9 @@ from helios_serve.engine.observe.observer import Observer, StepMetrics
 from helios_serve.engine.observe.trace import Trace
 from helios_serve.metrics import Metrics
 from helios_serve.model_config import HeliosConfig
+from helios_serve.model_executor.checks import check_context_parallel, check_executor, check_thread
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.model_executor.loader import open_checkpoint
-from helios_serve.model_executor.worker.group import check_context_parallel, check_thread
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import ExecutorKind, LoadFormat, WorkerGroup
@@ -18,6 +18,7 @@ def launch(
     groups: tuple[WorkerGroup, ...],
     kind: ExecutorKind,
     *,
+    name: str | None = None,
     ray_address: str | None = None,
     scheduling: SchedulingConfig | None = None,
     trace: Trace | None = None,
@@ -25,9 +26,12 @@ def launch(
 ) -> EngineCore:
     """Return an engine whose workers are starting.
 
+    `name` stands for the model in traces and metrics, instead of `model`.
+
     Raises CheckpointError for an invalid model, and DeviceError for an option that its workers or
     the executor cannot honor.
     """
+    check_executor(kind)
     checkpoint = open_checkpoint(model, groups[0].config.load_format)
     for group in groups:
         check_context_parallel(group.config, checkpoint.config)
@@ -40,9 +44,9 @@ def launch(
     executor = make_executor(kind, ray_address)
     observers: list[Observer] = []
     if trace is not None:
-        observers.append(trace.of(model))
+        observers.append(trace.of(name or model))
     if metrics is not None:
-        observers.append(StepMetrics(metrics, model))
+        observers.append(StepMetrics(metrics, name or model))
     return EngineCore(executor, checkpoint.config, config, observers=tuple(observers))
 
 

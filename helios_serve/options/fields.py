@@ -5,7 +5,8 @@ field. Command-line flags, range checks and the tables of docs/options.md are ge
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,6 +45,8 @@ class Option(NamedTuple):
     @property
     def allowed(self) -> str | None:
         """The allowed values as text, or None if the type describes them."""
+        if "allowed" in self.extra:
+            return str(self.extra["allowed"])
         number = self.kind
         if isinstance(number, inspect.VarTupleType):
             number = without_metadata(number.item_type)
@@ -133,8 +136,15 @@ def read_options(kind: type[Options], values: Mapping[str, Any], *, strict: bool
 
 def unknown_option(name: str, *kinds: type[msgspec.Struct]) -> str:
     """Return the error message for an option that none of `kinds` has."""
-    expected = ", ".join(known for kind in kinds for known in options_of(kind))
-    return f"got unknown option {name!r}, expected one of: {expected}"
+    expected = [known for kind in kinds for known in options_of(kind)]
+    hint = did_you_mean(name, expected)
+    return f"got unknown option {name!r}, expected one of: {', '.join(expected)}{hint}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" with the known name closest to `name`; empty if none is close."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def field_at_fault(error: msgspec.ValidationError) -> str | None:

@@ -20,6 +20,8 @@ DecodeDtype = Literal["float32", "bfloat16"]
 """Dtype of the VAE's decoder. Its encoder always runs in float32."""
 ExecutorKind = Literal["inline", "local", "ray"]
 """How workers run: as threads of this process, as child processes, or as Ray actors."""
+Dtype = Literal["auto", "bfloat16", "float32"]
+"""Dtype of the transformer and the text encoder. auto: bfloat16, or float32 on the CPU."""
 LoadFormat = Literal["auto", "dummy"]
 """Whether weights are loaded from the checkpoint (auto) or random (dummy)."""
 
@@ -41,9 +43,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options for running a model, shared by all of its workers.
 
     The command line, the Python API and the integrations accept the fields by name. Flags and
-    docs/options.md are generated from their descriptions. For `dtype`, `auto` is bfloat16 on
-    accelerators and float32 on the CPU. docs/memory.md explains `decode_dtype`, `quantization`,
-    `offload` and `context_parallel`, and docs/kernels.md `compile_sizes`.
+    docs/options.md are generated from their descriptions. docs/memory.md explains `decode_dtype`,
+    `quantization`, `offload` and `context_parallel`, and docs/kernels.md `compile_sizes`.
     """
 
     device: Annotated[
@@ -52,7 +53,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             description="auto, cpu, cuda (each worker takes the next one), cuda:1 and so on.",
         ),
     ] = "auto"
-    dtype: Annotated[str, Meta(description="auto, bfloat16 or float32.")] = "auto"
+    dtype: Annotated[
+        Dtype,
+        Meta(
+            description="Precision of the transformer and the text encoder; auto: bfloat16, or "
+            "float32 on the CPU."
+        ),
+    ] = "auto"
     load_format: Annotated[
         LoadFormat,
         Meta(description="dummy: random weights, to measure speed without a download."),

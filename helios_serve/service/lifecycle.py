@@ -1,9 +1,11 @@
 """Life cycle of the server: start, drain and shutdown."""
 
 import asyncio
+import time
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import CapacityError
+from helios_serve.logger import logger
 
 POLL_SECONDS = 0.1
 
@@ -12,7 +14,8 @@ class Lifecycle:
     """The server's state. An asynchronous context manager, used inside the engine's.
 
     `failure` is the reason why a model cannot be served, if none of its workers could start.
-    `closing` is set at shutdown, so that endless responses end.
+    `closing` is set at shutdown, so that endless responses end. `address` is the URL of the server,
+    for its log.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -20,6 +23,8 @@ class Lifecycle:
         self.closing = asyncio.Event()
         self.failure: str | None = None
         self.is_draining = False
+        self.address: str | None = None
+        self._started = time.monotonic()
         self._starting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Lifecycle":
@@ -55,6 +60,16 @@ class Lifecycle:
         while waiting and self.failure is None:
             await asyncio.sleep(POLL_SECONDS)
             stats = await self.engine.models.stats()
-            waiting -= {name for name, item in stats.items() if item.workers}
+            ready = {name for name in waiting if name in stats and stats[name].workers}
+            for name in ready:
+                logger.info("%s is ready after %.1f s", name, self._seconds)
+            waiting -= ready
             for name in waiting & self.engine.models.failures.keys():
                 self.failure = self.engine.models.failures[name]
+        if self.failure is None and self.address is not None:
+            logger.info("ready in %.1f s: open %s/ in a browser", self._seconds, self.address)
+
+    @property
+    def _seconds(self) -> float:
+        """Seconds since the server began to start its workers."""
+        return time.monotonic() - self._started

@@ -12,6 +12,7 @@ from helios_serve.video_request import Relation
 
 MAX_FORKS = 16
 """Videos that one request may fork off."""
+Prompt = Annotated[str, Meta(pattern=r"\S", extra={"allowed": "text that is not blank"})]
 BatchKey = Annotated[str, Meta(max_length=64)]
 BatchValue = Annotated[str, Meta(max_length=512)]
 RequestedTier = Literal["auto", "priority", "default", "flex"]
@@ -61,7 +62,7 @@ class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class CreateVideo(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request for a new video. Options that are left out use the model's defaults."""
 
-    prompt: Annotated[str, Meta(description="Text prompt that describes the video.")]
+    prompt: Annotated[Prompt, Meta(description="Text prompt that describes the video.")]
     model: Annotated[
         str | None, Meta(description="Name of a served model; the first model by default.")
     ] = None
@@ -119,7 +120,7 @@ class RemixVideo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     new prompt.
     """
 
-    prompt: str
+    prompt: Prompt
 
 
 class ExtendVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,7 +128,7 @@ class ExtendVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     video: dict[str, str]
     seconds: float = 4.0
-    prompt: str | None = None
+    prompt: Prompt | None = None
 
 
 class ForkVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,7 +138,7 @@ class ForkVideo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     more from there on (None: up to the end of the video).
     """
 
-    prompts: Annotated[tuple[str | None, ...], Meta(min_length=1, max_length=MAX_FORKS)]
+    prompts: Annotated[tuple[Prompt | None, ...], Meta(min_length=1, max_length=MAX_FORKS)]
     seconds: float | None = None
 
 
@@ -148,7 +149,7 @@ class SwitchPrompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     video's own setting).
     """
 
-    prompt: str
+    prompt: Prompt
     transition_chunks: int | None = None
 
 

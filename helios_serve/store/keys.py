@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from helios_serve.errors import InvalidRequestError
+from helios_serve.options.scheduling import DEFAULT_TENANT
 from helios_serve.store.database import Database
 from helios_serve.store.files import make_folder, storage_errors
 
@@ -24,6 +25,8 @@ KEY_BYTES = 32
 """Random bytes in a key: enough entropy that a plain, unsalted hash is safe."""
 TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_LABEL = 200
+FIXED = "--api-key"
+"""Id and label of the keys that are not stored."""
 SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE keys (
@@ -80,11 +83,15 @@ class KeyStore:
     """The keys in a SQLite file of the data folder, readable only by its owner.
 
     Several processes may open it. Thread-safe. Methods raise StorageError if the disk fails.
+    `fixed` are further keys, of the default tenant, which are valid but not stored.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, *, fixed: Iterable[str] = ()
+    ) -> None:
         self.path = folder / DATABASE
         self._clock = clock
+        self._fixed = {key.hash: key for key in map(fixed_key, fixed)}
         make_folder(folder)
         with creation_lock(folder):
             with storage_errors("open", self.path):
@@ -117,7 +124,7 @@ class KeyStore:
         """Return the keys that are valid now."""
         keys = self.all()
         valid = {key.hash: key for key in keys if key.revoked_at is None}
-        return KeyRing(valid, is_open=not keys)
+        return KeyRing(valid | self._fixed, is_open=not (keys or self._fixed))
 
     def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key and return its record. Raises InvalidRequestError for an unknown id."""
@@ -164,6 +171,11 @@ def make_private(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         path.chmod(0o600)
+
+
+def fixed_key(secret: str) -> ApiKey:
+    """Return the record of a key that is not stored."""
+    return ApiKey(FIXED, hash_of(secret), DEFAULT_TENANT, FIXED, 0.0)
 
 
 def hash_of(secret: str) -> bytes:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger
 from helios_serve.messages import WorkerCommand, WorkerDied
+from helios_serve.model_executor.checks import check_thread
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.worker.commands import Commands
-from helios_serve.model_executor.worker.group import check_thread
 from helios_serve.model_executor.worker.worker import Emit, Worker, load_worker
 from helios_serve.options.workers import WorkerConfig
 

@@ -73,7 +73,10 @@ class Child:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=run_worker, args=(config, self.slots, theirs), name=worker_id, daemon=True
+            target=run_worker,
+            args=(config, self.slots, theirs, logger.level),
+            name=worker_id,
+            daemon=True,
         )
         self.process.start()
         theirs.close()
@@ -195,14 +198,14 @@ class LocalExecutor:
         self._reapers = [reaper for reaper in self._reapers if reaper.is_alive()] + [thread]
 
 
-def run_worker(config: WorkerConfig, slots: range, pipe: Connection) -> None:
+def run_worker(config: WorkerConfig, slots: range, pipe: Connection, log_level: int) -> None:
     """Run a worker with its device slots in this process until the parent closes its commands."""
     from helios_serve.model_executor.device import assign_device
     from helios_serve.model_executor.worker.worker import load_worker
 
     threading.Thread(target=end_with_parent, name="watch parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
-    show_logs()
+    show_logs(log_level)
     lock = threading.Lock()
 
     def emit(event: WorkerEvent) -> None:

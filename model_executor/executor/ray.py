@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from helios_serve.errors import HeliosError
+from helios_serve.logger import logger
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
@@ -183,7 +184,7 @@ class Handle:
         with self._lock:
             if self._is_killed:
                 raise HeliosError("killed by the engine")
-            self._actor = actor.remote(msgspec.msgpack.encode(self.config))
+            self._actor = actor.remote(msgspec.msgpack.encode(self.config), logger.level)
         where = self._actor.where.remote()
         if not self._wait(lambda: ray.wait([where], timeout=PLACEMENT_POLL_SECONDS)[0], deadline):
             raise HeliosError(f"process did not start within {PLACEMENT_SECONDS:g} s")

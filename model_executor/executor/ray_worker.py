@@ -23,8 +23,8 @@ class RayWorker:
     `config`, commands and events are encoded as msgpack. Commands and events keep their order.
     """
 
-    def __init__(self, config: bytes) -> None:
-        show_logs()
+    def __init__(self, config: bytes, log_level: int) -> None:
+        show_logs(log_level)
         self._commands = Commands()
         self._decoder = msgspec.msgpack.Decoder(WorkerCommand)
         self._events: queue.SimpleQueue[bytes] = queue.SimpleQueue()

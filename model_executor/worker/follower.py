@@ -21,11 +21,11 @@ from helios_serve.model_executor.worker.worker import load_rank
 def main() -> None:
     """Load the model, join the group and execute plans. Exits at once when rank 0 ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends its group itself
-    show_logs()
     begin = read_frame(sys.stdin.buffer)
     if begin is None:
         return
     start = msgspec.msgpack.decode(begin, type=RankStart)
+    show_logs(start.log_level)
     plans: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
     threading.Thread(target=read_plans, args=(plans, start.folder), daemon=True).start()
     try:

@@ -20,9 +20,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from helios_serve.errors import DeviceError
+from helios_serve.logger import logger
 from helios_serve.messages import RunnerOutput, SchedulerOutput, WorkerDied
-from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.exit_status import describe_exit
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.options.workers import WorkerConfig
@@ -41,27 +40,7 @@ class RankStart(msgspec.Struct, frozen=True):
     config: WorkerConfig
     rank: int
     folder: str
-
-
-def check_context_parallel(config: WorkerConfig, model: HeliosConfig) -> None:
-    """Raise DeviceError unless the number of ranks divides the model's attention heads."""
-    ranks, heads = config.ranks, model.transformer.num_attention_heads
-    if ranks < 1 or heads % ranks:
-        raise DeviceError(
-            f"got context parallel {ranks}, expected a divisor of the model's {heads} attention "
-            "heads"
-        )
-    if ranks > 1 and config.offload:
-        raise DeviceError(f"got offload with context parallel {ranks}, expected only one of them")
-
-
-def check_thread(config: WorkerConfig) -> None:
-    """Raise DeviceError for a context-parallel worker in a thread."""
-    if config.ranks > 1:
-        raise DeviceError(
-            f"got context parallel {config.ranks} with executor inline, expected executor local "
-            "or ray"
-        )
+    log_level: int
 
 
 def device_of(rank: int, device: torch.device) -> str:
@@ -161,7 +140,7 @@ class Followers:
         self, config: WorkerConfig, rank: int, device: torch.device
     ) -> "subprocess.Popen[bytes]":
         own = msgspec.structs.replace(config, device=device_of(rank, device), roles=("denoise",))
-        start = RankStart(own, rank, self._folder.name)
+        start = RankStart(own, rank, self._folder.name, logger.level)
         # -P: do not import modules from the working directory, which may contain anything.
         command = [sys.executable, "-P", "-m", "helios_serve.model_executor.worker.follower"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE)

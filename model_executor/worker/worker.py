@@ -17,6 +17,7 @@ from helios_serve.messages import (
     WorkerReady,
 )
 from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM
+from helios_serve.model_executor.checks import check_context_parallel
 from helios_serve.model_executor.device import free_memory, resolve_device, resolve_dtype
 from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, open_checkpoint
 from helios_serve.model_executor.models.helios.exchange import Ranks
@@ -24,7 +25,6 @@ from helios_serve.model_executor.models.helios.transformer import HeliosTransfor
 from helios_serve.model_executor.worker.commands import Commands
 from helios_serve.model_executor.worker.group import (
     Followers,
-    check_context_parallel,
     device_of,
 )
 from helios_serve.model_executor.worker.model_runner import ModelRunner

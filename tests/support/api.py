@@ -1,6 +1,7 @@
 """What tests of the API share: a short video, and how answers are read."""
 
 import io
+import time
 import warnings
 from typing import Any
 
@@ -12,8 +13,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import openai
 
-__all__ = ["SHORT", "error_of", "frames_of", "openai", "played"]
+__all__ = ["SHORT", "error_of", "frames_of", "openai", "played", "wait_until_ready"]
 
+PATIENCE = 60.0
 SHORT: dict[str, Any] = {"extra_body": {"num_frames": 40, "seed": 3}, "size": "64x64"}
 """Two chunks, the second one cut."""
 
@@ -42,3 +44,11 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     error: dict[str, Any] = answer.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     return error
+
+
+def wait_until_ready(http: httpx.Client) -> None:
+    """Wait until the server has a worker; it answers before."""
+    deadline = time.monotonic() + PATIENCE
+    while http.get("/health").status_code != 200:
+        assert time.monotonic() < deadline, "no worker became ready"
+        time.sleep(0.05)

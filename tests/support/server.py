@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.scripts import with_tests
 
-URL = re.compile(r"http://\S+(?=/v1/videos)")
+URL = re.compile(r"https?://\S+(?=/v1/videos)")
 COMMAND = "helios_serve"
 """The module to run; one of `tests.support` can take its place."""
 

@@ -41,8 +41,9 @@ class AsyncEngine:
         cores: Mapping[str, EngineCore],
         store: VideoStore | None = None,
         metrics: Metrics | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
-        self.models = ModelPool(cores)
+        self.models = ModelPool(cores, aliases)
         self.store = store
         self.metrics = metrics or Metrics()
         self._active = ActiveRequests(store, self.metrics)

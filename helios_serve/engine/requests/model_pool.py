@@ -26,10 +26,16 @@ DRAIN_PERIOD = 0.05
 
 
 class ModelPool:
-    """Models by name, each with its own workers; the first is the default."""
+    """Models by name, each with its own workers; the first is the default.
 
-    def __init__(self, cores: Mapping[str, EngineCore]) -> None:
+    `aliases` maps further names to the names of models.
+    """
+
+    def __init__(
+        self, cores: Mapping[str, EngineCore], aliases: Mapping[str, str] | None = None
+    ) -> None:
         self.cores = cores
+        self.aliases = aliases or {}
         self._threads: dict[str, EngineThread] = {}
 
     def open(
@@ -53,6 +59,20 @@ class ModelPool:
         return next(iter(self.cores))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All names that requests may use."""
+        return (*self.cores, *self.aliases)
+
+    def name_of(self, model: str | None) -> str:
+        """Return the name of a model, given one of its names; None is the default model.
+
+        A name that is not served is returned unchanged.
+        """
+        if model is None:
+            return self.default_model
+        return self.aliases.get(model, model)
+
+    @property
     def failures(self) -> dict[str, str]:
         """Models whose engines have stopped, and why."""
         failures = {name: thread.failure for name, thread in self._threads.items()}
@@ -60,9 +80,9 @@ class ModelPool:
 
     def thread_of(self, model: str | None) -> EngineThread:
         """Raises InvalidRequestError for a model that is not served."""
-        name = self.default_model if model is None else model
+        name = self.name_of(model)
         if name not in self._threads:
-            served = ", ".join(self._threads)
+            served = ", ".join(self.names)
             raise InvalidRequestError(
                 f"got model {name!r}, expected one of: {served}", param="model"
             )

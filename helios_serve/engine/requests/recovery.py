@@ -45,7 +45,7 @@ class Recovery:
 
     async def _resume(self, job: Unfinished) -> None:
         """A job that its model can never make ends as failed; any other may wait for room."""
-        name, model = job.request.request_id, job.request.model
+        name, model = job.request.request_id, self.models.name_of(job.request.model)
         if model not in self.models.cores:
             self._report(f"job {name} waits for model {model!r}, which is not served now")
             return

@@ -11,6 +11,8 @@ from helios_serve.size import parse_size
 
 T = TypeVar("T")
 
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
 
 def add_data_dir(parser: Any, what: str) -> None:
     """Add `--data-dir`, the folder by which commands find a server. `what` is its help text."""
@@ -20,6 +22,15 @@ def add_data_dir(parser: Any, what: str) -> None:
         default=Path("helios-data"),
         metavar="FOLDER",
         help=f"{what} (default: helios-data)",
+    )
+
+
+def add_log_flags(parser: Any) -> None:
+    parser.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="info",
+        help="write log lines of this level and above to standard error (default: info)",
     )
 
 
@@ -48,6 +59,20 @@ def _bounds(text: str) -> tuple[float, float]:
     return low, high
 
 
+def api_key(text: str) -> str:
+    """Parse an API key. Messages do not contain it."""
+    if not text.strip() or text != text.strip() or not text.isascii():
+        raise argparse.ArgumentTypeError("expected ASCII characters without spaces around them")
+    return text
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError("out of range")
+    return port
+
+
 def _switch(text: str) -> PromptSwitch:
     chunk, separator, prompt = text.partition(":")
     if not separator or not prompt.strip():
@@ -69,6 +94,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+MAX_PORT = 65535
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -87,6 +113,9 @@ def _bytes(text: str) -> int:
     return int(size)
 
 
+integer = value_parser("an integer", int)
+number = value_parser("a number", float)
+port = value_parser(f"an integer from 0 (a free port) to {MAX_PORT}", _port)
 size = value_parser("WIDTHxHEIGHT in pixels, such as 640x384", parse_size)
 sizes = value_parser("comma-separated WIDTHxHEIGHT in pixels, such as 640x384,384x640", _sizes)
 steps = value_parser("comma-separated integers, such as 2,2,2", _steps)

@@ -15,6 +15,7 @@ from helios_serve.options.fields import Option, options_of, read_options, withou
 from helios_serve.options.scheduling import BatchLimits, SchedulingConfig
 from helios_serve.options.workers import (
     DEFAULT_MODEL,
+    ExecutorKind,
     WorkerConfig,
     WorkerGroup,
     WorkerOptions,
@@ -72,9 +73,9 @@ def action(option: Option) -> dict[str, Any]:
         case inspect.TupleType():
             return {"type": parsers.bounds, "metavar": metavar}
         case inspect.IntType():
-            return {"type": int, "metavar": metavar}
+            return {"type": parsers.integer, "metavar": metavar}
         case inspect.FloatType():
-            return {"type": float, "metavar": metavar}
+            return {"type": parsers.number, "metavar": metavar}
         case inspect.StrType():
             return {"metavar": metavar}
     raise TypeError(f"unsupported type of option {option.name}: {kind}")
@@ -149,6 +150,13 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_options(group, WorkerOptions, include=WORKER_GROUP_OPTIONS)
     add_options(group, BatchLimits)
+
+
+def executor_kind(arguments: argparse.Namespace) -> ExecutorKind:
+    """Return the chosen executor, or the default: ray with an address, else local."""
+    default: ExecutorKind = "ray" if arguments.ray_address else "local"
+    kind: ExecutorKind = arguments.executor or default
+    return kind
 
 
 def worker_groups(arguments: argparse.Namespace, model: str) -> tuple[WorkerGroup, ...]:

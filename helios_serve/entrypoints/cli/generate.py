@@ -1,7 +1,6 @@
 """`helios-serve generate`: generates one video and writes it to an MP4 file."""
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -9,19 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from helios_serve.engine.preflight import check_model
 from helios_serve.entrypoints.cli import arguments as parsers
-from helios_serve.entrypoints.cli.flags import add_model_flags, add_options, given_options
+from helios_serve.entrypoints.cli import outputs
+from helios_serve.entrypoints.cli.flags import (
+    add_model_flags,
+    add_options,
+    given_options,
+    read_flags,
+)
 from helios_serve.errors import InvalidRequestError
+from helios_serve.logger import logger
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer
+from helios_serve.media.references import check_exists
 from helios_serve.messages import TensorData
+from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import (
     NANO_SIZE,
     PUBLISHED_SIZE,
     SamplingParams,
     default_size,
 )
-from helios_serve.options.workers import WorkerOptions
+from helios_serve.options.workers import WorkerConfig, WorkerGroup, WorkerOptions, worker_config
+from helios_serve.video_request import check_prompt, check_references
 
 if TYPE_CHECKING:
     from helios_serve.engine.inline_engine import StepDone
@@ -45,13 +55,21 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("prompt", help="text prompt that describes the video")
+    parser.add_argument(
+        "text", nargs="?", metavar="PROMPT", help="text prompt that describes the video"
+    )
+    parser.add_argument("--prompt", metavar="PROMPT", help="same as PROMPT (default: none)")
+    parser.alias = "--prompt"
+    parser.add_config_flag()
+    parsers.add_log_flags(parser)
     add_output_flags(parser)
     group = add_model_flags(parser)
-    group.add_argument("--lora", metavar="PATH", help="LoRA adapter in diffusers format")
+    group.add_argument(
+        "--lora", metavar="PATH", help="LoRA adapter in diffusers format (default: none)"
+    )
     group.add_argument(
         "--lora-scale",
-        type=float,
+        type=parsers.number,
         default=1.0,
         metavar="X",
         help="scale of the LoRA adapter (default: 1.0)",
@@ -91,8 +109,10 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_reference_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reference")
-    group.add_argument("--image", metavar="FILE", help="start from an image (I2V)")
-    group.add_argument("--video", metavar="FILE_OR_FOLDER", help="continue a video (V2V)")
+    group.add_argument("--image", metavar="FILE", help="start from an image (I2V) (default: none)")
+    group.add_argument(
+        "--video", metavar="FILE_OR_FOLDER", help="continue a video (V2V) (default: none)"
+    )
     add_options(group, SamplingParams, include=REFERENCE_OPTIONS)
 
 
@@ -104,28 +124,61 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate the video, and write it chunk by chunk. Returns the exit status."""
-    check_outputs(arguments)
+    check(arguments)
+    outputs.check_outputs(arguments)
+    logger.info("loading %s", arguments.model)
     # Imported late: torch takes seconds to import, and --help and errors must be immediate.
     from helios_serve.offline import Helios
 
     model = Helios(arguments.model, **given_options(arguments, WorkerOptions))
     progress = ProgressBar()
-    options = sampling_options(arguments)
+    options = sampling_options(arguments) | {
+        "image": arguments.image,
+        "video": arguments.video,
+        "lora": arguments.lora,
+        "lora_scale": arguments.lora_scale,
+        "keep_input_latents": arguments.output_latents is not None,
+    }
     chunks = model.stream(arguments.prompt, on_step=progress.on_step, **options)
     model.load()
     progress.on_load()
     latents: list[TensorData] = []
-    with progress, Mp4Writer(arguments.output, fps=fps_of(arguments)) as writer:
-        for chunk in chunks:
-            writer.append(chunk.as_frames())
-            progress.on_frames(len(chunk.frames))
-            if arguments.output_latents is not None:
-                latents += chunk.latents
+    try:
+        with progress, Mp4Writer(arguments.output, fps=fps_of(arguments)) as writer:
+            for chunk in chunks:
+                writer.append(chunk.as_frames())
+                progress.on_frames(len(chunk.frames))
+                if arguments.output_latents is not None:
+                    latents += chunk.latents
+    except KeyboardInterrupt:
+        print(f"{arguments.output}: {progress.frames} frames until it was interrupted")
+        raise
     if arguments.output_latents is not None:
         shape = save_latents(arguments.output_latents, latents)
         print(f"{arguments.output_latents}: latents {list(shape)}")
     print(f"{arguments.output}: {progress.frames} frames, {progress.rate:.2f} frames/s")
     return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Check all that can be checked without torch.
+
+    Raises InvalidRequestError, CheckpointError or DeviceError.
+    """
+    if arguments.prompt is None:
+        raise InvalidRequestError("got no prompt, expected PROMPT or --prompt", param="prompt")
+    check_prompt(arguments.prompt)
+    check_references(arguments.image, arguments.video)
+    for name in ("image", "video"):
+        if (path := getattr(arguments, name)) is not None:
+            check_exists(Path(path), name)
+    workers = worker_config(
+        arguments.model, read_flags(arguments, WorkerOptions), like=WorkerConfig()
+    )
+    config = check_model(arguments.model, [WorkerGroup(workers)], "inline")
+    params = read_options(SamplingParams, sampling_options(arguments))
+    if config is not None:
+        params.resolve(config)
 
 
 class ProgressBar:
@@ -167,40 +220,14 @@ class ProgressBar:
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `Helios.stream` for the given flags."""
+    """Return the fields of SamplingParams that the flags give, and the size."""
     width, height = arguments.size or default_size(arguments.model)
     options = given_options(arguments, SamplingParams)
     if arguments.seconds is not None:
         options["num_frames"] = max(1, round(arguments.seconds * fps_of(arguments)))
-    return options | {
-        "width": width,
-        "height": height,
-        "image": arguments.image,
-        "video": arguments.video,
-        "lora": arguments.lora,
-        "lora_scale": arguments.lora_scale,
-        "keep_input_latents": arguments.output_latents is not None,
-    }
+    return options | {"width": width, "height": height}
 
 
 def fps_of(arguments: argparse.Namespace) -> int:
     fps: int = arguments.fps or SamplingParams().fps
     return fps
-
-
-def check_outputs(arguments: argparse.Namespace) -> None:
-    """Raise InvalidRequestError if an output file cannot be written."""
-    if arguments.output == arguments.output_latents:
-        raise InvalidRequestError(
-            f"got {arguments.output} for both --output and --output-latents, expected different "
-            "files",
-            param="output",
-        )
-    for name in ("output", "output_latents"):
-        path: Path | None = getattr(arguments, name)
-        if path is None:
-            continue
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            flag = name.replace("_", "-")
-            expected = "a writable file in an existing folder"
-            raise InvalidRequestError(f"got --{flag} {path}, expected {expected}", param=flag)

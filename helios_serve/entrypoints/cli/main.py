@@ -1,6 +1,7 @@
 """The `helios-serve` command."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -8,16 +9,27 @@ from typing import Any
 
 from helios_serve import __version__
 from helios_serve.entrypoints.cli import (
+    completion,
     generate,
     keys,
     run_batch,
     serve,
     workers,
 )
-from helios_serve.errors import HeliosError
-from helios_serve.logger import show_logs
+from helios_serve.entrypoints.cli.parser import PROGRAM, CommandParser, unknown_variables
+from helios_serve.errors import HeliosError, describe_error
+from helios_serve.logger import logger, show_logs
 
 BAD_INPUT, INTERRUPTED = 2, 130
+EXIT_CODES = """\
+exit status:
+  0    success
+  1    some videos of run-batch failed
+  2    an error, which one line on standard error describes
+  130  interrupted by Ctrl-C
+"""
+OTHER_VARIABLES = ("HELIOS_WEBHOOK_SECRET", "HELIOS_KERNELS", "HELIOS_ATTENTION")
+"""Environment variables that belong to no flag."""
 VLLM_OMNI_EXAMPLE = """\
 example:
   vllm-omni serve MODEL --omni --deploy-config $(helios-serve vllm-omni-config) \\
@@ -26,28 +38,45 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, and return the exit status.
+    """Run the command line, and return the exit status, which EXIT_CODES describes."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    show_logs(level_of(arguments))
+    for warning in unknown_variables(parser, OTHER_VARIABLES):
+        logger.warning(warning)
+    try:
+        status: int = arguments.run(arguments)
+    except (HeliosError, OSError) as error:
+        logger.debug("the command failed", exc_info=error)
+        print(f"{PROGRAM}: error: {describe_error(error)}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status
 
-    The status is 0 for success, 1 if some videos of `run-batch` failed, 2 for invalid input (with
-    one line on standard error), and 130 after an interrupt.
-    """
-    parser = argparse.ArgumentParser(prog="helios-serve", description="Serve Helios long videos.")
-    parser.add_argument("--version", action="version", version=f"helios-serve {__version__}")
+
+def make_parser() -> CommandParser:
+    """Return the parser of all commands."""
+    parser = CommandParser(
+        prog=PROGRAM,
+        description="Serve Helios long videos.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (generate, serve, run_batch, keys, workers):
         command.add_command(commands)
+    completion.add_command(commands, parser)
     add_vllm_omni_config(commands)
-    arguments = parser.parse_args(argv)
-    show_logs()
-    try:
-        status: int = arguments.run(arguments)
-    except HeliosError as error:
-        print(f"helios-serve: error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("helios-serve: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return status
+    return parser
+
+
+def level_of(arguments: argparse.Namespace) -> int:
+    """Return the level of `--log-level`, or INFO for commands without that flag."""
+    name: str = getattr(arguments, "log_level", "info")
+    return logging.getLevelNamesMapping()[name.upper()]
 
 
 def add_vllm_omni_config(commands: Any) -> None:

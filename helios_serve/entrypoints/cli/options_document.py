@@ -1,10 +1,13 @@
 """Generates docs/options.md: `python -m helios_serve.entrypoints.cli.options_document`."""
 
+import argparse
 from collections.abc import Iterator
 
 import msgspec
 from msgspec import inspect
 
+from helios_serve.entrypoints.cli.main import OTHER_VARIABLES, make_parser
+from helios_serve.entrypoints.cli.settings import variable_of
 from helios_serve.options.fields import Option, options_of, without_metadata
 from helios_serve.options.host import HostOptions
 from helios_serve.options.sampling import SamplingOptions
@@ -63,6 +66,13 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         None,
     ),
 )
+COMMAND_LINE = """\
+## Command line
+
+Every flag of every command, and the environment variable that gives the same. A flag overrides the
+variable, the variable overrides the file of `--config`, and the file overrides the default. See
+[command_line.md](command_line.md).
+"""
 WITHOUT_FLAGS = (CreateVideo, SchedulingConfig, HostOptions)
 
 
@@ -76,7 +86,32 @@ def document() -> str:
         parts.append(
             "\n".join((f"## {title}", "", text, "", *table(options, with_flags=with_flags), ""))
         )
+    parts.append("\n".join((COMMAND_LINE, *flag_table(), "")))
     return "\n".join(parts)
+
+
+def flag_table() -> Iterator[str]:
+    """Yield the lines of a table of all flags: a row for each meaning of a flag."""
+    commands: dict[tuple[str, str], list[str]] = {}
+    for parser in make_parser().leaves():
+        command = parser.prog.partition(" ")[2]
+        for action in parser._actions:
+            if action.option_strings and action.dest != "help":
+                row = (action.option_strings[-1], flag_help(parser, action))
+                commands.setdefault(row, []).append(command)
+    yield "| flag | variable | commands | description |"
+    yield "|---|---|---|---|"
+    for (flag, text), names in sorted(commands.items()):
+        yield f"| `{flag}` | `{variable_of(flag)}` | {', '.join(names)} | {text} |"
+    yield ""
+    yield f"Variables without a flag: {', '.join(f'`{name}`' for name in OTHER_VARIABLES)}."
+
+
+def flag_help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """Return the help text of a flag, and its choices, as a cell of a table."""
+    text = (action.help or "") % {"prog": parser.prog}
+    choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
+    return f"{text}{choices}".replace("|", "\\|")
 
 
 def table(options: list[Option], *, with_flags: bool) -> Iterator[str]:

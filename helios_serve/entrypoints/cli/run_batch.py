@@ -12,13 +12,18 @@ from urllib.parse import quote
 import msgspec
 from tqdm import tqdm
 
+from helios_serve.engine.preflight import check_model
+from helios_serve.entrypoints.cli.arguments import add_log_flags
 from helios_serve.entrypoints.cli.flags import (
     add_model_flags,
     add_worker_flags,
+    executor_kind,
     scheduling_config,
     worker_groups,
 )
+from helios_serve.entrypoints.cli.outputs import check_outputs
 from helios_serve.errors import HeliosError, InvalidRequestError
+from helios_serve.logger import logger
 from helios_serve.media.mp4 import defragment
 from helios_serve.model_config import num_chunks
 from helios_serve.service.batches.batch_line import BatchLine, line_name, local_request, parse_line
@@ -68,6 +73,8 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
+    parser.add_config_flag()
+    add_log_flags(parser)
     parser.add_argument("input", type=Path, metavar="FILE.jsonl", help="one request per line")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="output folder of the videos"
@@ -92,6 +99,11 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Generate all videos. Returns 1 if some of them failed, else 0."""
     lines = read_lines(arguments.input)
+    check_lines(arguments.input, lines)
+    check_outputs(arguments, folders=("output",))
+    check_model(
+        arguments.model, worker_groups(arguments, arguments.model), executor_kind(arguments)
+    )
     make_folder(arguments.output)
     with opened_engine(arguments) as (engine, store):
         batch = BatchRun(arguments, engine, store)
@@ -120,27 +132,43 @@ def read_lines(path: Path) -> list[bytes]:
     return lines
 
 
+def check_lines(path: Path, lines: list[bytes]) -> None:
+    """Raise InvalidRequestError for a file without a single request: it is another kind of file."""
+    first: LineError | None = None
+    for number, text in enumerate(lines, 1):
+        line = parse_line(text, number)
+        if not isinstance(line, LineError):
+            return
+        first = first or line
+    assert first is not None, "the file has lines"
+    raise InvalidRequestError(
+        f"got {path}, expected a batch file: none of its {len(lines)} lines is a request "
+        f"(line {first.line}: {first.message})",
+        param="input",
+    )
+
+
 @contextmanager
 def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine", "VideoStore"]]:
     """Yield the engine that the flags configure, not running yet, and its store."""
     # Imported late: torch takes seconds to import, and --help and errors must be immediate.
-    from helios_serve.engine.launch import launch
-    from helios_serve.engine.observe.trace import Trace
-    from helios_serve.engine.requests.async_engine import AsyncEngine
-    from helios_serve.options.workers import ExecutorKind
     from helios_serve.store.video_store import VideoStore
 
     with ExitStack() as opened:
         store = VideoStore(data_dir(arguments))
         opened.callback(store.close)
+        logger.info("loading %s", arguments.model)
+        from helios_serve.engine.launch import launch
+        from helios_serve.engine.observe.trace import Trace
+        from helios_serve.engine.requests.async_engine import AsyncEngine
+
         trace = None
         if arguments.trace is not None:
             trace = opened.enter_context(Trace(arguments.trace))
-        default: ExecutorKind = "ray" if arguments.ray_address else "local"
         core = launch(
             arguments.model,
             worker_groups(arguments, arguments.model),
-            arguments.executor or default,
+            executor_kind(arguments),
             ray_address=arguments.ray_address,
             scheduling=scheduling_config(arguments),
             trace=trace,

@@ -1,6 +1,7 @@
 """`helios-serve serve`: serves the video API over HTTP."""
 
 import argparse
+import os
 import signal
 import socket
 from contextlib import ExitStack, closing
@@ -10,22 +11,35 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
+from helios_serve.engine.preflight import check_model
 from helios_serve.entrypoints.cli.arguments import (
     add_data_dir,
+    add_log_flags,
+    api_key,
     byte_count,
     duration,
     lora_module,
+    port,
     seconds,
 )
 from helios_serve.entrypoints.cli.flags import (
     add_device_flags,
     add_outbound_flags,
     add_worker_flags,
+    executor_kind,
     make_media,
     make_webhooks,
     scheduling_config,
     worker_groups,
 )
+from helios_serve.entrypoints.cli.outputs import check_outputs
+from helios_serve.entrypoints.cli.served_models import (
+    ServedModels,
+    add_model_names,
+    served_models,
+)
+from helios_serve.entrypoints.cli.settings import variable_of
+from helios_serve.entrypoints.cli.tls import add_tls_flags, address_of, check_tls
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import LogFormat, logger, show_server_logs
 from helios_serve.options.server import ServerConfig
@@ -35,10 +49,15 @@ from helios_serve.store.keys import KeyStore
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from helios_serve.engine.loop.engine_core import EngineCore
+    from helios_serve.metrics import Metrics
+    from helios_serve.service.tenants import TenantsFile
+
 EPILOG = """\
 examples:
   helios-serve serve
   helios-serve serve BestWishYsh/Helios-Distilled --port 8000 --workers 2
+  helios-serve serve --config helios.yaml --port 8001
   helios-serve serve /models/helios --ray-address auto --workers 1:encode+decode --workers 7:denoise
 """
 CLOSE_SECONDS = 5
@@ -67,11 +86,16 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "models",
         nargs="*",
+        default=[],
         metavar="MODEL",
         help="local folders, Hugging Face hub ids, or the built-in nano, nano-mid or nano-base; "
         "each model has its own workers, and requests without a model use the first one "
         f"(default: {DEFAULT_MODEL})",
     )
+    parser.alias = "--model"
+    add_model_names(parser)
+    parser.add_config_flag()
+    add_log_flags(parser)
     add_server_flags(parser)
     add_outbound_flags(parser)
     add_device_flags(parser)
@@ -86,7 +110,10 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="address to listen on (default: 127.0.0.1, this machine only)",
     )
-    server.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    server.add_argument(
+        "--port", type=port, default=8000, metavar="N", help="port to listen on (default: 8000)"
+    )
+    add_tls_flags(server)
     add_storage_flags(server)
     add_access_flags(server)
     add_timeout_flags(server)
@@ -142,6 +169,16 @@ def add_access_flags(server: Any) -> None:
         help="file with shares and limits of tenants; reloaded on SIGHUP (default: none)",
     )
     server.add_argument(
+        "--api-key",
+        type=api_key,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY",
+        help="also accept these API keys, for the tenant `default`; the variable HELIOS_API_KEY "
+        "keeps them out of the list of processes (default: none)",
+    )
+    server.add_argument(
         "--without-keys",
         action="store_true",
         help="allow a public --host without API keys (see `helios-serve keys`): anyone who can "
@@ -177,40 +214,54 @@ def add_timeout_flags(server: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops the process. Returns the exit status."""
-    import uvicorn
-
-    from helios_serve.entrypoints.http.server import HttpServer
-
+    os.environ.pop(variable_of("--api-key"), None)  # not for workers and decoders
+    models = served_models(arguments)
+    check_tls(arguments.ssl_certfile, arguments.ssl_keyfile)
+    check_outputs(arguments)
+    for model in models.paths.values():
+        check_model(model, worker_groups(arguments, model), executor_kind(arguments))
     show_server_logs(arguments.log_format)
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
-        keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
+        keys = KeyStore(arguments.data_dir, fixed=arguments.api_key)
+        opened.enter_context(closing(keys))
         check_exposure(listener, keys, is_allowed=arguments.without_keys)
-        app = make_server(arguments, opened, keys)
-        config = uvicorn.Config(
-            app,
-            loop="uvloop",
-            http="httptools",
-            ws="websockets-sansio",
-            ws_max_size=MAX_MESSAGE_BYTES,
-            ws_per_message_deflate=False,  # video does not compress further
-            ws_ping_timeout=CLIENT_SECONDS,
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=CLOSE_SECONDS,
-            server_header=False,
-        )
-        host, port = listener.getsockname()[:2]
-        # uvicorn raises the signal again after its shutdown, which would kill the process early.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        print(f"helios-serve: http://{host}:{port}/v1/videos", flush=True)
+        app = make_server(arguments, models, opened, keys)
         lifecycle = app.state.lifecycle
-        HttpServer(config, lifecycle, arguments.drain_timeout).run(sockets=[listener])
+        lifecycle.address = address_of(listener, is_secure=arguments.ssl_certfile is not None)
+        print(f"helios-serve: {lifecycle.address}/v1/videos", flush=True)
+        serve_http(app, arguments, listener)
     if lifecycle.failure is not None:
         raise HeliosError(lifecycle.failure)
     return 0
+
+
+def serve_http(app: "Starlette", arguments: argparse.Namespace, listener: socket.socket) -> None:
+    """Serve the application on the listener until a signal stops it."""
+    import uvicorn
+
+    from helios_serve.entrypoints.http.server import HttpServer
+
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # video does not compress further
+        ws_ping_timeout=CLIENT_SECONDS,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+        server_header=False,
+        ssl_certfile=arguments.ssl_certfile,
+        ssl_keyfile=arguments.ssl_keyfile,
+    )
+    # uvicorn raises the signal again after its shutdown, which would kill the process early.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    HttpServer(config, app.state.lifecycle, arguments.drain_timeout).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -251,44 +302,26 @@ def check_exposure(listener: socket.socket, keys: KeyStore, *, is_allowed: bool)
         )
 
 
-def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore) -> "Starlette":
+def make_server(
+    arguments: argparse.Namespace, models: ServedModels, opened: ExitStack, keys: KeyStore
+) -> "Starlette":
     """Return the application that the flags configure. Its resources are closed with `opened`."""
-    # Imported late: torch takes seconds to import, and --help and errors must be immediate.
-    from helios_serve.engine.launch import launch
-    from helios_serve.engine.observe.trace import Trace
-    from helios_serve.engine.requests.async_engine import AsyncEngine
-    from helios_serve.entrypoints.http.app import make_app
-    from helios_serve.metrics import Metrics
-    from helios_serve.options.workers import ExecutorKind
     from helios_serve.service.tenants import TenantsFile
     from helios_serve.store.video_store import VideoStore
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
-    scheduling = scheduling_config(arguments)
-    if tenants is not None:
-        scheduling = msgspec.structs.replace(
-            scheduling, tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
-        )
+    media = make_media(arguments)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
-    media = make_media(arguments)
     webhooks = make_webhooks(arguments, store)
-    trace = None
-    if arguments.trace is not None:
-        trace = opened.enter_context(Trace(arguments.trace))
+    logger.info("loading %s", ", ".join(models.paths))
+    # Imported last: torch takes seconds to import, and errors must be immediate.
+    from helios_serve.engine.requests.async_engine import AsyncEngine
+    from helios_serve.entrypoints.http.app import make_app
+    from helios_serve.metrics import Metrics
+
     metrics = Metrics()
-    default: ExecutorKind = "ray" if arguments.ray_address else "local"
-    cores = {}
-    for model in arguments.models or [DEFAULT_MODEL]:
-        cores[model] = launch(
-            model,
-            worker_groups(arguments, model),
-            arguments.executor or default,
-            ray_address=arguments.ray_address,
-            scheduling=scheduling,
-            trace=trace,
-            metrics=metrics,
-        )
+    cores = launch_models(arguments, models, opened, tenants, metrics)
     config = ServerConfig(
         retention=arguments.retention,
         max_disk=arguments.max_disk,
@@ -297,9 +330,8 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         public_metrics=arguments.public_metrics,
         access_log=not arguments.no_access_log,
     )
-    engine = AsyncEngine(cores, store, metrics)
     return make_app(
-        engine,
+        AsyncEngine(cores, store, metrics, models.aliases),
         store,
         arguments.data_dir,
         keys,
@@ -308,3 +340,37 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         media=media,
         webhooks=webhooks,
     )
+
+
+def launch_models(
+    arguments: argparse.Namespace,
+    models: ServedModels,
+    opened: ExitStack,
+    tenants: "TenantsFile | None",
+    metrics: "Metrics",
+) -> "dict[str, EngineCore]":
+    """Return an engine for each model, by name. Their workers are starting."""
+    from helios_serve.engine.launch import launch
+    from helios_serve.engine.observe.trace import Trace
+
+    scheduling = scheduling_config(arguments)
+    if tenants is not None:
+        scheduling = msgspec.structs.replace(
+            scheduling, tenants=tenants.first.tenants, tenant_defaults=tenants.first.defaults
+        )
+    trace = None
+    if arguments.trace is not None:
+        trace = opened.enter_context(Trace(arguments.trace))
+    return {
+        name: launch(
+            model,
+            worker_groups(arguments, model),
+            executor_kind(arguments),
+            name=name,
+            ray_address=arguments.ray_address,
+            scheduling=scheduling,
+            trace=trace,
+            metrics=metrics,
+        )
+        for name, model in models.paths.items()
+    }

@@ -98,7 +98,7 @@ class ServerInfo:
         the default one when a request names it as its `model`.
         """
         models = self.engine.models
-        found = {name: self._model(name, name, parent=None) for name in models.cores}
+        found = {name: self._model(name, name, parent=None) for name in models.names}
         base = models.default_model
         for name in self.loras.names(models.tenant(tenant_of(request))):
             found.setdefault(name, self._model(name, base, parent=base))
@@ -106,8 +106,9 @@ class ServerInfo:
 
     def _model(self, name: str, base: str, parent: str | None) -> Model:
         models = self.engine.models
-        sizes = suggested_sizes(default_size(base), models.model_config(base))
-        is_random = is_built_in(base) or models.worker_config(base).load_format == "dummy"
+        options = models.worker_config(base)
+        sizes = suggested_sizes(default_size(options.model), models.model_config(base))
+        is_random = is_built_in(options.model) or options.load_format == "dummy"
         return Model(
             id=name,
             created=self.started,

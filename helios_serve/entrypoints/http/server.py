@@ -34,6 +34,10 @@ class HttpServer(uvicorn.Server):
             self.lifecycle.is_draining = True
             self._loop.call_soon_threadsafe(self._begin_to_drain)
         else:
+            if self._loop is not None and not self.should_exit:
+                self._loop.call_soon_threadsafe(
+                    logger.info, "stopping now: unfinished videos resume with the next server"
+                )
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:

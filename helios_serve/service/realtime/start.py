@@ -78,9 +78,10 @@ def drop_unused(fields: Json, builder: RequestBuilder) -> None:
         fields.pop("height", None)
     if "num_frames" in fields:
         fields.pop("seconds", None)
-    cores = builder.engine.models.cores
-    model = fields.get("model", next(iter(cores)))
-    if isinstance(model, str) and model in cores and cores[model].model_config.stages > 1:
+    models = builder.engine.models
+    cores, model = models.cores, fields.get("model", models.default_model)
+    model = models.name_of(model) if isinstance(model, str) else ""
+    if model in cores and cores[model].model_config.stages > 1:
         fields.pop("num_inference_steps", None)
 
 

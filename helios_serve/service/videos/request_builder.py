@@ -45,10 +45,10 @@ class RequestBuilder:
         if given is None and (source := fields.pop("input_reference", None)) is not None:
             given = ReferenceInput(source)
         body = self._with_adapter_as_lora(convert(fields, CreateVideo))
-        model = body.model or self.engine.models.default_model
+        model = self.engine.models.name_of(body.model or None)
         config = self.engine.models.model_config(model)
         body = with_plain_options(body, config)
-        shown = asked_size(body, model)
+        shown = asked_size(body, self.engine.models.worker_config(model).model)
         size = sampled_size(shown, body, config)
         asked = creation(body, model, size, shown, tenant)
         if body.service_tier == "auto" and model in self.engine.models.cores:
@@ -79,7 +79,7 @@ class RequestBuilder:
 
         Raises InvalidRequestError if the request names another adapter too.
         """
-        if body.model is None or body.model in self.engine.models.cores:
+        if body.model is None or body.model in self.engine.models.names:
             return body
         if body.model not in self.loras.paths:
             return body

@@ -77,8 +77,8 @@ def check_single_values(body: CreateVideo, changes: dict[str, Any]) -> None:
 def asked_size(body: CreateVideo, model: str) -> Size:
     """Return the requested size of a video, from `size` or from `width` and `height`.
 
-    Without any of them it is the model's default size. Raises InvalidRequestError if the fields
-    conflict or are malformed.
+    Without any of them it is the default size of `model`: a folder, a hub id or a built-in model.
+    Raises InvalidRequestError if the fields conflict or are malformed.
     """
     if body.size is not None and (body.width is not None or body.height is not None):
         raise InvalidRequestError(

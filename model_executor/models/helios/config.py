@@ -1,6 +1,7 @@
 """Reads a checkpoint's JSON files and rejects configurations that the code does not support."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,7 +77,15 @@ def read_config(folder: Path) -> HeliosConfig:
     """
     index = read_json(folder, MODEL_INDEX)
     require(MODEL_INDEX, index, "_class_name", PIPELINES)
-    files = {name: read_json(folder, name) for name in ASSUMED}
+    return parse_config({MODEL_INDEX: index} | {name: read_json(folder, name) for name in ASSUMED})
+
+
+def parse_config(files: Mapping[str, dict[str, Any]]) -> HeliosConfig:
+    """Return the configuration in the JSON files of a checkpoint, which `files` has by name.
+
+    Raises CheckpointError for unsupported values.
+    """
+    index = files[MODEL_INDEX]
     for name, allowed in ASSUMED.items():
         for key, values in allowed.items():
             require(name, {key: values[0]} | files[name], key, values)

@@ -12,6 +12,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.support.api import error_of, frames_of
+from tests.support.command_line import without_progress
 from tests.support.server import running_server
 
 FLAGS = ("nano", "--device", "cpu", "--batch-invariant")
@@ -88,7 +89,7 @@ def test_what_keeps_a_server_from_starting_is_one_line(
             timeout=60,
         )
     assert done.returncode == 2
-    *before, last = done.stderr.splitlines()
-    assert message in last
-    assert "error:" in last
-    assert not any("Traceback" in line for line in before)
+    *_, line = without_progress(done.stderr)
+    assert line.startswith("helios-serve: error: ")
+    assert message in line
+    assert "Traceback" not in done.stderr

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,12 +12,11 @@ import httpx2 as httpx
 import pytest
 
 from helios_serve.store.keys import KeyStore
-from tests.support.api import error_of
+from tests.support.api import error_of, wait_until_ready
 from tests.support.server import Server, running_server
 
 LIMITS = "[tenants.small]\nmax_sessions = 2\nframes_per_day = 200\n"
 BODY: dict[str, Any] = {"prompt": "a secret prompt", "size": "64x64", "num_frames": 33}
-PATIENCE = 60.0
 GENERATED = re.compile(r"req_[0-9a-f]{32}")
 
 
@@ -48,17 +46,10 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
     flags = ("--tenants", str(folder / "tenants.toml"), "--log-format", "json", "--public-metrics")
     log = folder / "log"
     with running_server(folder / "data", "nano", "--device", "cpu", *flags, log=log) as server:
-        wait_until_ready(server)
         made = Logged(server, log, key)
         with made.http:
+            wait_until_ready(made.http)
             yield made
-
-
-def wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while httpx.get(f"{server.url}/health").status_code != 200:
-        assert time.monotonic() < deadline, "no worker became ready"
-        time.sleep(0.05)
 
 
 def test_a_clients_request_id_is_kept_and_logged(logged: Logged) -> None:
