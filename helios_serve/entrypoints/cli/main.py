@@ -25,12 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The status is 0 for success, 1 if some videos of `run-batch` failed, 2 for invalid input (with
     one line on standard error), and 130 after an interrupt.
     """
-    parser = argparse.ArgumentParser(prog="helios-serve", description="Serve Helios long videos.")
-    parser.add_argument("--version", action="version", version=f"helios-serve {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, run_batch, keys, workers, vllm_omni_config):
-        command.add_command(commands)
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     show_logs()
     try:
         status: int = arguments.run(arguments)
@@ -41,3 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("helios-serve: interrupted", file=sys.stderr)
         return INTERRUPTED
     return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands and their flags."""
+    parser = argparse.ArgumentParser(prog="helios-serve", description="Serve Helios long videos.")
+    parser.add_argument("--version", action="version", version=f"helios-serve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (generate, serve, run_batch, keys, workers, vllm_omni_config):
+        command.add_command(commands)
+    return parser
