@@ -23,6 +23,7 @@ SCRIPT = re.compile(r"\b(?:benchmarks|examples)/\w+\.py\b")
 VARIABLE = re.compile(r"\b(HELIOS_[A-Z_]+)\b")
 FOREIGN = {
     "mypy": {"strict"},
+    "pytest": {"hypothesis-profile"},
     "ray": {"head"},
     "curl": {"output"},
     "sglang": {
