@@ -38,6 +38,13 @@ ModelLoader = Callable[..., "LoadedModel"]
 DEAD_WORKERS = pytest.StashKey[list[str]]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse `alone` without `slow`: `make test` would run the test among others."""
+    for item in items:
+        if item.get_closest_marker("alone") and not item.get_closest_marker("slow"):
+            raise pytest.UsageError(f"{item.nodeid}: got the marker alone, expected slow as well")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object | None) -> None:
     """Remember each pytest-xdist worker that died; `error` is None for one that finished."""
