@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
+
+from tests.support.tries import FULL
 
 if TYPE_CHECKING:
     from helios_serve.model_executor.loader import LoadedModel
@@ -21,13 +24,25 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # processes share the cores, and OpenMP threads that wait for each other by turning take most of
 # the time then.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests with two threads let them sleep, not spin, while they wait for each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and so would every process
 # that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What `--hypothesis-profile=full` names; `tries` reads the name.
+settings.register_profile(FULL)
+
 ModelLoader = Callable[..., "LoadedModel"]
 DEAD_WORKERS = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse `alone` without `slow`: `make test` would run the test among others."""
+    for item in items:
+        if item.get_closest_marker("alone") and not item.get_closest_marker("slow"):
+            raise pytest.UsageError(f"{item.nodeid}: got the marker alone, expected slow as well")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -103,7 +103,10 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1
     batch_invariant: Annotated[
         bool,
-        Meta(description="Run segments one by one, so that results repeat bitwise."),
+        Meta(
+            description="Run segments one by one, so that results repeat bitwise; on a CPU, with "
+            "the same number of threads (`OMP_NUM_THREADS`)."
+        ),
     ] = False
     history_blocks: Annotated[
         Annotated[int, Meta(ge=2)] | None,

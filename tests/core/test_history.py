@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from helios_serve.core.history_manager import BlockPool, HistoryManager
 from helios_serve.messages import NULL_BLOCK
 from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, WINDOW_FRAMES, Geometry
+from tests.support.tries import tries
 
 GEOMETRY = Geometry(64, 128)
 SIZE = GEOMETRY.blocks_per_frame
@@ -159,4 +160,6 @@ class HistoryMachine(RuleBasedStateMachine):
 
 
 TestHistoryMachine = HistoryMachine.TestCase
-TestHistoryMachine.settings = settings(max_examples=40, stateful_step_count=30, derandomize=True)
+TestHistoryMachine.settings = settings(
+    max_examples=tries(40, 1000), stateful_step_count=30, derandomize=True
+)

@@ -11,6 +11,7 @@ from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from tests.support.scheduling import SESSION_BLOCKS, World
+from tests.support.tries import tries
 
 SIZES = [(640, 384), (128, 64), (192, 128)]
 BLOCKS = SESSION_BLOCKS * 2 + 1
@@ -173,5 +174,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=100, stateful_step_count=50, derandomize=True, deadline=None
+    max_examples=tries(100, 2000), stateful_step_count=50, derandomize=True, deadline=None
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.kernel_cases import NOT_AT_START
 from tests.support.scripts import output_of
 
 SHARED_MEMORY = 227 * 1024
@@ -16,7 +17,6 @@ KERNELS = {
     for node in ast.parse(source.read_text()).body
     if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
 }
-WITHOUT_FP8 = KERNELS - {"quantize_rows_kernel"}
 
 
 @pytest.fixture(
@@ -48,5 +48,5 @@ def test_a_worker_compiles_all_it_needs_before_its_first_video(tmp_path: Path) -
     """Other sizes, prompts, stages and crowds than those that it has tried need no more."""
     printed = output_of("dry_warm_up", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     compiled: dict[str, list[str]] = json.loads(printed)
-    assert set(compiled["warm"]) == WITHOUT_FP8
+    assert set(compiled["warm"]) == KERNELS - NOT_AT_START
     assert compiled["later"] == []

@@ -209,6 +209,8 @@ def test_latents_stay_close(
     assert sibling(got["adapted"], got["plain"]) > 0.05
 
 
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.usefixtures("threads")
 def test_in_batch_invariant_mode_a_session_repeats_bitwise(
     checkpoints: dict[str, Path], latent_model: Any
 ) -> None:

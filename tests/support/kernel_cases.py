@@ -24,6 +24,8 @@ LAYOUTS: dict[str, tuple[Run, ...]] = {
     "without history": (Run(0, 4, 2), Run(4, 9, 1)),
     "several": (Run(0, 3, 0), Run(3, 5, 2), Run(5, 6, 1), Run(6, 10, 0), Run(10, 13, 3)),
 }
+NOT_AT_START = {"quantize_rows_kernel"}
+"""What a worker does not compile when it starts: only some models or options launch it."""
 HEADS = {"3 x 32": (3, 32), "5 x 24": (5, 24), "11 x 128": (11, 128), "40 x 128": (40, 128)}
 
 

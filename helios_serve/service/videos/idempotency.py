@@ -18,6 +18,8 @@ MAX_KEY = 255
 """Maximum length of a key, in characters."""
 KEPT_SECONDS = 24 * 3600.0
 """Lifetime of a key. A later request with the same key creates a new video."""
+MAX_USES = 10_000
+"""Maximum number of stored videos of one key. It takes 27 years to reach, or a damaged clock."""
 PIECE = 1 << 20
 """Bytes hashed at a time."""
 
@@ -51,7 +53,8 @@ class IdempotencyKeys:
     ) -> KeyedRequest | None:
         """Return the request that `key` identifies, or None without a key.
 
-        Raises ApiError 400 if the key is too long, or was used with a different request.
+        Raises ApiError 400 if the key is too long, was used with a different request, or has too
+        many videos.
         """
         if key is None:
             return None
@@ -75,13 +78,22 @@ class IdempotencyKeys:
         return keyed
 
     def _look_up(self, tenant: str, key: str, fingerprint: str) -> KeyedRequest:
-        """Return the video of a key. An expired key maps to a new id."""
-        for use in range(1 << 31):
+        """Return the video of a key. An expired key maps to a new id.
+
+        Raises ApiError 400 if the store has `MAX_USES` videos of the key, all expired.
+        """
+        for use in range(MAX_USES):
             digest = hashlib.sha256(f"{tenant}\0{key}\0{use}".encode()).hexdigest()
             job = self.store.job(f"video_{digest[:32]}")
             if job is None or job.created_at > time.time() - KEPT_SECONDS:
                 return KeyedRequest(f"video_{digest[:32]}", fingerprint, job)
-        raise AssertionError("a key is never used so often")
+        raise ApiError(
+            400,
+            f"got Idempotency-Key {key!r}, which has {MAX_USES} stored videos, expected fewer: "
+            "send a new key, or delete the key's old videos",
+            code="invalid_idempotency_key",
+            param="Idempotency-Key",
+        )
 
 
 def fingerprint_of(path: str, fields: Json) -> str:

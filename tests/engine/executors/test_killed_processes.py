@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,14 +31,36 @@ from tests.support.engines import (
     store_of,
 )
 from tests.support.ray_cluster import RayCluster
+from tests.support.tries import tries
 
 MAKES = (
     request("plain", 66, seed=1),
     request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
     request("wide", 66, seed=3, width=128),
 )
+
+
+class Point(NamedTuple):
+    """A place in a commit: before or after a call."""
+
+    owner: type
+    name: str
+    after: bool
+
+
+POINTS = {
+    "before-the-segment": Point(SegmentStore, "put", after=False),
+    "behind-the-segment": Point(SegmentStore, "put", after=True),
+    "before-the-transaction": Point(JobStore, "advance", after=False),
+    "behind-the-transaction": Point(JobStore, "advance", after=True),
+}
 KILLS = (1, 3)
-"""Commits at which all workers are killed."""
+"""Commits at which all workers are killed, each at a point of its own."""
+PAIRS = [
+    ("before-the-segment", "behind-the-transaction"),
+    ("behind-the-segment", "before-the-transaction"),
+]
+ROUNDS = [*PAIRS, *(pair[::-1] for pair in PAIRS)][: tries(2, 4)]
 
 
 def processes(kind: ExecutorKind, address: str | None) -> EngineCore:
@@ -86,25 +108,16 @@ def expected(kind: ExecutorKind, address: str | None, tmp_path_factory: Any) -> 
     return asyncio.run(asyncio.wait_for(main(), 300))
 
 
-def killing(
-    function: Callable[..., Any], own: EngineCore, killed: list[int], *, after: bool
-) -> Callable[..., Any]:
-    """`function`, at some calls of which every worker process of the engine ends at once."""
-    calls = itertools.count(1)
-
-    def kill() -> None:
-        reports = own.worker_pool.reports()
-        killed.append(sum(report.sessions + report.tasks for report in reports))
-        for report in reports:
-            if report.state == "ready":
-                os.kill(int(report.where.split()[-1]), signal.SIGKILL)
+def killing(point: Point, kill: Callable[[], None], commit: int) -> Callable[..., Any]:
+    """The call of `point`, at the given one of which `kill` is called before or after it."""
+    function, calls = getattr(point.owner, point.name), itertools.count(1)
 
     def call(*args: Any, **options: Any) -> Any:
-        is_time = next(calls) in KILLS
-        if is_time and not after:
+        is_time = next(calls) == commit
+        if is_time and not point.after:
             kill()
         result = function(*args, **options)
-        if is_time and after:
+        if is_time and point.after:
             kill()
         return result
 
@@ -112,31 +125,31 @@ def killing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("owner", "name", "after"),
-    [
-        pytest.param(SegmentStore, "put", False, id="before-the-segment"),
-        pytest.param(SegmentStore, "put", True, id="behind-the-segment"),
-        pytest.param(JobStore, "advance", False, id="before-the-transaction"),
-        pytest.param(JobStore, "advance", True, id="behind-the-transaction"),
-    ],
-)
+@pytest.mark.parametrize("points", ROUNDS, ids="-then-".join)
 def test_workers_may_die_at_any_point_of_a_commit(
-    owner: type,
-    name: str,
-    after: bool,
+    points: tuple[str, str],
     kind: ExecutorKind,
     address: str | None,
     expected: dict[str, list[bytes]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Every worker process ends at once, twice."""
     killed: list[int] = []
 
     async def main() -> dict[str, list[bytes]]:
         own = processes(kind, address)
-        patched = killing(getattr(owner, name), own, killed, after=after)
-        monkeypatch.setattr(owner, name, patched)
+
+        def kill() -> None:
+            reports = own.worker_pool.reports()
+            killed.append(sum(report.sessions + report.tasks for report in reports))
+            for report in reports:
+                if report.state == "ready":
+                    os.kill(int(report.where.split()[-1]), signal.SIGKILL)
+
+        for name, commit in zip(points, KILLS, strict=True):
+            point = POINTS[name]
+            monkeypatch.setattr(point.owner, point.name, killing(point, kill, commit))
         async with opened(tmp_path, own) as engine:
             made = await all_made(engine)
             assert {job.status for job in store_of(engine).jobs()} == {"completed"}
@@ -147,6 +160,7 @@ def test_workers_may_die_at_any_point_of_a_commit(
     assert all(killed), "there was nothing under way"
 
 
+LIVES = tries(3, 5)
 LINES = [
     {
         "custom_id": f"video {index}",
@@ -175,11 +189,11 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    """Five times, at seeded moments: while it starts, and behind so many files in its store."""
+    """At seeded moments: while it starts, and behind so many files in its store."""
     subprocess.run(batch(tmp_path, "undisturbed"), check=True, capture_output=True)
     rng = random.Random(0)
     store, statuses = tmp_path / "output/.helios", []
-    for life in range(5):
+    for life in range(LIVES):
         had = len(list(store.glob("segments/*/*")))
         more = had + rng.randint(1, 2) if life else 0
         running = subprocess.Popen(batch(tmp_path, "output"), stderr=subprocess.DEVNULL)
@@ -192,7 +206,7 @@ def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) ->
         finally:
             running.kill()
             statuses.append(running.wait())
-    assert statuses == [-signal.SIGKILL] * 5
+    assert statuses == [-signal.SIGKILL] * LIVES
     assert had > 0
     again = subprocess.run(batch(tmp_path, "output"), check=True, capture_output=True, text=True)
     assert again.stdout.endswith("4 videos, 0 failed\n")

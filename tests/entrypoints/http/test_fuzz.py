@@ -1,4 +1,4 @@
-"""Thousands of requests made from the served description, valid and not, by one tenant among
+"""Many requests made from the served description, valid and not, by one tenant among
 another's videos: nothing breaks, nothing hangs, nothing of the other's is shown."""
 
 import random
@@ -23,12 +23,15 @@ from schemathesis.core.result import Ok
 from schemathesis.core.transport import Response
 
 from tests.support.server import running_server
+from tests.support.tries import tries
 
 pytestmark = pytest.mark.slow
 
 SECRET = "the-prompt-of-another"
-AIM = 5000
+AIM = tries(1500, 5000)
 """Requests in all."""
+WITH_BODY, WITHOUT_BODY = tries(200, 500), tries(48, 120)
+"""Requests of an operation."""
 PATIENCE = 30.0
 """Seconds after which an answer does not come."""
 MAY_FAIL = (501, 503, 507)
@@ -189,7 +192,7 @@ def run(fuzz: Fuzz, operation: Any, described: dict[str, Any], documented: set[i
     """The requests of one operation; which ones depends on nothing but the description."""
     has_body = "requestBody" in described
     is_simple = not has_body and not described["parameters"]
-    count = 1 if is_simple else 500 if has_body else 120
+    count = 1 if is_simple else WITH_BODY if has_body else WITHOUT_BODY
 
     @hypothesis.seed(1)
     @hypothesis.settings(
