@@ -113,7 +113,7 @@ class Metrics:
         self.blocks_used = self._gauge("history_blocks_used", "History blocks in use")
         self.blocks_total = self._gauge("history_blocks", "History blocks in all pools")
         self.workers = self._gauge(
-            "worker_up", "1 if the worker is ready, 0 if it is starting", "worker"
+            "worker_up", "1 if the worker takes new work, 0 if it starts or drains", "worker"
         )
         self.event_loop_tasks = Gauge(
             "helios:event_loop_tasks",

@@ -1,7 +1,8 @@
-"""The cost of a step in FLOPs (a multiply-add is two), which is known before it runs.
+"""What steps, encoding and decoding cost, which is known before they run.
 
-The scheduler charges tenants by it, and real-time admission sums it up; benchmarks use the same
-numbers. A worker's measured rate turns it into seconds.
+Steps are counted in FLOPs (a multiply-add is two), encoding and decoding in the pixels that the VAE
+turns over. The scheduler charges tenants by it, and real-time admission sums it up; benchmarks use
+the same numbers. Measured rates turn it into seconds.
 """
 
 from functools import lru_cache
@@ -11,15 +12,22 @@ from helios_serve.core.history_manager import HistoryManager
 from helios_serve.messages import StepCursor
 from helios_serve.model_config import (
     CHUNK_FRAMES,
+    CHUNK_LATENTS,
+    HISTORY_FRAMES,
     PATCH_DIM,
     Geometry,
     HeliosConfig,
     TransformerConfig,
 )
 from helios_serve.options.sampling import ResolvedParams
+from helios_serve.video_request import VideoRequest
 
 TYPICAL_PROMPT_TOKENS = 64
 """Keys of a prompt, its padding collapsed; cross-attention is a percent of a step at most."""
+
+PROMPT_PIXELS = 117_000
+"""Pixels that the VAE encodes at the cost of a prompt. The encoder of Wan 2.1 takes 5.05 MFLOP a
+pixel (torch's FlopCounterMode), and UMT5-XXL 0.59 TFLOP for 64 tokens: 9.3 GFLOP a token."""
 
 
 class Flops(NamedTuple):
@@ -72,13 +80,30 @@ def patch_rows(geometry: Geometry, noise: int) -> int:
     return 64 * long + 8 * mid + short + 2 * noise
 
 
+def encode_cost(num_prompts: int, reference: VideoRequest | None = None) -> float:
+    """Pixels that stand for encoding prompts, and the image or video of `reference`.
+
+    An image is encoded alone and as a still chunk, a video by its first frame and its last chunks.
+    """
+    prompts = float(num_prompts * PROMPT_PIXELS)
+    if reference is None:
+        return prompts
+    chunks = 1
+    if reference.video is not None:
+        whole, history = reference.video.count // CHUNK_FRAMES, -(-HISTORY_FRAMES // CHUNK_LATENTS)
+        chunks = whole if reference.keep_input_latents else min(whole, history)
+    params = reference.params
+    return prompts + (1 + chunks * CHUNK_FRAMES) * params.width * params.height
+
+
 class SessionCost:
     """Costs that follow from a session's parameters alone, computed once.
 
     By stage: `steps` are the FLOPs of a denoise step, `tokens` what it adds to a batch, history and
     noise under every prompt. `chunk` is the FLOPs of any chunk but the first, `rate` the FLOP/s
-    that playing the video in real time takes. `peak_blocks` is the most history blocks that the
-    session ever holds.
+    that playing the video in real time takes. `decode` is the pixels of a chunk, all of which are
+    decoded even if the last chunk is shorter, and `decode_rate` the pixels a second in real time.
+    `peak_blocks` is the most history blocks that the session ever holds.
     """
 
     def __init__(self, config: HeliosConfig, geometry: Geometry, params: ResolvedParams) -> None:
@@ -92,6 +117,8 @@ class SessionCost:
         )
         self.chunk = self.of_chunk(1)
         self.rate = self.chunk * params.fps / CHUNK_FRAMES
+        self.decode = float(CHUNK_FRAMES * params.width * params.height)
+        self.decode_rate = self.decode * params.fps / CHUNK_FRAMES
         self.peak_blocks = HistoryManager.peak_blocks(geometry)
 
     def of_chunk(self, chunk: int) -> float:

@@ -1,34 +1,39 @@
-"""Fair queues of sessions: over tenants, and of one worker.
+"""Weighted fair queueing over flows, such as a tenant in a tier.
 
-Every flow (a tenant in a tier) has a virtual time that grows by cost / weight with each step it is
-charged for, and the flow with the least virtual time goes first. A flow that returns starts at the
-least virtual time of the waiting flows, so idle flows save up no service.
+Every flow has a virtual time that grows by cost / weight with each service it is charged for, and
+the flow with the least virtual time goes first. A flow that returns starts at the least virtual
+time of the waiting flows, less a credit: an idle flow saves up no more service than that.
 """
 
 import heapq
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Set
 from itertools import count
 from typing import Any, Generic, TypeVar
-
-from helios_serve.core.session import Session
-from helios_serve.options.scheduling import SchedulingConfig
 
 Item = TypeVar("Item", bound=Hashable)
 
 
 class Flow(Generic[Item]):
-    """The waiting items of one tenant; those in the middle of a chunk are `started`."""
+    """The waiting items of one flow; those that are `started` go first.
+
+    No fresh item of a flow that is `held` is served.
+    """
 
     def __init__(self, weight: float, virtual_time: float) -> None:
         self.weight = weight
         self.virtual_time = virtual_time
         self.members = 0
+        self.is_held = False
         self.started: OrderedDict[Item, None] = OrderedDict()
         self.fresh: OrderedDict[Item, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.started) + len(self.fresh)
+
+    @property
+    def can_be_served(self) -> bool:
+        return bool(self.started) or (bool(self.fresh) and not self.is_held)
 
 
 class FairQueue(Generic[Item]):
@@ -41,6 +46,7 @@ class FairQueue(Generic[Item]):
         self.virtual_time = 0.0
         self._flows: dict[Hashable, Flow[Item]] = {}
         self._flow_of: dict[Item, Hashable] = {}
+        self._held: Set[Hashable] = frozenset()
         self._tie = count()
         self._waiting: list[tuple[float, int, Hashable]] = []
         self._started: list[tuple[float, int, Hashable]] = []
@@ -54,14 +60,14 @@ class FairQueue(Generic[Item]):
         flow = self._flows[self._flow_of[item]]
         return item in flow.started or item in flow.fresh
 
-    def join(self, item: Item, key: Hashable, weight: float) -> None:
-        """Make `item` a member of flow `key`, which has `weight`."""
-        flow = self._flows.get(key)
-        if flow is None:
-            flow = self._flows[key] = Flow(weight, self.virtual_time)
-        elif flow.members == 0:
-            flow.virtual_time = max(flow.virtual_time, self.virtual_time)
-        flow.weight = weight
+    def join(self, item: Item, key: Hashable, weight: float, *, credit: float = 0.0) -> None:
+        """Make `item` a member of flow `key`, which has `weight`.
+
+        If the flow was idle, it has saved up `credit` at most.
+        """
+        flow = self._flow(key, weight)
+        if flow.members == 0:
+            self._limit_credit(flow, credit)
         flow.members += 1
         self._flow_of[item] = key
 
@@ -85,11 +91,35 @@ class FairQueue(Generic[Item]):
             line.move_to_end(item, last=False)
         self._index(key, flow)
 
-    def lift(self, item: Item) -> None:
-        """An item returns after a pause: if its flow was idle, it has saved up no service."""
+    def lift(self, item: Item, *, credit: float = 0.0) -> None:
+        """An item returns after a pause: if its flow was idle, it has saved up `credit` at most."""
         flow = self._flows[self._flow_of[item]]
         if not len(flow):
-            flow.virtual_time = max(flow.virtual_time, self.virtual_time)
+            self._limit_credit(flow, credit)
+
+    def hold(self, keys: Set[Hashable], credit: Callable[[Item], float] = lambda _: 0.0) -> None:
+        """Serve no fresh items of the flows `keys`, but again those of flows held before.
+
+        `credit` is the service that an item's flow has saved up at most while it was held.
+        """
+        if keys == self._held:
+            return
+        held, self._held = self._held, keys
+        for key in held - keys:
+            if (flow := self._flows.get(key)) is not None:
+                flow.is_held = False
+                if flow.fresh:
+                    self._limit_credit(flow, credit(next(iter(flow.fresh))))
+                self._index(key, flow)
+        for key in keys - held:
+            if (flow := self._flows.get(key)) is not None:
+                flow.is_held = True
+
+    def is_owed(self, item: Item) -> bool:
+        """Whether the item's flow has a credit, so that its turn comes before all others'."""
+        flow = self._flows[self._flow_of[item]]
+        is_stuck = flow.is_held and not flow.started
+        return flow.virtual_time < self.virtual_time and not is_stuck
 
     def withdraw(self, item: Item) -> None:
         """Remove `item` from the queue, not from its flow."""
@@ -97,21 +127,26 @@ class FairQueue(Generic[Item]):
         flow.started.pop(item, None)
         flow.fresh.pop(item, None)
 
-    def pop(self, lead: Callable[[Item], float] = lambda _: 0.0) -> Item | None:
+    def pop(
+        self, lead: Callable[[Item], float] = lambda _: 0.0, *, only_owed: bool = False
+    ) -> Item | None:
         """Remove and return the next item, or None.
 
-        A started chunk continues first, unless its flow has had more than `lead(item)` FLOPs of
-        service more than the flow with the least.
+        A started item continues first, unless its flow has had more than `lead(item)` of service
+        more than the flow with the least. `only_owed` asks for an item of a flow with a credit.
         """
         behind = self._top(self._waiting, started=False)
         if behind is None:
             return None
         key, first = behind, self._flows[behind]
+        if only_owed and first.virtual_time >= self.virtual_time:
+            return None
         ahead = self._top(self._started, started=True)
         if ahead is not None:
             flow = self._flows[ahead]
             gap = (flow.virtual_time - first.virtual_time) * flow.weight
-            if gap <= lead(next(iter(flow.started))):
+            may_go = not only_owed or flow.virtual_time < self.virtual_time
+            if may_go and gap <= lead(next(iter(flow.started))):
                 key = ahead
         self.virtual_time = max(self.virtual_time, first.virtual_time)
         flow = self._flows[key]
@@ -120,8 +155,43 @@ class FairQueue(Generic[Item]):
         return item
 
     def charge(self, item: Item, cost: float) -> None:
-        """Charge the item's flow for `cost` FLOPs."""
-        key = self._flow_of[item]
+        """Charge the item's flow for a service of `cost`."""
+        self._charge(self._flow_of[item], cost)
+
+    def bill(self, key: Hashable, weight: float, cost: float, *, credit: float = 0.0) -> None:
+        """Charge flow `key` for a service of `cost`. It need not have members, and then has saved
+        up `credit` at most."""
+        flow = self._flow(key, weight)
+        if flow.members == 0:
+            self._limit_credit(flow, credit)
+        self._charge(key, cost)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless each item waits in its flow, and each flow can be found."""
+        members = Counter(self._flow_of.values())
+        indexed = {(key, time) for time, _, key in self._waiting}
+        for key, flow in self._flows.items():
+            assert flow.members == members[key], f"flow {key} has lost a member"
+            assert flow.is_held == (key in self._held), f"flow {key} is held, or is not"
+            assert flow.started.keys().isdisjoint(flow.fresh), f"an item of {key} waits twice"
+            waiting = (*flow.started, *flow.fresh)
+            assert all(self._flow_of[item] == key for item in waiting), f"{key} has a stranger"
+            if flow.can_be_served:
+                assert (key, flow.virtual_time) in indexed, f"flow {key} would never be served"
+
+    def _flow(self, key: Hashable, weight: float) -> Flow[Item]:
+        """The flow `key`, made if it is new, with its `weight` as it is now."""
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = Flow(weight, 0.0)
+            flow.is_held = key in self._held
+        flow.weight = weight
+        return flow
+
+    def _limit_credit(self, flow: Flow[Item], credit: float) -> None:
+        flow.virtual_time = max(flow.virtual_time, self.virtual_time - credit / flow.weight)
+
+    def _charge(self, key: Hashable, cost: float) -> None:
         flow = self._flows[key]
         flow.virtual_time += cost / flow.weight
         self._index(key, flow)
@@ -137,117 +207,8 @@ class FairQueue(Generic[Item]):
         while heap:
             virtual_time, _, key = heap[0]
             flow = self._flows[key]
-            queued = flow.started if started else flow
-            if len(queued) and flow.virtual_time == virtual_time:
+            is_up = flow.started if started else flow.can_be_served
+            if is_up and flow.virtual_time == virtual_time:
                 return key
             heapq.heappop(heap)
         return None
-
-
-class WorkerQueue:
-    """Priority sessions by least slack; other tiers by fair queueing, with a share of the worker.
-
-    `sessions` are all of the worker's; those that can run are queued. While both kinds have work,
-    each priority step adds `batch_share` of its cost to a debt, and each step of the other tiers
-    pays off the rest of its own cost. The other tiers go first while the debt is positive, and so
-    get exactly their share.
-    """
-
-    def __init__(self, config: SchedulingConfig) -> None:
-        self.config = config
-        self.sessions: dict[str, Session] = {}
-        self._fair: FairQueue[str] = FairQueue()
-        self._due: dict[str, float] = {}
-        self._by_slack: list[tuple[float, int, str]] = []
-        self._tie = count()
-        self._with_work: dict[bool, set[str]] = {True: set(), False: set()}
-        """Runnable sessions, queued or about to be pushed again: priority ones, others."""
-        self._debt = 0.0
-
-    def configure(self, config: SchedulingConfig) -> None:
-        """Set the tenants' weights, also those of sessions that are here."""
-        self.config = config
-        self._fair.reweigh(lambda flow: config.weight(*flow))
-
-    def join(self, session: Session) -> None:
-        """Add a session, and queue it if it can run."""
-        request = session.request
-        self.sessions[session.session_id] = session
-        if not session.is_priority:
-            weight = self.config.weight(request.tenant, request.tier)
-            self._fair.join(session.session_id, (request.tenant, request.tier), weight)
-        if session.is_runnable:
-            self.push(session)
-
-    def leave(self, session: Session) -> None:
-        self.withdraw(session)
-        del self.sessions[session.session_id]
-        if not session.is_priority:
-            self._fair.leave(session.session_id)
-
-    def push(self, session: Session, rate: float = 0.0, *, front: bool = False) -> None:
-        """Queue a session of the worker.
-
-        `rate` is the worker's, in FLOP/s, which turns remaining work into slack. With `front` the
-        session was popped but not used, and keeps its place.
-        """
-        self._with_work[session.is_priority].add(session.session_id)
-        if not session.is_priority:
-            started = not session.at_chunk_edge
-            self._fair.push(session.session_id, started=started, front=front)
-            return
-        due = session.clock.deadline(session.cursor.chunk, self.config.start_buffer)
-        if rate:
-            due -= session.cost.left_in_chunk(session.cursor) / rate
-        self._due[session.session_id] = due
-        heapq.heappush(self._by_slack, (due, next(self._tie), session.session_id))
-
-    def come_back(self, session: Session, rate: float) -> None:
-        """Queue a session that was withdrawn."""
-        if not session.is_priority:
-            self._fair.lift(session.session_id)
-        self.push(session, rate)
-
-    def pop(self, *, with_priority: bool = False) -> Session | None:
-        """Remove and return the next session; None if there is none.
-
-        `with_priority` asks for one to share a step with a priority session: of other tiers, only
-        those to which a debt is owed, since they slow that session down.
-        """
-        if self._debt > 0 and (session := self._pop_fair()) is not None:
-            return session
-        while self._by_slack:
-            due, _, session_id = heapq.heappop(self._by_slack)
-            if self._due.get(session_id) == due:
-                del self._due[session_id]
-                return self.sessions[session_id]
-        return None if with_priority else self._pop_fair()
-
-    def charge(self, session: Session, cost: float) -> None:
-        """Charge a session for a step of `cost` FLOPs."""
-        share = self.config.batch_share
-        if all(self._with_work.values()):
-            self._debt += share * cost if session.is_priority else (share - 1) * cost
-        if not session.is_priority:
-            self._fair.charge(session.session_id, cost)
-
-    def withdraw(self, session: Session) -> None:
-        """Remove a session from the queue, not from the worker."""
-        self._with_work[session.is_priority].discard(session.session_id)
-        if not all(self._with_work.values()):
-            self._debt = 0.0
-        if session.is_priority:
-            self._due.pop(session.session_id, None)
-        else:
-            self._fair.withdraw(session.session_id)
-
-    def __contains__(self, session: Session) -> bool:
-        return session.session_id in self._due or session.session_id in self._fair
-
-    def _pop_fair(self) -> Session | None:
-        session_id = self._fair.pop(self._chunk_cost)
-        return None if session_id is None else self.sessions[session_id]
-
-    def _chunk_cost(self, session_id: str) -> float:
-        session = self.sessions[session_id]
-        return session.cost.of_chunk(session.cursor.chunk)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from helios_serve.core.admission import Admission
 from helios_serve.core.fair_queue import FairQueue
+from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import CapacityError, InvalidRequestError
@@ -82,8 +83,9 @@ class WaitingRoom:
 class PlacementPolicy:
     """Chooses the worker with the least outstanding work among those that have room."""
 
-    def __init__(self, config: SchedulingConfig) -> None:
+    def __init__(self, config: SchedulingConfig, realtime: RealTime) -> None:
         self.config = config
+        self.realtime = realtime
 
     def can_ever(self, session: Session, workers: Iterable[WorkerState]) -> bool:
         """Whether some worker is large enough, or there are no workers yet."""
@@ -105,13 +107,7 @@ class PlacementPolicy:
                 f"{session.cost.peak_blocks} blocks, expected at most the {largest} of a worker",
                 param="size",
             )
-        if (
-            session.is_priority
-            and known
-            and not any(
-                worker.keeps_up(session, self.config.realtime_share, promised) for worker in known
-            )
-        ):
+        if session.is_priority and known and not self._keep_up(session, known, promised):
             raise CapacityError(
                 "no worker can run another video in real time",
                 code="realtime_capacity",
@@ -127,8 +123,21 @@ class PlacementPolicy:
             fits = [worker for worker in fits if worker.find_sibling(session)] or fits
         if session.is_priority:
             share = self.config.realtime_share
-            fits = [worker for worker in fits if worker.keeps_up(session, share)] or fits
+            fits = self.realtime.keeping_up(session, fits, share) or fits
         return min(fits, key=expected_wait, default=None)
+
+    def _keep_up(self, session: Session, workers: list[WorkerState], promised: float) -> bool:
+        """Whether some worker, and the decoders, can take one more session in real time.
+
+        The first one is taken in any case, and gets what the machine can do.
+        """
+        if not self.realtime.decode_load:
+            return True
+        share = self.config.realtime_share
+        self.realtime.add(session)
+        fast = self.realtime.keeping_up(session, workers, share, promised=promised)
+        self.realtime.remove(session)
+        return bool(fast)
 
 
 def expected_wait(worker: WorkerState) -> tuple[float, str]:
@@ -144,10 +153,11 @@ class Placement:
     that lost their blocks or their worker so far.
     """
 
-    def __init__(self, config: SchedulingConfig) -> None:
+    def __init__(self, config: SchedulingConfig, realtime: RealTime) -> None:
         self.sessions: dict[str, Session] = {}
         self.workers: dict[str, WorkerState] = {}
-        self.policy = PlacementPolicy(config)
+        self.realtime = realtime
+        self.policy = PlacementPolicy(config, realtime)
         self.admission = Admission(config)
         self.waiting = WaitingRoom(config)
         self.unplaceable: list[str] = []
@@ -171,6 +181,7 @@ class Placement:
         promised = self.waiting.promised_rate if session.is_priority else 0.0
         self.policy.check(session, self.workers.values(), promised)
         self.admission.accept(session)
+        self.realtime.add(session)
         self.sessions[session.session_id] = session
         self.waiting.join(session)
 
@@ -229,6 +240,8 @@ class Placement:
         assert placed.isdisjoint(waiting), "a placed session waits"
         assert placed | waiting == self.sessions.keys(), "a session was lost"
         self.admission.check_integrity(self.sessions.values(), waiting)
+        live = [session for session in self.sessions.values() if session.is_priority]
+        self.realtime.check_integrity(sum(session.cost.decode_rate for session in live))
 
     def _place_line(self, *, is_priority: bool) -> bool:
         """Place sessions until one finds no room; returns whether none is left."""
@@ -269,3 +282,4 @@ class Placement:
     def _forget(self, session: Session) -> None:
         del self.sessions[session.session_id]
         self.admission.finish(session)
+        self.realtime.remove(session)

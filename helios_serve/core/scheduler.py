@@ -5,12 +5,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from helios_serve.core.device import Device
 from helios_serve.core.placement import Placement
+from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus
+from helios_serve.core.stage_queue import Claim
+from helios_serve.core.task_queue import TaskQueue
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkStart,
+    DecodeTask,
+    EncodeTask,
     ScheduledStep,
     SchedulerOutput,
     Snapshot,
@@ -23,14 +29,20 @@ MAX_SKIPPED = 8
 
 
 class StepBatch:
-    """Sessions whose next steps run together; `cost` is the FLOPs of all these steps."""
+    """Sessions whose next steps run together; `cost` is the FLOPs of all these steps.
 
-    def __init__(self, config: SchedulingConfig) -> None:
+    With a priority session, only those run that are owed a share of the worker. With the first
+    chunk of a flow that was idle, only those run whose flows were idle too. `claims` are those of
+    tasks on the same device, to which the same applies.
+    """
+
+    def __init__(self, config: SchedulingConfig, claims: Sequence[Claim] = ()) -> None:
         self.config = config
         self.sessions: list[Session] = []
         self.tokens = 0
         self.cost = 0.0
-        self.has_priority = False
+        self.has_priority = any(claim.is_priority for claim in claims)
+        self.is_owed = any(claim.is_owed for claim in claims)
 
     def fill(self, worker: WorkerState) -> None:
         """Take sessions from the worker's queue, in its order, up to the limits of the config.
@@ -39,15 +51,16 @@ class StepBatch:
         """
         skipped: list[Session] = []
         while len(skipped) < MAX_SKIPPED:
-            session = worker.queue.pop(with_priority=self.has_priority)
+            session = worker.queue.pop(with_priority=self.has_priority, only_owed=self.is_owed)
             if session is None:
                 break
             if self.fits(session):
                 self.add(session)
+                self.is_owed |= worker.queue.is_owed(session)
             else:
                 skipped.append(session)
         for session in reversed(skipped):
-            worker.queue.push(session, worker.rate, front=True)
+            worker.queue.push(session, front=True)
 
     def fits(self, session: Session) -> bool:
         """Whether a session can be added. The first one always can; a suspect runs alone."""
@@ -87,13 +100,17 @@ class Scheduler:
     """Takes sessions and decides, worker by worker and step by step, what is done next.
 
     Plans never wait for results: a worker may be given the next one while it still computes.
-    `clock` returns monotonic seconds.
+    `clock` returns monotonic seconds. `devices` are those of all workers that are ready, `encoding`
+    and `decoding` the tasks that wait for one of them.
     """
 
     def __init__(self, config: SchedulingConfig, clock: Callable[[], float]) -> None:
         self.config = config
         self.clock = clock
-        self.placement = Placement(config)
+        self.devices: dict[str, Device] = {}
+        self.encoding: TaskQueue[EncodeTask] = TaskQueue("encode", config)
+        self.decoding: TaskQueue[DecodeTask] = TaskQueue("decode", config)
+        self.placement = Placement(config, RealTime(self.devices, self.decoding.rate))
         self.sessions = self.placement.sessions
         self.workers = self.placement.workers
         self.waiting = self.placement.waiting
@@ -101,9 +118,20 @@ class Scheduler:
 
     def add_worker(self, worker_id: str, num_blocks: int, text_rows: int) -> WorkerState:
         """Place sessions on one more worker, which has `num_blocks` history blocks and room for
-        the keys and values of `text_rows` prompt tokens."""
+        the keys and values of `text_rows` prompt tokens.
+
+        Unless `devices` has it already, its device does nothing else.
+        """
         assert worker_id not in self.workers, f"worker {worker_id} is known already"
-        worker = WorkerState(worker_id, num_blocks, text_rows, self.config)
+        device = self.devices.setdefault(worker_id, Device(worker_id, ("denoise",)))
+        worker = WorkerState(
+            device,
+            self.config,
+            num_blocks=num_blocks,
+            text_rows=text_rows,
+            decode_rate=self.decoding.rate,
+            clock=self.clock,
+        )
         self.workers[worker_id] = worker
         self.placement.place_waiting()
         return worker
@@ -114,6 +142,8 @@ class Scheduler:
             self.config, tenants=dict(tenants), tenant_defaults=defaults
         )
         self.placement.configure(self.config)
+        for tasks in (self.encoding.queue, self.decoding.queue):
+            tasks.configure(self.config)
 
     def cost_shares(self, steps: Sequence[ScheduledStep]) -> list[float]:
         """The share of a plan's cost that each of its steps has; they sum to 1.
@@ -153,7 +183,8 @@ class Scheduler:
         """The worker's next plan: one step of each session that policy picks, or empty."""
         if (suspect := worker.take_suspect()) is not None:
             return worker.add_plan(SchedulerOutput((suspect,), finished=worker.take_closing()))
-        batch = StepBatch(self.config)
+        claims = [tasks.claim(worker.device) for tasks in (self.encoding, self.decoding)]
+        batch = StepBatch(self.config, claims)
         batch.fill(worker)
         steps = tuple(self._plan(session, worker) for session in batch.sessions)
         output = SchedulerOutput(worker.take_opening(), steps, worker.take_closing())
@@ -161,8 +192,7 @@ class Scheduler:
 
     def update_from_output(self, worker: WorkerState, seconds: float = 0.0) -> None:
         """The worker's oldest plan is done; `seconds` is the time it took, 0 if not measured."""
-        plan = worker.plans.popleft()
-        worker.measure(plan.cost, seconds)
+        plan = worker.finish_plan(seconds)
         for step in plan.output.scheduled_steps:
             session = self.sessions.get(step.session_id)
             if session is not None and session.worker_id == worker.worker_id:
@@ -176,10 +206,13 @@ class Scheduler:
         if session is not None:
             session.snapshot = snapshot
             session.clear_suspicion()
-            now, clock = self.clock(), session.clock
-            due = clock.deadline(snapshot.chunk - 1, self.config.start_buffer)
-            self._deadline_misses += session.is_priority and bool(clock.started) and now > due
-            clock.deliver_first(now)
+
+    def deliver_chunk(self, session: Session, chunk: int) -> None:
+        """A chunk was decoded, and all before it. The session may have ended otherwise."""
+        now, clock = self.clock(), session.clock
+        due = clock.deadline(chunk, self.config.start_buffer)
+        self._deadline_misses += session.is_priority and bool(clock.started) and now > due
+        clock.deliver_first(now)
 
     def abort(
         self, session_id: str, status: SessionStatus = SessionStatus.FINISHED_ABORTED
@@ -225,7 +258,7 @@ class Scheduler:
             session.status = SessionStatus.RUNNING
             worker = self.workers[session.worker_id]
             if session.is_runnable:
-                worker.queue.come_back(session, worker.rate)
+                worker.queue.come_back(session)
 
     def allow_chunks(self, session_id: str, limit: int) -> None:
         """Let a session begin the chunks before `limit`, and no others until the next call."""
@@ -238,13 +271,13 @@ class Scheduler:
             return
         worker = self.workers[session.worker_id]
         if session.is_runnable and not ran:
-            worker.queue.come_back(session, worker.rate)
+            worker.queue.come_back(session)
         elif ran and not session.is_runnable:
             worker.queue.withdraw(session)
 
     def drain(self, worker: WorkerState) -> None:
         """Place no more sessions on the worker; those it has leave it at their next chunk edges."""
-        worker.is_draining = True
+        worker.device.is_draining = True
         for session in list(worker.queue.sessions.values()):
             if not session.is_going:
                 self.placement.evict(session, worker)
@@ -279,6 +312,7 @@ class Scheduler:
     def remove_worker(self, worker: WorkerState) -> None:
         """The worker is gone: its sessions wait to resume at their last chunk edge."""
         self.placement.remove_worker(worker)
+        self.devices.pop(worker.worker_id, None)
         self.placement.place_waiting()
 
     @property
@@ -303,6 +337,10 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise AssertionError unless all accounts agree with each other."""
         self.placement.check_integrity()
+        for device in self.devices.values():
+            device.check_integrity()
+        for tasks in (self.encoding, self.decoding):
+            tasks.check_integrity(self.devices.values())
 
     def _plan(self, session: Session, worker: WorkerState) -> ScheduledStep:
         """Plan the step at the session's cursor, and advance as if it were done."""
@@ -321,5 +359,5 @@ class Scheduler:
         if session.is_leaving and session.may_leave and not session.is_planned:
             session.status = SessionStatus.PREEMPTED
         elif session.is_runnable:
-            worker.queue.push(session, worker.rate)
+            worker.queue.push(session)
         return ScheduledStep(name, cursor, start)

@@ -188,6 +188,11 @@ class Session:
         return self.request.tier == "priority"
 
     @property
+    def is_new(self) -> bool:
+        """Whether no chunk of it was delivered yet."""
+        return self.clock.started is None
+
+    @property
     def is_planned(self) -> bool:
         """Whether every step was given to a worker."""
         return self.cursor.chunk == self.params.num_chunks

@@ -1,18 +1,17 @@
 """The scheduler's account of one worker: its blocks, sessions, plans and speed."""
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.core.fair_queue import WorkerQueue
+from helios_serve.core.device import Device, Rate
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.session import Session, SessionStatus
+from helios_serve.core.stage_queue import StageQueue
 from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
 from helios_serve.options.scheduling import SchedulingConfig
-
-RATE_MEMORY = 0.9
-"""Factor by which each measurement scales the sums of all earlier ones."""
 
 
 class Plan(NamedTuple):
@@ -37,31 +36,77 @@ class Room(NamedTuple):
         return self.blocks <= 0 and self.rows <= 0
 
 
-class WorkerState:
-    """The scheduler's account of one worker.
+class StepOrder:
+    """The order of the steps of one worker, whose costs are in FLOPs.
 
-    `plans` are those in flight, the oldest first. `rate` is the measured speed in FLOP/s, 0 before
-    the first measurement.
+    `decode_rate` is that of all decoders.
+    """
+
+    def __init__(self, config: SchedulingConfig, device: Device, decode_rate: Rate) -> None:
+        self.config = config
+        self.device = device
+        self.decode_rate = decode_rate
+
+    def due(self, session: Session) -> float:
+        """When its next step has to begin, so that its chunk is denoised and decoded in time."""
+        due = session.clock.deadline(session.cursor.chunk, self.config.start_buffer)
+        left = self.device.step_rate.seconds(session.cost.left_in_chunk(session.cursor))
+        return due - left - self.decode_rate.seconds(session.cost.decode)
+
+    def is_started(self, session: Session) -> bool:
+        """Whether it is in the middle of a chunk."""
+        return not session.at_chunk_edge
+
+    def lead(self, session: Session) -> float:
+        """FLOPs of its chunk."""
+        return session.cost.of_chunk(session.cursor.chunk)
+
+    def credit(self, session: Session) -> float:
+        """FLOPs of its chunk, with those that the device could do while it decodes the chunk."""
+        cost = session.cost.of_chunk(session.cursor.chunk)
+        if "decode" in self.device.roles:
+            cost += self.device.step_rate.value * self.decode_rate.seconds(session.cost.decode)
+        return cost
+
+
+class WorkerState:
+    """The scheduler's account of one worker that denoises.
+
+    `plans` are those in flight, the oldest first. `device` is what the steps run on, with other
+    stages if it has their roles. `clock` returns seconds.
     """
 
     def __init__(
-        self, worker_id: str, num_blocks: int, text_rows: int, config: SchedulingConfig
+        self,
+        device: Device,
+        config: SchedulingConfig,
+        *,
+        num_blocks: int,
+        text_rows: int,
+        decode_rate: Rate,
+        clock: Callable[[], float],
     ) -> None:
-        self.worker_id = worker_id
+        self.worker_id = device.worker_id
+        self.device = device
+        self.clock = clock
         self.history = HistoryManager(num_blocks)
         self.text_rows = text_rows
-        self.queue = WorkerQueue(config)
+        self.queue = device.step_queue = StageQueue(config, StepOrder(config, device, decode_rate))
         self.plans: deque[Plan] = deque()
         self.opening: list[NewSession] = []
         self.closing: list[str] = []
-        self.rate = 0.0
-        self._done = self._spent = 0.0
-        self.is_draining = False
         self.reserved_blocks = 0
         self.reserved_rows = 0
         self.outstanding_cost = 0.0
-        self.realtime_load = 0.0
-        """FLOP/s that the priority sessions need to play in real time."""
+
+    @property
+    def is_draining(self) -> bool:
+        return self.device.is_draining
+
+    @property
+    def rate(self) -> float:
+        """The measured speed in FLOP/s, 0 before the first measurement."""
+        return self.device.step_rate.value
 
     @property
     def total_blocks(self) -> int:
@@ -98,18 +143,8 @@ class WorkerState:
 
         `promised` is the FLOP/s of priority sessions that are still to be placed.
         """
-        load = self.realtime_load + promised + session.cost.rate
-        return not self.is_draining and (not self.rate or load <= share * self.rate)
-
-    def measure(self, cost: float, seconds: float) -> None:
-        """Update the rate with FLOPs and the seconds that they took, 0 if not measured.
-
-        Both sums fade, so that a short measurement has little weight.
-        """
-        if cost and seconds > 0:
-            self._done = RATE_MEMORY * self._done + cost
-            self._spent = RATE_MEMORY * self._spent + seconds
-            self.rate = self._done / self._spent
+        busy = self.device.realtime_share(promised + session.cost.rate)
+        return not self.is_draining and busy <= share
 
     def place(self, session: Session) -> None:
         """Run a session here from the chunk edge at which it can resume."""
@@ -121,8 +156,10 @@ class WorkerState:
         self.reserve_text(session)
         self.outstanding_cost += session.remaining_cost
         if session.is_priority:
-            self.realtime_load += session.cost.rate
+            self.device.realtime_load += session.cost.rate
         self.queue.join(session)
+        if session.is_runnable:
+            self.queue.push(session)
 
     def reserve_text(self, session: Session) -> None:
         """Reserve rows for its prompts as they are now; new ones may take more than is free."""
@@ -137,7 +174,7 @@ class WorkerState:
         session.reserved_rows = 0
         self.outstanding_cost -= session.remaining_cost
         if session.is_priority:
-            self.realtime_load -= session.cost.rate
+            self.device.realtime_load -= session.cost.rate
         self.history.close(session.session_id)
         self._close(session.session_id)
 
@@ -152,8 +189,19 @@ class WorkerState:
     def add_plan(self, output: SchedulerOutput, cost: float = 0.0) -> SchedulerOutput:
         """Record a plan as in flight unless it is empty; returns it."""
         if not output.is_empty:
+            if not self.plans:
+                self.device.begin("denoise", self.clock())
             self.plans.append(Plan(output, cost))
         return output
+
+    def finish_plan(self, seconds: float) -> Plan:
+        """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
+        plan, now = self.plans.popleft(), self.clock()
+        seconds *= self.device.end("denoise", now)
+        if self.plans:
+            self.device.begin("denoise", now)
+        self.device.step_rate.measure(plan.cost, seconds)
+        return plan
 
     def take_opening(self) -> tuple[NewSession, ...]:
         """Sessions that the worker must open before its next step."""
@@ -207,6 +255,8 @@ class WorkerState:
     def check_integrity(self) -> None:
         """Raise AssertionError unless reservations are what the sessions here add up to."""
         self.history.check_integrity()
+        self.queue.check_integrity()
+        assert self.device.is_running("denoise") == bool(self.plans)
         sessions = self.queue.sessions.values()
         assert self.reserved_blocks == sum(item.cost.peak_blocks for item in sessions)
         assert self.reserved_blocks <= self.total_blocks

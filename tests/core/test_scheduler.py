@@ -195,7 +195,7 @@ def test_room_is_made_by_paused_sessions_first_and_then_by_flex_at_a_chunk_edge(
     idle = world.add("idle", chunks=6)
     world.run(until=2 * CHUNK_SECONDS)
     world.scheduler.pause("idle")
-    world.add("first", chunks=2)
+    world.add("first", chunks=4)
     world.run(until=world.now + 0.5 * CHUNK_SECONDS)
     assert (idle.worker_id, flex.worker_id) == (None, "worker-0")
     world.add("second", chunks=2)
@@ -206,7 +206,7 @@ def test_room_is_made_by_paused_sessions_first_and_then_by_flex_at_a_chunk_edge(
     world.scheduler.resume("idle")
     world.run()
     counts = {name: len(times) for name, times in world.delivered.items()}
-    assert counts == {"flex": 20, "idle": 6, "first": 2, "second": 2}
+    assert counts == {"flex": 20, "idle": 6, "first": 4, "second": 2}
     done = Counter((step.session_id, step.cursor) for _, step in world.done)
     repeated = {name for (name, _), count in done.items() if count > 1}
     assert repeated <= {"idle"}, "flex left within a chunk"

@@ -107,7 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.sessions)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        self.world.scheduler.abort(self.pick(data))
+        self.world.abort(self.pick(data))
 
     @precondition(lambda self: self.sessions)
     @rule(data=st.data())

@@ -1,16 +1,24 @@
-"""A fake executor in virtual time: steps take cost / rate seconds, and nothing is computed.
+"""A fake executor in virtual time: steps and tasks take cost / rate seconds, nothing is computed.
 
-Its workers keep books of what real ones would hold, and check each plan against them.
+Its workers keep books of what real ones would hold, and check each plan against them. Stages that
+run on one worker at the same time share its device equally.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from helios_serve.core.cost import encode_cost
+from helios_serve.core.decode_lead import DecodeLead
+from helios_serve.core.device import Device, Stage
+from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.messages import (
+    DecodeTask,
     EncodedPrompt,
+    EncodeTask,
     NewSession,
     ScheduledStep,
     SchedulerOutput,
@@ -177,15 +185,40 @@ class Books:
 
 
 class Given(NamedTuple):
-    """A plan that a worker is at until `end`, and the snapshots that it will return."""
+    """A plan that a worker has, its seconds on a device, and the snapshots that it will return."""
 
-    end: float
+    seconds: float
     output: SchedulerOutput
     snapshots: dict[str, Snapshot]
 
 
+class Jobs:
+    """What a worker is at: seconds of the whole device that are left of each stage's job."""
+
+    def __init__(self) -> None:
+        self.left: dict[Stage, float] = {}
+
+    @property
+    def next_end(self) -> float:
+        """Seconds until the first job is done, if nothing else begins."""
+        return min(self.left.values()) * len(self.left)
+
+    @property
+    def first(self) -> Stage:
+        return min(self.left, key=lambda stage: self.left[stage])
+
+    def advance(self, seconds: float) -> None:
+        for stage in self.left:
+            self.left[stage] -= seconds / len(self.left)
+
+
 class World:
-    """A scheduler, its clock, and workers that do each plan in the time that it costs."""
+    """A scheduler, its clock, and workers that do each plan and task in the time that it costs.
+
+    Without `decode_rate`, in pixels a second, a chunk is delivered when it is denoised; without
+    `encode_rate` inputs are there at once. Workers have all roles for which there is a rate, unless
+    they are added with others.
+    """
 
     def __init__(
         self,
@@ -195,29 +228,71 @@ class World:
         num_blocks: int = SESSION_BLOCKS * 16 + 1,
         text_rows: int = TEXT_ROWS,
         rate: float = RATE,
+        encode_rate: float | None = None,
+        decode_rate: float | None = None,
     ) -> None:
         self.now = 0.0
         self.rate = rate
+        self.encode_rate = encode_rate
+        self.decode_rate = decode_rate
         self.scheduler = Scheduler(config or SchedulingConfig(), lambda: self.now)
+        self.lead = DecodeLead(self.scheduler)
         self.books: dict[str, Books] = {}
         self.queues: dict[str, deque[Given]] = {}
+        self.jobs: dict[str, Jobs] = {}
         self.done: list[tuple[float, ScheduledStep]] = []
         self.forwards = 0
+        self.open: dict[str, Session] = {}
+        """Sessions that have not delivered all their chunks."""
         self.delivered: dict[str, list[float]] = {}
+        self.decoded: dict[str, set[int]] = {}
+        self.tokens: dict[str, int] = {}
         for index in range(workers):
             self.add_worker(f"worker-{index}", num_blocks, text_rows)
 
-    def add_worker(self, name: str, num_blocks: int, text_rows: int = TEXT_ROWS) -> None:
-        self.books[name] = Books(self.scheduler)
-        self.queues[name] = deque()
-        self.scheduler.add_worker(name, num_blocks, text_rows)
+    @property
+    def all_roles(self) -> tuple[Stage, ...]:
+        rates: dict[Stage, float | None] = {
+            "encode": self.encode_rate,
+            "denoise": self.rate,
+            "decode": self.decode_rate,
+        }
+        return tuple(stage for stage, rate in rates.items() if rate)
+
+    def add_worker(
+        self,
+        name: str,
+        num_blocks: int = SESSION_BLOCKS * 16 + 1,
+        text_rows: int = TEXT_ROWS,
+        *,
+        roles: Sequence[Stage] | None = None,
+    ) -> None:
+        device = Device(name, self.all_roles if roles is None else roles)
+        self.scheduler.devices[name] = device
+        self.jobs[name] = Jobs()
+        if "denoise" in device.roles:
+            self.books[name] = Books(self.scheduler)
+            self.queues[name] = deque()
+            self.scheduler.add_worker(name, num_blocks, text_rows)
 
     def worker(self, name: str) -> WorkerState:
         return self.scheduler.workers[name]
 
     def lose_worker(self, name: str) -> None:
-        del self.queues[name], self.books[name]
-        self.scheduler.remove_worker(self.worker(name))
+        """Its tasks are given to others, and its sessions go on from their last chunk edges."""
+        device = self.scheduler.devices[name]
+        encode = self.scheduler.encoding.lose(device, self.now)
+        decode = self.scheduler.decoding.lose(device, self.now)
+        del self.jobs[name]
+        if name in self.queues:
+            del self.queues[name], self.books[name]
+            self.scheduler.remove_worker(self.worker(name))
+        else:
+            del self.scheduler.devices[name]
+        if encode is not None and encode.session in self.live:
+            self.scheduler.encoding.requeue(encode, was_alone=False)
+        if decode is not None and decode.session.session_id in self.open:
+            self.scheduler.decoding.requeue(decode, was_alone=False)
 
     def add(
         self,
@@ -232,10 +307,25 @@ class World:
         """A session, and unless it is to wait for them its inputs; prompts have `tokens`."""
         request = make_request(name, **fields)
         session = make_session(request, arrival=self.now, snapshot=snapshot, siblings=siblings)
-        if ready:
+        if ready and not self.encode_rate:
             self._learn(session, tokens)
         self.scheduler.add_session(session)
+        self.open[name] = session
+        self.tokens[name] = tokens
+        self.lead.deliver(name, session.edge_chunk)
+        if ready and self.encode_rate:
+            seed_from = session.request if session.needs_seed else None
+            texts = session.prompts.missing
+            task = EncodeTask(name, texts, 512, seed_from)
+            cost, due = encode_cost(len(texts), seed_from), session.clock.deadline(0, 0.0)
+            self.scheduler.encoding.put(QueuedTask(task, session, cost, due))
         return session
+
+    def abort(self, name: str) -> None:
+        self.scheduler.abort(name)
+        self.scheduler.encoding.forget(name)
+        self.lead.forget(name)
+        self.open.pop(name, None)
 
     def arrive(self, name: str, tokens: int = 20) -> list[PromptSwitch | None]:
         """All that a session waits for is there; returns the prompt switches that it makes."""
@@ -280,40 +370,110 @@ class World:
         if output.is_empty:
             return False
         snapshots = self.books[name].execute(output)
-        begun = max(self.now, queue[-1].end if queue else self.now)
-        queue.append(Given(begun + worker.plans[-1].cost / self.rate, output, snapshots))
+        queue.append(Given(worker.plans[-1].cost / self.rate, output, snapshots))
         self._finish_bookkeeping(name)
         return bool(output.scheduled_steps or output.new_sessions)
 
     def finish_one(self, name: str) -> None:
         """The worker returns its oldest plan, and those without steps behind it."""
-        end, output, snapshots = self.queues[name].popleft()
-        seconds = self.worker(name).plans[0].cost / self.rate
-        self.now = max(self.now, end)
+        self._advance_to(name, "denoise")
+        seconds, output, snapshots = self.queues[name].popleft()
         self.forwards += 1
         self.done += [(self.now, step) for step in output.scheduled_steps]
         for session_id, snapshot in snapshots.items():
             self.scheduler.finish_chunk(session_id, snapshot)
-            self.delivered.setdefault(session_id, []).append(self.now)
+            self._denoised(session_id, snapshot.chunk - 1, name)
         self.scheduler.update_from_output(self.worker(name), seconds)
         self._finish_bookkeeping(name)
 
+    def _denoised(self, session_id: str, chunk: int, worker: str) -> None:
+        if (session := self.open.get(session_id)) is None:
+            return
+        if self.decode_rate is None:
+            self._decoded(session, chunk)
+            return
+        latents = TensorData(b"", (), "float32")
+        task = DecodeTask(session_id, chunk, latents, num_frames=33, fps=24, output="frames")
+        self.lead.put(session, task, worker)
+
+    def _decoded(self, session: Session, chunk: int) -> None:
+        """Deliver what is next in order."""
+        name = session.session_id
+        decoded = self.decoded.setdefault(name, set())
+        decoded.add(chunk)
+        times = self.delivered.setdefault(name, [])
+        for index in range(self.lead.next_chunk(name), session.params.num_chunks):
+            if index not in decoded:
+                break
+            times.append(self.now)
+            self.scheduler.deliver_chunk(session, index)
+            self.lead.deliver(name, index + 1)
+            if index + 1 == session.params.num_chunks:
+                self.lead.forget(name)
+                del self.open[name]
+
+    def finish_task(self, name: str, stage: Stage) -> None:
+        """The worker returns an encode or decode task."""
+        device = self.scheduler.devices[name]
+        self._advance_to(name, stage)
+        cost = device.tasks[stage].cost
+        if stage == "encode":
+            assert self.encode_rate is not None
+            done = self.scheduler.encoding.finish(device, self.now, cost / self.encode_rate)
+            if done.session in self.live:
+                self.arrive(done.session.session_id, self.tokens[done.session.session_id])
+        else:
+            assert self.decode_rate is not None
+            chunk = self.scheduler.decoding.finish(device, self.now, cost / self.decode_rate)
+            if chunk.session.session_id in self.open:
+                assert isinstance(chunk.task, DecodeTask)
+                self._decoded(chunk.session, chunk.task.chunk)
+
     def _finish_bookkeeping(self, name: str) -> None:
-        """Plans without steps take no time."""
+        """Plans without steps take no time; the next one with steps begins."""
         queue = self.queues[name]
         while queue and not queue[0].output.scheduled_steps:
             queue.popleft()
             self.scheduler.update_from_output(self.worker(name))
+        if queue and "denoise" not in self.jobs[name].left:
+            self.jobs[name].left["denoise"] = queue[0].seconds
 
-    def tick(self) -> bool:
-        """Fill all queues, then let the plan that ends first return; False if there is none."""
+    def _advance_to(self, name: str, stage: Stage) -> None:
+        """Let time pass until the worker has done the stage's job."""
+        left = self.jobs[name].left
+        seconds = max(0.0, left[stage] * len(left))
+        self.now += seconds
+        for jobs in self.jobs.values():
+            jobs.advance(seconds)
+        del left[stage]
+
+    def dispatch(self) -> None:
+        """Give out tasks, and fill all queues."""
+        devices = self.scheduler.devices
+        for stage, rate in (("encode", self.encode_rate), ("decode", self.decode_rate)):
+            tasks = self.scheduler.encoding if stage == "encode" else self.scheduler.decoding
+            able = [d for d in devices.values() if stage in d.roles and not d.is_draining]
+            for worker_id, queued in tasks.assign(able, self.now):
+                assert rate is not None
+                self.jobs[worker_id].left[tasks.stage] = queued.cost / rate
+        if self.decode_rate is not None:
+            self.lead.update()
         for name in self.queues:
             while self.plan(name):
                 pass
-        busy = [name for name, queue in self.queues.items() if queue]
+
+    def tick(self) -> bool:
+        """Fill all queues, then let the job that ends first return; False if there is none."""
+        self.dispatch()
+        busy = [name for name, jobs in self.jobs.items() if jobs.left]
         if not busy:
             return False
-        self.finish_one(min(busy, key=lambda name: self.queues[name][0].end))
+        name = min(busy, key=lambda name: self.jobs[name].next_end)
+        stage = self.jobs[name].first
+        if stage == "denoise":
+            self.finish_one(name)
+        else:
+            self.finish_task(name, stage)
         return True
 
     def run(self, until: float = float("inf")) -> None:

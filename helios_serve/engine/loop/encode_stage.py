@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from helios_serve.core.cost import encode_cost
+from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.engine.loop.events import PromptSwitched
-from helios_serve.engine.loop.task_queue import TaskQueue
 from helios_serve.engine.loop.worker_pool import WorkerHandle
 from helios_serve.messages import EncodedPrompt, EncodeTask, InputsEncoded
 from helios_serve.video_request import VideoRequest
@@ -25,7 +26,7 @@ class EncodeStage:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.queue: TaskQueue[EncodeTask] = TaskQueue()
+        self.queue = scheduler.encoding
         self._prompts: WeakValueDictionary[tuple[str, int], EncodedPrompt] = WeakValueDictionary()
         """Encoded prompts that some session uses, which others share."""
 
@@ -44,29 +45,26 @@ class EncodeStage:
         unknown = tuple(text for text, prompt in known.items() if prompt is None)
         if unknown or seed_from is not None:
             task = EncodeTask(session.session_id, unknown, limit, seed_from)
-            self.queue.put(task, is_urgent=session.is_priority)
+            due = session.clock.deadline(session.cursor.chunk, self.scheduler.config.start_buffer)
+            self.queue.put(QueuedTask(task, session, encode_cost(len(unknown), seed_from), due))
         else:
             yield from self._proceed(session)
 
     def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedEncode]:
         """Tasks for those of `workers` that have none."""
-        free = {worker.worker_id: worker for worker in workers if worker.encoding is None}
-        for worker_id, queued in self.queue.assign(free, now):
-            free[worker_id].encoding = queued
+        for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
             yield AssignedEncode(worker_id, queued.task)
 
-    def finish(self, worker: WorkerHandle) -> EncodeTask:
+    def finish(self, worker: WorkerHandle, now: float, event: InputsEncoded) -> EncodeTask:
         """The worker has returned its task."""
-        queued, worker.encoding = worker.encoding, None
-        assert queued is not None, f"{worker.worker_id} was not encoding"
-        return queued.task
+        return self.queue.finish(worker.device, now, event.seconds).task
 
-    def requeue_lost(self, worker: WorkerHandle) -> str | None:
+    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> str | None:
         """Queue the task of a dead worker again; returns its session if that is given up."""
-        lost = worker.encoding
+        lost = self.queue.lose(worker.device, now)
         if lost is None or self.live_session(lost.task.session_id) is None:
             return None
-        return self.queue.requeue(lost, was_alone=worker.has_single_job)
+        return self.queue.requeue(lost, was_alone=was_alone)
 
     def live_session(self, session_id: str) -> Session | None:
         """The session if it still has steps to take."""

@@ -128,7 +128,9 @@ class EngineCore:
     def start(self, submission: Submission) -> None:
         """Have the inputs of a reserved request encoded; its steps follow."""
         session = self.scheduler.sessions[submission.request_id]
-        self.decode_stage.open(session, submission.first_chunk)
+        self.decode_stage.open(
+            session, submission.first_chunk, was_accepted=submission.was_accepted
+        )
         start = submission.resume_point
         if start is not None and start.tail is not None:
             self.decode_stage.receive(
@@ -182,7 +184,7 @@ class EngineCore:
     @property
     def is_quiet(self) -> bool:
         """Whether no session is on a worker, and no chunk waits for decoding or is decoded."""
-        is_decoding = any(worker.decoding for worker in self.worker_pool.workers.values())
+        is_decoding = any("decode" in item.tasks for item in self.scheduler.devices.values())
         running = self.scheduler.stats().running
         return not (running or self.decode_stage.queue.num_waiting or is_decoding)
 
@@ -207,16 +209,14 @@ class EngineCore:
     def _dispatch(self) -> None:
         """Assign tasks to idle workers, and plan steps for those with fewer plans than allowed."""
         now = self.clock()
-        decoders = self.worker_pool.ready("decode")
         for worker_id, encode in self.encode_stage.assign(self.worker_pool.ready("encode"), now):
             self.executor.submit(worker_id, encode)
-        for worker_id, decode in self.decode_stage.assign(decoders, now):
+        for worker_id, decode in self.decode_stage.assign(self.worker_pool.ready("decode"), now):
             self.executor.submit(worker_id, decode)
-        self.decode_stage.update_limits(len(decoders))
-        if not self.decode_stage.is_behind:
-            for worker, state in self.worker_pool.scheduled():
-                for plan in self._plans(worker, state):
-                    self.executor.submit(worker.worker_id, plan)
+        self.decode_stage.lead.update()
+        for worker, state in self.worker_pool.scheduled():
+            for plan in self._plans(worker, state):
+                self.executor.submit(worker.worker_id, plan)
 
     def _plans(self, worker: WorkerHandle, state: WorkerState) -> Iterator[SchedulerOutput]:
         """The plans that the worker can take now."""
@@ -271,19 +271,20 @@ class EngineCore:
         self.scheduler.update_from_output(state, 0.0 if event.output.failures else event.seconds)
 
     def _on_encoded(self, worker: WorkerHandle, event: InputsEncoded) -> Iterator[EngineEvent]:
-        task = self.encode_stage.finish(worker)
+        task = self.encode_stage.finish(worker, self.clock(), event)
         session = self.encode_stage.live_session(event.session_id)
         if session is None:
             return
         if event.error is not None and self.encode_stage.is_required(task, session):
             yield from self._fail(event.session_id, event.error)
             return
+        self.decode_stage.account_inputs(event.session_id, event.seconds)
         if event.snapshot is not None:
             self.decode_stage.receive_inputs(event.session_id, event.input_latents)
         yield from self.encode_stage.receive(session, task, event)
 
     def _on_decoded(self, worker: WorkerHandle, event: ChunkDecoded) -> Iterator[EngineEvent]:
-        worker.decoding = None
+        self.decode_stage.finish(worker, self.clock(), event)
         if event.session_id not in self.decode_stage.assemblers:
             return
         if event.error is not None:
@@ -293,6 +294,7 @@ class EngineCore:
 
     def _on_death(self, worker: WorkerHandle, event: WorkerDied) -> Iterator[EngineEvent]:
         """Replace the worker, and let its sessions resume from their last chunk."""
+        was_alone = worker.has_single_job
         self.worker_pool.replace_dead(worker, event)
         if (state := worker.scheduled) is not None:
             for session_id in self.scheduler.blame(state, MAX_DEATHS):
@@ -300,7 +302,8 @@ class EngineCore:
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(state)
         for stage in (self.encode_stage, self.decode_stage):
-            if (request_id := stage.requeue_lost(worker)) is not None:
+            lost = stage.requeue_lost(worker, self.clock(), was_alone=was_alone)
+            if (request_id := lost) is not None:
                 message = f"too many workers died encoding or decoding for it: {event.reason}"
                 yield from self._fail(request_id, message)
 

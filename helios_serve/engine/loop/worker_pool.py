@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from helios_serve.core.device import Device
+from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.worker_state import Plan, WorkerState
-from helios_serve.engine.loop.task_queue import QueuedTask
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
 from helios_serve.messages import DecodeTask, EncodeTask, WorkerDied, WorkerReady
@@ -34,9 +35,9 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerHandle:
     """The engine's only record of a worker: its configuration, phase, tasks and plans.
 
-    `scheduled` is the scheduler's account of it, with its sessions and its plans in flight: None
-    until the worker is ready to denoise. `busy_since` is when it began to start, or to work on its
-    oldest plan. Times are seconds of the engine's clock.
+    `device` has its tasks in flight. `scheduled` is the scheduler's account of it, with its
+    sessions and its plans in flight: None until the worker is ready to denoise. `busy_since` is
+    when it began to start, or to work on its oldest plan. Times are seconds of the engine's clock.
     """
 
     def __init__(
@@ -48,9 +49,8 @@ class WorkerHandle:
         self.busy_since = now
         self.is_ready = False
         self.is_draining = False
+        self.device = Device(worker_id, config.roles)
         self.scheduled: WorkerState | None = None
-        self.encoding: QueuedTask[EncodeTask] | None = None
-        self.decoding: QueuedTask[DecodeTask] | None = None
 
     @property
     def phase(self) -> str:
@@ -66,7 +66,7 @@ class WorkerHandle:
     @property
     def tasks(self) -> list[QueuedTask[EncodeTask] | QueuedTask[DecodeTask]]:
         """Tasks in flight."""
-        return [task for task in (self.encoding, self.decoding) if task is not None]
+        return list(self.device.tasks.values())
 
     @property
     def has_suspect(self) -> bool:
@@ -139,6 +139,7 @@ class WorkerPool:
 
     def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
         worker.is_ready, worker.failed_starts = True, 0
+        self.scheduler.devices[worker.worker_id] = worker.device
         if worker.has_role("denoise") and not worker.is_draining:
             worker.scheduled = self.scheduler.add_worker(
                 worker.worker_id, event.num_blocks, event.text_rows
@@ -163,6 +164,7 @@ class WorkerPool:
         logger.error("worker %s died: %s", worker.worker_id, death.reason)
         self._last_death = death.reason
         del self.workers[worker.worker_id]
+        self.scheduler.devices.pop(worker.worker_id, None)
         failed = 0 if worker.is_ready else worker.failed_starts + 1
         if not (worker.is_draining or death.is_final or failed >= MAX_FAILED_STARTS):
             self.start(worker.config, failed_starts=failed)
@@ -187,7 +189,7 @@ class WorkerPool:
                     "add another one first",
                     param="worker",
                 )
-        worker.is_draining = True
+        worker.is_draining = worker.device.is_draining = True
         if worker.scheduled is not None:
             self.scheduler.drain(worker.scheduled)
 
@@ -219,6 +221,7 @@ class WorkerPool:
     def _remove(self, worker: WorkerHandle) -> None:
         if worker.scheduled is not None:
             self.scheduler.remove_worker(worker.scheduled)
+        self.scheduler.devices.pop(worker.worker_id, None)
         del self.workers[worker.worker_id]
         self.executor.stop_worker(worker.worker_id)
 

@@ -1,41 +1,41 @@
-"""The progress of a request."""
+"""The progress of a request, and how long it will still take."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
+from helios_serve.core.stage_queue import flow_of
+from helios_serve.core.worker_state import WorkerState
+from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.options.scheduling import SchedulingConfig
 
 Phase = Literal["encoding", "queued", "paused", "denoising", "decoding"]
 
 
 class Progress(NamedTuple):
-    """Denoise steps done, and in all; planned steps count when they have returned.
+    """What happens to a request, and the seconds until its last chunk is delivered.
 
-    `queue_position` counts from 1 for a request that waits for a worker. `eta_seconds` is estimated
-    from the worker's measured rate and the number of its sessions; None before a measurement.
+    `queue_position` counts from 1 for a request that no worker denoises yet. `eta_seconds` follows
+    from the pace of the chunks from the second one on. Before, it is estimated from the costs of
+    all stages; None until these were measured.
     """
 
     phase: Phase
-    steps_done: int
-    total_steps: int
     queue_position: int | None = None
     eta_seconds: float | None = None
 
 
 def progress_of(core: EngineCore, request_id: str) -> Progress:
     """Of a request that has not ended; the scheduler forgets it when its last step is done."""
-    scheduler = core.scheduler
-    session = scheduler.sessions.get(request_id)
-    if session is None:
-        return Progress("decoding", 1, 1)
+    session = core.scheduler.sessions.get(request_id)
+    assembler = core.decode_stage.assemblers.get(request_id)
     return Progress(
-        phase_of(session),
-        steps_before(session) - session.in_flight,
-        session.params.total_steps,
-        queue_position(session, scheduler),
-        eta(session, scheduler),
+        "decoding" if session is None else phase_of(session, core.scheduler),
+        None if session is None else queue_position(session, core.scheduler),
+        None if assembler is None else eta(assembler, core),
     )
 
 
@@ -43,22 +43,12 @@ def progress_of_some(core: EngineCore, request_ids: Sequence[str]) -> dict[str, 
     return {request_id: progress_of(core, request_id) for request_id in request_ids}
 
 
-def phase_of(session: Session) -> Phase:
+def phase_of(session: Session, scheduler: Scheduler) -> Phase:
     if session.clock.is_paused:
         return "paused"
-    if not session.is_ready:
+    if not session.is_ready and scheduler.encoding.running(session.session_id):
         return "encoding"
     return "queued" if session.worker_id is None else "denoising"
-
-
-def steps_before(session: Session) -> int:
-    """Denoise steps of the video before the one at the cursor."""
-    chunk, stage, step = session.cursor
-    params = session.params
-    if session.is_planned:
-        return params.total_steps
-    chunks = sum(sum(params.stage_steps(index)) for index in range(chunk))
-    return chunks + sum(params.stage_steps(chunk)[:stage]) + step
 
 
 def queue_position(session: Session, scheduler: Scheduler) -> int | None:
@@ -69,8 +59,89 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
     return sum(other.clock.arrival <= arrival for other in scheduler.waiting)
 
 
-def eta(session: Session, scheduler: Scheduler) -> float | None:
-    worker = scheduler.workers.get(session.worker_id or "")
-    if worker is None or not worker.rate:
+def eta(assembler: ChunkAssembler, core: EngineCore) -> float | None:
+    """Seconds until the request has delivered its last chunk; None if nothing is known yet."""
+    pace, delivered = measured_pace(assembler.delivered_at), assembler.delivered_at
+    costs = StageCosts(core)
+    if pace is None and assembler.session.worker_id is None and not delivered:
+        return costs.seconds_in_queue(assembler)
+    pace = pace or costs.pace(assembler.session)
+    if pace is None:
         return None
-    return session.remaining_cost * len(worker.queue.sessions) / worker.rate
+    chunks = assembler.params.num_chunks - assembler.next_chunk
+    since = core.clock() - delivered[-1] if delivered else costs.seconds_spent(assembler.session)
+    return chunks * pace - min(since, pace)
+
+
+def measured_pace(times: Sequence[float]) -> float | None:
+    """Seconds from one chunk to the next, from the times of the last ones."""
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+
+
+class StageCosts:
+    """Seconds that requests take of the stages, from their costs and the measured rates."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self.scheduler = core.scheduler
+        self.assemblers = core.decode_stage.assemblers
+        self.decode_rate = core.scheduler.decoding.rate
+        devices = core.scheduler.devices.values()
+        self.decoders = max(1, sum("decode" in device.roles for device in devices))
+
+    def pace(self, session: Session) -> float | None:
+        """Seconds from one chunk to the next, as sessions share their worker and the decoders."""
+        worker = self.scheduler.workers.get(session.worker_id or "")
+        if worker is None or not (worker.rate and self.decode_rate.value):
+            return None
+        steps = session.cost.chunk / worker.rate / self._step_share(session, worker)
+        decode = self.decode_rate.seconds(session.cost.decode)
+        if "decode" in worker.device.roles:
+            return steps + decode / self._step_share(session, worker)
+        everyone = [assembler.session for assembler in self.assemblers.values()]
+        share = share_of(session, everyone, self.scheduler.config)
+        return max(steps, decode / share / self.decoders)
+
+    def seconds_spent(self, session: Session) -> float:
+        """Seconds that the steps have taken that are done of the chunk under way."""
+        worker = self.scheduler.workers.get(session.worker_id or "")
+        if worker is None or not worker.rate:
+            return 0.0
+        whole = session.cost.of_chunk(session.cursor.chunk)
+        done = whole - session.cost.left_in_chunk(session.cursor)
+        return done / worker.rate / self._step_share(session, worker)
+
+    def seconds_in_queue(self, assembler: ChunkAssembler) -> float | None:
+        """Seconds until a waiting request ends, if all that came before it is done before it."""
+        workers = self.scheduler.workers.values()
+        rate = sum(worker.rate for worker in workers)
+        if not (rate and self.decode_rate.value):
+            return None
+        arrival = assembler.session.clock.arrival
+        before = [
+            item for item in self.assemblers.values() if item.session.clock.arrival <= arrival
+        ]
+        steps = sum(item.session.remaining_cost for item in before) / rate
+        pixels = sum(
+            (item.params.num_chunks - item.next_chunk) * item.session.cost.decode for item in before
+        )
+        decode = self.decode_rate.seconds(pixels) / self.decoders
+        is_shared = any("decode" in worker.device.roles for worker in workers)
+        return steps + decode if is_shared else max(steps, decode)
+
+    def _step_share(self, session: Session, worker: WorkerState) -> float:
+        return share_of(session, worker.queue.sessions.values(), self.scheduler.config)
+
+
+def share_of(session: Session, sessions: Iterable[Session], config: SchedulingConfig) -> float:
+    """The part of a stage that `session` gets among those that take part and are not paused."""
+    rivals = [item for item in sessions if not item.clock.is_paused or item is session]
+    flows = Counter(flow_of(item) for item in rivals)
+    mine = flow_of(session)
+    members = max(1, flows[mine])
+    priority = sum(number for flow, number in flows.items() if flow.is_priority)
+    others = {flow: config.weight(*flow) for flow in flows if not flow.is_priority}
+    if session.is_priority:
+        return (1 - config.batch_share if others else 1.0) / max(1, priority)
+    part = config.batch_share if priority else 1.0
+    weights = sum((others | {mine: config.weight(*mine)}).values())
+    return max(part, 1e-3) * config.weight(*mine) / weights / members

@@ -125,5 +125,5 @@ def update_gauges(
     metrics.workers.clear()
     for model, reports in workers.items():
         for report in reports:
-            is_up = report.state != "starting"
+            is_up = report.state == "ready"
             metrics.workers.labels(model, report.worker_id).set(is_up)

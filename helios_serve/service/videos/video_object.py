@@ -18,14 +18,14 @@ def video_object(
     params, chunks = job.request.params, len(job.chunks)
     width, height = job.request.shown_size or (params.width, params.height)
     status = wire_status(job)
-    if status == "queued" and progress is not None and progress.phase != "queued":
-        status = "in_progress"  # the store says so only after the first chunk
+    if status == "queued" and progress is not None and progress.queue_position is None:
+        status = "in_progress"  # a worker has it; the store says so only after the first chunk
     is_complete = job.status == "completed"
     return Video(
         id=job.id,
         model=job.request.model or "",
         status=status,
-        progress=percent_done(job, progress),
+        progress=percent_done(job),
         created_at=int(job.created_at),
         completed_at=int(job.completed_at) if job.completed_at and is_complete else None,
         expires_at=int(job.completed_at + retention) if job.completed_at and retention else None,
@@ -47,16 +47,14 @@ def video_object(
     )
 
 
-def percent_done(job: StoredJob, progress: Progress | None) -> int:
-    """Return the progress as 0 to 100. 100 is returned only for completed videos.
+def percent_done(job: StoredJob) -> int:
+    """Return the part of the chunks that can be read, as 0 to 100; 100 only for completed videos.
 
-    It is the share of denoise steps done, or of chunks if the engine does not run the job.
+    Chunks that a fork has in common with its parent do not count.
     """
     if job.status == "completed":
         return 100
-    if progress is None:
-        return min(99, 100 * len(job.chunks) // job.num_chunks)
-    return min(99, 100 * progress.steps_done // progress.total_steps)
+    return min(99, 100 * len(job.chunks) // (job.num_chunks - job.first_chunk))
 
 
 def wire_status(job: StoredJob) -> WireStatus:

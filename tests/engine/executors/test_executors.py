@@ -79,11 +79,11 @@ def chunk_end(service: Service) -> str:
 
 
 def encoding(service: Service) -> str:
-    return until_assigned(service, lambda worker: worker.encoding is not None)
+    return until_assigned(service, lambda worker: "encode" in worker.device.tasks)
 
 
 def decoding(service: Service) -> str:
-    return until_assigned(service, lambda worker: worker.decoding is not None)
+    return until_assigned(service, lambda worker: "decode" in worker.device.tasks)
 
 
 def until_assigned(service: Service, has_task: Callable[[WorkerHandle], bool]) -> str:

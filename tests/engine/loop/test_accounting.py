@@ -11,12 +11,19 @@ import msgspec
 import pytest
 
 from helios_serve.core.cost import stage_step_cost
+from helios_serve.core.session import Session
 from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.events import ChunkReady
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import CapacityError, InvalidRequestError, NotAllowedError
-from helios_serve.messages import ChunkDecoded, ChunkResult, StepCursor, StepsDone
+from helios_serve.messages import (
+    ChunkDecoded,
+    ChunkResult,
+    InputsEncoded,
+    StepCursor,
+    StepsDone,
+)
 from helios_serve.model_config import Geometry
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from helios_serve.store.usage import DayUsage
@@ -24,6 +31,7 @@ from helios_serve.store.video_store import VideoStore
 from tests.support.engines import core, make, quick_model, read, request, run, until
 
 WIDTHS = {"narrow": 64, "wide": 128}
+ENCODE_SECONDS, DECODE_SECONDS = 10.0, 100.0
 
 
 def usage(store: VideoStore, tenant: str) -> DayUsage:
@@ -39,7 +47,10 @@ def usage(store: VideoStore, tenant: str) -> DayUsage:
 def in_seconds(
     own: EngineCore, monkeypatch: pytest.MonkeyPatch
 ) -> list[frozenset[tuple[str, StepCursor]]]:
-    """Let every plan with steps take a second; returns whose steps they were, as they come."""
+    """Let every plan with steps take a second, an encode task ten and a decode task a hundred.
+
+    Returns whose steps the plans were, as they come.
+    """
     poll, plans = own.executor.poll, []
 
     def listen(timeout: float) -> list[Any]:
@@ -56,6 +67,10 @@ def in_seconds(
                 received = received._replace(
                     event=msgspec.structs.replace(received.event, seconds=1.0)
                 )
+            seconds = {InputsEncoded: ENCODE_SECONDS, ChunkDecoded: DECODE_SECONDS}
+            if (task := seconds.get(type(received.event))) is not None:
+                event: Any = received.event
+                received = received._replace(event=msgspec.structs.replace(event, seconds=task))
             told.append(received)
         return told
 
@@ -70,7 +85,10 @@ def test_a_steps_time_is_shared_by_cost(store: VideoStore, monkeypatch: pytest.M
 
     async def main() -> None:
         async with AsyncEngine({"nano": own}, store) as engine:
-            wanted = [request(name, 66, width=width, tenant=name) for name, width in WIDTHS.items()]
+            wanted = [
+                request(name, 66, prompt=name, width=width, tenant=name)
+                for name, width in WIDTHS.items()
+            ]
             await asyncio.gather(*(make(engine, each) for each in wanted))
 
     run(main())
@@ -82,15 +100,20 @@ def test_a_steps_time_is_shared_by_cost(store: VideoStore, monkeypatch: pytest.M
         }
         for name, cost in costs.items():
             expected[name] += cost / sum(costs.values())
+    for name in WIDTHS:
+        expected[name] += ENCODE_SECONDS + 2 * DECODE_SECONDS
     got = {name: usage(store, name).device_seconds for name in WIDTHS}
     assert got == pytest.approx(expected)
-    assert sum(got.values()) == pytest.approx(len(plans))
+    tasks = len(WIDTHS) * (ENCODE_SECONDS + 2 * DECODE_SECONDS)
+    assert sum(got.values()) == pytest.approx(len(plans) + tasks)
     assert any(len(plan) == 2 for plan in plans), "nothing was shared"
 
 
 def test_a_step_that_is_taken_again_counts_once() -> None:
     wanted = request("a", 66)
-    assembler = ChunkAssembler(wanted, wanted.resolve(quick_model().config), 0)
+    config = quick_model().config
+    assembler = ChunkAssembler(Session(wanted, wanted.resolve(config), config, arrival=0.0), 0)
+    assembler.spend_on_inputs(0.25)
     for chunk in range(2):
         for _ in range(2):
             assembler.spend(StepCursor(chunk, 0, 0), 1.0)
@@ -99,14 +122,14 @@ def test_a_step_that_is_taken_again_counts_once() -> None:
         assembler.receive(ChunkResult("a", chunk, None, None))  # type: ignore[arg-type]
     ready: list[ChunkReady] = []
     for chunk in (1, 0):
-        ready += assembler.receive_decoded(ChunkDecoded("a", chunk))
-    assert [(item.chunk, item.device_seconds) for item in ready] == [(0, 1.5), (1, 1.5)]
+        ready += assembler.receive_decoded(ChunkDecoded("a", chunk, seconds=0.5))
+    assert [(item.chunk, item.device_seconds) for item in ready] == [(0, 2.25), (1, 2.0)]
 
 
 def test_a_restart_counts_every_frame_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the middle of a video, whose next chunk may have been begun."""
     wanted = request("a", 198, max_lead_chunks=1, tenant="acme")
-    steps = 198 // 33 * 3
+    chunk_seconds = 3 + DECODE_SECONDS
 
     async def start(folder: Path) -> None:
         own = core()
@@ -119,7 +142,7 @@ def test_a_restart_counts_every_frame_once(tmp_path: Path, monkeypatch: pytest.M
             assert stored < 6
             counted = usage(store, "acme")
             assert (counted.requests, counted.granted, counted.frames) == (1, 198, 33 * stored)
-            assert counted.device_seconds == 3 * stored
+            assert counted.device_seconds == ENCODE_SECONDS + chunk_seconds * stored
 
     async def go_on(folder: Path) -> None:
         own = core()
@@ -127,7 +150,8 @@ def test_a_restart_counts_every_frame_once(tmp_path: Path, monkeypatch: pytest.M
         with closing(VideoStore(folder)) as store:
             async with AsyncEngine({"nano": own}, store) as engine:
                 await read(engine, "a")
-            assert usage(store, "acme") == DayUsage(date.min, 1, 198, 198, steps)
+            seconds = ENCODE_SECONDS + 198 // 33 * chunk_seconds
+            assert usage(store, "acme") == DayUsage(date.min, 1, 198, 198, seconds)
 
     run(start(tmp_path))
     run(go_on(tmp_path))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from helios_serve.core.decode_lead import CHUNKS_AHEAD, DECODE_AHEAD
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.engine.inline_engine import InlineEngine
-from helios_serve.engine.loop.decode_stage import CHUNKS_AHEAD, DECODE_AHEAD
 from helios_serve.engine.loop.engine_core import QUEUE_DEPTH, EngineCore
 from helios_serve.engine.loop.events import ChunkReady, EngineEvent
 from helios_serve.errors import CheckpointError, InvalidRequestError

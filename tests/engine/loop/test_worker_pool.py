@@ -2,8 +2,11 @@
 
 import pytest
 
+from helios_serve.core.queued_task import QueuedTask
+from helios_serve.core.task_queue import TaskQueue
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.events import EngineEvent, PromptSwitched
+from helios_serve.engine.loop.worker_pool import WorkerHandle
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
@@ -22,8 +25,9 @@ from helios_serve.messages import (
 )
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.options.engine import EngineConfig
+from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import Role, WorkerConfig
-from tests.support.scheduling import CONFIG, Past, make_request, read
+from tests.support.scheduling import CONFIG, Past, make_request, make_session, read
 
 
 class Puppets:
@@ -187,3 +191,24 @@ def test_an_id_is_in_use_as_long_as_a_worker_is_at_a_task_with_it(what: str) -> 
     else:
         play.say(0, encoded(task))
     play.engine.add_request(make_request("a"))
+
+
+def test_a_worker_is_late_that_is_at_one_task_for_too_long() -> None:
+    worker = WorkerHandle("w", WorkerConfig(), now=0.0)
+    worker.is_ready = True
+    queue: TaskQueue[EncodeTask] = TaskQueue("encode", SchedulingConfig())
+    config = EngineConfig(step_deadline=5.0)
+    for name, now in (("a", 10.0), ("b", 15.5)):
+        session = make_session(make_request(name))
+        queue.put(QueuedTask(EncodeTask(name, ("x",), 512), session, 1.0, 0.0))
+        assert len(list(queue.assign([worker.device], now))) == 1
+        assert not worker.is_late(now + 5.0, config)
+        assert worker.is_late(now + 5.5, config)
+        queue.finish(worker.device, now + 5.5)
+    assert not worker.is_late(99.0, config)
+
+
+def test_a_worker_is_late_that_does_not_start() -> None:
+    worker, config = WorkerHandle("w", WorkerConfig(), now=1.0), EngineConfig(start_deadline=5.0)
+    assert not worker.is_late(6.0, config)
+    assert worker.is_late(6.5, config)

@@ -1,0 +1,82 @@
+"""How far sessions may run ahead of the decoders."""
+
+from collections.abc import Set
+
+from helios_serve.core.queued_task import QueuedTask
+from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.session import Session
+from helios_serve.core.stage_queue import FlowKey
+from helios_serve.messages import DecodeTask
+
+DECODE_AHEAD = 16
+"""Chunks per decoder that may wait. They take the engine's memory, and are counted by no limit on
+sessions."""
+CHUNKS_AHEAD = 1
+"""Chunks of one session that may be undelivered in addition to one per decoder: enough that a lone
+session keeps all decoders busy, and so few that a prompt switch is seen soon."""
+
+
+class DecodeLead:
+    """Keeps sessions from running ahead of the decoders.
+
+    Each session has a limit of its own. In addition a flow whose part of `DECODE_AHEAD` is used up
+    begins no chunk; the others do, so no tenant waits for the chunks of another one. Sessions of
+    the priority tier have only the first limit: what they need is checked at their admission.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._next: dict[str, int] = {}
+        """The chunk that each session is to deliver next."""
+        self._changed: set[str] = set()
+        """Sessions whose limit has to be set anew."""
+        self._decoders = 0
+
+    def put(self, session: Session, task: DecodeTask, preferred: str | None = None) -> None:
+        """Queue a denoised chunk for decoding, best by the worker `preferred`."""
+        due = session.clock.deadline(task.chunk, self.scheduler.config.start_buffer)
+        is_first = session.is_new and task.chunk == self.next_chunk(session.session_id)
+        self.scheduler.decoding.put(
+            QueuedTask(task, session, session.cost.decode, due, preferred, is_first)
+        )
+
+    def deliver(self, session_id: str, next_chunk: int) -> None:
+        """All chunks of a session before `next_chunk` were delivered; also for a new session."""
+        self._next[session_id] = next_chunk
+        self._changed.add(session_id)
+
+    def next_chunk(self, session_id: str) -> int:
+        """The chunk that a session is to deliver next."""
+        return self._next[session_id]
+
+    def forget(self, session_id: str) -> None:
+        """The session has delivered all its chunks, or has ended otherwise."""
+        self._next.pop(session_id, None)
+        self.scheduler.decoding.forget(session_id)
+
+    def update(self) -> None:
+        """Let sessions begin the chunks that decoders keep up with, and no others."""
+        devices = self.scheduler.devices.values()
+        decoders = sum("decode" in item.roles and not item.is_draining for item in devices)
+        if decoders != self._decoders:
+            self._decoders = decoders
+            self._changed.update(self._next)
+        changed, self._changed = self._changed, set()
+        for session_id in changed & self._next.keys():
+            self.scheduler.allow_chunks(session_id, self._next[session_id] + self._ahead)
+        held = self._held()
+        for worker in self.scheduler.workers.values():
+            worker.queue.hold(held)
+
+    @property
+    def _ahead(self) -> int:
+        return max(1, self._decoders) + CHUNKS_AHEAD
+
+    def _held(self) -> Set[FlowKey]:
+        """Flows with so many waiting chunks that no more should be begun."""
+        waiting = self.scheduler.decoding.waiting_by_flow
+        if not waiting:
+            return frozenset()
+        part = DECODE_AHEAD * max(1, self._decoders) // len(waiting)
+        most = max(self._ahead, part)
+        return {flow for flow, number in waiting.items() if number >= most and not flow.is_priority}

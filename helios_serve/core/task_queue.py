@@ -1,0 +1,231 @@
+"""Encode or decode tasks that wait for a worker, in the order of the scheduler's policy."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, NamedTuple
+
+from helios_serve.core.device import Device, Rate
+from helios_serve.core.queued_task import QueuedTask, Task
+from helios_serve.core.session import Session
+from helios_serve.core.stage_queue import Claim, FlowKey, StageQueue, flow_of
+from helios_serve.options.scheduling import SchedulingConfig
+
+
+@dataclass
+class SessionTasks(Generic[Task]):
+    """The waiting tasks of one session, the oldest first."""
+
+    session: Session
+    waiting: deque[QueuedTask[Task]] = field(default_factory=deque)
+
+
+class Assignment(NamedTuple, Generic[Task]):
+    """A task and the worker that gets it."""
+
+    worker_id: str
+    queued: QueuedTask[Task]
+
+
+class TaskOrder(Generic[Task]):
+    """The order of the oldest tasks of sessions; `tasks` are all that wait."""
+
+    def __init__(self, tasks: Mapping[str, SessionTasks[Task]], rate: Rate) -> None:
+        self.tasks: Mapping[str, SessionTasks[Task]] = tasks
+        self.rate = rate
+
+    def due(self, session: Session) -> float:
+        """When the session's oldest task has to begin."""
+        queued = self.tasks[session.session_id].waiting[0]
+        return queued.due - self.rate.seconds(queued.cost)
+
+    def is_started(self, session: Session) -> bool:
+        return self.tasks[session.session_id].waiting[0].is_first
+
+    def lead(self, session: Session) -> float:
+        """The cost of the session's oldest task."""
+        return self.tasks[session.session_id].waiting[0].cost
+
+    def credit(self, session: Session) -> float:
+        """The same: one task."""
+        return self.lead(session)
+
+
+class TaskQueue(Generic[Task]):
+    """Tasks of one kind for all workers with the role.
+
+    Tasks of a session are first in, first out; between sessions the policy decides that orders
+    their steps as well. A worker has one task of a kind at a time, and finishes it. `rate` is in
+    pixels per second of one worker's device.
+    """
+
+    def __init__(self, stage: Literal["encode", "decode"], config: SchedulingConfig) -> None:
+        self.stage = stage
+        self.rate = Rate()
+        self.waiting_by_flow: Counter[FlowKey] = Counter()
+        self._tasks: dict[str, SessionTasks[Task]] = {}
+        self.queue = StageQueue(config, TaskOrder(self._tasks, self.rate))
+        self._running: dict[str, QueuedTask[Task]] = {}
+        """By worker."""
+
+    def __contains__(self, session_id: str) -> bool:
+        """Whether a task of the session waits."""
+        return session_id in self._tasks
+
+    @property
+    def num_waiting(self) -> int:
+        return self.waiting_by_flow.total()
+
+    def running(self, session_id: str) -> bool:
+        """Whether a worker has a task of the session."""
+        return any(item.session.session_id == session_id for item in self._running.values())
+
+    def claim(self, device: Device) -> Claim:
+        """The claim of the tasks that run on `device` or wait for it, to which steps give way."""
+        waiting = Claim(False, False)
+        if self.stage in device.roles and not device.is_draining:
+            waiting = self.queue.claim
+        running = device.tasks.get(self.stage)
+        if running is None:
+            return waiting
+        return Claim(
+            waiting.is_priority or running.session.is_priority,
+            waiting.is_owed or running.is_owed,
+        )
+
+    def put(self, queued: QueuedTask[Task]) -> None:
+        """Queue a task after the others of its session."""
+        self._tasks_of(queued.session).waiting.append(queued)
+        self._line_up(queued.session)
+
+    def assign(self, devices: Iterable[Device], now: float) -> Iterator[Assignment[Task]]:
+        """One task for each device without one, for the preferred device if it is among them.
+
+        No device whose steps have a claim begins to decode for another session, unless that is owed
+        a share: it could not be interrupted. Encoding is short, and not put off.
+        """
+        free = {item.worker_id: item for item in devices if self.stage not in item.tasks}
+        while free and (queued := self._next(list(free.values()))) is not None:
+            device = self._choose(queued, free)
+            del free[device.worker_id]
+            queued.assigned_at = now
+            device.tasks[self.stage] = self._running[device.worker_id] = queued
+            device.begin(self.stage, now)
+            yield Assignment(device.worker_id, queued)
+
+    def finish(self, device: Device, now: float, seconds: float = 0.0) -> QueuedTask[Task]:
+        """The device has done its task in `seconds`, 0 if that was not measured.
+
+        The task is charged with the time that it took here, and to the steps on the same device.
+        """
+        queued = self._end(device)
+        seconds *= device.end(self.stage, now)
+        if seconds > 0:
+            if self.rate.value:
+                more = self.rate.value * seconds - queued.cost
+                self.queue.bill(queued.session, more, queued.cost)
+            self.rate.measure(queued.cost, seconds)
+            if (steps := device.step_queue) is not None:
+                cost, credit = device.step_rate.value * seconds, steps.order.credit(queued.session)
+                steps.bill(queued.session, cost, credit)
+        return queued
+
+    def lose(self, device: Device, now: float) -> QueuedTask[Task] | None:
+        """The device's worker died; returns the task that it had."""
+        if self.stage not in device.tasks:
+            return None
+        device.end(self.stage, now)
+        return self._end(device)
+
+    def requeue(self, lost: QueuedTask[Task], *, was_alone: bool) -> str | None:
+        """Queue a dead worker's task again, before all others of its session.
+
+        What it was charged is given back. Returns the task's session instead if the task is given
+        up: it is the likely cause where it `was_alone` on the workers that died.
+        """
+        lost.losses += 1
+        lost.lone_losses += was_alone
+        self.queue.bill(lost.session, -lost.cost, lost.cost)
+        if lost.is_guilty:
+            return lost.session.session_id
+        lost.is_first = True
+        self._tasks_of(lost.session).waiting.appendleft(lost)
+        self._line_up(lost.session, front=True)
+        return None
+
+    def forget(self, session_id: str) -> None:
+        """Drop the waiting tasks of a session that has ended."""
+        if (tasks := self._tasks.pop(session_id, None)) is not None:
+            self._count(tasks.session, -len(tasks.waiting))
+            self.queue.leave(tasks.session)
+
+    def check_integrity(self, devices: Iterable[Device]) -> None:
+        """Raise AssertionError unless each waiting task will be served, and each other one runs."""
+        self.queue.check_integrity()
+        known = list(devices)
+        assert self.queue.sessions.keys() == self._tasks.keys()
+        assert len(self.queue) == len(self._tasks), "a session's tasks are in no line"
+        counts: Counter[FlowKey] = Counter()
+        for tasks in self._tasks.values():
+            assert tasks.waiting, f"{tasks.session.session_id} waits for nothing"
+            counts[flow_of(tasks.session)] += len(tasks.waiting)
+        assert counts == self.waiting_by_flow
+        running = {item.worker_id: item.tasks.get(self.stage) for item in known}
+        assert self._running == {name: item for name, item in running.items() if item is not None}
+
+    def _tasks_of(self, session: Session) -> SessionTasks[Task]:
+        return self._tasks.setdefault(session.session_id, SessionTasks(session))
+
+    def _line_up(self, session: Session, *, front: bool = False) -> None:
+        """Queue a session that has got one more task."""
+        self._count(session, 1)
+        if session.session_id not in self.queue.sessions:
+            self.queue.join(session)
+        elif front:
+            self.queue.withdraw(session)
+        if session not in self.queue:
+            self.queue.push(session, front=front)
+
+    def _next(self, free: Sequence[Device]) -> QueuedTask[Task] | None:
+        """Take the next task that one of the `free` devices may begin."""
+        claims = [self._step_claim(device) for device in free]
+        session = self.queue.pop(
+            with_priority=all(claim.is_priority for claim in claims),
+            only_owed=all(any(claim) for claim in claims),
+        )
+        return None if session is None else self._take(session)
+
+    def _choose(self, queued: QueuedTask[Task], free: Mapping[str, Device]) -> Device:
+        """Its preferred device if that is free, and one whose steps have no claim on it."""
+        able = [device for device in free.values() if not any(self._step_claim(device))]
+        if queued.session.is_priority or queued.is_owed or not able:
+            able = list(free.values())
+        return next((item for item in able if item.worker_id == queued.preferred), able[0])
+
+    def _step_claim(self, device: Device) -> Claim:
+        """The claim of a device's steps to which tasks of this kind give way."""
+        return device.step_claim if self.stage == "decode" else Claim(False, False)
+
+    def _take(self, session: Session) -> QueuedTask[Task]:
+        """Charge a session that was popped for its oldest task, and remove that."""
+        waiting = self._tasks[session.session_id].waiting
+        queued = waiting.popleft()
+        queued.is_owed = self.queue.is_owed(session)
+        self.queue.charge(session, queued.cost)
+        self._count(session, -1)
+        if waiting:
+            self.queue.push(session)
+        else:
+            del self._tasks[session.session_id]
+            self.queue.leave(session)
+        return queued
+
+    def _end(self, device: Device) -> QueuedTask[Task]:
+        del device.tasks[self.stage]
+        return self._running.pop(device.worker_id)
+
+    def _count(self, session: Session, change: int) -> None:
+        flow = flow_of(session)
+        self.waiting_by_flow[flow] += change
+        if not self.waiting_by_flow[flow]:
+            del self.waiting_by_flow[flow]

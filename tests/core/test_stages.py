@@ -1,0 +1,122 @@
+"""Shares, tiers and deadlines where encoding, denoising or decoding is the bottleneck."""
+
+import pytest
+
+from helios_serve.core.cost import encode_cost
+from helios_serve.core.device import Stage
+from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from tests.support.scheduling import RATE, SESSION_BLOCKS, World, make_request, make_session
+
+PROBE = make_session(make_request("probe")).cost
+CHUNK_SECONDS = PROBE.chunk / RATE
+STEP_SECONDS = max(PROBE.steps) / RATE
+SLOW = PROBE.decode / (4 * CHUNK_SECONDS)
+"""Pixels a second at which decoding a chunk takes four times as long as denoising it."""
+FAST = PROBE.decode / (CHUNK_SECONDS / 4)
+PROMPTS = encode_cost(1) / (CHUNK_SECONDS / 100)
+"""Pixels a second at which prompts are encoded in no time to speak of."""
+
+APART: tuple[tuple[Stage, ...], ...] = (("encode",), ("denoise",), ("decode",))
+SHARED: tuple[tuple[Stage, ...], ...] = (("encode", "denoise", "decode"),)
+LAYOUTS = pytest.mark.parametrize("layout", [APART, SHARED], ids=["apart", "shared"])
+BOTTLENECKS = pytest.mark.parametrize("decode_rate", [SLOW, FAST], ids=["decode", "denoise"])
+
+
+def make_world(
+    layout: tuple[tuple[Stage, ...], ...],
+    decode_rate: float = SLOW,
+    *,
+    encode_rate: float = PROMPTS,
+    config: SchedulingConfig | None = None,
+    rate: float = RATE,
+) -> World:
+    world = World(config, workers=0, decode_rate=decode_rate, encode_rate=encode_rate, rate=rate)
+    for index, roles in enumerate(layout):
+        world.add_worker(f"worker-{index}", SESSION_BLOCKS * 256 + 1, roles=roles)
+    return world
+
+
+def longest_gap(times: list[float]) -> float:
+    return max(after - before for before, after in zip(times, times[1:], strict=False))
+
+
+@LAYOUTS
+@BOTTLENECKS
+def test_a_priority_session_hardly_notices_six_others(
+    layout: tuple[tuple[Stage, ...], ...], decode_rate: float
+) -> None:
+    gaps = []
+    for others in (0, 6):
+        world = make_world(layout, decode_rate)
+        for index in range(others):
+            world.add(f"other-{index}", chunks=200, tenant="other")
+        world.run(until=40 * CHUNK_SECONDS)
+        world.add("live", tier="priority", chunks=20)
+        while len(world.delivered.get("live", ())) < 20:
+            assert world.tick()
+        world.scheduler.check_integrity()
+        gaps.append(longest_gap(world.delivered["live"]))
+    print(gaps)
+    assert gaps[1] <= 2.5 * gaps[0]
+
+
+@LAYOUTS
+@BOTTLENECKS
+@pytest.mark.parametrize("sessions", [1, 3, 12])
+def test_delivered_chunks_are_shared_by_weight(
+    layout: tuple[tuple[Stage, ...], ...], decode_rate: float, sessions: int
+) -> None:
+    config = SchedulingConfig(
+        tenants={"heavy": TenantConfig(weight=3.0), "light": TenantConfig(weight=1.0)}
+    )
+    world = make_world(layout, decode_rate, config=config)
+    for tenant in ("heavy", "light"):
+        for index in range(sessions):
+            world.add(f"{tenant}-{index}", tenant=tenant, chunks=2000)
+    world.run(until=600 * CHUNK_SECONDS)
+    world.scheduler.check_integrity()
+    assert delivered(world, "heavy") / delivered(world, "light") == pytest.approx(3, rel=0.1)
+
+
+def delivered(world: World, prefix: str) -> int:
+    return sum(number for name, number in world.counts.items() if name.startswith(prefix))
+
+
+@LAYOUTS
+def test_short_videos_are_shared_by_weight_where_encoding_is_the_bottleneck(
+    layout: tuple[tuple[Stage, ...], ...],
+) -> None:
+    config = SchedulingConfig(tenants={"heavy": TenantConfig(weight=3.0)})
+    slow = encode_cost(1) / (8 * CHUNK_SECONDS)
+    world = make_world(layout, FAST, encode_rate=slow, config=config)
+    for index in range(200):
+        for tenant in ("heavy", "light"):
+            world.add(f"{tenant}-{index}", tenant=tenant)
+    world.run(until=1000 * CHUNK_SECONDS)
+    world.scheduler.check_integrity()
+    assert delivered(world, "heavy") / delivered(world, "light") == pytest.approx(3, rel=0.1)
+
+
+@LAYOUTS
+@BOTTLENECKS
+@pytest.mark.parametrize("chunks", [1, 500])
+def test_a_flood_delays_another_tenants_first_chunk_by_a_decode_and_a_step(
+    layout: tuple[tuple[Stage, ...], ...], decode_rate: float, chunks: int
+) -> None:
+    waits = []
+    for flood in (0, 40):
+        for later in range(8 if flood else 1):
+            world = make_world(layout, decode_rate)
+            for index in range(flood * 5 if chunks == 1 else flood):
+                world.add(f"flood-{index}", chunks=chunks, tenant="flood")
+            world.run(until=(20 + 0.7 * later) * CHUNK_SECONDS)
+            arrival = world.now
+            world.add("guest", tenant="guest", chunks=3)
+            while "guest" not in world.delivered:
+                assert world.tick()
+            assert not flood or world.lead.scheduler.sessions.keys() - {"guest"}
+            waits.append(world.delivered["guest"][0] - arrival)
+    alone, *others = waits
+    decode = PROBE.decode / decode_rate
+    print(layout, alone, max(others), decode, STEP_SECONDS)
+    assert max(others) - alone <= decode + 2 * STEP_SECONDS
