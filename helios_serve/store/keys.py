@@ -16,7 +16,7 @@ import msgspec
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.store.database import Database
-from helios_serve.store.files import make_folder, storage_errors
+from helios_serve.store.files import make_folder, make_private
 
 DATABASE = "keys.sqlite3"
 PREFIX = "sk-helios-"
@@ -86,9 +86,8 @@ class KeyStore:
         self.path = folder / DATABASE
         self._clock = clock
         make_folder(folder)
+        make_private(folder)
         with creation_lock(folder):
-            with storage_errors("open", self.path):
-                make_private(self.path)
             self._table = Database(self.path, SCHEMA, SCHEMA_VERSION)
 
     def create(self, tenant: str, label: str = "") -> NewKey:
@@ -156,14 +155,6 @@ def creation_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def make_private(path: Path) -> None:
-    """Restrict a file to its owner. SQLite's journal files inherit its permissions."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
 
 
 def hash_of(secret: str) -> bytes:
