@@ -2,6 +2,8 @@
 
 import msgspec
 
+from helios_serve.options.edge import EdgeOptions
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Options of the HTTP server.
@@ -11,10 +13,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     - `max_disk`: bytes that the data folder may take before new videos are refused; None means no
       limit.
     - `session_grace`: seconds for which a realtime session waits for its client to reconnect.
+    - `edge`: which requests are served, and how large they may be.
     - `loras`: files of the LoRA adapters that requests may use, by name.
     """
 
     retention: float | None = None
     max_disk: int | None = None
     session_grace: float = 30.0
+    edge: EdgeOptions = EdgeOptions()
     loras: dict[str, str] = {}

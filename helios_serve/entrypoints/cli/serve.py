@@ -19,15 +19,18 @@ from helios_serve.entrypoints.cli.arguments import (
 )
 from helios_serve.entrypoints.cli.flags import (
     add_device_flags,
+    add_options,
     add_outbound_flags,
     add_worker_flags,
     make_media,
     make_webhooks,
+    read_flags,
     scheduling_config,
     worker_groups,
 )
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger, show_all_logs
+from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.keys import KeyStore
@@ -43,10 +46,6 @@ examples:
 """
 CLOSE_SECONDS = 5
 """Seconds that open responses may take to finish after draining."""
-KEEP_ALIVE_SECONDS = 75
-"""Seconds for which idle connections are kept. It is longer than clients' timeouts (5 s or less is
-common): a request that is sent while the server closes its connection is lost.
-"""
 CLIENT_SECONDS = 60
 """Seconds without a pong after which a WebSocket client is considered disconnected."""
 UNSENT_BYTES = 128 << 10
@@ -73,6 +72,7 @@ def add_command(commands: Any) -> None:
         f"(default: {DEFAULT_MODEL})",
     )
     add_server_flags(parser)
+    add_options(parser.add_argument_group("connections and requests"), EdgeOptions)
     add_outbound_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
@@ -159,30 +159,26 @@ def add_timeout_flags(server: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops the process. Returns the exit status."""
-    import uvicorn
-
+    from helios_serve.entrypoints.http.connections import HttpConfig
+    from helios_serve.entrypoints.http.origins import parse_allowed
     from helios_serve.entrypoints.http.server import HttpServer
 
     show_all_logs()
+    edge = read_flags(arguments, EdgeOptions)
+    parse_allowed(edge.allowed_hosts, edge.allowed_origins)  # fails before anything is loaded
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
         keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
         check_exposure(listener, keys, is_allowed=arguments.without_keys)
         app = make_server(arguments, opened, keys)
-        config = uvicorn.Config(
+        config = HttpConfig(
             app,
-            loop="uvloop",
-            http="httptools",
-            ws="websockets-sansio",
+            edge,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # video does not compress further
             ws_ping_timeout=CLIENT_SECONDS,
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLOSE_SECONDS,
-            server_header=False,
         )
         host, port = listener.getsockname()[:2]
         # uvicorn raises the signal again after its shutdown, which would kill the process early.
@@ -275,6 +271,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         retention=arguments.retention,
         max_disk=arguments.max_disk,
         session_grace=arguments.session_grace,
+        edge=read_flags(arguments, EdgeOptions),
         loras=dict(arguments.lora_modules),
     )
     engine = AsyncEngine(cores, store, metrics)

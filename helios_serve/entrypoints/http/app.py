@@ -16,17 +16,20 @@ from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
-from helios_serve.entrypoints.http.bodies import BodyLimit
+from helios_serve.entrypoints.http.bodies import BodyLimit, BodyLimits
 from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
 from helios_serve.entrypoints.http.live.realtime import RealtimeApi
 from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, Operation, routes_of
+from helios_serve.entrypoints.http.origins import CrossOrigin, OriginGuard, parse_allowed
+from helios_serve.entrypoints.http.paths import RootPath
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
 from helios_serve.entrypoints.http.videos.videos import CharacterApi, VideoApi
 from helios_serve.errors import HeliosError
+from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.server import ServerConfig
 from helios_serve.service.batches.batch_runner import BatchRunner
 from helios_serve.service.control import ControlServer
@@ -144,12 +147,12 @@ def make_app(
         ServerInfo(engine, lifecycle),
     )
     operations = [operation for part in parts for operation in part.operations]
-    operations += OpenApi(operations).operations
+    operations += OpenApi(operations, config.edge.root_path).operations
     realtime = RealtimeApi(videos, builder, sessions)
     reloading = None if tenants is None else tenants.reloading(engine)
     inner = (ControlServer(engine, folder), reloading, sessions, runner, keeper)
     lifespan = lifespan_of((references, webhooks, engine, lifecycle, *inner), key_cache, tables)
-    app = application(operations, realtime, key_cache, lifespan)
+    app = application(operations, realtime, key_cache, lifespan, config.edge)
     app.state.lifecycle = lifecycle
     return app
 
@@ -159,15 +162,22 @@ def application(
     realtime: RealtimeApi,
     keys: KeyCache,
     lifespan: Lifespan,
+    edge: EdgeOptions,
 ) -> Starlette:
     """Return the routes, with the middleware and the error responses that all of them share."""
-    return Starlette(
+    hosts, origins = parse_allowed(edge.allowed_hosts, edge.allowed_origins)
+    app = Starlette(
         routes=[*routes_of(operations), *realtime.routes, *Playground().routes],
         middleware=[
             Middleware(RequestId),
+            Middleware(RootPath, root_path=edge.root_path),
+            *([Middleware(CrossOrigin, origins=origins)] if edge.allowed_origins else ()),
+            Middleware(OriginGuard, keys=keys, hosts=hosts, origins=origins),
             Middleware(Authentication, keys=keys),
-            Middleware(BodyLimit),
+            Middleware(BodyLimit, limits=BodyLimits(text=edge.max_request_text)),
         ],
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
