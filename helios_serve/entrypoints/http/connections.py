@@ -354,6 +354,11 @@ class SocketConnection(WebSocketsSansIOProtocol):
         self.clients.discard(self)
         super().connection_lost(exc)
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # refused, which uvicorn would log as an error
+
     def handle_cont(self, event: Any) -> None:
         if len(self.frames) >= MAX_FRAGMENTS:
             self.conn.fail(1009, "too many frames in a message")

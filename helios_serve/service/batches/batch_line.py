@@ -12,7 +12,7 @@ from helios_serve.media.references import load_image, load_video
 from helios_serve.model_config import HeliosConfig
 from helios_serve.options.fields import read_options
 from helios_serve.service.errors import ApiError
-from helios_serve.service.json_text import Buffer, check_shape, is_wide, without_mark
+from helios_serve.service.json_text import UTF8_MARK, Buffer, check_shape, is_wide, without_mark
 from helios_serve.service.protocol import CreateVideo
 from helios_serve.service.videos.requests import asked_size, creation, sampled_size
 from helios_serve.store.batches import LineError
@@ -94,7 +94,7 @@ def check_file(path: Path) -> CheckedFile:
             return CheckedFile([], [LineError("invalid_encoding", message)])
         start = 0
         for number, text in enumerate(read_lines(file), 1):
-            if text.strip():
+            if text.removeprefix(UTF8_MARK).strip():
                 spans.append(LineSpan(number, start, len(text)))
                 errors += line_errors(number, text, seen)
             start += len(text)
