@@ -169,6 +169,8 @@ def explain(
 
 def value_text(value: object) -> str:
     """Return an invalid value as text for a message, shortened. Other objects are shown by type."""
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN + 1]  # it may be a data: URL of megabytes
     try:
         msgspec.json.encode(value)
     except (TypeError, ValueError, UnicodeError):

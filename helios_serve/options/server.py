@@ -2,6 +2,8 @@
 
 import msgspec
 
+from helios_serve.options.edge import EdgeOptions
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Options of the HTTP server.
@@ -11,6 +13,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     - `max_disk`: bytes that the data folder may take before new videos are refused; None means no
       limit.
     - `session_grace`: seconds for which a realtime session waits for its client to reconnect.
+    - `edge`: which requests are served, and how large they may be.
     - `loras`: files of the LoRA adapters that requests may use, by name.
     - `public_metrics`: serve /metrics and /load without an API key.
     - `access_log`: log every request.
@@ -19,6 +22,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     retention: float | None = None
     max_disk: int | None = None
     session_grace: float = 30.0
+    edge: EdgeOptions = EdgeOptions()
     loras: dict[str, str] = {}
     public_metrics: bool = False
     access_log: bool = True

@@ -13,6 +13,8 @@ from helios_serve.errors import (
 from helios_serve.logger import logger
 from helios_serve.service.protocol import ErrorDetail
 
+MAX_MESSAGE = 2000
+"""Maximum length of a message, in characters."""
 UNAVAILABLE = ("queue_full", "shutting_down")
 SIZE_PARAMS = ("size", "width", "height")
 
@@ -37,6 +39,8 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
+        if len(message) > MAX_MESSAGE:  # it quotes something that the client sent
+            message = f"{message[:MAX_MESSAGE]}..."
         super().__init__(message)
         self.status = status
         self.detail = ErrorDetail(message, type_of(status), param, code)

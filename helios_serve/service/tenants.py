@@ -33,7 +33,7 @@ def read_tenants(path: Path) -> Tenants:
     Raises InvalidRequestError, which names the file, the table and the field.
     """
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise invalid_file(path, f"cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,5 +1,6 @@
 """A SQLite database in which every change is durable when the call returns."""
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from helios_serve.errors import StorageError
+from helios_serve.store.files import open_private, storage_errors
 
 Value = str | bytes | float | None
 Run = Callable[..., list[sqlite3.Row]]
@@ -23,6 +25,9 @@ class Database:
     def __init__(self, path: Path, schema: str, version: int) -> None:
         self.path = path
         self._lock = Lock()
+        with storage_errors("open", path):
+            # SQLite gives the permissions of the database to its journal files, too.
+            os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         with self._errors():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.row_factory = sqlite3.Row

@@ -7,16 +7,20 @@ raise StorageError if the disk fails.
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
 from helios_serve.errors import StorageError
+from helios_serve.logger import logger
 
 LOCK = "lock"
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+"""Permissions of what is stored, whatever the umask: only the owner may see prompts and videos."""
 
 T = TypeVar("T")
 
@@ -34,6 +38,33 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
         raise StorageError(f"cannot {doing} {path}: {error.strerror or error}") from error
 
 
+def open_private(path: str | Path, flags: int) -> int:
+    """Open or create a file, as the `opener` of `open`, and restrict it to its owner."""
+    descriptor = os.open(path, flags, FILE_MODE)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):  # rather than /dev/stdout
+        os.fchmod(descriptor, FILE_MODE)
+    return descriptor
+
+
+def create_file(path: Path) -> BinaryIO:
+    """Open a file for writing. Only its owner may access it."""
+    return open(path, "wb", opener=open_private)
+
+
+def make_private(folder: Path) -> None:
+    """Restrict an existing folder of data to its owner.
+
+    A folder of another user, such as a mounted volume, stays as it is.
+    """
+    with storage_errors("get the permissions of", folder):
+        mode = folder.stat().st_mode
+    if mode & 0o077:
+        try:
+            folder.chmod(FOLDER_MODE)
+        except PermissionError:
+            logger.warning("%s belongs to another user: others may read it", folder)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to `path`, durably and atomically; missing folders are created.
 
@@ -44,7 +75,7 @@ def write_file(path: Path, data: bytes) -> None:
     with storage_errors("write", path):
         make_folder(path.parent)
         try:
-            with scratch.open("wb") as file:
+            with create_file(scratch) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -93,7 +124,8 @@ def make_folder(path: Path) -> None:
     with storage_errors("make", path):
         if not path.is_dir():
             make_folder(path.parent)
-            path.mkdir(exist_ok=True)
+            path.mkdir(FOLDER_MODE, exist_ok=True)
+            path.chmod(FOLDER_MODE)  # mkdir removes the bits of the umask, but adds none
             sync_folder(path.parent)
 
 
@@ -129,7 +161,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises StorageError at once if another process holds it.
     """
     with storage_errors("lock", folder):
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_private(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         with storage_errors("lock", folder):
             take_lock(descriptor, folder)

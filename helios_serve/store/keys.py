@@ -17,7 +17,7 @@ import msgspec
 from helios_serve.errors import InvalidRequestError
 from helios_serve.options.scheduling import DEFAULT_TENANT
 from helios_serve.store.database import Database
-from helios_serve.store.files import make_folder, storage_errors
+from helios_serve.store.files import make_folder, make_private
 
 DATABASE = "keys.sqlite3"
 PREFIX = "sk-helios-"
@@ -93,9 +93,8 @@ class KeyStore:
         self._clock = clock
         self._fixed = {key.hash: key for key in map(fixed_key, fixed)}
         make_folder(folder)
+        make_private(folder)
         with creation_lock(folder):
-            with storage_errors("open", self.path):
-                make_private(self.path)
             self._table = Database(self.path, SCHEMA, SCHEMA_VERSION)
 
     def create(self, tenant: str, label: str = "") -> NewKey:
@@ -163,14 +162,6 @@ def creation_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def make_private(path: Path) -> None:
-    """Restrict a file to its owner. SQLite's journal files inherit its permissions."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
 
 
 def fixed_key(secret: str) -> ApiKey:

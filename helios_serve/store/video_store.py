@@ -15,7 +15,13 @@ from helios_serve.logger import logger
 from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.store.database import Database
-from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
+from helios_serve.store.files import (
+    DamagedFileError,
+    locked,
+    make_folder,
+    make_private,
+    sync_folder,
+)
 from helios_serve.store.job_files import InputStore, JobFolders, SegmentStore, list_folder
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
 from helios_serve.store.snapshots import ResumePoint, SnapshotStore
@@ -55,6 +61,7 @@ class VideoStore:
         self._locks_guard = Lock()
         with ExitStack() as opened:
             make_folder(folder)
+            make_private(folder)
             opened.enter_context(locked(folder))
             self._segments = SegmentStore(folder / "segments")
             self._snapshots = SnapshotStore(folder / "snapshots")

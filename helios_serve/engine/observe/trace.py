@@ -23,6 +23,7 @@ from helios_serve.messages import (
     SchedulerOutput,
     StepsDone,
 )
+from helios_serve.store.files import create_file
 
 Event = dict[str, Any]
 
@@ -47,7 +48,7 @@ class EventFile:
         self._lock = Lock()
         self._separator = b""
         try:
-            self._file = path.open("wb")
+            self._file = create_file(path)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         self._put(b"[\n")

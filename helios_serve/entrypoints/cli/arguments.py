@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from helios_serve.options.sampling import PromptSwitch
 from helios_serve.size import parse_size
 
@@ -73,6 +75,16 @@ def _port(text: str) -> int:
     return port
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """Split names at commas, or parse a JSON list of them, as vLLM's flags have it."""
+    if text.startswith("["):
+        return msgspec.json.decode(text, type=tuple[str, ...])
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise ValueError("empty name")
+    return names
+
+
 def _switch(text: str) -> PromptSwitch:
     chunk, separator, prompt = text.partition(":")
     if not separator or not prompt.strip():
@@ -119,6 +131,7 @@ port = value_parser(f"an integer from 0 (a free port) to {MAX_PORT}", _port)
 size = value_parser("WIDTHxHEIGHT in pixels, such as 640x384", parse_size)
 sizes = value_parser("comma-separated WIDTHxHEIGHT in pixels, such as 640x384,384x640", _sizes)
 steps = value_parser("comma-separated integers, such as 2,2,2", _steps)
+names = value_parser("comma-separated names, such as a.example.com,*.example.org", _names)
 bounds = value_parser("MIN,MAX, such as 0.111,0.135", _bounds)
 switch = value_parser("CHUNK:TEXT, such as 2:the sun sets", _switch)
 lora_module = value_parser("NAME=PATH of an existing file or folder", _lora_module)

@@ -68,6 +68,8 @@ def action(option: Option) -> dict[str, Any]:
             return {"action": "store_const", "const": not option.default, "default": None}
         case inspect.LiteralType(values=values):
             return {"choices": values}
+        case inspect.VarTupleType() if option.extra.get("parser") == "names":
+            return {"type": parsers.names, "action": "extend", "metavar": metavar}
         case inspect.VarTupleType(item_type=item):
             return list_action(without_metadata(item)) | {"metavar": metavar}
         case inspect.TupleType():

@@ -8,6 +8,7 @@ from msgspec import inspect
 
 from helios_serve.entrypoints.cli.main import OTHER_VARIABLES, make_parser
 from helios_serve.entrypoints.cli.settings import variable_of
+from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.fields import Option, options_of, without_metadata
 from helios_serve.options.host import HostOptions
 from helios_serve.options.sampling import SamplingOptions
@@ -57,6 +58,12 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         "[tenants.md](tenants.md).",
         SchedulingConfig,
         BatchLimits,
+    ),
+    (
+        "Connections and requests",
+        "Flags of `serve`. See [safety.md](safety.md).",
+        EdgeOptions,
+        None,
     ),
     (
         "Options inside another server",

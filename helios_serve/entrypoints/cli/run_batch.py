@@ -27,8 +27,10 @@ from helios_serve.logger import logger
 from helios_serve.media.mp4 import defragment
 from helios_serve.model_config import num_chunks
 from helios_serve.service.batches.batch_line import BatchLine, line_name, local_request, parse_line
+from helios_serve.service.errors import ApiError
+from helios_serve.service.json_text import without_mark
 from helios_serve.store.batches import LineError
-from helios_serve.store.files import make_folder, write_file
+from helios_serve.store.files import storage_errors, write_file
 from helios_serve.video_request import VideoRequest
 
 if TYPE_CHECKING:
@@ -104,7 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_model(
         arguments.model, worker_groups(arguments, arguments.model), executor_kind(arguments)
     )
-    make_folder(arguments.output)
+    with storage_errors("make", arguments.output):
+        arguments.output.mkdir(parents=True, exist_ok=True)
     with opened_engine(arguments) as (engine, store):
         batch = BatchRun(arguments, engine, store)
         results = asyncio.run(batch.run(lines))
@@ -120,7 +123,10 @@ def run(arguments: argparse.Namespace) -> int:
 def read_lines(path: Path) -> list[bytes]:
     """Return the lines that are not empty. Raises InvalidRequestError if there are none."""
     try:
-        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        text = without_mark(path.read_bytes())
+        lines = [bytes(line) for line in text.splitlines() if line.strip()]
+    except ApiError as error:
+        raise InvalidRequestError(f"{path}: {error}", param="input") from error
     except OSError as error:
         raise InvalidRequestError(
             f"got {path}, expected a readable batch file: {error.strerror}", param="input"

@@ -24,11 +24,13 @@ from helios_serve.entrypoints.cli.arguments import (
 )
 from helios_serve.entrypoints.cli.flags import (
     add_device_flags,
+    add_options,
     add_outbound_flags,
     add_worker_flags,
     executor_kind,
     make_media,
     make_webhooks,
+    read_flags,
     scheduling_config,
     worker_groups,
 )
@@ -42,6 +44,7 @@ from helios_serve.entrypoints.cli.settings import variable_of
 from helios_serve.entrypoints.cli.tls import add_tls_flags, address_of, check_tls
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import LogFormat, logger, show_server_logs
+from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.keys import KeyStore
@@ -62,10 +65,6 @@ examples:
 """
 CLOSE_SECONDS = 5
 """Seconds that open responses may take to finish after draining."""
-KEEP_ALIVE_SECONDS = 75
-"""Seconds for which idle connections are kept. It is longer than clients' timeouts (5 s or less is
-common): a request that is sent while the server closes its connection is lost.
-"""
 CLIENT_SECONDS = 60
 """Seconds without a pong after which a WebSocket client is considered disconnected."""
 UNSENT_BYTES = 128 << 10
@@ -97,6 +96,7 @@ def add_command(commands: Any) -> None:
     parser.add_config_flag()
     add_log_flags(parser)
     add_server_flags(parser)
+    add_options(parser.add_argument_group("connections and requests"), EdgeOptions)
     add_outbound_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
@@ -214,12 +214,16 @@ def add_timeout_flags(server: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops the process. Returns the exit status."""
+    from helios_serve.entrypoints.http.origins import parse_allowed
+
     os.environ.pop(variable_of("--api-key"), None)  # not for workers and decoders
     models = served_models(arguments)
     check_tls(arguments.ssl_certfile, arguments.ssl_keyfile)
     check_outputs(arguments)
     for model in models.paths.values():
         check_model(model, worker_groups(arguments, model), executor_kind(arguments))
+    edge = read_flags(arguments, EdgeOptions)
+    parse_allowed(edge.allowed_hosts, edge.allowed_origins)  # fails before anything is loaded
     show_server_logs(arguments.log_format)
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
@@ -231,31 +235,26 @@ def run(arguments: argparse.Namespace) -> int:
         lifecycle = app.state.lifecycle
         lifecycle.address = address_of(listener, is_secure=arguments.ssl_certfile is not None)
         print(f"helios-serve: {lifecycle.address}/v1/videos", flush=True)
-        serve_http(app, arguments, listener)
+        serve_http(app, arguments, edge, listener)
     if lifecycle.failure is not None:
         raise HeliosError(lifecycle.failure)
     return 0
 
 
-def serve_http(app: "Starlette", arguments: argparse.Namespace, listener: socket.socket) -> None:
+def serve_http(
+    app: "Starlette", arguments: argparse.Namespace, edge: EdgeOptions, listener: socket.socket
+) -> None:
     """Serve the application on the listener until a signal stops it."""
-    import uvicorn
-
+    from helios_serve.entrypoints.http.connections import HttpConfig
     from helios_serve.entrypoints.http.server import HttpServer
 
-    config = uvicorn.Config(
+    config = HttpConfig(
         app,
-        loop="uvloop",
-        http="httptools",
-        ws="websockets-sansio",
+        edge,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # video does not compress further
         ws_ping_timeout=CLIENT_SECONDS,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSE_SECONDS,
-        server_header=False,
         ssl_certfile=arguments.ssl_certfile,
         ssl_keyfile=arguments.ssl_keyfile,
     )
@@ -326,6 +325,7 @@ def make_server(
         retention=arguments.retention,
         max_disk=arguments.max_disk,
         session_grace=arguments.session_grace,
+        edge=read_flags(arguments, EdgeOptions),
         loras=dict(arguments.lora_modules),
         public_metrics=arguments.public_metrics,
         access_log=not arguments.no_access_log,

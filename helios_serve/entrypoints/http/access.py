@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.entrypoints.http.paths import route_path
 from helios_serve.entrypoints.http.responses import error_response
 from helios_serve.logger import logger
 from helios_serve.metrics import HttpMetrics
@@ -96,7 +97,7 @@ class AccessLog:
         self.metrics.seconds.labels(handler, label).observe(seconds)
         if not self.is_logged:
             return
-        level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+        level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
         client = (scope.get("client") or ("-",))[0]
         line = "%s %s %d in %.0f ms for %s"
         logger.log(level, line, method, path_of(scope), status, 1e3 * seconds, client)

@@ -15,12 +15,14 @@ from helios_serve.entrypoints.http.access import AccessLog, request_ids
 from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
-from helios_serve.entrypoints.http.bodies import BodyLimit
+from helios_serve.entrypoints.http.bodies import BodyLimit, BodyLimits
 from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
 from helios_serve.entrypoints.http.live.realtime import RealtimeApi
 from helios_serve.entrypoints.http.operations import HasOperations, OpenApi, routes_of
+from helios_serve.entrypoints.http.origins import CrossOrigin, OriginGuard, parse_allowed
+from helios_serve.entrypoints.http.paths import RootPath
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.probes import Probes
 from helios_serve.entrypoints.http.responses import handle_error
@@ -121,7 +123,7 @@ def make_app(
         Probes(engine, lifecycle),
     )
     operations = [operation for part in parts for operation in part.operations]
-    operations += OpenApi(operations).operations
+    operations += OpenApi(operations, config.edge.root_path).operations
     realtime = RealtimeApi(videos, builder, sessions)
     reloading = None if tenants is None else tenants.reloading(engine)
     inner = (ControlServer(engine, folder), reloading, sessions, runner, keeper)
@@ -133,6 +135,7 @@ def make_app(
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
     app.state.lifecycle = lifecycle
     return app
 
@@ -141,9 +144,14 @@ def middleware_of(
     routes: Sequence[BaseRoute], metrics: HttpMetrics, keys: KeyCache, config: ServerConfig
 ) -> list[Middleware]:
     """Return the middleware, outermost first."""
+    edge = config.edge
+    hosts, origins = parse_allowed(edge.allowed_hosts, edge.allowed_origins)
     return [
         request_ids(),
+        Middleware(RootPath, root_path=edge.root_path),
         Middleware(AccessLog, routes, metrics, is_logged=config.access_log),
+        *([Middleware(CrossOrigin, origins=origins)] if edge.allowed_origins else ()),
+        Middleware(OriginGuard, keys=keys, hosts=hosts, origins=origins),
         Middleware(Authentication, keys, public_metrics=config.public_metrics),
-        Middleware(BodyLimit),
+        Middleware(BodyLimit, limits=BodyLimits(text=edge.max_request_text)),
     ]

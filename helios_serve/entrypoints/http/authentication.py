@@ -1,29 +1,60 @@
 """API key authentication."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.entrypoints.http.paths import route_path
 from helios_serve.entrypoints.http.responses import error_response
 from helios_serve.errors import HeliosError
 from helios_serve.options.scheduling import DEFAULT_TENANT
 from helios_serve.service.errors import ApiError
 from helios_serve.service.key_cache import KeyCache
+from helios_serve.store.keys import ApiKey
 
 TENANT = "helios.tenant"
 """Key of the ASGI scope that holds the name of the authenticated tenant."""
+AUTHORITY = "helios.authority"
+"""Key of the ASGI scope that holds the `Authority` of the request."""
+ACCEPTED = "helios.accepted"
+"""Key of the ASGI scope that holds a function to call when a request is authenticated."""
 OPEN_PATHS = frozenset({"/", "/health", "/liveness", "/ping", "/version"})
 METRICS_PATHS = frozenset({"/load", "/metrics"})
 OPEN_FOLDERS = ("/playground/",)
 """Paths that need no key, because they contain no user data: server state and the playground's
 files.
 """
+MISSING_KEY = "missing API key, expected the header Authorization: Bearer KEY"
+INVALID_KEY = "invalid API key: it is unknown or revoked"
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of a WebSocket subprotocol that carries the key: browsers cannot set headers there."""
 PROTOCOLS = "sec-websocket-protocol"
 POLICY_VIOLATION = 1008
+
+
+class Authority:
+    """The right of a connection to give orders: its key, or None while no key is needed.
+
+    A key may be revoked while a connection is open, so it is checked again for each order.
+    """
+
+    def __init__(self, keys: KeyCache, key: ApiKey | None) -> None:
+        self.keys = keys
+        self.key = key
+
+    async def check(self) -> None:
+        """Raise ApiError 401 if the key was revoked, or one is needed now. Raises StorageError."""
+        ring = await self.keys.ring()
+        if self.key is None and not ring.is_open:
+            raise unauthorized(MISSING_KEY)
+        if self.key is not None and self.key.hash not in ring.keys:
+            raise unauthorized(INVALID_KEY)
+
+    @property
+    def tenant(self) -> str:
+        return DEFAULT_TENANT if self.key is None else self.key.tenant
 
 
 class Authentication:
@@ -39,15 +70,18 @@ class Authentication:
         self.open_paths = OPEN_PATHS | (METRICS_PATHS if public_metrics else frozenset())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or self._is_open(scope["path"]):
+        if scope["type"] not in ("http", "websocket") or self._is_open(route_path(scope)):
             await self.app(scope, receive, send)
             return
         try:
-            tenant = await self._tenant(scope)
+            authority = await self._authority(scope)
         except (ApiError, HeliosError) as error:
             await refuse(error, scope, receive, send)
             return
-        authenticated: Scope = {**scope, TENANT: tenant}
+        accepted: Callable[[], None] | None = scope.get(ACCEPTED)
+        if accepted is not None:
+            accepted()
+        authenticated: Scope = {**scope, TENANT: authority.tenant, AUTHORITY: authority}
         if scope["type"] == "websocket":
             authenticated, send = without_key(authenticated, send)
         await self.app(authenticated, receive, send)
@@ -55,22 +89,22 @@ class Authentication:
     def _is_open(self, path: str) -> bool:
         return path in self.open_paths or is_open(path)
 
-    async def _tenant(self, scope: Scope) -> str:
-        """Return the tenant of a request.
+    async def _authority(self, scope: Scope) -> Authority:
+        """Return the authority of a request.
 
         Raises ApiError 401, or StorageError if the keys cannot be read.
         """
         ring = await self.keys.ring()
         if ring.is_open:
-            return DEFAULT_TENANT
+            return Authority(self.keys, None)
         secret = key_in(scope)
         if secret is None:
-            raise unauthorized("missing API key, expected the header Authorization: Bearer KEY")
+            raise unauthorized(MISSING_KEY)
         key = ring.find(secret)
         if key is None:
-            raise unauthorized("invalid API key: it is unknown or revoked")
+            raise unauthorized(INVALID_KEY)
         self.keys.note_use(key)
-        return key.tenant
+        return Authority(self.keys, key)
 
 
 def is_open(path: str) -> bool:
@@ -133,3 +167,10 @@ def tenant_of(connection: HTTPConnection) -> str:
     """Return the authenticated tenant of a connection."""
     name: str = connection.scope.get(TENANT, DEFAULT_TENANT)
     return name
+
+
+async def check_authority(connection: HTTPConnection) -> None:
+    """Raise ApiError 401 if the connection may not give orders any more."""
+    authority: Authority | None = connection.scope.get(AUTHORITY)
+    if authority is not None:
+        await authority.check()

@@ -1,76 +1,125 @@
 """Parsing of request bodies (JSON and forms), and limits on their size."""
 
-import contextlib
+import asyncio
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
 
-import msgspec
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.entrypoints.http.authentication import check_authority
+from helios_serve.entrypoints.http.forms import (
+    MAX_FIELD,
+    FormField,
+    decoded,
+    parse_urlencoded,
+    read_multipart,
+)
+from helios_serve.entrypoints.http.responses import error_response
 from helios_serve.service.errors import ApiError
+from helios_serve.service.json_text import (
+    MAX_TEXT,
+    MAX_TOKENS,
+    Buffer,
+    check_shape,
+    decode_json,
+    too_large,
+)
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import Json
 
 MAX_BODY = 512 << 20
 """Maximum size in bytes of a request, including uploads."""
-MAX_FIELD = 64 << 20
-"""Maximum size in bytes of a form field. A data: URL is one."""
-MAX_JSON = 64 << 20
-"""Maximum size in bytes of a JSON body, which is read into memory."""
-MAX_FIELDS, MAX_FILES = 200, 4
+MAX_JSON = MAX_FIELD
+"""Maximum size in bytes of a JSON body, which is read into memory. It may contain a data: URL."""
+LARGE = 64 << 10
+"""Bytes from which on a body is parsed in another thread than the event loop's."""
 MAX_DEPTH = 8
 """Maximum number of brackets in the name of a form field."""
 KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 TEXT_FIELDS = ("prompt", "negative_prompt")
 """Form fields that are never parsed as JSON."""
 PART = re.compile(r"\[([^\[\]]*)\]")
+MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
+JSON_TYPES = ("", "application/json", "text/json")
+UPLOADS = "helios.uploads"
+"""Key of the ASGI scope that holds the request's uploads, which are deleted after its response."""
+LIMITS = "helios.limits"
+"""Key of the ASGI scope that holds the request's `BodyLimits`."""
 
 
-async def read_body(request: Request) -> Json:
-    """Return the fields of a JSON or form body. Raises ApiError for an invalid body."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json" or not kind:
-        return parse_json(await read_bounded(request, MAX_JSON))
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        form = await request.form(
-            max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD
+class BodyLimits(NamedTuple):
+    """Maximum sizes in bytes of a whole body, and of a body without its images and videos."""
+
+    body: int = MAX_BODY
+    text: int = MAX_TEXT
+
+
+async def read_body(request: Request, *, takes_media: bool = False) -> Json:
+    """Return the fields of a JSON or form body.
+
+    With `takes_media`, it may be larger than its text by its images and videos. Raises ApiError for
+    an invalid body, and 401 if the API key was revoked while the body arrived.
+    """
+    if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise unsupported(f"got content-encoding {coding[:100]!r}, expected none")
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    limits: BodyLimits = request.scope.get(LIMITS, BodyLimits())
+    most = limits.text
+    if kind == MULTIPART:
+        check_length(request, limits.body if takes_media else most, most)
+        fields = await read_multipart(request.stream(), content_type, most)
+        uploads = [field.value for field in fields if isinstance(field.value, Upload)]
+        request.scope.setdefault(UPLOADS, []).extend(uploads)
+        body = await asyncio.to_thread(nest, fields)
+    elif kind == URLENCODED:
+        body = await parsed(await read_bounded(request, most, most), parse_form, most)
+    elif kind in JSON_TYPES:
+        data = await read_bounded(request, MAX_JSON if takes_media else most, most)
+        body = await parsed(data, parse_json, most)
+    else:
+        raise unsupported(
+            f"got content-type {kind[:100]!r}, expected application/json or multipart/form-data"
         )
-        return nest((name, as_upload(value)) for name, value in form.multi_items())
-    raise ApiError(
-        415,
-        f"got content-type {kind!r}, expected application/json or multipart/form-data",
-        code="unsupported_media_type",
-    )
+    await check_authority(request)
+    return body
 
 
-async def read_bounded(request: Request, limit: int) -> bytes:
+def unsupported(message: str) -> ApiError:
+    return ApiError(415, message, code="unsupported_media_type")
+
+
+def check_length(request: Request, limit: int, most: int) -> None:
+    """Raise ApiError 413 if the request declares more than `limit` bytes."""
+    if declared_length(request.scope) > limit:
+        raise too_large(most) if limit == most else body_too_large(limit)
+
+
+async def read_bounded(request: Request, limit: int, most: int) -> bytearray:
     """Return the body. Raises ApiError 413 if it has more than `limit` bytes."""
+    check_length(request, limit, most)
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > limit:
-            raise ApiError(
-                413,
-                f"JSON body is too large, expected at most {limit} bytes; upload files as "
-                "multipart/form-data",
-                code="too_large",
-            )
-    return bytes(body)
+            raise too_large(most) if limit == most else body_too_large(limit)
+    return body
 
 
-def parse_json(data: bytes) -> Json:
+async def parsed(data: bytearray, parse: Callable[[Buffer, int], Json], most: int) -> Json:
+    """Return what `parse` makes of a body; a large one is parsed in another thread."""
+    if len(data) < LARGE:
+        return parse(data, most)
+    return await asyncio.to_thread(parse, data, most)
+
+
+def parse_json(data: Buffer, most: int = MAX_TEXT) -> Json:
     """Return the fields of a JSON object. Raises ApiError 400 for anything else."""
-    try:
-        body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(
-            400, f"request body is not valid JSON: {error}", code="invalid_json"
-        ) from error
-    except RecursionError as error:
-        raise ApiError(400, "JSON body is nested too deeply", code="invalid_json") from error
+    body = decode_json(data, most)
     if not isinstance(body, dict):
         raise ApiError(
             400, f"got a JSON {type(body).__name__}, expected an object", code="invalid_json"
@@ -78,14 +127,20 @@ def parse_json(data: bytes) -> Json:
     return body
 
 
-def nest(items: Iterable[tuple[str, Any]]) -> Json:
+def parse_form(data: Buffer, most: int) -> Json:  # noqa: ARG001
+    """Return the fields of a URL-encoded form."""
+    return nest(parse_urlencoded(data))
+
+
+def nest(fields: Iterable[FormField]) -> Json:
     """Convert form fields such as `video[id]` and `steps[]` to objects and lists.
 
-    A field whose value is the JSON text of an object or a list is parsed. Raises ApiError for an
-    invalid field name.
+    A field whose value is the JSON text of an object or a list is parsed. A field that was left
+    empty is left out. Raises ApiError for an invalid field.
     """
     body: Json = {}
-    for name, value in items:
+    tokens = 0
+    for name, value in fields:
         match = KEY.fullmatch(name)
         if match is None or name.count("[") > MAX_DEPTH:
             raise ApiError(
@@ -93,14 +148,45 @@ def nest(items: Iterable[tuple[str, Any]]) -> Json:
                 f"got field {name[:100]!r}, expected a name such as video[id]",
                 code="invalid_field",
             )
+        if is_left_empty(value):
+            continue
+        if is_json(name, value):
+            assert isinstance(value, bytes)
+            tokens += check_shape(value).tokens
+            if tokens > MAX_TOKENS:
+                raise ApiError(
+                    400,
+                    f"form is too complex, expected at most {MAX_TOKENS} values",
+                    code="invalid_field",
+                )
         first, rest = match.groups()
-        put(
-            body,
-            [first, *PART.findall(rest)],
-            value if name in TEXT_FIELDS else parse_json_text(value),
-            name,
-        )
+        put(body, [first, *PART.findall(rest)], field_value(name, value), name)
     return body
+
+
+def is_left_empty(value: bytes | Upload) -> bool:
+    """Return whether a form field was left empty. Browsers send those, too."""
+    if isinstance(value, bytes):
+        return not value
+    if value.filename:
+        return False
+    is_empty = not value.file.read(1)
+    value.file.seek(0)
+    return is_empty
+
+
+def is_json(name: str, value: bytes | Upload) -> bool:
+    return isinstance(value, bytes) and name not in TEXT_FIELDS and value[:1] in (b"{", b"[")
+
+
+def field_value(name: str, value: bytes | Upload) -> Any:
+    """Return the parsed object or list if a field is its JSON text, else its text or file."""
+    if isinstance(value, Upload):
+        return value
+    if is_json(name, value):
+        with suppress(ApiError):
+            return decode_json(value)
+    return decoded(value, f"form field {name[:100]!r}")
 
 
 def put(into: Json, path: list[str], value: Any, name: str) -> None:
@@ -127,21 +213,6 @@ def check_kind(found: Any, kind: type[Any], name: str) -> Any:
     return found
 
 
-def parse_json_text(value: Any) -> Any:
-    """Return the parsed object or list if `value` is its JSON text, else `value`."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        with contextlib.suppress(msgspec.DecodeError, RecursionError):
-            return msgspec.json.decode(value)
-    return value
-
-
-def as_upload(value: UploadFile | str) -> Upload | str:
-    """Convert an uploaded file to the service's type. Text is returned unchanged."""
-    if isinstance(value, UploadFile):
-        return Upload(value.file, value.filename, value.content_type)
-    return value
-
-
 def take_uploads(body: Json) -> dict[str, Upload]:
     """Remove the uploaded files from a body, and return them by field name."""
     uploads = {name: value for name, value in body.items() if isinstance(value, Upload)}
@@ -151,31 +222,59 @@ def take_uploads(body: Json) -> dict[str, Upload]:
 
 
 class BodyLimit:
-    """Middleware that rejects a body of more than `limit` bytes with 413.
+    """Middleware that rejects a body that is too large with 413.
 
-    The bytes are counted as they arrive, because a chunked body does not declare its length.
+    A declared length is checked before anything is read. The bytes are also counted as they arrive,
+    because a chunked body does not declare its length.
     """
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
+    def __init__(self, app: ASGIApp, limits: BodyLimits | None = None) -> None:
         self.app = app
-        self.limit = limit
+        self.limits = limits or BodyLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        most = self.limits.body
         received = 0
+        is_awaited = "100-continue" in Headers(scope=scope).get("expect", "").lower()
 
         async def limited() -> Message:
-            nonlocal received
+            nonlocal received, is_awaited
+            is_awaited = False
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.limit:
-                raise ApiError(
-                    413,
-                    f"request body is too large, expected at most {self.limit} bytes",
-                    code="too_large",
-                )
+            if received > most:
+                raise body_too_large(most)
             return message
 
-        await self.app(scope, limited, send)
+        async def closing(message: Message) -> None:
+            """Close the connection after a refusal: the client sends its body, or does not."""
+            if is_awaited and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        if declared_length(scope) > most:
+            await error_response(body_too_large(most))(scope, receive, closing)
+            return
+        uploads: list[Upload] = []
+        try:
+            await self.app({**scope, LIMITS: self.limits, UPLOADS: uploads}, limited, closing)
+        finally:
+            for upload in uploads:
+                upload.file.close()
+
+
+def declared_length(scope: Scope) -> int:
+    """Return the length that a request declares; 0 if it declares none."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:20])
+    return 0
+
+
+def body_too_large(limit: int) -> ApiError:
+    return ApiError(
+        413, f"request body is too large, expected at most {limit} bytes", code="too_large"
+    )

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from helios_serve import __version__
 from helios_serve.entrypoints.http.authentication import is_open
+from helios_serve.entrypoints.http.paths import normalized
 from helios_serve.service.protocol import ErrorBody, Json
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -85,8 +86,10 @@ def routes_of(operations: Iterable[Operation]) -> list[Route]:
 class OpenApi:
     """Serves the description of `operations` and of its own route."""
 
-    def __init__(self, operations: Iterable[Operation]) -> None:
+    def __init__(self, operations: Iterable[Operation], root_path: str = "") -> None:
         self.document = openapi_document((*operations, *self.operations))
+        if root_path:
+            self.document["servers"] = [{"url": normalized(root_path)}]
 
     @property
     def operations(self) -> tuple[Operation, ...]:

@@ -1,13 +1,13 @@
 """Responses in the formats shared by all routes: JSON objects, pages of lists, and errors."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from helios_serve.service.errors import ApiError, as_api_error
 from helios_serve.service.protocol import ErrorBody
@@ -36,6 +36,20 @@ def page_response(
             has_more=has_more,
         )
     )
+
+
+def live_response(
+    request: Request,
+    content: AsyncIterator[bytes] | AsyncIterator[str],
+    media_type: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return a response that lasts as long as `content`; for HEAD, its header alone at once."""
+    if request.method != "HEAD":
+        return StreamingResponse(content, media_type=media_type, headers=headers)
+    response = Response(media_type=media_type, headers=headers)
+    del response.headers["content-length"]  # of the content, it is not known
+    return response
 
 
 def http_error(error: Exception) -> ApiError:
@@ -67,7 +81,7 @@ def error_response(error: Exception) -> Response:
     """
     api_error = http_error(error)
     retry_after = api_error.retry_after
-    headers = {}
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if retry_after is not None:
         headers["retry-after"] = str(math.ceil(retry_after))
     if (retry_after or 0) > MAX_RETRY_AFTER or (retry_after is None and api_error.status != 503):

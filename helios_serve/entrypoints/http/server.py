@@ -7,8 +7,11 @@ from types import FrameType
 
 import uvicorn
 
+from helios_serve.entrypoints.http.connections import HttpConnection
 from helios_serve.logger import logger
 from helios_serve.service.lifecycle import Lifecycle
+
+TICKS_PER_SECOND = 10
 
 
 class HttpServer(uvicorn.Server):
@@ -43,6 +46,10 @@ class HttpServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self.lifecycle.failure is not None:
             self.should_exit = True
+        if counter % TICKS_PER_SECOND == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, HttpConnection):
+                    connection.check_deadline()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,7 +1,8 @@
 """Lines of batch files: one request each, in OpenAI's batch format."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -10,6 +11,8 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.media.references import load_image, load_video
 from helios_serve.model_config import HeliosConfig
 from helios_serve.options.fields import read_options
+from helios_serve.service.errors import ApiError
+from helios_serve.service.json_text import UTF8_MARK, Buffer, check_shape, is_wide, without_mark
 from helios_serve.service.protocol import CreateVideo
 from helios_serve.service.videos.requests import (
     asked_size,
@@ -22,6 +25,8 @@ from helios_serve.video_request import VideoRequest, check_references
 
 URL = "/v1/videos"
 MAX_LINES = 50_000
+MAX_LINE = 66 << 20
+"""Maximum length of a line in bytes. It may contain a data: URL."""
 MAX_ERRORS = 100
 """Maximum number of errors reported for one file."""
 
@@ -56,11 +61,13 @@ class CheckedFile(NamedTuple):
     errors: list[LineError]
 
 
-def parse_line(text: bytes, number: int) -> BatchLine | LineError:
+def parse_line(text: Buffer, number: int) -> BatchLine | LineError:
     """Parse a line of a batch file. Return the error if it is invalid."""
     try:
+        text = without_mark(text)
+        check_shape(text)
         line = msgspec.json.decode(text, type=BatchLine)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, ApiError) as error:
         return LineError("invalid_json_line", f"invalid request: {error}", number)
     if (line.method, line.url) != ("POST", URL):
         message = f"got {line.method} {line.url}, expected POST {URL}"
@@ -68,30 +75,38 @@ def parse_line(text: bytes, number: int) -> BatchLine | LineError:
     return line
 
 
-def line_name(text: bytes) -> str | None:
+def line_name(text: Buffer) -> str | None:
     """Return the custom_id of a line, even if the rest of it is invalid; None if there is none."""
     try:
+        text = without_mark(text)
+        check_shape(text)
         return msgspec.json.decode(text, type=LineName).custom_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, ApiError):
         return None
 
 
 def check_file(path: Path) -> CheckedFile:
-    """Check every line of a batch file without keeping it in memory. Empty lines are skipped."""
+    """Check every line of a batch file without keeping it in memory. Empty lines are skipped.
+
+    Lines end with LF or CRLF. The file is UTF-8; a byte order mark is skipped.
+    """
     spans: list[LineSpan] = []
     errors: list[LineError] = []
     seen: dict[str, int] = {}
     with path.open("rb") as file:
+        if is_wide(file.read(2)):
+            message = "got a file in UTF-16 or UTF-32, expected UTF-8"
+            return CheckedFile([], [LineError("invalid_encoding", message)])
         start = 0
-        for number, text in enumerate(file, 1):
-            if text.strip():
+        for number, text in enumerate(read_lines(file), 1):
+            if text.removeprefix(UTF8_MARK).strip():
                 spans.append(LineSpan(number, start, len(text)))
                 errors += line_errors(number, text, seen)
             start += len(text)
             if len(spans) > MAX_LINES:
                 message = f"too many requests, expected at most {MAX_LINES}"
                 errors.append(LineError("too_many_lines", message))
-            if len(errors) >= MAX_ERRORS or len(spans) > MAX_LINES:
+            if len(errors) >= MAX_ERRORS or len(spans) > MAX_LINES or len(text) > MAX_LINE:
                 break
     if not spans:
         message = "got a file without requests, expected at least one"
@@ -99,11 +114,21 @@ def check_file(path: Path) -> CheckedFile:
     return CheckedFile(spans, errors)
 
 
+def read_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, each at most one byte longer than MAX_LINE."""
+    file.seek(0)
+    while text := file.readline(MAX_LINE + 1):
+        yield text
+
+
 def line_errors(number: int, text: bytes, seen: dict[str, int]) -> list[LineError]:
     """Return the errors of a line.
 
     `seen` maps earlier custom ids to their line numbers, and is updated.
     """
+    if len(text) > MAX_LINE:
+        message = f"got a longer line, expected at most {MAX_LINE} bytes"
+        return [LineError("line_too_long", message, number)]
     line = parse_line(text, number)
     if isinstance(line, LineError):
         return [line]
@@ -120,7 +145,7 @@ def read_line(path: Path, span: LineSpan) -> BatchLine:
     """Read a line that `check_file` accepted."""
     with path.open("rb") as file:
         file.seek(span.start)
-        return msgspec.json.decode(file.read(span.length), type=BatchLine)
+        return msgspec.json.decode(without_mark(file.read(span.length)), type=BatchLine)
 
 
 class LocalVideo(CreateVideo, frozen=True, kw_only=True, forbid_unknown_fields=True):

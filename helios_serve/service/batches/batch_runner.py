@@ -24,6 +24,7 @@ from helios_serve.service.protocol import (
 from helios_serve.service.videos.request_builder import RequestBuilder
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.batches import BatchStatus, BatchStore, LineError, StoredBatch
+from helios_serve.store.files import create_file
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.user_files import UserFileStore
 from helios_serve.video_request import VideoRequest
@@ -201,7 +202,7 @@ class BatchRunner:
         """Write a result file. Return its id, or None if there are no results."""
         file_id = f"file-{digest(batch.id, kind)}"
         lines = 0
-        with self.files.scratch(file_id).open("wb") as file:
+        with create_file(self.files.scratch(file_id)) as file:
             for data in self.batches.results(batch.id, are_good=are_good):
                 file.write(data + b"\n")
                 lines += 1

@@ -1,24 +1,22 @@
 """Resolves reference inputs (uploads, data: URLs, URLs and file ids) to decoded frames."""
 
 import asyncio
-import base64
-import binascii
-import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
 from helios_serve.media.decoder_pool import DecoderPool
 from helios_serve.media.references import Reference
+from helios_serve.service.media.data_urls import write_data_url
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.outbound.outbound import Outbound, OutboundError
 from helios_serve.service.outbound.urls import AllowedDomains
+from helios_serve.store.files import create_file
 
 PIECE = 1 << 20
 """Bytes written at a time."""
@@ -33,11 +31,6 @@ KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 
 FindFile = Callable[[str, str], Awaitable[Path | None]]
 """Maps a tenant and a file id to the file's path, or to None if there is no such file."""
-HEAD = re.compile(
-    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII | re.IGNORECASE
-)
-MAX_HEAD = 200
-BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class ReferenceInput(NamedTuple):
@@ -137,7 +130,7 @@ class References:
     async def _load(self, url: str, path: Path, field: str) -> None:
         if url[:5].lower() == "data:":
             try:
-                await asyncio.to_thread(lambda: path.write_bytes(decode_data_url(url)))
+                await asyncio.to_thread(write_data_url, url, path)
             except ValueError as error:
                 raise invalid_reference(str(error), field) from error
             return
@@ -164,7 +157,7 @@ class References:
             length = response.headers.get("content-length", "0")
             if int(length) > MAX_FETCHED:
                 raise too_large
-            with path.open("wb") as file:
+            with create_file(path) as file:
                 async for piece in response.pieces():
                     if file.tell() + len(piece) > MAX_FETCHED:
                         raise too_large
@@ -180,7 +173,7 @@ def media_outbound(patterns: tuple[str, ...]) -> Outbound:
 
 
 async def save(upload: Upload, path: Path) -> None:
-    with path.open("wb") as file:
+    with create_file(path) as file:
         while piece := await upload.read(PIECE):
             await asyncio.to_thread(file.write, piece)
 
@@ -218,22 +211,3 @@ def only_entry(source: Any, field: str, takes_ids: bool) -> tuple[str, str]:
 
 def invalid_reference(message: str, field: str) -> InvalidRequestError:
     return InvalidRequestError(message, param=field)
-
-
-def decode_data_url(url: str) -> bytes:
-    """Return the content of a data: URL. Raises ValueError for an invalid one."""
-    head = HEAD.match(url[:MAX_HEAD])
-    if head is None:
-        raise ValueError("invalid data: URL, expected data:TYPE;base64,DATA")
-    if not url.isascii():
-        raise ValueError("invalid data: URL: got non-ASCII characters, expected percent-encoding")
-    content = url[head.end() :]
-    if BROKEN_PERCENT.search(content):
-        raise ValueError("invalid data: URL: got % without two hexadecimal digits after it")
-    raw = unquote_to_bytes(content) if "%" in content else content.encode()
-    if head[3] is None:
-        return raw
-    try:
-        return base64.b64decode(raw, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"invalid data: URL: content is not valid base64: {error}") from error

@@ -9,6 +9,7 @@ import msgspec
 
 from helios_serve.options.fields import field_at_fault
 from helios_serve.service.errors import ApiError
+from helios_serve.service.json_text import decode_json
 from helios_serve.service.protocol import Json
 
 MAX_START_BYTES = 4 << 20
@@ -194,8 +195,8 @@ def parse_message(text: str) -> ClientMessage | Json:
     if size > MAX_START_BYTES:
         raise too_large(size, MAX_START_BYTES)
     try:
-        fields = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        fields = decode_json(text.encode())
+    except UnicodeEncodeError as error:
         raise ApiError(400, f"message is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(fields, dict):
         kind = type(fields).__name__

@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 from helios_serve.errors import RequestFailedError
 from helios_serve.media.mp4 import defragment
 from helios_serve.media.pictures import spritesheet, thumbnail
+from helios_serve.store.files import FILE_MODE, create_file, make_folder
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
@@ -26,7 +27,7 @@ class FinishedFiles:
         self.store = store
         self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._guard = Lock()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for left in folder.iterdir():
             left.unlink()
 
@@ -64,16 +65,18 @@ class FinishedFiles:
         }
         if variant in draw:
             part = path.with_name(f".{path.name}")
-            part.write_bytes(draw[variant](video))
+            with create_file(part) as file:
+                file.write(draw[variant](video))
             part.replace(path)
 
     def _join(self, job: StoredJob, path: Path) -> None:
         part = path.with_name(f".{path.name}")
-        with part.open("wb") as file:
+        with create_file(part) as file:
             file.write(self._stored(self.store.header(job.id), job))
             for chunk in job.chunks:
                 file.write(self._stored(self.store.fragment(job.id, chunk), job))
         defragment(part)
+        part.chmod(FILE_MODE)  # FFmpeg has written it anew
         part.replace(path)
 
     def _stored(self, data: bytes | None, job: StoredJob) -> bytes:

@@ -38,7 +38,7 @@ def test_what_files_name_is_there_and_ours() -> None:
     for file in FILES:
         text = file.read_text().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://", text), file
-        named = re.findall(r'(?:/playground/|from "\./)([\w.-]+)', text)
+        named = re.findall(r'(?:"playground/|from "\./)([\w.-]+)', text)
         assert set(named) <= names, file
 
 

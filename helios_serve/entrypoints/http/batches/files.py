@@ -5,18 +5,19 @@ import secrets
 from pathlib import Path
 
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.bodies import read_body
 from helios_serve.entrypoints.http.operations import LIMIT, PAGE, TEXT, Operation, RequestBody
 from helios_serve.entrypoints.http.queries import page_query
+from helios_serve.entrypoints.http.ranges import StoredFileResponse
 from helios_serve.entrypoints.http.responses import json_response, page_response
 from helios_serve.errors import InvalidRequestError
 from helios_serve.service.errors import ApiError
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import FileDeleted, FileList, FileObject
-from helios_serve.store.files import storage_errors
+from helios_serve.store.files import create_file, storage_errors
 from helios_serve.store.user_files import UserFile, UserFileStore
 
 FILE = "/v1/files/{file_id}"
@@ -62,7 +63,7 @@ class FileApi:
 
     async def create(self, request: Request) -> Response:
         """Store an uploaded file."""
-        fields = await read_body(request)
+        fields = await read_body(request, takes_media=True)
         upload, purpose = fields.get("file"), fields.get("purpose")
         if not isinstance(upload, Upload):
             raise InvalidRequestError("missing file, expected a form with a file", param="file")
@@ -110,7 +111,7 @@ class FileApi:
     async def content(self, request: Request) -> Response:
         """Return the file's content."""
         file = await self.find(request.path_params["file_id"], request)
-        return FileResponse(
+        return StoredFileResponse(
             self.files.path(file.id), media_type=CONTENT_TYPE, filename=file.filename
         )
 
@@ -131,7 +132,7 @@ class FileApi:
 
     async def _write(self, file_id: str, upload: Upload) -> None:
         path = self.files.scratch(file_id)
-        with storage_errors("write", path), path.open("wb") as file:
+        with storage_errors("write", path), create_file(path) as file:
             while piece := await upload.read(PIECE):
                 await asyncio.to_thread(file.write, piece)
 

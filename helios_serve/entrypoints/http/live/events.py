@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from helios_serve.engine.requests.progress import Progress
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operation
 from helios_serve.entrypoints.http.queries import first_chunk_query
+from helios_serve.entrypoints.http.responses import live_response
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import frames_of_chunk
 from helios_serve.options.sampling import PromptSwitch
@@ -161,9 +162,7 @@ class EventsApi:
         position = position_of(request, job)
         if position.is_end and job.is_finished:
             return Response(status_code=204)  # an EventSource reconnects after any other response
-        return StreamingResponse(
-            self._stream(job.id, position), media_type=EVENT_STREAM, headers=HEADERS
-        )
+        return live_response(request, self._stream(job.id, position), EVENT_STREAM, HEADERS)
 
     async def _stream(self, video_id: str, position: EventPosition) -> AsyncIterator[str]:
         """Yield the events after a position.

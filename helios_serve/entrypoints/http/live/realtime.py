@@ -7,7 +7,7 @@ from contextlib import suppress
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from helios_serve.entrypoints.http.authentication import tenant_of
+from helios_serve.entrypoints.http.authentication import check_authority, tenant_of
 from helios_serve.entrypoints.http.live.realtime_stream import (
     ClientSocket,
     DisconnectedError,
@@ -30,6 +30,14 @@ from helios_serve.video_request import VideoRequest
 MAX_SWITCHING = 64
 """Maximum number of a session's interactions that are waiting for their chunk."""
 POLICY_VIOLATION, RESUMED_ELSEWHERE = 1008, 4409
+
+
+LARGE = 64 << 10
+"""Characters from which on a message is parsed in another thread than the event loop's."""
+
+
+class RevokedError(Exception):
+    """The client's API key was revoked since it connected."""
 
 
 class RealtimeApi:
@@ -83,6 +91,8 @@ class RealtimeConnection:
                         await self._handle_next()
         except TimeoutError:
             await self._close_idle()
+        except RevokedError:
+            await self.client.close(POLICY_VIOLATION, "the API key was revoked")
         except asyncio.CancelledError:
             if not self._is_evicted:
                 raise
@@ -115,14 +125,24 @@ class RealtimeConnection:
         Raises DisconnectedError.
         """
         try:
-            message = messages.parse_message(await self.client.receive())
+            message = await parse(await self.client.receive())
             if self._stream is None and self._had_session:
                 self._start_timeout()
+            if not isinstance(message, messages.PingMessage):
+                await self._check_authority()
             await self._answer(message)
-        except DisconnectedError:
+        except (DisconnectedError, RevokedError):
             raise
         except Exception as error:
             await self.client.send_error(error, request_id=self._video_id)
+
+    async def _check_authority(self) -> None:
+        """Refuse the order of a client whose key was revoked. Raises RevokedError."""
+        try:
+            await check_authority(self.socket)
+        except ApiError as error:
+            await self.client.send_error(error, request_id=self._video_id)
+            raise RevokedError from error
 
     async def _answer(self, message: messages.ClientMessage | Json) -> None:
         match message:
@@ -301,3 +321,10 @@ class RealtimeConnection:
             await self.sessions.abort(stream.session.video_id)
         else:
             self.sessions.detach(stream.session, self)
+
+
+async def parse(text: str) -> messages.ClientMessage | Json:
+    """Parse a client's message, without delaying the others."""
+    if len(text) < LARGE:
+        return messages.parse_message(text)
+    return await asyncio.to_thread(messages.parse_message, text)

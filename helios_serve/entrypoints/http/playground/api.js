@@ -25,6 +25,9 @@ export class ApiError extends Error {
   }
 }
 
+/** The address of a path of the server, which a proxy may serve below a prefix. */
+export const addressOf = (path) => new URL(path.replace(/^\//, ""), document.baseURI);
+
 /** Send a request and return the response. Throws ApiError for an error response. */
 export async function call(path, { method = "GET", json, form, headers = {}, signal } = {}) {
   const allHeaders = new Headers(headers);
@@ -33,7 +36,7 @@ export async function call(path, { method = "GET", json, form, headers = {}, sig
   const body = json === undefined ? form : JSON.stringify(json);
   let response;
   try {
-    response = await fetch(path, { method, headers: allHeaders, body, signal, cache: "no-store" });
+    response = await fetch(addressOf(path), { method, headers: allHeaders, body, signal, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("the server cannot be reached");

@@ -1,6 +1,6 @@
 /** The server's health and metrics, updated every two seconds while the page is visible. */
 
-import { call } from "./api.js";
+import { addressOf, call } from "./api.js";
 import { find, setText } from "./dom.js";
 import { pause } from "./events.js";
 
@@ -29,7 +29,7 @@ async function showHealth() {
   const pill = find("health");
   let [text, state] = ["unreachable", "bad"];
   try {
-    const response = await fetch("/health", { cache: "no-store" });
+    const response = await fetch(addressOf("/health"), { cache: "no-store" });
     const { status, errors } = await response.json();
     const states = { ok: ["ready", "ok"], starting: ["starting", "wait"] };
     [text, state] = states[status] ?? [status, "bad"];

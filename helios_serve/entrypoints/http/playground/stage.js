@@ -1,6 +1,6 @@
 /** The selected video: player, timeline, prompts and actions. */
 
-import { ApiError, apiKey, call, callJson, videoPath } from "./api.js";
+import { addressOf, ApiError, apiKey, call, callJson, videoPath } from "./api.js";
 import { clock, element, find, onSubmit, setText, showError } from "./dom.js";
 import { followEvents } from "./events.js";
 import { Player } from "./player.js";
@@ -227,7 +227,7 @@ export class Stage {
     const { id } = this.video;
     const link = element("a");
     link.download = `${id}.mp4`;
-    link.href = videoPath(id, "/content");
+    link.href = addressOf(videoPath(id, "/content"));
     if (apiKey()) {
       link.href = URL.createObjectURL(await (await call(videoPath(id, "/content"))).blob());
       setTimeout(() => URL.revokeObjectURL(link.href), 60_000);

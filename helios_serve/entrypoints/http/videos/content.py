@@ -4,11 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import Response
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operation
 from helios_serve.entrypoints.http.queries import first_chunk_query
+from helios_serve.entrypoints.http.ranges import StoredFileResponse
+from helios_serve.entrypoints.http.responses import live_response
 from helios_serve.errors import InvalidRequestError, RequestFailedError
 from helios_serve.service.protocol import Json
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
@@ -55,13 +57,13 @@ class ContentApi:
             )
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         path = await self.videos.finished(job, variant)
-        return FileResponse(path, media_type=MEDIA_TYPES[variant])
+        return StoredFileResponse(path, media_type=MEDIA_TYPES[variant])
 
     async def stream(self, request: Request) -> Response:
         """Stream the video as fragmented MP4 while it is generated."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         first = first_chunk_query(request, job)
-        return StreamingResponse(self._stream(job.id, first), media_type="video/mp4")
+        return live_response(request, self._stream(job.id, first), "video/mp4")
 
     async def _stream(self, video_id: str, first: int) -> AsyncIterator[bytes]:
         """Yield the MP4 header and the segments.

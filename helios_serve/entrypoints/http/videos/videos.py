@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.bodies import read_body, take_uploads
@@ -18,7 +18,9 @@ from helios_serve.entrypoints.http.operations import (
     Operation,
     RequestBody,
 )
+from helios_serve.entrypoints.http.paths import route_path
 from helios_serve.entrypoints.http.queries import page_query
+from helios_serve.entrypoints.http.ranges import StoredFileResponse
 from helios_serve.entrypoints.http.responses import POLL_HEADERS, json_response, page_response
 from helios_serve.errors import InvalidRequestError, RequestFailedError
 from helios_serve.model_config import CHUNK_FRAMES
@@ -182,7 +184,9 @@ class VideoApi:
             for task in (done, gone):
                 task.cancel()
         path = await self.videos.finished(await self.videos.find(name, tenant_of(request)), "video")
-        return FileResponse(path, media_type=MEDIA_TYPES["video"], headers={"x-video-id": name})
+        return StoredFileResponse(
+            path, media_type=MEDIA_TYPES["video"], headers={"x-video-id": name}
+        )
 
     async def list_page(self, request: Request) -> Response:
         """List the tenant's videos, newest first (or `order=asc`).
@@ -261,9 +265,12 @@ class VideoApi:
 
     async def _create(self, request: Request, make: Make) -> Video:
         """Create the requested video, or return the one that its idempotency key has created."""
-        fields = await read_body(request)
+        fields = await read_body(request, takes_media=make != self._remix)
         keyed = await self.idempotency.find(
-            request.headers.get("idempotency-key"), tenant_of(request), request.url.path, fields
+            request.headers.get("idempotency-key"),
+            tenant_of(request),
+            route_path(request.scope),
+            fields,
         )
         if keyed is not None and keyed.job is not None:
             return await self.videos.describe(keyed.job)
