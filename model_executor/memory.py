@@ -12,6 +12,7 @@ from helios_serve.errors import DeviceError
 from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM, HeliosConfig
 from helios_serve.model_executor.components import PARTS_OF_ROLE, build_parts
 from helios_serve.model_executor.device import (
+    ACCELERATORS,
     DTYPES,
     check_fp8,
     device_memory,
@@ -203,8 +204,17 @@ def is_possible(worker: WorkerConfig) -> bool:
 
 
 def device_of(worker: WorkerConfig) -> torch.device:
-    """Return the device of a worker, which is not touched. Raises DeviceError if there is none."""
-    return find_device(worker.device, find_accelerator())
+    """Return the device of a worker, which checks itself whether it exists.
+
+    Raises DeviceError for a name that torch does not know.
+    """
+    accelerator = find_accelerator()
+    try:
+        return find_device(worker.device, accelerator)
+    except DeviceError:
+        if worker.device.partition(":")[0] not in ACCELERATORS:
+            raise
+        return torch.device(worker.device)
 
 
 def block_bytes(worker: WorkerConfig) -> int:
