@@ -15,7 +15,7 @@ from helios_serve.model_executor.models.helios.config import read_json
 from helios_serve.model_executor.models.helios.lora import LoraLinear
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.weights import Component
-from helios_serve.options.workers import Quantization
+from helios_serve.options.workers import Quantization, Role
 
 PATCH_KERNELS = {
     "patch_embedding": (1, 2, 2),
@@ -26,6 +26,13 @@ PATCH_KERNELS = {
 """Kernel size (frames, rows, columns), in latent pixels, of each patch embedding."""
 FP32_PARTS = ("time_embedder", "scale_shift_table", "norm2", "history_key_scale")
 """Parameters that stay in fp32 whatever the model's dtype, as in diffusers 0.42.1."""
+
+PARTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
+    "encode": ("text_encoder", "vae"),
+    "denoise": ("transformer",),
+    "decode": ("vae",),
+}
+"""The parts of a checkpoint that each role needs."""
 
 DECODER_PARTS = ("decoder.", "post_quant_conv.")
 """Prefixes of the parameters that the VAE needs for decoding."""

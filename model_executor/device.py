@@ -1,12 +1,12 @@
 """Resolves device and dtype names, and checks what a device supports."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from helios_serve.errors import DeviceError
 from helios_serve.kernels.backend import KernelChoice, choose_kernels
+from helios_serve.model_executor.host_memory import Memory, host_memory
 
 ACCELERATORS = ("cuda", "npu", "xpu")
 """Accelerators that `auto` selects. All support float64, which the DMD update needs."""
@@ -108,9 +108,9 @@ def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
         ) from error
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of free memory on the device."""
+def device_memory(device: torch.device) -> Memory:
+    """Return the memory of the device. A CPU's is that of the host, within its cgroup's limits."""
     if device.type == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free, _ = torch.accelerator.get_memory_info(device)
-    return int(free)
+        return host_memory()
+    free, total = torch.accelerator.get_memory_info(device)
+    return Memory(int(free), int(total))

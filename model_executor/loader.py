@@ -1,9 +1,11 @@
 """Finds checkpoints and loads the parts of a model that a worker's roles need."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -13,8 +15,14 @@ from helios_serve.errors import CheckpointError, DeviceError
 from helios_serve.logger import logger
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.checks import check_compilation
-from helios_serve.model_executor.components import Part, build_parts, tie_embeddings
+from helios_serve.model_executor.components import (
+    PARTS_OF_ROLE,
+    Part,
+    build_parts,
+    tie_embeddings,
+)
 from helios_serve.model_executor.device import DTYPES, check_fp8, resolve_kernels
+from helios_serve.model_executor.memory import MemoryCheck, is_out_of_memory
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
@@ -28,14 +36,16 @@ from helios_serve.model_executor.weights import (
     stream_weights,
     weight_bytes,
 )
-from helios_serve.options.workers import DEFAULT_OPTIONS, ROLES, LoadFormat, Role, WorkerOptions
+from helios_serve.options.workers import (
+    DEFAULT_OPTIONS,
+    ROLES,
+    LoadFormat,
+    Role,
+    WorkerConfig,
+    WorkerOptions,
+    worker_config,
+)
 
-PARTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
-    "encode": ("text_encoder", "vae"),
-    "denoise": ("transformer",),
-    "decode": ("vae",),
-}
-"""The parts of a checkpoint that each role needs."""
 DUMMY_SEEDS = {"transformer": 0, "text_encoder": 1, "vae": 2}
 """Seeds of random weights, one per part, so that a part does not depend on the parts loaded."""
 
@@ -93,6 +103,8 @@ def load_checkpoint(
     if checkpoint.note is not None:
         logger.warning(checkpoint.note)
     folder, config = checkpoint.folder, checkpoint.config
+    worker = worker_config(checkpoint.name, options, like=WorkerConfig(roles=tuple(roles)))
+    check_memory(checkpoint, device, dtype, worker)
     needed = {name for role in roles for name in PARTS_OF_ROLE[role]}
     built = build_parts(folder, config, dtype, options.quantization, DTYPES[options.decode_dtype])
     parts = {name: part for name, part in built.items() if name in needed}
@@ -104,16 +116,11 @@ def load_checkpoint(
     sizes = {name: placement.device_bytes for name, placement in placements.items()}
     summary = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
     logger.info("%s: %s of weights on %s", checkpoint.name, summary, device)
-    try:
+    with allocation_errors(device, summary):
         fill(parts, placements, device, dummy=checkpoint.load_format == "dummy")
         contexts = {
             name: placement.activate(parts[name].module) for name, placement in placements.items()
         }
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"got {device}, expected free memory for {summary} of weights: see docs/memory.md for "
-            "ways to use less"
-        ) from error
     modules = {name: part.module for name, part in parts.items()}
     transformer, text_encoder = modules.get("transformer"), modules.get("text_encoder")
     assert transformer is None or isinstance(transformer, HeliosTransformer)
@@ -134,6 +141,29 @@ def load_checkpoint(
         None if text_encoder is None else TextEncoder(text_encoder, tokenizer, device),
         vae,
     )
+
+
+@contextmanager
+def allocation_errors(device: torch.device, summary: str) -> Iterator[None]:
+    """Raise a failed allocation of the block as DeviceError, with a `summary` of the weights."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"got {device}, expected free memory for {summary} of weights: see docs/memory.md for "
+            "ways to use less"
+        ) from error
+
+
+def check_memory(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, worker: WorkerConfig
+) -> None:
+    """Raise DeviceError unless there is memory for a worker on `device` in `dtype`."""
+    dtype_name = str(dtype).removeprefix("torch.")
+    worker = msgspec.structs.replace(worker, device=str(device), dtype=dtype_name)
+    MemoryCheck(checkpoint.name, checkpoint.folder, checkpoint.config).check_worker(worker)
 
 
 def optimize_transformer(

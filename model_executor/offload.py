@@ -221,19 +221,22 @@ class WeightPlacement:
     """Places one part's weights on the device and the host, while they are loaded and after.
 
     `sizes` holds the bytes of each tensor by name. Without `offload` all tensors are on the device.
-    `device_bytes` is the most bytes of weights on the device at a time.
+    `device_bytes` is the most bytes of weights on the device at a time, `host_bytes` what is kept
+    on the host.
     """
 
     def __init__(
         self, part: str, sizes: Mapping[str, int], device: torch.device, offload: bool
     ) -> None:
         self.device = device
+        self.sizes = sizes
         self.placement = (
             place_part(part, sizes) if offload else TensorPlacement({}, [], [*sizes], [])
         )
         self.device_bytes = self.placement.device_bytes(sizes)
         self._resident = set(self.placement.resident)
         self._host_only = set(self.placement.host_only)
+        self.host_bytes = sum(size for name, size in sizes.items() if name not in self._resident)
         copied = sizes.keys() - self._resident - self._host_only
         self._memory = HostMemory((sizes[name] for name in copied), device)
 

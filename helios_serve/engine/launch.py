@@ -8,6 +8,7 @@ from helios_serve.model_config import HeliosConfig
 from helios_serve.model_executor.checks import check_context_parallel, check_executor, check_thread
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.model_executor.loader import open_checkpoint
+from helios_serve.model_executor.memory import MemoryCheck
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import ExecutorKind, LoadFormat, WorkerGroup
@@ -37,6 +38,8 @@ def launch(
         check_context_parallel(group.config, checkpoint.config)
         if kind == "inline":
             check_thread(group.config)
+    if kind != "ray":  # whose workers run anywhere, and check their own memory
+        MemoryCheck(model, checkpoint.folder, checkpoint.config).check_host(groups)
     config = EngineConfig(
         workers=tuple(group.config for group in groups for _ in range(group.count)),
         scheduling=scheduling or SchedulingConfig(),

@@ -18,7 +18,7 @@ from helios_serve.messages import (
 )
 from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM
 from helios_serve.model_executor.checks import check_context_parallel
-from helios_serve.model_executor.device import free_memory, resolve_device, resolve_dtype
+from helios_serve.model_executor.device import device_memory, resolve_device, resolve_dtype
 from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, open_checkpoint
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -195,12 +195,12 @@ def load_rank(
 def default_blocks(transformer: HeliosTransformer) -> int:
     """Return the number of history blocks that fit in `POOL_SHARE` of the free memory."""
     block_bytes = BLOCK_ROWS * PATCH_DIM * transformer.dtype.itemsize
-    return int(min(POOL_SHARE * free_memory(transformer.device), POOL_LIMIT)) // block_bytes
+    return int(min(POOL_SHARE * device_memory(transformer.device).free, POOL_LIMIT)) // block_bytes
 
 
 def default_text_bytes(transformer: HeliosTransformer) -> int:
     """Return the bytes for the keys and values of prompts in use."""
-    return int(min(TEXT_SHARE * free_memory(transformer.device), TEXT_LIMIT))
+    return int(min(TEXT_SHARE * device_memory(transformer.device).free, TEXT_LIMIT))
 
 
 def text_row_bytes(transformer: HeliosTransformer) -> int:

@@ -227,11 +227,12 @@ class CommandParser(argparse.ArgumentParser):
             return
         (positional,) = self._get_positional_actions()
         flag = self._option_string_actions[self.alias]
-        if not getattr(parsed, positional.dest):
+        value = getattr(parsed, positional.dest)
+        if value is None or value == []:
             return
-        if getattr(parsed, flag.dest):
+        if getattr(parsed, flag.dest) is not None:
             self.error(f"argument {self.alias}: not allowed with {positional.metavar}")
-        setattr(parsed, flag.dest, getattr(parsed, positional.dest))
+        setattr(parsed, flag.dest, value)
 
 
 def is_flag(word: str) -> bool:

@@ -325,6 +325,8 @@ print([name for name in {HEAVY} if name in sys.modules], status)
         (["generate", "a dog", "--output", "/proc/a.mp4"], "got --output /proc/a.mp4, expected"),
         (["generate", "a dog", "--output-latents", "x.pt"], "got --output-latents x.pt, exp"),
         (["generate", " "], "got an empty prompt"),
+        (["generate", ""], "got an empty prompt"),
+        (["generate", "--prompt", ""], "got an empty prompt"),
         (["generate"], "got no prompt"),
         (["generate", "a", "--model", "nano-big"], "got model 'nano-big'"),
         (["generate", "a", "--model", "."], ". is not a Helios checkpoint"),
