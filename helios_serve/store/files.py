@@ -10,19 +10,17 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
 
 from helios_serve.errors import StorageError
 
 LOCK = "lock"
 
-T = TypeVar("T")
-
 
 class DamagedFileError(StorageError):
     """The file is missing or its content is invalid, so that reading it again would fail too."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, public="stored data is missing or damaged")
 
 
 @contextmanager
@@ -31,7 +29,10 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot {doing} {path}: {error.strerror or error}") from error
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"cannot {doing} {path}: {reason}", public=f"the server cannot {doing} a file: {reason}"
+        ) from error
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -73,19 +74,6 @@ def read_file(path: Path) -> bytes:
         if isinstance(error.__cause__, FileNotFoundError):
             raise DamagedFileError(f"{path} is missing") from error
         raise
-
-
-def write_struct(path: Path, value: msgspec.Struct) -> None:
-    """Write `value` to `path` as msgpack with `write_file`."""
-    write_file(path, msgspec.msgpack.encode(value))
-
-
-def read_struct(path: Path, kind: type[T]) -> T:
-    """Read a msgpack file. Raises DamagedFileError if it does not hold a `kind`."""
-    try:
-        return msgspec.msgpack.decode(read_file(path), type=kind)
-    except ValueError as error:  # DecodeError, and UnicodeDecodeError for a damaged string
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 
 def make_folder(path: Path) -> None:

@@ -1,11 +1,12 @@
 """The store of jobs and their chunks, consistent after a crash at any instant."""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -15,14 +16,19 @@ from helios_serve.logger import logger
 from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.store.database import Database
+from helios_serve.store.disk import Ballast
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
 from helios_serve.store.job_files import InputStore, JobFolders, SegmentStore, list_folder
-from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
+from helios_serve.store.job_repair import JobRepair
+from helios_serve.store.jobs import EndStatus, JobStore, NewRow, StoredJob
+from helios_serve.store.lost_and_found import LostAndFound
 from helios_serve.store.snapshots import ResumePoint, SnapshotStore
 from helios_serve.store.usage import DayUsage
 from helios_serve.video_request import VideoRequest
 
 DATABASE = "jobs.sqlite3"
+DAMAGED = "the stored data of the video is damaged"
+"""Error of a job that cannot be resumed."""
 
 
 class Unfinished(msgspec.Struct, frozen=True):
@@ -39,18 +45,33 @@ class Unfinished(msgspec.Struct, frozen=True):
     next_chunk: int
 
 
+class NewJob(NamedTuple):
+    """A job to store; `num_chunks` counts those of the whole video.
+
+    With a `resume_point` the job starts from it, and first delivers the chunk of its tail, if it
+    has one. A job that `extends` another shares that job's earlier chunks.
+    """
+
+    request: VideoRequest
+    num_chunks: int
+    resume_point: ResumePoint | None = None
+    extends: str | None = None
+
+
 class VideoStore:
     """The persistent state of all jobs, in a folder that one process at a time may open.
 
     Segments, snapshots and references are files; the job's row in the database says which of them
     are committed. Files are therefore written before the row changes and deleted after it. Opening
-    the store deletes files that no row refers to, which a crash left behind.
+    the store deletes what a crash leaves behind, and moves other files that no row refers to to
+    `lost+found`.
 
     Thread-safe. Methods raise StorageError if the disk fails.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder = folder
+        self.ballast = Ballast(folder)
         self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._locks_guard = Lock()
         with ExitStack() as opened:
@@ -63,9 +84,8 @@ class VideoStore:
             check_database(self.folder, self._files)
             self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
             sync_folder(folder)
-            jobs = self.jobs()
-            for files in self._files:
-                files.sweep(jobs)
+            self._repair = JobRepair(self._jobs, self._segments, self._snapshots, self._inputs)
+            self._reconcile()
             self._opened = opened.pop_all()
 
     def accept(
@@ -77,24 +97,34 @@ class VideoStore:
         extends: str | None = None,
         frames_per_day: int | None = None,
     ) -> None:
-        """Store a new job. Durable when it returns.
+        """Store one new job with `accept_all`."""
+        job = NewJob(request, num_chunks, resume_point, extends)
+        self.accept_all([job], frames_per_day=frames_per_day)
 
-        With a `resume_point` the job starts from it, and first delivers the chunk of its tail, if
-        it has one. A job that `extends` another shares that job's earlier chunks. Raises
-        InvalidRequestError if the id is in use or the job exceeds its tenant's `frames_per_day`,
-        and CapacityError if it exceeds what is left of them today.
+    def accept_all(self, jobs: Sequence[NewJob], *, frames_per_day: int | None = None) -> None:
+        """Store new jobs of one tenant, all or none. Durable when it returns.
+
+        Raises InvalidRequestError if an id is in use, a job exceeds its tenant's `frames_per_day`
+        or the video that it extends was deleted, and CapacityError if the jobs exceed what is left
+        of the frames today.
         """
-        job_id = request.request_id
-        with self._lock(job_id):
-            if self._jobs.get(job_id) is not None:
-                raise InvalidRequestError(
-                    f"got request id {job_id!r}, which is in use", param="request_id"
-                )
-            self._delete_files(job_id)  # left by an earlier job whose deletion failed
+        parents = {job.extends for job in jobs if job.extends is not None}
+        with ExitStack() as held:
+            for job_id in (*sorted(parents), *sorted(job.request.request_id for job in jobs)):
+                held.enter_context(self._lock(job_id))
+            for job in jobs:
+                self._check_unused(job.request.request_id)
+            written: list[str] = []
             try:
-                self._add(request, num_chunks, resume_point, extends, frames_per_day)
+                rows = []
+                for job in jobs:
+                    written.append(job.request.request_id)
+                    self._delete_files(written[-1])  # left by a job whose deletion failed
+                    rows.append(self._write_files(job))
+                self._jobs.add_all(rows, frames_per_day)
             except HeliosError:
-                self._delete_files(job_id)
+                for job_id in written:
+                    self._delete_files(job_id)
                 raise
 
     def update_request(self, request: VideoRequest) -> None:
@@ -126,9 +156,9 @@ class VideoStore:
             assert not job.is_finished, f"chunk {chunk} of a job that is {job.status}"
             self._segments.put(job_id, chunk, segment)
             self._snapshots.put(job_id, resume_point)
-            left = max(0, job.request.params.num_frames - CHUNK_FRAMES * (chunk + 1))
+            left = job.frames_after(chunk)
             self._jobs.advance(job_id, chunk, frames_left=left, device_seconds=device_seconds)
-            self._snapshots.delete_others(job_id, keep_chunk=chunk + 1)
+            self._snapshots.delete_old(job, chunk + 1)
             return True
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
@@ -136,11 +166,16 @@ class VideoStore:
         with self._lock(job_id):
             self._jobs.finish(job_id, status, error)
 
+    def cancel(self, job_id: str) -> None:
+        """End a job as cancelled with `finish`. It works on a full disk, too."""
+        self.ballast.spend(lambda: self.finish(job_id, "cancelled"))
+
     def delete(self, job_id: str) -> None:
-        """Delete a job, if it exists, and its files."""
+        """Delete a job, if it exists, and its files. It works on a full disk, too."""
         with self._lock(job_id):
-            self._jobs.delete(job_id)
+            self.ballast.spend(lambda: self._jobs.delete(job_id))
             self._delete_files(job_id)
+            self._jobs.forget_deleted(job_id)
 
     def job(self, job_id: str) -> StoredJob | None:
         return self._jobs.get(job_id)
@@ -185,6 +220,14 @@ class VideoStore:
                 return None
             return self._snapshots.get(job_id, job.kept_chunk)
 
+    def job_to_continue(self, job_id: str) -> tuple[StoredJob | None, ResumePoint | None]:
+        """Return a job and its resume point, both of the same moment. None for what is missing."""
+        with self._lock(job_id):
+            job = self._jobs.get(job_id)
+            if job is None or job.kept_chunk is None:
+                return job, None
+            return job, self._snapshots.get(job_id, job.kept_chunk)
+
     def segments(self, job_id: str) -> list[int]:
         """Return the committed chunks of a job."""
         job = self._jobs.get(job_id)
@@ -207,6 +250,10 @@ class VideoStore:
         """The database, for tables that change in one transaction with the jobs."""
         return self._jobs.database
 
+    def checkpoint(self) -> None:
+        """Make losing the database's write-ahead log lose little."""
+        self._jobs.database.checkpoint()
+
     def close(self) -> None:
         """Close the store and release its folder."""
         self._opened.close()
@@ -216,36 +263,55 @@ class VideoStore:
         with self._locks_guard:
             return self._locks.setdefault(job_id, Lock())
 
-    def _add(
-        self,
-        request: VideoRequest,
-        num_chunks: int,
-        resume_point: ResumePoint | None,
-        extends: str | None,
-        frames_per_day: int | None,
-    ) -> None:
+    def _check_unused(self, job_id: str) -> None:
+        if self._jobs.get(job_id) is not None:
+            raise InvalidRequestError(
+                f"got request id {job_id!r}, which is in use", param="request_id"
+            )
+
+    def _write_files(self, new: NewJob) -> NewRow:
+        """Write the files that a new job begins with, and return its row."""
+        request, num_chunks, resume_point, extends = new
         self._inputs.put(request)
+        parent = None if extends is None else self._jobs.get(extends)
+        if extends is not None and parent is None:
+            raise InvalidRequestError(
+                f"got {extends!r} to continue, which was deleted meanwhile", param="video"
+            )
         if resume_point is None:
-            self._jobs.add(request, num_chunks=num_chunks, frames_per_day=frames_per_day)
-            return
+            return NewRow(request, num_chunks)
         self._snapshots.put(request.request_id, resume_point)
         chunk = resume_point.snapshot.chunk
         first_chunk = next_chunk = chunk if resume_point.tail is None else chunk - 1
         frames_before = CHUNK_FRAMES * next_chunk
-        parent = None if extends is None else self._jobs.get(extends)
         if parent is not None and parent.first_chunk < next_chunk:
             first_chunk = parent.first_chunk
             frames_before = min(parent.request.params.num_frames, CHUNK_FRAMES * chunk)
             self._segments.share(request.request_id, parent.id, range(first_chunk, next_chunk))
-        self._jobs.add(
-            request,
-            num_chunks=num_chunks,
-            first_chunk=first_chunk,
-            next_chunk=next_chunk,
-            kept_chunk=chunk,
-            frames_before=frames_before,
-            frames_per_day=frames_per_day,
-        )
+        return NewRow(request, num_chunks, first_chunk, next_chunk, chunk, frames_before)
+
+    def _reconcile(self) -> None:
+        """Have tables and folders agree: with the files that are whole, and without any others."""
+        self._jobs.set_damaged_aside()
+        for job in self._jobs.unfinished():
+            self._repair_or_fail(job)
+        jobs, deleted = self.jobs(), self._jobs.deleted()
+        lost = LostAndFound(self.folder)
+        for files in self._files:
+            files.sweep(jobs, deleted, lost)
+        lost.report(DATABASE)
+        for job_id in deleted:
+            self._jobs.forget_deleted(job_id)
+
+    def _repair_or_fail(self, job: StoredJob) -> bool:
+        """Repair a job; end it as failed, and return False, if it cannot be resumed."""
+        try:
+            self._repair.repair(job)
+        except DamagedFileError as error:
+            logger.error("job %s cannot be resumed: %s", job.id, error)
+            self._jobs.finish(job.id, "failed", DAMAGED)
+            return False
+        return True
 
     def _recover(self, job_id: str) -> Unfinished | None:
         with self._lock(job_id):
@@ -254,10 +320,11 @@ class VideoStore:
                 return None
             try:
                 return self._load(job)
-            except DamagedFileError as error:
-                logger.error("job %s cannot be resumed: %s", job_id, error)
-                self._jobs.finish(job_id, "failed", "the stored data of the video is damaged")
-                return None
+            except DamagedFileError:  # since the store was opened
+                if not self._repair_or_fail(job):
+                    return None
+            repaired = self._jobs.get(job_id)
+            return None if repaired is None else self._load(repaired)
 
     def _load(self, job: StoredJob) -> Unfinished:
         if job.kept_chunk is not None:

@@ -267,4 +267,4 @@ def test_threads_commit_side_by_side(store: VideoStore) -> None:
         expected = [b"%d of %s" % (chunk, name.encode()) for chunk in range(8)]
         assert [store.fragment(name, chunk) for chunk in store.segments(name)] == expected
         assert store.resume_point(name) == resume_point(8)
-    assert len(files(store)) == len(names) * 10
+    assert len(files(store)) == len(names) * 11

@@ -125,6 +125,12 @@ class EngineCore:
         self.scheduler.add_session(session, was_accepted=submission.was_accepted)
         return session
 
+    def is_ending(self, request_id: str) -> bool:
+        """Whether an id is in use only by what an ended request has in flight."""
+        session = self.scheduler.sessions.get(request_id)
+        is_live = session is not None and not session.status.is_finished
+        return not is_live and request_id not in self.decode_stage.assemblers
+
     def start(self, submission: Submission) -> None:
         """Have the inputs of a reserved request encoded; its steps follow."""
         session = self.scheduler.sessions[submission.request_id]

@@ -30,6 +30,7 @@ from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger, show_all_logs
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
+from helios_serve.store.disk import Ballast
 from helios_serve.store.keys import KeyStore
 
 if TYPE_CHECKING:
@@ -167,7 +168,9 @@ def run(arguments: argparse.Namespace) -> int:
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
+        Ballast(arguments.data_dir).release_if_full()
         keys = opened.enter_context(closing(KeyStore(arguments.data_dir)))
+        keys.check()
         check_exposure(listener, keys, is_allowed=arguments.without_keys)
         app = make_server(arguments, opened, keys)
         config = uvicorn.Config(

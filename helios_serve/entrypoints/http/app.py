@@ -128,8 +128,10 @@ def make_app(
     finished = FinishedFiles(folder / "finished", store)
     videos = Videos(engine, store, finished, disk, lifecycle, config.retention)
     keeper = Housekeeper(videos, tables, disk, config.retention)
-    files = FileApi(tables.files)
-    references = References(folder / "incoming", outbound=media, find_file=files.path_of)
+    files = FileApi(tables.files, engine, disk)
+    references = References(
+        folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
+    )
     builder = RequestBuilder(engine, references, config.loras)
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
@@ -139,8 +141,8 @@ def make_app(
         HlsApi(videos),
         EventsApi(videos, lifecycle.closing),
         files,
-        BatchApi(runner, files),
-        UsageApi(engine, store),
+        BatchApi(runner, files, disk),
+        UsageApi(engine, store, tables.files),
         ServerInfo(engine, lifecycle),
     )
     operations = [operation for part in parts for operation in part.operations]

@@ -6,7 +6,7 @@ import binascii
 import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from helios_serve.media.references import Reference
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.outbound.outbound import Outbound, OutboundError
 from helios_serve.service.outbound.urls import AllowedDomains
+from helios_serve.store.files import storage_errors
 
 PIECE = 1 << 20
 """Bytes written at a time."""
@@ -31,6 +32,8 @@ MAX_FETCHES = 8
 MEDIA_FLAG = "--allowed-media-domains"
 KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 
+Reserve = Callable[[int], AbstractContextManager[None]]
+"""Reserves room for a number of bytes that are written in the context; raises StorageError."""
 FindFile = Callable[[str, str], Awaitable[Path | None]]
 """Maps a tenant and a file id to the file's path, or to None if there is no such file."""
 HEAD = re.compile(
@@ -68,6 +71,7 @@ class References:
         outbound: Fetches references by URL. By default, no host is allowed.
         find_file: Finds references by file id. By default, file ids are rejected.
         pool: The decoder processes.
+        reserve: Reserves room on the disk. By default, there is always room.
     """
 
     def __init__(
@@ -77,10 +81,12 @@ class References:
         outbound: Outbound | None = None,
         find_file: FindFile | None = None,
         pool: DecoderPool | None = None,
+        reserve: Reserve = lambda _: nullcontext(),
     ) -> None:
         self.pool = pool or DecoderPool(incoming)
         self.outbound = outbound or media_outbound(())
         self.find_file = find_file
+        self.reserve = reserve
         self._fetches = asyncio.Semaphore(MAX_FETCHES)
 
     async def __aenter__(self) -> "References":
@@ -118,7 +124,8 @@ class References:
         with tempfile.TemporaryDirectory(dir=self.pool.folder, prefix="media-") as folder:
             path = Path(folder) / "media"
             if isinstance(source, Upload):
-                await save(source, path)
+                with self.reserve(await source.size()):
+                    await save(source, path)
                 yield ReferenceFile(path, name_of(source), kind or declared_kind(source))
                 return
             key, value = only_entry(source, field, self.find_file is not None)
@@ -137,9 +144,11 @@ class References:
     async def _load(self, url: str, path: Path, field: str) -> None:
         if url[:5].lower() == "data:":
             try:
-                await asyncio.to_thread(lambda: path.write_bytes(decode_data_url(url)))
+                data = await asyncio.to_thread(decode_data_url, url)
             except ValueError as error:
                 raise invalid_reference(str(error), field) from error
+            with self.reserve(len(data)), storage_errors("write", path):
+                await asyncio.to_thread(path.write_bytes, data)
             return
         try:
             async with self._fetches:
@@ -164,7 +173,8 @@ class References:
             length = response.headers.get("content-length", "0")
             if int(length) > MAX_FETCHED:
                 raise too_large
-            with path.open("wb") as file:
+            room = self.reserve(int(length) or MAX_FETCHED)
+            with room, storage_errors("write", path), path.open("wb") as file:
                 async for piece in response.pieces():
                     if file.tell() + len(piece) > MAX_FETCHED:
                         raise too_large
@@ -180,7 +190,7 @@ def media_outbound(patterns: tuple[str, ...]) -> Outbound:
 
 
 async def save(upload: Upload, path: Path) -> None:
-    with path.open("wb") as file:
+    with storage_errors("write", path), path.open("wb") as file:
         while piece := await upload.read(PIECE):
             await asyncio.to_thread(file.write, piece)
 

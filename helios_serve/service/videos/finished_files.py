@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 from helios_serve.errors import RequestFailedError
 from helios_serve.media.mp4 import defragment
 from helios_serve.media.pictures import spritesheet, thumbnail
+from helios_serve.store.files import storage_errors
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
@@ -35,12 +36,13 @@ class FinishedFiles:
 
         `variant` is a key of MEDIA_TYPES. The MP4 has its index at the front, so that playback can
         start before the download is complete. Raises RequestFailedError if the video is deleted
-        meanwhile.
+        meanwhile, DamagedFileError if a stored chunk is damaged, StorageError if the disk fails.
         """
         path = self.folder / f"{job.id}{SUFFIXES[variant]}"
         with self._lock(job.id):
             if not path.exists():
-                self._make(job, path, variant)
+                with storage_errors("write", path):
+                    self._make(job, path, variant)
         return path
 
     def delete(self, video_id: str) -> None:
@@ -48,6 +50,12 @@ class FinishedFiles:
         with self._lock(video_id):
             for suffix in SUFFIXES.values():
                 (self.folder / f"{video_id}{suffix}").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete all files. Those that are being sent stay readable for their readers."""
+        for path in self.folder.iterdir():
+            if not path.name.startswith("."):
+                path.unlink(missing_ok=True)
 
     def _lock(self, video_id: str) -> Lock:
         """Return the lock that is held while a video's files are created or deleted."""

@@ -42,7 +42,7 @@ def test_a_request_is_started_when_it_is_stored(
     ending: str, store: VideoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then it takes room; a write that fails or is cancelled gives it back."""
-    own, may_write, accept = core(scheduling=ONE), threading.Event(), VideoStore.accept
+    own, may_write, accept = core(scheduling=ONE), threading.Event(), VideoStore.accept_all
 
     def write(*args: Any, **options: Any) -> None:
         may_write.wait(60)
@@ -53,7 +53,7 @@ def test_a_request_is_started_when_it_is_stored(
     async def main() -> None:
         async with engine_of(own, store) as engine:
             with monkeypatch.context() as patch:
-                patch.setattr(VideoStore, "accept", write)
+                patch.setattr(VideoStore, "accept_all", write)
                 submitting = asyncio.create_task(engine.submit(request("a", 33)))
                 await until(lambda: "a" in own.scheduler.sessions)
                 assert (own.has_unfinished, own.stats().encoding) == (False, 0)

@@ -288,7 +288,7 @@ def test_children_go_on_where_they_were(tmp_path: Path) -> None:
             await engine.submit(request("parent", FRAMES, max_lead_chunks=1))
             await until(lambda: num_stored(engine, "parent") >= 1)
             await engine.pause("parent")
-            await engine.fork("parent", children)
+            await engine.fork("parent", lambda _: children)
             starts = [store_of(engine).resume_point(name) for name in names]
             begun = num_stored(engine, "parent")
             for name in names:

@@ -252,21 +252,14 @@ class VideoApi:
 
     async def _create(self, request: Request, make: Make) -> Video:
         """Create the requested video, or return the one that its idempotency key has created."""
-        fields = await read_body(request)
-        keyed = await self.idempotency.find(
-            request.headers.get("idempotency-key"), tenant_of(request), request.url.path, fields
-        )
-        if keyed is not None and keyed.job is not None:
-            return await self.videos.describe(keyed.job)
-        asked = await make(request, fields)
-        if keyed is None:
-            return await self.videos.accept(asked)
-        try:
-            return await self.videos.accept(keyed.claim(asked))
-        except InvalidRequestError as error:
-            if error.param != "request_id":
-                raise
-            return await self.videos.describe_id(keyed.video_id)  # a concurrent retry created it
+        fields, tenant = await read_body(request), tenant_of(request)
+        key = request.headers.get("idempotency-key")
+        async with self.idempotency.turn(key, tenant):
+            keyed = await self.idempotency.find(key, tenant, request.url.path, fields)
+            if keyed is not None and keyed.job is not None:
+                return await self.videos.describe(keyed.job)
+            asked = await make(request, fields)
+            return await self.videos.accept(asked if keyed is None else keyed.claim(asked))
 
     async def _new_request(self, request: Request, fields: Json) -> VideoRequest:
         uploads = take_uploads(fields)
