@@ -55,14 +55,13 @@ class DeviceError(HeliosError, ValueError):
 class StorageError(HeliosError):
     """Data cannot be written or read, for example on a full disk. The message names the path.
 
-    `public` is the message for clients, which must not learn the server's paths.
+    `public` is the message for clients, which must not learn the server's paths: by default the
+    same one, with the last parts of its paths only.
     """
 
-    def __init__(
-        self, message: str, *, public: str = "the server cannot access its storage"
-    ) -> None:
+    def __init__(self, message: str, *, public: str | None = None) -> None:
         super().__init__(message)
-        self.public = public
+        self.public = without_paths(message) if public is None else public
 
 
 class RequestFailedError(HeliosError):

@@ -59,7 +59,13 @@ class Metrics:
         self.blocks_used = self._gauge("history_blocks_used", "History blocks in use")
         self.blocks_total = self._gauge("history_blocks_total", "History blocks in all pools")
         self.workers = self._gauge(
-            "worker_up", "1 if the worker is ready, 0 if it is starting", "worker"
+            "worker_up", "1 if the worker is ready, 0 if it is starting or has failed", "worker"
+        )
+        self.failed_workers = self._gauge(
+            "failed_workers", "Workers whose start failed, which are to be started again"
+        )
+        self.outage_seconds = self._gauge(
+            "outage_seconds", "Time since no worker can be started for some role; 0 without outage"
         )
         self.event_loop_tasks = Gauge(
             "helios:event_loop_tasks",

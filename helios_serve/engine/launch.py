@@ -1,6 +1,7 @@
 """Starts an engine with its workers."""
 
 from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.worker_pool import MAX_FAILED_STARTS
 from helios_serve.engine.observe.observer import Observer, StepMetrics
 from helios_serve.engine.observe.trace import Trace
 from helios_serve.metrics import Metrics
@@ -22,11 +23,13 @@ def launch(
     scheduling: SchedulingConfig | None = None,
     trace: Trace | None = None,
     metrics: Metrics | None = None,
+    is_server: bool = True,
 ) -> EngineCore:
     """Return an engine whose workers are starting.
 
-    Raises CheckpointError for an invalid model, and DeviceError for an option that its workers or
-    the executor cannot honor.
+    Workers of a server are started again without end if their starts fail. Raises CheckpointError
+    for an invalid model, and DeviceError for an option that its workers or the executor cannot
+    honor.
     """
     checkpoint = open_checkpoint(model, groups[0].config.load_format)
     for group in groups:
@@ -36,6 +39,7 @@ def launch(
     config = EngineConfig(
         workers=tuple(group.config for group in groups for _ in range(group.count)),
         scheduling=scheduling or SchedulingConfig(),
+        max_failed_starts=None if is_server else MAX_FAILED_STARTS,
     )
     executor = make_executor(kind, ray_address)
     observers: list[Observer] = []

@@ -11,10 +11,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     - `max_disk`: bytes that the data folder may take before new videos are refused; None means no
       limit.
     - `session_grace`: seconds for which a realtime session waits for its client to reconnect.
+    - `exit_without_workers`: seconds after which the server ends if no worker can be started; None:
+      never.
     - `loras`: files of the LoRA adapters that requests may use, by name.
     """
 
     retention: float | None = None
     max_disk: int | None = None
     session_grace: float = 30.0
+    exit_without_workers: float | None = None
     loras: dict[str, str] = {}

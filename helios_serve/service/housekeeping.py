@@ -57,7 +57,7 @@ class Housekeeper:
 
     def _checkpoint(self) -> None:
         self.videos.store.ballast.fill()
-        self.videos.store.checkpoint()
+        self.videos.store.database.checkpoint()
         self.tables.checkpoint()
 
     async def _run(self) -> None:

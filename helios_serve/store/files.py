@@ -29,10 +29,7 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"cannot {doing} {path}: {reason}", public=f"the server cannot {doing} a file: {reason}"
-        ) from error
+        raise StorageError(f"cannot {doing} {path}: {error.strerror or error}") from error
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -1,11 +1,13 @@
 """Jobs whose row and files disagree: where they can resume."""
 
 from helios_serve.logger import logger
+from helios_serve.store.all_files import JobFiles
 from helios_serve.store.files import DamagedFileError
-from helios_serve.store.job_files import InputStore, SegmentStore
 from helios_serve.store.jobs import JobStore, StoredJob
-from helios_serve.store.snapshots import SnapshotStore
+from helios_serve.store.lost_and_found import LostAndFound
 
+DAMAGED = "the stored data of the video is damaged"
+"""Error of a job that cannot be resumed."""
 FROM_SNAPSHOTS = ("extension", "fork")
 """Relations of videos that do not begin with their own request."""
 
@@ -19,13 +21,37 @@ class JobRepair:
     crash in a commit leaves behind, and is made again.
     """
 
-    def __init__(
-        self, jobs: JobStore, segments: SegmentStore, snapshots: SnapshotStore, inputs: InputStore
-    ) -> None:
+    def __init__(self, jobs: JobStore, files: JobFiles) -> None:
         self.jobs = jobs
-        self.segments = segments
-        self.snapshots = snapshots
-        self.inputs = inputs
+        self.files = files
+        self.segments, self.snapshots = files.segments, files.snapshots
+
+    def reconcile(self, table: str) -> None:
+        """Have tables and folders agree, when the store is opened.
+
+        `table` is the name of the tables' file, for messages. Raises StorageError if the disk
+        fails.
+        """
+        self.jobs.set_damaged_aside()
+        for job in self.jobs.unfinished():
+            self.repair_or_fail(job)
+        jobs, deleted = self.jobs.all(), self.jobs.deleted()
+        lost = LostAndFound(self.files.folder)
+        for store in self.files.stores:
+            store.sweep(jobs, deleted, lost)
+        lost.report(table)
+        for job_id in deleted:
+            self.jobs.forget_deleted(job_id)
+
+    def repair_or_fail(self, job: StoredJob) -> bool:
+        """Repair a job; end it as failed, and return False, if it cannot be resumed."""
+        try:
+            self.repair(job)
+        except DamagedFileError as error:
+            logger.error("job %s cannot be resumed: %s", job.id, error)
+            self.jobs.finish(job.id, "failed", DAMAGED)
+            return False
+        return True
 
     def repair(self, job: StoredJob) -> None:
         """Set the chunk at which a job stands to what its files allow.
@@ -34,7 +60,8 @@ class JobRepair:
         """
         whole = self.segments.whole_until(job)
         for chunk in self.snapshots.chunks(job.id):
-            if chunk == job.next_chunk + 1 and self._can_stay(job, whole):
+            is_cut_commit = chunk == job.next_chunk + 1 and chunk != job.kept_chunk
+            if is_cut_commit and self._can_stay(job, whole):
                 continue
             next_chunk = self._edge_with(job, chunk, whole)
             if next_chunk is not None:
@@ -98,7 +125,7 @@ class JobRepair:
         )
         if not is_own or job.first_chunk != 0:
             raise DamagedFileError(f"no snapshot of job {job.id} can be used")
-        self.inputs.whole_request(job)
+        self.files.inputs.whole_request(job)
         if job.next_chunk or job.kept_chunk is not None:
             logger.warning("job %s: starts again; chunk %d was its next", job.id, job.next_chunk)
             self.jobs.go_back(job.id, 0, None)

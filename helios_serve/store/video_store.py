@@ -6,56 +6,22 @@ from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-import msgspec
-
 from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
-from helios_serve.logger import logger
 from helios_serve.messages import Segment
-from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.store.all_files import JobFiles, NewJob, Unfinished
 from helios_serve.store.database import Database
 from helios_serve.store.disk import Ballast
 from helios_serve.store.files import DamagedFileError, locked, make_folder, sync_folder
-from helios_serve.store.job_files import InputStore, JobFolders, SegmentStore, list_folder
+from helios_serve.store.job_files import JobFolders, list_folder
 from helios_serve.store.job_repair import JobRepair
-from helios_serve.store.jobs import EndStatus, JobStore, NewRow, StoredJob
-from helios_serve.store.lost_and_found import LostAndFound
-from helios_serve.store.snapshots import ResumePoint, SnapshotStore
+from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.usage import DayUsage
 from helios_serve.video_request import VideoRequest
 
 DATABASE = "jobs.sqlite3"
-DAMAGED = "the stored data of the video is damaged"
-"""Error of a job that cannot be resumed."""
-
-
-class Unfinished(msgspec.Struct, frozen=True):
-    """A job to resume at `next_chunk`; chunks from `first_chunk` to the one before are committed.
-
-    With a `resume_point` the session resumes from it, and `request` has no reference. Without one
-    the job starts from its request. If `next_chunk` equals the number of chunks, only the job's end
-    is missing. If it is one less than the resume point's chunk, its tail is delivered first.
-    """
-
-    request: VideoRequest
-    resume_point: ResumePoint | None
-    first_chunk: int
-    next_chunk: int
-
-
-class NewJob(NamedTuple):
-    """A job to store; `num_chunks` counts those of the whole video.
-
-    With a `resume_point` the job starts from it, and first delivers the chunk of its tail, if it
-    has one. A job that `extends` another shares that job's earlier chunks.
-    """
-
-    request: VideoRequest
-    num_chunks: int
-    resume_point: ResumePoint | None = None
-    extends: str | None = None
 
 
 class VideoStore:
@@ -77,15 +43,13 @@ class VideoStore:
         with ExitStack() as opened:
             make_folder(folder)
             opened.enter_context(locked(folder))
-            self._segments = SegmentStore(folder / "segments")
-            self._snapshots = SnapshotStore(folder / "snapshots")
-            self._inputs = InputStore(folder / "inputs")
-            self._files = (self._segments, self._snapshots, self._inputs)
-            check_database(self.folder, self._files)
+            self._files = JobFiles(folder)
+            self._segments, self._snapshots = self._files.segments, self._files.snapshots
+            check_database(self.folder, self._files.stores)
             self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
             sync_folder(folder)
-            self._repair = JobRepair(self._jobs, self._segments, self._snapshots, self._inputs)
-            self._reconcile()
+            self._repair = JobRepair(self._jobs, self._files)
+            self._repair.reconcile(DATABASE)
             self._opened = opened.pop_all()
 
     def accept(
@@ -113,18 +77,19 @@ class VideoStore:
             for job_id in (*sorted(parents), *sorted(job.request.request_id for job in jobs)):
                 held.enter_context(self._lock(job_id))
             for job in jobs:
-                self._check_unused(job.request.request_id)
+                check_unused(self._jobs, job.request.request_id)
             written: list[str] = []
             try:
                 rows = []
                 for job in jobs:
                     written.append(job.request.request_id)
-                    self._delete_files(written[-1])  # left by a job whose deletion failed
-                    rows.append(self._write_files(job))
+                    self._files.delete(written[-1])  # left by a job whose deletion failed
+                    parent = None if job.extends is None else self._jobs.get(job.extends)
+                    rows.append(self._files.begin(job, parent))
                 self._jobs.add_all(rows, frames_per_day)
             except HeliosError:
                 for job_id in written:
-                    self._delete_files(job_id)
+                    self._files.delete(job_id)
                 raise
 
     def update_request(self, request: VideoRequest) -> None:
@@ -162,19 +127,21 @@ class VideoStore:
             return True
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
-        """End a job and keep its files. No effect if it was deleted or has ended already."""
-        with self._lock(job_id):
-            self._jobs.finish(job_id, status, error)
+        """End a job and keep its files. No effect if it was deleted or has ended already.
 
-    def cancel(self, job_id: str) -> None:
-        """End a job as cancelled with `finish`. It works on a full disk, too."""
-        self.ballast.spend(lambda: self.finish(job_id, "cancelled"))
+        Cancelling works on a full disk, too.
+        """
+        with self._lock(job_id):
+            if status == "cancelled":
+                self.ballast.spend(lambda: self._jobs.finish(job_id, status, error))
+            else:
+                self._jobs.finish(job_id, status, error)
 
     def delete(self, job_id: str) -> None:
         """Delete a job, if it exists, and its files. It works on a full disk, too."""
         with self._lock(job_id):
             self.ballast.spend(lambda: self._jobs.delete(job_id))
-            self._delete_files(job_id)
+            self._files.delete(job_id)
             self._jobs.forget_deleted(job_id)
 
     def job(self, job_id: str) -> StoredJob | None:
@@ -184,7 +151,7 @@ class VideoStore:
         """Return the request of a job with its reference, so that it can be generated again."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
-            return None if job is None else self._inputs.whole_request(job)
+            return None if job is None else self._files.inputs.whole_request(job)
 
     def jobs(self) -> list[StoredJob]:
         """Return all jobs, in the order in which they were accepted."""
@@ -250,10 +217,6 @@ class VideoStore:
         """The database, for tables that change in one transaction with the jobs."""
         return self._jobs.database
 
-    def checkpoint(self) -> None:
-        """Make losing the database's write-ahead log lose little."""
-        self._jobs.database.checkpoint()
-
     def close(self) -> None:
         """Close the store and release its folder."""
         self._opened.close()
@@ -263,78 +226,24 @@ class VideoStore:
         with self._locks_guard:
             return self._locks.setdefault(job_id, Lock())
 
-    def _check_unused(self, job_id: str) -> None:
-        if self._jobs.get(job_id) is not None:
-            raise InvalidRequestError(
-                f"got request id {job_id!r}, which is in use", param="request_id"
-            )
-
-    def _write_files(self, new: NewJob) -> NewRow:
-        """Write the files that a new job begins with, and return its row."""
-        request, num_chunks, resume_point, extends = new
-        self._inputs.put(request)
-        parent = None if extends is None else self._jobs.get(extends)
-        if extends is not None and parent is None:
-            raise InvalidRequestError(
-                f"got {extends!r} to continue, which was deleted meanwhile", param="video"
-            )
-        if resume_point is None:
-            return NewRow(request, num_chunks)
-        self._snapshots.put(request.request_id, resume_point)
-        chunk = resume_point.snapshot.chunk
-        first_chunk = next_chunk = chunk if resume_point.tail is None else chunk - 1
-        frames_before = CHUNK_FRAMES * next_chunk
-        if parent is not None and parent.first_chunk < next_chunk:
-            first_chunk = parent.first_chunk
-            frames_before = min(parent.request.params.num_frames, CHUNK_FRAMES * chunk)
-            self._segments.share(request.request_id, parent.id, range(first_chunk, next_chunk))
-        return NewRow(request, num_chunks, first_chunk, next_chunk, chunk, frames_before)
-
-    def _reconcile(self) -> None:
-        """Have tables and folders agree: with the files that are whole, and without any others."""
-        self._jobs.set_damaged_aside()
-        for job in self._jobs.unfinished():
-            self._repair_or_fail(job)
-        jobs, deleted = self.jobs(), self._jobs.deleted()
-        lost = LostAndFound(self.folder)
-        for files in self._files:
-            files.sweep(jobs, deleted, lost)
-        lost.report(DATABASE)
-        for job_id in deleted:
-            self._jobs.forget_deleted(job_id)
-
-    def _repair_or_fail(self, job: StoredJob) -> bool:
-        """Repair a job; end it as failed, and return False, if it cannot be resumed."""
-        try:
-            self._repair.repair(job)
-        except DamagedFileError as error:
-            logger.error("job %s cannot be resumed: %s", job.id, error)
-            self._jobs.finish(job.id, "failed", DAMAGED)
-            return False
-        return True
-
     def _recover(self, job_id: str) -> Unfinished | None:
         with self._lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.is_finished:
                 return None
             try:
-                return self._load(job)
+                return self._files.load(job)
             except DamagedFileError:  # since the store was opened
-                if not self._repair_or_fail(job):
+                if not self._repair.repair_or_fail(job):
                     return None
             repaired = self._jobs.get(job_id)
-            return None if repaired is None else self._load(repaired)
+            return None if repaired is None else self._files.load(repaired)
 
-    def _load(self, job: StoredJob) -> Unfinished:
-        if job.kept_chunk is not None:
-            resume_point = self._snapshots.get(job.id, job.kept_chunk)
-            return Unfinished(job.request, resume_point, job.first_chunk, job.next_chunk)
-        return Unfinished(self._inputs.whole_request(job), None, job.first_chunk, job.next_chunk)
 
-    def _delete_files(self, job_id: str) -> None:
-        for files in self._files:
-            files.delete(job_id)
+def check_unused(jobs: JobStore, job_id: str) -> None:
+    """Raise InvalidRequestError for the id of a stored job."""
+    if jobs.get(job_id) is not None:
+        raise InvalidRequestError(f"got request id {job_id!r}, which is in use", param="request_id")
 
 
 def check_database(folder: Path, stores: Iterable[JobFolders]) -> None:

@@ -14,8 +14,9 @@ import pytest
 from helios_serve.messages import Segment, Snapshot, TensorData
 from helios_serve.store.checked_files import HEAD, read_struct, write_struct
 from helios_serve.store.files import DamagedFileError
+from helios_serve.store.job_repair import DAMAGED
 from helios_serve.store.snapshots import ResumePoint
-from helios_serve.store.video_store import DAMAGED, VideoStore
+from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import Frames, VideoRequest
 
 TAIL = TensorData(b"latents of the chunk before", (1, 16, 9, 8, 8), "float32")
@@ -196,6 +197,21 @@ def test_an_extension_goes_back_to_where_it_began(folder: Path) -> None:
         assert job is not None
         assert job.status == "failed"
         assert store.fragment("longer", 0) == fragment(0)
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2])
+def test_an_extension_of_a_cut_video_stands_where_it_stood(folder: Path, commits: int) -> None:
+    """Its first chunk is decoded from the tail of its first snapshot."""
+    begin(folder, 3)
+    with closing(VideoStore(folder)) as store:
+        longer = VideoRequest(request_id="longer", prompt="a dog", relation="extension")
+        store.accept(longer, num_chunks=9, resume_point=point(3), extends="job")
+        store.finish("job", "completed")
+        for chunk in range(2, 2 + commits):
+            commit(store, chunk, "longer")
+    with closing(VideoStore(folder)) as store:
+        assert stands_at(store) == (2 + commits, max(3, 2 + commits))
+    assert not (folder / "lost+found").exists()
 
 
 def test_a_finished_video_with_damage_is_read_up_to_it(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import runpy
 import signal
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,13 +21,15 @@ from helios_serve.store.files import DamagedFileError
 from helios_serve.store.keys import KeyStore
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
-from tests.store import writer
 
+WRITER = Path(__file__).with_name("writer.py")
+writer = SimpleNamespace(**runpy.run_path(str(WRITER)))
 FILLED = """
-import os, signal, sys
+import os, runpy, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from helios_serve.store.video_store import VideoStore
-from tests.store import writer
+writer = SimpleNamespace(**runpy.run_path(sys.argv[2]))
 store = VideoStore(Path(sys.argv[1]))
 for name in ("a", "b"):
     store.accept(writer.request(name), num_chunks=4)
@@ -39,7 +43,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def killed(tmp_path: Path) -> Path:
     """The folder of a server that was killed with two jobs of three chunks each."""
     folder = tmp_path / "data"
-    ended = subprocess.run([sys.executable, "-c", FILLED, str(folder)], check=False)
+    command = [sys.executable, "-c", FILLED, str(folder), str(WRITER)]
+    ended = subprocess.run(command, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert (folder / "jobs.sqlite3-wal").stat().st_size > 0
     return folder
@@ -107,7 +112,7 @@ def test_what_was_deleted_stays_deleted(tmp_path: Path, monkeypatch: pytest.Monk
     with closing(VideoStore(tmp_path)) as store:
         writer.make_video(store)
         with monkeypatch.context() as patch:
-            patch.setattr(VideoStore, "_delete_files", lambda *_: None)
+            patch.setattr("helios_serve.store.all_files.JobFiles.delete", lambda *_: None)
             patch.setattr("helios_serve.store.jobs.JobStore.forget_deleted", lambda *_: None)
             store.delete(writer.JOB)
     assert contents(tmp_path)
@@ -225,11 +230,12 @@ def test_deleting_works_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
         store.accept(writer.request("other"), num_chunks=1)
         add_file(tables, "file-1")
         monkeypatch.setattr("helios_serve.store.disk.RESERVE", 0)
-        for name, delete in (
-            ("job", lambda: store.delete("job")),
-            ("other", lambda: store.cancel("other")),
-            ("file-1", lambda: tables.files.delete("file-1")),
-        ):
+        deletions: dict[str, Callable[[], None]] = {
+            "job": lambda: store.delete("job"),
+            "other": lambda: store.finish("other", "cancelled"),
+            "file-1": lambda: tables.files.delete("file-1"),
+        }
+        for name, delete in deletions.items():
             ballast.fill()
             assert ballast.path.stat().st_size == BALLAST_BYTES
             with monkeypatch.context() as patch:

@@ -14,7 +14,8 @@ import pytest
 
 from helios_serve.errors import StorageError
 from helios_serve.model_config import CHUNK_FRAMES
-from helios_serve.store.video_store import Unfinished, VideoStore
+from helios_serve.store.all_files import Unfinished
+from helios_serve.store.video_store import VideoStore
 
 WRITER = Path(__file__).with_name("writer.py")
 writer = SimpleNamespace(**runpy.run_path(str(WRITER)))

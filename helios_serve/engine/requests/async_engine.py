@@ -170,7 +170,7 @@ class AsyncEngine:
         self._active.end(request_id, CANCELLED)
         self._active.forget(request_id)
         if self.store is not None:
-            await asyncio.to_thread(self.store.cancel, request_id)
+            await asyncio.to_thread(self.store.finish, request_id, "cancelled")
         if handle is not None:
             handle.counts.end("cancelled")
             await self._submissions.drop(request_id, handle.thread)

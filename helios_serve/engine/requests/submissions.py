@@ -20,9 +20,10 @@ from helios_serve.engine.requests.stored_stream import CANCELLED
 from helios_serve.errors import EngineDeadError, InvalidRequestError, describe_error
 from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.store.all_files import NewJob
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.snapshots import ResumePoint
-from helios_serve.store.video_store import NewJob, VideoStore
+from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 
 MakeForks = Callable[[int], Sequence[VideoRequest]]

@@ -156,6 +156,13 @@ def add_timeout_flags(server: Any) -> None:
         metavar="SECONDS",
         help="how long the chunks under way may take to finish after SIGTERM (default: 30)",
     )
+    server.add_argument(
+        "--exit-without-workers",
+        type=seconds,
+        metavar="SECONDS",
+        help="exit with an error, for a supervisor, when no worker could be started for this long "
+        "(default: keep trying)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -278,6 +285,7 @@ def make_server(arguments: argparse.Namespace, opened: ExitStack, keys: KeyStore
         retention=arguments.retention,
         max_disk=arguments.max_disk,
         session_grace=arguments.session_grace,
+        exit_without_workers=arguments.exit_without_workers,
         loras=dict(arguments.lora_modules),
     )
     engine = AsyncEngine(cores, store, metrics)

@@ -120,7 +120,7 @@ def make_app(
         webhooks: Delivers webhook events, if an endpoint is configured.
     """
     config = config or ServerConfig()
-    lifecycle = Lifecycle(engine)
+    lifecycle = Lifecycle(engine, config.exit_without_workers)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     key_cache = KeyCache(keys)
     tables = ServiceTables(folder)

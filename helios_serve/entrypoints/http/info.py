@@ -16,7 +16,7 @@ from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response
-from helios_serve.errors import InvalidRequestError
+from helios_serve.errors import InvalidRequestError, without_paths
 from helios_serve.metrics import Metrics
 from helios_serve.service.errors import ApiError
 from helios_serve.service.lifecycle import Lifecycle
@@ -122,12 +122,22 @@ class ServerInfo:
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """Return 200 if every model can generate videos, or will once its workers have started.
 
-        Return 503 with the reason if a model has failed, or the server is shutting down.
+        Return 503 with the reason if a model has failed, none of its workers can be started now, or
+        the server is shutting down. `failed_workers` counts those that are to be started again.
         """
         failures = self.engine.models.failures
-        ready = {name: stats.workers for name, stats in (await self.engine.models.stats()).items()}
+        stats = await self.engine.models.stats()
+        outages = {name: item.outage.reason for name, item in stats.items() if item.outage}
         status = "draining" if self.lifecycle.is_draining else "failed" if failures else "ok"
-        body = {"status": status, "workers": ready, "errors": failures}
+        if status == "ok" and outages:
+            status = "no_workers"
+        errors = {name: without_paths(text) for name, text in (outages | failures).items()}
+        body = {
+            "status": status,
+            "workers": {name: item.workers for name, item in stats.items()},
+            "failed_workers": {name: item.failed_workers for name, item in stats.items()},
+            "errors": errors,
+        }
         return JSONResponse(body, 200 if status == "ok" else 503)
 
     async def liveness(self, request: Request) -> Response:  # noqa: ARG002
@@ -242,7 +252,10 @@ def update_gauges(
     workers: Mapping[str, Sequence[WorkerReport]],
 ) -> None:
     """Set all gauges, by model; those of workers that are gone are removed."""
-    for model, (scheduler, encoding, decoding, _) in stats.items():
+    for model, item in stats.items():
+        scheduler, encoding, decoding = item.scheduler, item.encoding, item.decoding
+        metrics.failed_workers.labels(model).set(item.failed_workers)
+        metrics.outage_seconds.labels(model).set(item.outage.seconds if item.outage else 0.0)
         for state, number in (("waiting", scheduler.waiting), ("running", scheduler.running)):
             metrics.sessions.labels(model, state).set(number)
         for kind, number in (("encode", encoding), ("decode", decoding)):
@@ -254,5 +267,5 @@ def update_gauges(
     metrics.workers.clear()
     for model, reports in workers.items():
         for report in reports:
-            is_up = report.state != "starting"
+            is_up = report.state not in ("starting", "failed")
             metrics.workers.labels(model, report.worker_id).set(is_up)

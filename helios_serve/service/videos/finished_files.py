@@ -1,18 +1,20 @@
 """Plain MP4 files and images of finished videos, created from their segments on first use."""
 
 from collections.abc import Callable
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
-from helios_serve.errors import RequestFailedError
+from helios_serve.errors import RequestFailedError, StorageError
 from helios_serve.media.mp4 import defragment
 from helios_serve.media.pictures import spritesheet, thumbnail
-from helios_serve.store.files import storage_errors
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
 MEDIA_TYPES = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
+NO_ROOM = (ENOSPC, EDQUOT, EFBIG)
+"""Numbers of the errors of a full disk."""
 SUFFIXES = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg"}
 
 
@@ -41,8 +43,12 @@ class FinishedFiles:
         path = self.folder / f"{job.id}{SUFFIXES[variant]}"
         with self._lock(job.id):
             if not path.exists():
-                with storage_errors("write", path):
+                try:
                     self._make(job, path, variant)
+                except OSError as error:
+                    if error.errno not in NO_ROOM:  # FFmpeg's errors are OSErrors, too
+                        raise
+                    raise StorageError(f"cannot write {path}: {error.strerror}") from error
         return path
 
     def delete(self, video_id: str) -> None:

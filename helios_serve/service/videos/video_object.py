@@ -3,8 +3,8 @@
 from helios_serve.engine.requests.progress import Progress
 from helios_serve.errors import without_paths
 from helios_serve.service.protocol import Video, VideoError, WireStatus
+from helios_serve.store.job_repair import DAMAGED
 from helios_serve.store.jobs import StoredJob
-from helios_serve.store.video_store import DAMAGED
 
 
 def video_object(

@@ -218,7 +218,7 @@ def test_a_request_that_cannot_be_stored_is_not_accepted(
     async def main() -> None:
         async with opened(tmp_path) as engine:
             with monkeypatch.context() as patch:
-                patch.setattr(JobStore, "add", failing(JobStore.add, lambda *_: True, FULL))
+                patch.setattr(JobStore, "add_all", failing(JobStore.add_all, lambda *_: True, FULL))
                 with pytest.raises(StorageError, match="No space left on device"):
                     await engine.submit(short)
             assert store_of(engine).jobs() == []
