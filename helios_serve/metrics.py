@@ -61,12 +61,8 @@ class Metrics:
         self.workers = self._gauge(
             "worker_up", "1 if the worker is ready, 0 if it is starting or has failed", "worker"
         )
-        self.failed_workers = self._gauge(
-            "failed_workers", "Workers whose start failed, which are to be started again"
-        )
-        self.outage_seconds = self._gauge(
-            "outage_seconds", "Time since no worker can be started for some role; 0 without outage"
-        )
+        self.failed_workers = self._gauge("failed_workers", "Workers whose start failed last")
+        self.outage_seconds = self._gauge("outage_seconds", "Time without a worker for some role")
         self.event_loop_tasks = Gauge(
             "helios:event_loop_tasks",
             "Tasks on the server's event loop; growth at constant load indicates a leak",

@@ -121,7 +121,9 @@ class References:
         if isinstance(source, Path):
             yield ReferenceFile(source, source.name, kind)
             return
-        with tempfile.TemporaryDirectory(dir=self.pool.folder, prefix="media-") as folder:
+        with storage_errors("make a folder in", self.pool.folder):
+            scratch = tempfile.TemporaryDirectory(dir=self.pool.folder, prefix="media-")
+        with scratch as folder:
             path = Path(folder) / "media"
             if isinstance(source, Upload):
                 with self.reserve(await source.size()):

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.requests import HTTPConnection, Request
@@ -87,7 +88,8 @@ class FileApi:
                     self.files.add, file_id, tenant, name, purpose, max_bytes=limit
                 )
         finally:
-            self.files.scratch(file_id).unlink(missing_ok=True)
+            with suppress(OSError):  # the error that led here is the one to report
+                self.files.scratch(file_id).unlink()
         return json_response(file_object(stored))
 
     async def list_page(self, request: Request) -> Response:
