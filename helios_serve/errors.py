@@ -3,6 +3,11 @@
 Messages are shown to users: each states what was received and what is expected.
 """
 
+import re
+
+PATH = re.compile(r"(?<![\w/:.-])/(?:[^\s/'\":,;()]+/)*([^\s/'\":,;()]+)")
+"""An absolute path, not within a URL, and its last part."""
+
 
 class HeliosError(Exception):
     """Base class of the exceptions that this package raises deliberately."""
@@ -48,7 +53,15 @@ class DeviceError(HeliosError, ValueError):
 
 
 class StorageError(HeliosError):
-    """Data cannot be written or read, for example on a full disk. The message names the path."""
+    """Data cannot be written or read, for example on a full disk. The message names the path.
+
+    `public` is the message for clients, which must not learn the server's paths: by default the
+    same one, with the last parts of its paths only.
+    """
+
+    def __init__(self, message: str, *, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = without_paths(message) if public is None else public
 
 
 class RequestFailedError(HeliosError):
@@ -57,6 +70,18 @@ class RequestFailedError(HeliosError):
 
 class EngineDeadError(HeliosError):
     """The engine has failed or is closed and accepts no more requests."""
+
+
+def public_message(error: BaseException) -> str:
+    """Return a one-line description of `error` for clients, without paths of the server."""
+    if isinstance(error, StorageError):
+        return error.public
+    return without_paths(describe_error(error))
+
+
+def without_paths(message: str) -> str:
+    """Return a message with each absolute path replaced by its last part."""
+    return PATH.sub(r"\1", message)
 
 
 def describe_error(error: BaseException) -> str:

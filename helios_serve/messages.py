@@ -191,12 +191,13 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
     """The worker has loaded its model and accepts commands.
 
     `num_blocks` is the size of its history pool, and `text_rows` the number of prompt tokens whose
-    cross-attention keys and values fit in its memory. Both are 0 for a worker that does not
-    denoise.
+    cross-attention keys and values fit in its memory. `flops` is the FLOP/s of its matrix products,
+    which its steps do not exceed. All are 0 for a worker that does not denoise.
     """
 
     num_blocks: int = 0
     text_rows: int = 0
+    flops: float = 0.0
 
 
 class StepsDone(msgspec.Struct, frozen=True, tag=True):

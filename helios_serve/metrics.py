@@ -113,8 +113,12 @@ class Metrics:
         self.blocks_used = self._gauge("history_blocks_used", "History blocks in use")
         self.blocks_total = self._gauge("history_blocks", "History blocks in all pools")
         self.workers = self._gauge(
-            "worker_up", "1 if the worker takes new work, 0 if it starts or drains", "worker"
+            "worker_up",
+            "1 if the worker takes new work, 0 if it starts, drains or failed",
+            "worker",
         )
+        self.failed_workers = self._gauge("failed_workers", "Workers whose start failed last")
+        self.outage_seconds = self._gauge("outage_seconds", "Time without a worker for some role")
         self.event_loop_tasks = Gauge(
             "helios:event_loop_tasks",
             "Tasks on the server's event loop; growth at constant load indicates a leak",

@@ -75,15 +75,17 @@ class Admission:
         self._waiting += 1
 
     def finish(self, session: Session) -> None:
-        """A running session has ended."""
-        self._live[session.request.tenant] -= 1
+        """A running session has ended. It counts no more, whatever it still has in flight."""
+        if session.is_counted:
+            session.is_counted = False
+            self._live[session.request.tenant] -= 1
 
     def check_integrity(self, live: Iterable[Session], queued: Collection[str]) -> None:
         """Raise AssertionError unless the counts are those of the `live` sessions.
 
         `queued` are the ids of those that wait.
         """
-        sessions = list(live)
+        sessions = [item for item in live if item.is_counted]
         assert +self._live == Counter(item.request.tenant for item in sessions)
         waiting = Counter(item.request.tenant for item in sessions if item.session_id in queued)
         assert +self._queued == waiting

@@ -217,7 +217,10 @@ class Scheduler:
     def abort(
         self, session_id: str, status: SessionStatus = SessionStatus.FINISHED_ABORTED
     ) -> None:
-        """End a session now; its blocks are freed when its last step in flight has returned."""
+        """End a session now; its blocks are freed when its last step in flight has returned.
+
+        It counts against no limit any more.
+        """
         session = self.sessions.get(session_id)
         if session is None or session.status.is_finished:
             return
@@ -227,6 +230,7 @@ class Scheduler:
         else:
             worker = self.workers[session.worker_id]
             worker.queue.withdraw(session)
+            self.placement.admission.finish(session)
             self.placement.settle(session, worker)
         self.placement.place_waiting()
 

@@ -177,6 +177,8 @@ class Session:
         self.lone_deaths: Counter[StepCursor | None] = Counter()
         self.placed_chunk = self.edge_chunk
         self.is_leaving = False
+        self.is_counted = True
+        """Whether it counts against its tenant's limits."""
         self.chunk_limit = params.num_chunks
 
     @property

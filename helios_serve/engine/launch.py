@@ -1,6 +1,7 @@
 """Starts an engine with its workers."""
 
 from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.engine.loop.worker_pool import MAX_FAILED_STARTS
 from helios_serve.engine.observe.observer import Observer, StepMetrics
 from helios_serve.engine.observe.trace import Trace
 from helios_serve.metrics import Metrics
@@ -24,10 +25,12 @@ def launch(
     scheduling: SchedulingConfig | None = None,
     trace: Trace | None = None,
     metrics: Metrics | None = None,
+    is_server: bool = True,
 ) -> EngineCore:
     """Return an engine whose workers are starting.
 
-    `name` stands for the model in traces and metrics, instead of `model`.
+    `name` stands for the model in traces and metrics, instead of `model`. Workers of a server are
+    started again without end if their starts fail.
 
     Raises CheckpointError for an invalid model, and DeviceError for an option that its workers or
     the executor cannot honor.
@@ -43,6 +46,7 @@ def launch(
     config = EngineConfig(
         workers=tuple(group.config for group in groups for _ in range(group.count)),
         scheduling=scheduling or SchedulingConfig(),
+        max_failed_starts=None if is_server else MAX_FAILED_STARTS,
     )
     executor = make_executor(kind, ray_address)
     observers: list[Observer] = []

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 
 READY_PERIOD = 0.05
 """Seconds between checks whether the workers have started."""
+WATCH_PERIOD = 0.5
+"""Seconds between checks whether there are workers."""
 
 
 class EngineHost:
@@ -45,12 +47,24 @@ class EngineHost:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="helios host", daemon=True)
         self._thread.start()
+        self._max_outage = settings.host.exit_without_workers
+        self._dead: str | None = None
         self._wait(self._engine.__aenter__())
+        self._watching = self.call(self._watch())
 
     @property
     def failure(self) -> str | None:
         """The reason why no more videos can be generated, or None."""
         return "the engine is closed" if self._loop.is_closed() else self._engine_failure
+
+    def on_failure(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` with the reason, in a thread, if no more videos can be generated.
+
+        It is not called when the engine is closed.
+        """
+        self._watching.add_done_callback(
+            lambda watching: None if watching.cancelled() else callback(watching.result())
+        )
 
     def wait_ready(self) -> None:
         """Wait until every role has a ready worker. Raises EngineDeadError."""
@@ -84,6 +98,7 @@ class EngineHost:
         """Stop all videos, the workers and the engine. It may be called twice."""
         if self._loop.is_closed():
             return
+        self._watching.cancel()
         try:
             self._wait(self._engine.__aexit__(None, None, None))
         finally:
@@ -101,7 +116,17 @@ class EngineHost:
 
     @property
     def _engine_failure(self) -> str | None:
-        return self._engine.models.failures.get(self.model)
+        return self._engine.models.failures.get(self.model, self._dead)
+
+    async def _watch(self) -> str:
+        """Wait until no more videos can be generated, and return why."""
+        while self._engine_failure is None:
+            await asyncio.sleep(WATCH_PERIOD)
+            stats = (await self._engine.models.stats()).get(self.model)
+            outage = None if stats is None else stats.outage
+            if outage is not None and outage.seconds > self._max_outage:
+                self._dead = f"{outage.reason}; none has been ready for {outage.seconds:.0f} s"
+        return self._engine_failure
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self.call(work).result()

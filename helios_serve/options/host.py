@@ -30,3 +30,12 @@ class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
             "on this machine."
         ),
     ] = None
+    exit_without_workers: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds without any worker that can be started after which the engine "
+            "counts as dead, and the server's health check fails.",
+            extra={"metavar": "SECONDS"},
+        ),
+    ] = 60.0

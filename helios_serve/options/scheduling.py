@@ -24,6 +24,7 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     - `max_queued`: videos that wait for a worker.
     - `frames_per_day`: frames requested in a UTC day, less those of failed or cancelled videos that
       were not generated.
+    - `max_file_bytes`: bytes of its files: those that it uploads, and the results of its batches.
     - `sizes`: the video sizes that it may request.
     - `loras`: names of the LoRA adapters that it may use; an empty list allows none.
     """
@@ -33,6 +34,7 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_sessions: Limit | None = None
     max_queued: Limit | None = None
     frames_per_day: Limit | None = None
+    max_file_bytes: Limit | None = None
     sizes: Annotated[tuple[SizeName, ...], Meta(min_length=1)] | None = None
     loras: tuple[str, ...] | None = None
 

@@ -14,6 +14,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
       limit.
     - `session_grace`: seconds for which a realtime session waits for its client to reconnect.
     - `edge`: which requests are served, and how large they may be.
+    - `exit_without_workers`: seconds after which the server ends if no worker can be started; None:
+      never.
     - `loras`: files of the LoRA adapters that requests may use, by name.
     - `public_metrics`: serve /metrics and /load without an API key.
     - `access_log`: log every request.
@@ -23,6 +25,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_disk: int | None = None
     session_grace: float = 30.0
     edge: EdgeOptions = EdgeOptions()
+    exit_without_workers: float | None = None
     loras: dict[str, str] = {}
     public_metrics: bool = False
     access_log: bool = True

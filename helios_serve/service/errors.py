@@ -9,9 +9,11 @@ from helios_serve.errors import (
     NotAllowedError,
     RequestFailedError,
     StorageError,
+    public_message,
 )
 from helios_serve.logger import logger
 from helios_serve.service.protocol import ErrorDetail
+from helios_serve.store.files import DamagedFileError
 
 MAX_MESSAGE = 2000
 """Maximum length of a message, in characters."""
@@ -90,15 +92,19 @@ def as_api_error(error: Exception) -> ApiError:
             status = 503 if code in UNAVAILABLE else 429
             return ApiError(status, message, code=code, retry_after=seconds)
         case CheckpointError():
-            return ApiError(400, message, code="invalid_value")
+            return ApiError(400, public_message(error), code="invalid_value")
+        case DamagedFileError():
+            logger.error("%s", message)
+            return ApiError(500, error.public, code="damaged")
         case StorageError():
-            return ApiError(507, message, code="storage")
+            logger.error("%s", message)
+            return ApiError(507, error.public, code="storage")
         case EngineDeadError():
-            return ApiError(503, message, code="engine_dead")
+            return ApiError(503, public_message(error), code="engine_dead")
         case RequestFailedError():
-            return ApiError(500, message, code="generation_failed")
+            return ApiError(500, public_message(error), code="generation_failed")
         case HeliosError():
-            return ApiError(500, message, code="internal_error")
+            return ApiError(500, public_message(error), code="internal_error")
         case _:
             logger.error("a request failed", exc_info=error)
             return ApiError(500, "internal error", code="internal_error")

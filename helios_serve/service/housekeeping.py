@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from helios_serve.errors import HeliosError
+from helios_serve.errors import HeliosError, StorageError
 from helios_serve.logger import logger
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.disk import Disk
@@ -29,6 +29,7 @@ class Housekeeper:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Housekeeper":
+        await asyncio.to_thread(self.videos.store.ballast.fill)
         await asyncio.to_thread(self.disk.measure)
         self._task = asyncio.create_task(self._run(), name="housekeeping")
         return self
@@ -41,13 +42,23 @@ class Housekeeper:
     async def round(self) -> None:
         """Delete what has expired, measure disk use, and resume stored jobs if there is room.
 
-        Raises StorageError if there is none.
+        Raises StorageError if there is none; then files that can be made again are deleted.
         """
         if self.retention is not None:
             await self._delete_older(time.time() - self.retention)
+        await asyncio.to_thread(self._checkpoint)
         await asyncio.to_thread(self.disk.measure)
-        self.disk.check_room()
+        try:
+            self.disk.check_room()
+        except StorageError:
+            await asyncio.to_thread(self.videos.files.clear)
+            raise
         await self.videos.engine.resume_stored()
+
+    def _checkpoint(self) -> None:
+        self.videos.store.ballast.fill()
+        self.videos.store.database.checkpoint()
+        self.tables.checkpoint()
 
     async def _run(self) -> None:
         while True:

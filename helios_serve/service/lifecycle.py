@@ -13,28 +13,29 @@ POLL_SECONDS = 0.1
 class Lifecycle:
     """The server's state. An asynchronous context manager, used inside the engine's.
 
-    `failure` is the reason why a model cannot be served, if none of its workers could start.
-    `closing` is set at shutdown, so that endless responses end. `address` is the URL of the server,
-    for its log.
+    `failure` is the reason why a model cannot be served: none of its workers could start, or none
+    has been able to for `max_outage` seconds (None: however long). `closing` is set at shutdown, so
+    that endless responses end. `address` is the URL of the server, for its log.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, max_outage: float | None = None) -> None:
         self.engine = engine
+        self.max_outage = max_outage
         self.closing = asyncio.Event()
         self.failure: str | None = None
         self.is_draining = False
         self.address: str | None = None
         self._started = time.monotonic()
-        self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Lifecycle":
-        self._starting = asyncio.create_task(self._watch_start(), name="watch start")
+        self._watching = asyncio.create_task(self._watch(), name="watch workers")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._starting is not None
-        self._starting.cancel()
-        await asyncio.gather(self._starting, return_exceptions=True)
+        assert self._watching is not None
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
 
     def check_open(self) -> None:
         """Raise CapacityError if the server is shutting down."""
@@ -55,9 +56,9 @@ class Lifecycle:
         self.closing.set()
         self.engine.close_readers()
 
-    async def _watch_start(self) -> None:
+    async def _watch(self) -> None:
         waiting = set(self.engine.models.cores)
-        while waiting and self.failure is None:
+        while self.failure is None:
             await asyncio.sleep(POLL_SECONDS)
             stats = await self.engine.models.stats()
             ready = {name for name in waiting if name in stats and stats[name].workers}
@@ -66,8 +67,15 @@ class Lifecycle:
             waiting -= ready
             for name in waiting & self.engine.models.failures.keys():
                 self.failure = self.engine.models.failures[name]
-        if self.failure is None and self.address is not None:
-            logger.info("ready in %.1f s: open %s/ in a browser", self._seconds, self.address)
+            if ready and not waiting and self.address is not None:
+                logger.info("ready in %.1f s: open %s/ in a browser", self._seconds, self.address)
+            for name, item in stats.items():
+                outage = item.outage
+                if outage and self.max_outage is not None and outage.seconds > self.max_outage:
+                    self.failure = (
+                        f"{name}: {outage.reason}; none has been ready for {outage.seconds:.0f} s "
+                        "(--exit-without-workers)"
+                    )
 
     @property
     def _seconds(self) -> float:

@@ -381,6 +381,13 @@ class FramesQuota(msgspec.Struct, kw_only=True):
     resets_in_seconds: int
 
 
+class FilesQuota(msgspec.Struct, kw_only=True):
+    """The bytes of a tenant's files, and their limit. None means no limit."""
+
+    bytes: int
+    max_file_bytes: int | None
+
+
 class Usage(msgspec.Struct, kw_only=True):
     """A tenant's usage by day, from `start_date` to `end_date` (UTC, inclusive), and its quota."""
 
@@ -391,6 +398,7 @@ class Usage(msgspec.Struct, kw_only=True):
     days: list[UsageDay]
     totals: UsageCounts
     quota: FramesQuota
+    files: FilesQuota
 
 
 Json = dict[str, Any]

@@ -2,12 +2,13 @@
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
 from helios_serve.errors import StorageError
+from helios_serve.logger import logger
 from helios_serve.store.files import open_private, storage_errors
 
 Value = str | bytes | float | None
@@ -18,11 +19,16 @@ Run = Callable[..., list[sqlite3.Row]]
 class Database:
     """A SQLite file with the tables of `schema`, a script that is run when the file is created.
 
-    `version` is stored in the file and must be changed with the schema. Thread-safe. Raises
-    StorageError if the file is damaged, has another version or cannot be written.
+    `version` is stored in the file and must be changed with the schema. `migrations` are the
+    scripts that lead from an earlier version to the next, by the earlier one; they are run in
+    order, each in a transaction of its own. The tables are always in the file itself, not only in
+    its write-ahead log. Thread-safe. Raises StorageError if the file is damaged, has a version that
+    no migration leads from, or cannot be written.
     """
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
+    def __init__(
+        self, path: Path, schema: str, version: int, migrations: Mapping[int, str] | None = None
+    ) -> None:
         self.path = path
         self._lock = Lock()
         with storage_errors("open", path):
@@ -32,7 +38,7 @@ class Database:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.row_factory = sqlite3.Row
         try:
-            self._prepare(schema, version)
+            self._prepare(schema, version, migrations or {})
         except BaseException:
             self.close()
             raise
@@ -83,13 +89,18 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             yield lambda statement, *values: self._connection.execute(statement, values).fetchall()
 
+    def checkpoint(self) -> None:
+        """Copy what is in the write-ahead log to the file, so that losing the log loses little."""
+        self.run("PRAGMA wal_checkpoint(PASSIVE)")
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()
 
-    def _prepare(self, schema: str, version: int) -> None:
+    def _prepare(self, schema: str, version: int, migrations: Mapping[int, str]) -> None:
         found = self.run("PRAGMA user_version")[0][0]
-        if found not in (0, version):
+        known = found in (0, version) or all(step in migrations for step in range(found, version))
+        if found > version or not known:
             age = "a newer" if found > version else "an older"
             raise StorageError(
                 f"{self.path} was written by {age} version of helios-serve: got schema "
@@ -100,11 +111,26 @@ class Database:
         problem = self.run("PRAGMA quick_check(1)")[0][0]
         if problem != "ok":
             raise StorageError(f"{self.path} is damaged: {problem}")
+        if found == version:
+            return
         if found == 0:
-            with self._errors():
+            self._run_script(schema, version)
+        else:
+            for step in range(found, version):
+                logger.info("%s: schema %d becomes %d", self.path, step, step + 1)
+                self._run_script(migrations[step], step + 1)
+        self.checkpoint()
+
+    def _run_script(self, script: str, version: int) -> None:
+        with self._lock, self._errors():
+            try:
                 self._connection.executescript(
-                    f"BEGIN;\n{schema}\nPRAGMA user_version = {version};\nCOMMIT;"
+                    f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};\nCOMMIT;"
                 )
+            except sqlite3.Error:
+                if self._connection.in_transaction:
+                    self._connection.rollback()
+                raise
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -11,9 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
-
-import msgspec
+from typing import BinaryIO
 
 from helios_serve.errors import StorageError
 from helios_serve.logger import logger
@@ -22,11 +20,12 @@ LOCK = "lock"
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 """Permissions of what is stored, whatever the umask: only the owner may see prompts and videos."""
 
-T = TypeVar("T")
-
 
 class DamagedFileError(StorageError):
     """The file is missing or its content is invalid, so that reading it again would fail too."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, public="stored data is missing or damaged")
 
 
 @contextmanager
@@ -104,19 +103,6 @@ def read_file(path: Path) -> bytes:
         if isinstance(error.__cause__, FileNotFoundError):
             raise DamagedFileError(f"{path} is missing") from error
         raise
-
-
-def write_struct(path: Path, value: msgspec.Struct) -> None:
-    """Write `value` to `path` as msgpack with `write_file`."""
-    write_file(path, msgspec.msgpack.encode(value))
-
-
-def read_struct(path: Path, kind: type[T]) -> T:
-    """Read a msgpack file. Raises DamagedFileError if it does not hold a `kind`."""
-    try:
-        return msgspec.msgpack.decode(read_file(path), type=kind)
-    except ValueError as error:  # DecodeError, and UnicodeDecodeError for a damaged string
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 
 def make_folder(path: Path) -> None:

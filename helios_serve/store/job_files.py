@@ -3,23 +3,29 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
 from helios_serve.messages import Segment
-from helios_serve.store.files import (
-    link_files,
-    make_folder,
-    read_file,
+from helios_serve.store.checked_files import (
+    is_old_segment,
+    read_checked,
     read_struct,
-    remove,
-    storage_errors,
-    write_file,
+    write_checked,
     write_struct,
 )
+from helios_serve.store.files import (
+    DamagedFileError,
+    link_files,
+    make_folder,
+    remove,
+    storage_errors,
+)
 from helios_serve.store.jobs import StoredJob
+from helios_serve.store.lost_and_found import LostAndFound
 from helios_serve.video_request import Frames, VideoRequest
 
 HEADER = "init.mp4"
@@ -52,22 +58,42 @@ class JobFolders(ABC):
         """Delete all files of a job."""
         remove(self.folder(job_id))
 
-    def sweep(self, jobs: Iterable[StoredJob]) -> None:
-        """Delete the files that a crash left behind: those that no job lists in `committed`."""
+    def sweep(self, jobs: Iterable[StoredJob], deleted: Iterable[str], lost: LostAndFound) -> None:
+        """Leave only the files that are `committed`.
+
+        Files of `deleted` jobs, temporary files and those that are `uncommitted` are deleted. All
+        others are moved to `lost`: the table may have lost the rows that name them.
+        """
         by_folder = {folder_name(job.id): job for job in jobs}
+        gone = {folder_name(job_id) for job_id in deleted}
         for folder in list_folder(self.root):
             job = by_folder.get(folder.name)
-            names = self.committed(job) if job is not None else ()
-            if not names:
+            if job is not None:
+                self._sweep_folder(folder, job, lost)
+            elif folder.name in gone:
                 remove(folder)
+            else:
+                lost.take(folder)
+
+    def _sweep_folder(self, folder: Path, job: StoredJob, lost: LostAndFound) -> None:
+        names, unneeded = self.committed(job), self.uncommitted(job)
+        for path in list_folder(folder):
+            if path.name in names:
                 continue
-            for path in list_folder(folder):
-                if path.name not in names:
-                    remove(path)
+            if path.name.startswith(".") or path.name in unneeded:
+                remove(path)
+            else:
+                lost.take(path)
+        if not list_folder(folder):
+            remove(folder)
 
     @abstractmethod
     def committed(self, job: StoredJob) -> Collection[str]:
         """Return the names of the files that a job has according to its row."""
+
+    @abstractmethod
+    def uncommitted(self, job: StoredJob) -> Collection[str]:
+        """Return the names of the files that a crash leaves behind in a commit or a cleanup."""
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -80,10 +106,9 @@ class SegmentStore(JobFolders):
 
     def put(self, job_id: str, chunk: int, segment: Segment) -> None:
         """Store a chunk's segment. Durable when it returns."""
-        header = self._header_path(job_id)
-        if not header.exists():
-            write_file(header, segment.header)
-        write_file(self.path(job_id, chunk), segment.fragment)
+        if not self._has_header(job_id, segment.header):
+            write_checked(self._header_path(job_id), segment.header)
+        write_checked(self.path(job_id, chunk), segment.fragment)
 
     def share(self, job_id: str, parent_id: str, chunks: Iterable[int]) -> None:
         """Give a job its parent's header and `chunks`. Durable when it returns.
@@ -94,12 +119,29 @@ class SegmentStore(JobFolders):
         link_files(self.folder(parent_id), self.folder(job_id), names)
 
     def header(self, job_id: str) -> bytes:
-        """Return a video's header. Raises DamagedFileError if it does not exist."""
-        return read_file(self._header_path(job_id))
+        """Return a video's header. Raises DamagedFileError if it is missing or damaged."""
+        return read_checked(self._header_path(job_id), is_old_segment)
 
     def fragment(self, job_id: str, chunk: int) -> bytes:
-        """Return a chunk's fragment. Raises DamagedFileError if it does not exist."""
-        return read_file(self.path(job_id, chunk))
+        """Return a chunk's fragment. Raises DamagedFileError if it is missing or damaged."""
+        return read_checked(self.path(job_id, chunk), is_old_segment)
+
+    def whole_until(self, job: StoredJob) -> int:
+        """Return the first chunk of a job whose segment is missing or damaged.
+
+        Without a whole header it is at most the last committed one: that chunk's segment brings the
+        header again. Raises StorageError if the disk fails.
+        """
+        chunk = job.first_chunk
+        with suppress(DamagedFileError):
+            while chunk < job.num_chunks:
+                self.fragment(job.id, chunk)
+                chunk += 1
+        try:
+            self.header(job.id)
+        except DamagedFileError:
+            return min(chunk, max(job.first_chunk, job.next_chunk - 1))
+        return chunk
 
     def path(self, job_id: str, chunk: int) -> Path:
         """Return the file of a chunk's fragment."""
@@ -108,6 +150,16 @@ class SegmentStore(JobFolders):
     def committed(self, job: StoredJob) -> set[str]:
         names = {fragment_name(chunk) for chunk in job.chunks}
         return names | {HEADER} if names else set()
+
+    def uncommitted(self, job: StoredJob) -> set[str]:
+        """The segment of a chunk whose commit a crash has cut."""
+        return {HEADER, fragment_name(job.next_chunk)}
+
+    def _has_header(self, job_id: str, header: bytes) -> bool:
+        try:
+            return self.header(job_id) == header
+        except DamagedFileError:
+            return False
 
     def _header_path(self, job_id: str) -> Path:
         return self.folder(job_id) / HEADER
@@ -142,6 +194,10 @@ class InputStore(JobFolders):
 
     def committed(self, job: StoredJob) -> set[str]:
         return {MEDIA} if job.has_media else set()
+
+    def uncommitted(self, job: StoredJob) -> set[str]:  # noqa: ARG002
+        """None: a reference is written before its job is."""
+        return set()
 
     def _path(self, job_id: str) -> Path:
         return self.folder(job_id) / MEDIA

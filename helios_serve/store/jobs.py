@@ -2,14 +2,17 @@
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+from zlib import crc32
 
 import msgspec
 
 from helios_serve.errors import StorageError
+from helios_serve.logger import logger
+from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.store.database import Database, Value
 from helios_serve.store.usage import USAGE_TABLE, DayUsage, UsageTable
 from helios_serve.video_request import VideoRequest
@@ -18,7 +21,12 @@ EndStatus = Literal["completed", "failed", "cancelled"]
 JobStatus = Literal["queued", "in_progress"] | EndStatus
 UNFINISHED = "FROM jobs WHERE id = ? AND status IN ('queued', 'in_progress')"
 
-SCHEMA_VERSION = 2
+SIDE_TABLES = """
+CREATE TABLE deleted_jobs (id TEXT PRIMARY KEY NOT NULL);
+CREATE TABLE damaged_jobs AS SELECT * FROM jobs WHERE FALSE;
+"""
+"""Jobs whose files are still to be deleted, and rows that cannot be read any more."""
+SCHEMA_VERSION = 3
 SCHEMA = f"""
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY NOT NULL,
@@ -34,10 +42,19 @@ CREATE TABLE jobs (
     num_chunks INTEGER NOT NULL,
     has_media INTEGER NOT NULL,
     kept_chunk INTEGER,
-    frames_left INTEGER NOT NULL
+    frames_left INTEGER NOT NULL,
+    start_chunk INTEGER,
+    checksum INTEGER
 );
 CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
-{USAGE_TABLE}"""
+{USAGE_TABLE}{SIDE_TABLES}"""
+MIGRATIONS = {
+    2: f"""
+ALTER TABLE jobs ADD COLUMN start_chunk INTEGER;
+ALTER TABLE jobs ADD COLUMN checksum INTEGER;
+{SIDE_TABLES}"""
+}
+"""Scripts that turn a table of one version into the next version's, by version."""
 
 
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +66,9 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     - `num_chunks`: chunks of the whole video.
     - `kept_chunk`: the chunk of the stored snapshot, from which the job resumes; None without one.
     - `frames_left`: frames still to be generated; in an ended job, frames that never will be.
+    - `start_chunk`: the chunk of the snapshot that the job began with; 0 if it began with its
+      request, None if it was stored before this was recorded.
+    - `checksum`: CRC-32 of the stored request; None if it was stored before this was recorded.
     """
 
     id: str
@@ -65,15 +85,32 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     has_media: bool
     kept_chunk: int | None
     frames_left: int
+    start_chunk: int | None = None
+    checksum: int | None = None
 
     @property
     def chunks(self) -> range:
         """The committed chunks."""
         return range(self.first_chunk, self.next_chunk)
 
+    def frames_after(self, chunk: int) -> int:
+        """Frames of the video after `chunk`."""
+        return max(0, self.request.params.num_frames - CHUNK_FRAMES * (chunk + 1))
+
     @property
     def is_finished(self) -> bool:
         return self.status not in ("queued", "in_progress")
+
+
+class NewRow(NamedTuple):
+    """A job to add, whose first `frames_before` frames exist already. Fields as in StoredJob."""
+
+    request: VideoRequest
+    num_chunks: int
+    first_chunk: int = 0
+    next_chunk: int = 0
+    kept_chunk: int | None = None
+    frames_before: int = 0
 
 
 class JobStore:
@@ -84,50 +121,32 @@ class JobStore:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._table = Database(path, SCHEMA, SCHEMA_VERSION)
+        self._table = Database(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS)
 
     @property
     def database(self) -> Database:
         """The database, for tables that change in one transaction with the jobs."""
         return self._table
 
-    def add(
-        self,
-        request: VideoRequest,
-        *,
-        num_chunks: int,
-        first_chunk: int = 0,
-        next_chunk: int = 0,
-        kept_chunk: int | None = None,
-        frames_before: int = 0,
-        frames_per_day: int | None = None,
-    ) -> None:
-        """Add a job, whose first `frames_before` frames exist already.
+    def add(self, request: VideoRequest, num_chunks: int) -> None:
+        """Add a job that starts from its request, without a limit."""
+        self.add_all([NewRow(request, num_chunks)])
 
-        The other frames are charged to its tenant's daily limit, `frames_per_day`. Raises
-        CapacityError if they exceed what is left of it, and InvalidRequestError if they exceed the
-        limit itself.
+    def add_all(self, rows: Sequence[NewRow], frames_per_day: int | None = None) -> None:
+        """Add jobs in one transaction.
+
+        The frames that do not exist yet are charged to the tenant's daily limit, `frames_per_day`.
+        Raises CapacityError if they exceed what is left of it, and InvalidRequestError if those of
+        one job exceed the limit itself; then none is added.
         """
         now = self._clock()
-        frames = max(0, request.params.num_frames - frames_before)
-        columns: dict[str, Value] = {
-            "id": request.request_id,
-            "tenant": request.tenant,
-            "request": msgspec.msgpack.encode(request.without_media()),
-            "status": "queued",
-            "created_at": now,
-            "updated_at": now,
-            "first_chunk": first_chunk,
-            "next_chunk": next_chunk,
-            "num_chunks": num_chunks,
-            "has_media": request.has_reference,
-            "kept_chunk": kept_chunk,
-            "frames_left": frames,
-        }
-        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         with self._table.transaction() as run:
-            UsageTable(run).grant(request.tenant, now, frames, frames_per_day)
-            run(f"INSERT INTO jobs ({names}) VALUES ({marks})", *columns.values())
+            for row in rows:
+                columns = columns_of(row, now)
+                names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+                frames = int(columns["frames_left"] or 0)
+                UsageTable(run).grant(row.request.tenant, now, frames, frames_per_day)
+                run(f"INSERT INTO jobs ({names}) VALUES ({marks})", *columns.values())
 
     def get(self, job_id: str) -> StoredJob | None:
         rows = self._table.run("SELECT * FROM jobs WHERE id = ?", job_id)
@@ -161,8 +180,9 @@ class JobStore:
         """Replace the request of a job. Its reference does not change."""
         blob = msgspec.msgpack.encode(request.without_media())
         self._table.run(
-            "UPDATE jobs SET request = ?, updated_at = ? WHERE id = ?",
+            "UPDATE jobs SET request = ?, checksum = ?, updated_at = ? WHERE id = ?",
             blob,
+            crc32(blob),
             self._clock(),
             request.request_id,
         )
@@ -182,17 +202,28 @@ class JobStore:
             )
             if not rows:
                 return
+            tenant, before = rows[0]
+            left = min(before, frames_left)  # a chunk that is made again is counted once
             run(
                 "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
                 "frames_left = ?, updated_at = ? WHERE id = ?",
                 chunk + 1,
                 chunk + 1,
-                frames_left,
+                left,
                 now,
                 job_id,
             )
-            tenant, before = rows[0]
-            UsageTable(run).add(tenant, now, max(0, before - frames_left), device_seconds)
+            UsageTable(run).add(tenant, now, before - left, device_seconds)
+
+    def go_back(self, job_id: str, next_chunk: int, kept_chunk: int | None) -> None:
+        """Have an unfinished job make the chunks from `next_chunk` on again."""
+        self._table.run(
+            "UPDATE jobs SET next_chunk = ?, kept_chunk = ?, updated_at = ? WHERE id = ?",
+            next_chunk,
+            kept_chunk,
+            self._clock(),
+            job_id,
+        )
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
         """End a job, unless it has ended already.
@@ -216,13 +247,42 @@ class JobStore:
             UsageTable(run).refund(*rows[0])
 
     def delete(self, job_id: str) -> None:
-        """Delete a job. If it never started, its request is removed from the usage too."""
+        """Delete a job. If it never started, its request is removed from the usage too.
+
+        It is among `deleted` until `forget_deleted`, which is called when its files are deleted.
+        """
         with self._table.transaction() as run:
             for tenant, created_at, left, status in run(
                 f"SELECT tenant, created_at, frames_left, status {UNFINISHED}", job_id
             ):
                 UsageTable(run).refund(tenant, created_at, left, int(status == "queued"))
+            for _ in run("SELECT id FROM jobs WHERE id = ?", job_id):
+                run("INSERT OR IGNORE INTO deleted_jobs VALUES (?)", job_id)
             run("DELETE FROM jobs WHERE id = ?", job_id)
+
+    def deleted(self) -> list[str]:
+        """Return the deleted jobs whose files may still exist."""
+        return [row["id"] for row in self._table.run("SELECT id FROM deleted_jobs")]
+
+    def forget_deleted(self, job_id: str) -> None:
+        """The files of a deleted job are deleted."""
+        self._table.run("DELETE FROM deleted_jobs WHERE id = ?", job_id)
+
+    def set_damaged_aside(self) -> list[str]:
+        """Move rows whose request cannot be read to the table `damaged_jobs`; returns their ids."""
+        damaged = []
+        for row in self._table.run("SELECT * FROM jobs"):
+            try:
+                self._as_job(row)
+            except StorageError as error:
+                logger.error("%s; its row is kept in the table damaged_jobs", error)
+                damaged.append(str(row["id"]))
+        for job_id in damaged:
+            self._table.run_all(
+                ("INSERT INTO damaged_jobs SELECT * FROM jobs WHERE id = ?", (job_id,)),
+                ("DELETE FROM jobs WHERE id = ?", (job_id,)),
+            )
+        return damaged
 
     def usage(self, tenant: str, first: date, last: date) -> list[DayUsage]:
         """Return a tenant's usage on each active day from `first` to `last`, inclusive."""
@@ -234,10 +294,34 @@ class JobStore:
     def _as_job(self, row: sqlite3.Row) -> StoredJob:
         columns = dict(row)
         try:
+            if columns["checksum"] not in (None, crc32(columns["request"])):
+                raise ValueError("its checksum does not match")
             columns["request"] = msgspec.msgpack.decode(columns["request"], type=VideoRequest)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise StorageError(
                 f"the request of job {row['id']!r} in {self._table.path} is damaged: {error}"
             ) from error
         columns["has_media"] = bool(columns["has_media"])
         return StoredJob(**columns)
+
+
+def columns_of(row: NewRow, now: float) -> dict[str, Value]:
+    """The columns of a job that is accepted at time `now`."""
+    request = row.request
+    blob = msgspec.msgpack.encode(request.without_media())
+    return {
+        "id": request.request_id,
+        "tenant": request.tenant,
+        "request": blob,
+        "status": "queued",
+        "created_at": now,
+        "updated_at": now,
+        "first_chunk": row.first_chunk,
+        "next_chunk": row.next_chunk,
+        "num_chunks": row.num_chunks,
+        "has_media": request.has_reference,
+        "kept_chunk": row.kept_chunk,
+        "frames_left": max(0, request.params.num_frames - row.frames_before),
+        "start_chunk": row.kept_chunk or 0,
+        "checksum": crc32(blob),
+    }

@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.errors import InvalidRequestError
+from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.options.scheduling import DEFAULT_TENANT
 from helios_serve.store.database import Database
-from helios_serve.store.files import make_folder, make_private
+from helios_serve.store.files import make_folder, make_private, storage_errors, sync_folder
 
 DATABASE = "keys.sqlite3"
+IN_USE = "keys.in-use"
+"""Empty file that exists once a key was created: without it, a lost table would open the server."""
 PREFIX = "sk-helios-"
 KEY_BYTES = 32
 """Random bytes in a key: enough entropy that a plain, unsalted hash is safe."""
@@ -66,7 +68,8 @@ class NewKey(NamedTuple):
 class KeyRing(NamedTuple):
     """The valid keys at one moment, by hash.
 
-    `is_open` is set if no key was ever created: then requests need no key.
+    `is_open` is set if no key was ever created: then requests need no key. A table that lost its
+    keys is not open.
     """
 
     keys: Mapping[bytes, ApiKey]
@@ -92,10 +95,13 @@ class KeyStore:
         self.path = folder / DATABASE
         self._clock = clock
         self._fixed = {key.hash: key for key in map(fixed_key, fixed)}
+        self._in_use = folder / IN_USE
         make_folder(folder)
         make_private(folder)
         with creation_lock(folder):
             self._table = Database(self.path, SCHEMA, SCHEMA_VERSION)
+        if self.all():
+            self._note_in_use()
 
     def create(self, tenant: str, label: str = "") -> NewKey:
         """Create a key for a tenant. Raises InvalidRequestError for an invalid tenant or label."""
@@ -108,7 +114,9 @@ class KeyStore:
         secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
         name = f"key_{secrets.token_hex(8)}"
         key = ApiKey(name, hash_of(secret), tenant, label, self._clock())
+        self._note_in_use()
         self._table.insert("keys", msgspec.structs.asdict(key))
+        self._table.checkpoint()
         return NewKey(key, secret)
 
     def all(self) -> list[ApiKey]:
@@ -123,7 +131,17 @@ class KeyStore:
         """Return the keys that are valid now."""
         keys = self.all()
         valid = {key.hash: key for key in keys if key.revoked_at is None}
-        return KeyRing(valid | self._fixed, is_open=not (keys or self._fixed))
+        is_open = not (keys or self._fixed or self._in_use.exists())
+        return KeyRing(valid | self._fixed, is_open=is_open)
+
+    def check(self) -> None:
+        """Raise StorageError if all keys were lost, so that no request would be served."""
+        if self._in_use.exists() and not (self._fixed or self.all()):
+            raise StorageError(
+                f"{self.path} is missing or has no keys, but API keys were in use: restore it, "
+                "create a key with `helios-serve keys create`, or, to serve requests without a "
+                f"key, delete {self._in_use}"
+            )
 
     def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key and return its record. Raises InvalidRequestError for an unknown id."""
@@ -132,6 +150,7 @@ class KeyStore:
             self._clock(),
             key_id,
         )
+        self._table.checkpoint()
         for key in self.all():
             if key.id == key_id:
                 return key
@@ -151,6 +170,13 @@ class KeyStore:
 
     def close(self) -> None:
         self._table.close()
+
+    def _note_in_use(self) -> None:
+        """Record, outside of the table, that there are keys."""
+        with storage_errors("write", self._in_use):
+            if not self._in_use.exists():
+                make_private(self._in_use)
+                sync_folder(self._in_use.parent)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helios_serve.store.batches import BatchStore
 from helios_serve.store.database import Database
+from helios_serve.store.lost_and_found import LostAndFound
 from helios_serve.store.user_files import UserFileStore
 
 DATABASE = "service.sqlite3"
@@ -49,9 +50,14 @@ class ServiceTables:
         with ExitStack() as opened:
             database = Database(folder / DATABASE, SCHEMA, SCHEMA_VERSION)
             opened.enter_context(closing(database))
-            self.files = UserFileStore(database, folder / "files", clock)
+            self.files = UserFileStore(database, folder / "files", LostAndFound(folder), clock)
             self.batches = BatchStore(database)
+            self._database = database
             self._opened = opened.pop_all()
+
+    def checkpoint(self) -> None:
+        """Make losing the database's write-ahead log lose little."""
+        self._database.checkpoint()
 
     def close(self) -> None:
         self._opened.close()

@@ -1,11 +1,16 @@
 """Snapshots of sessions after their last committed chunk."""
 
+import re
+
 import msgspec
 
 from helios_serve.messages import Snapshot, TensorData
-from helios_serve.store.files import read_struct, remove, write_struct
+from helios_serve.store.checked_files import read_struct, write_struct
+from helios_serve.store.files import remove
 from helios_serve.store.job_files import JobFolders, list_folder
 from helios_serve.store.jobs import StoredJob
+
+SNAPSHOT_NAME = re.compile(r"([0-9]{5,})\.msgpack")
 
 
 class ResumePoint(msgspec.Struct, frozen=True):
@@ -30,14 +35,40 @@ class SnapshotStore(JobFolders):
         """Return a resume point. Raises DamagedFileError if it is missing or damaged."""
         return read_struct(self.folder(job_id) / snapshot_name(chunk), ResumePoint)
 
-    def delete_others(self, job_id: str, keep_chunk: int) -> None:
-        """Delete all snapshots of a job except one."""
-        for path in list_folder(self.folder(job_id)):
-            if path.name != snapshot_name(keep_chunk):
+    def delete_old(self, job: StoredJob, next_chunk: int) -> None:
+        """Delete the snapshots that a job needs no more when it stands at `next_chunk`.
+
+        It keeps the last one, the one before, to which it goes back if the last one is damaged, and
+        the one that it began with.
+        """
+        kept = {
+            snapshot_name(chunk) for chunk in (next_chunk, next_chunk - 1, job.start_chunk or 0)
+        }
+        for path in list_folder(self.folder(job.id)):
+            if path.name not in kept:
                 remove(path)
 
+    def chunks(self, job_id: str) -> list[int]:
+        """Return the chunks of all snapshots of a job on disk, the newest first."""
+        folder = self.folder(job_id)
+        if not folder.is_dir():
+            return []
+        names = (SNAPSHOT_NAME.fullmatch(path.name) for path in list_folder(folder))
+        return sorted((int(name[1]) for name in names if name), reverse=True)
+
     def committed(self, job: StoredJob) -> set[str]:
-        return set() if job.kept_chunk is None else {snapshot_name(job.kept_chunk)}
+        if job.kept_chunk is None:
+            return set()
+        return {
+            snapshot_name(chunk)
+            for chunk in (job.kept_chunk, job.kept_chunk - 1, job.start_chunk or 0)
+            if chunk >= 0
+        }
+
+    def uncommitted(self, job: StoredJob) -> set[str]:
+        """The snapshot of a chunk whose commit a crash has cut, and those that are not needed."""
+        last = -1 if job.kept_chunk is None else job.kept_chunk
+        return {snapshot_name(chunk) for chunk in (*range(last), job.next_chunk + 1)}
 
 
 def snapshot_name(chunk: int) -> str:

@@ -8,8 +8,19 @@ from typing import Any
 
 import msgspec
 
-from helios_serve.store.database import Database
-from helios_serve.store.files import make_folder, remove, sync_file, sync_folder
+from helios_serve.errors import CapacityError, HeliosError, StorageError
+from helios_serve.logger import logger
+from helios_serve.store.database import Database, Run
+from helios_serve.store.disk import Ballast
+from helios_serve.store.files import (
+    DamagedFileError,
+    make_folder,
+    remove,
+    storage_errors,
+    sync_file,
+    sync_folder,
+)
+from helios_serve.store.lost_and_found import LostAndFound
 
 
 class UserFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,30 +37,42 @@ class UserFile(msgspec.Struct, frozen=True, kw_only=True):
 class UserFileStore:
     """Stores the contents of files in `folder`, named by file id, and a row for each in `database`.
 
-    A file exists once its row is committed. Opening the store deletes contents without a row, which
-    a crash left behind. Raises StorageError if the disk fails.
+    A file exists once its row is committed. Names that start with a dot are of files that are being
+    written or deleted. Opening the store deletes those, and moves other contents without a row to
+    `lost`. Raises StorageError if the disk fails.
     """
 
     def __init__(
-        self, database: Database, folder: Path, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        folder: Path,
+        lost: LostAndFound,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         self._table = database
         self._clock = clock
+        self._ballast = Ballast(folder.parent)
         make_folder(folder)
-        known = {row["id"] for row in database.run("SELECT id FROM files")}
-        for path in folder.iterdir():
-            if path.name not in known:
-                remove(path)
+        self._reconcile(lost)
 
     def scratch(self, file_id: str) -> Path:
         """Return the path to which the caller writes a file's content before it calls `add`."""
         return self.folder / f".{file_id}"
 
-    def add(self, file_id: str, tenant: str, filename: str, purpose: str) -> UserFile:
+    def add(
+        self,
+        file_id: str,
+        tenant: str,
+        filename: str,
+        purpose: str,
+        *,
+        max_bytes: int | None = None,
+    ) -> UserFile:
         """Add the content at `scratch` as a file of the tenant. Durable when it returns.
 
-        A file with the same id is replaced.
+        A file with the same id is replaced. Raises CapacityError if the tenant's files would exceed
+        `max_bytes`; None means no limit.
         """
         scratch, path = self.scratch(file_id), self.path(file_id)
         sync_file(scratch)
@@ -63,9 +86,22 @@ class UserFileStore:
             size=path.stat().st_size,
             created_at=self._clock(),
         )
-        self._table.run("DELETE FROM files WHERE id = ?", file_id)
-        self._table.insert("files", msgspec.structs.asdict(file))
+        columns = msgspec.structs.asdict(file)
+        marks = ", ".join("?" * len(columns))
+        try:
+            with self._table.transaction() as run:
+                run("DELETE FROM files WHERE id = ?", file_id)
+                if max_bytes is not None:
+                    check_quota(tenant, bytes_of(run, tenant), file.size, max_bytes)
+                run(f"INSERT INTO files ({', '.join(columns)}) VALUES ({marks})", *columns.values())
+        except HeliosError:
+            remove(path)
+            raise
         return file
+
+    def bytes_of(self, tenant: str) -> int:
+        """Return the bytes of a tenant's files."""
+        return bytes_of(self._table.run, tenant)
 
     def get(self, file_id: str) -> UserFile | None:
         rows = self._table.run("SELECT * FROM files WHERE id = ?", file_id)
@@ -94,10 +130,64 @@ class UserFileStore:
             for row in self._table.run("SELECT * FROM files WHERE created_at < ?", limit)
         ]
 
+    def check(self, file: UserFile) -> Path:
+        """Return the path of a file's content.
+
+        Raises DamagedFileError unless the content is there and has its size.
+        """
+        path = self.path(file.id)
+        with storage_errors("read", path):
+            size = path.stat().st_size if path.exists() else None
+        if size != file.size:
+            raise DamagedFileError(f"{path} is damaged: got {size} of {file.size} bytes")
+        return path
+
     def delete(self, file_id: str) -> None:
-        self._table.run("DELETE FROM files WHERE id = ?", file_id)
+        """Delete a file. It works on a full disk, too."""
+        hidden = self.scratch(file_id)
         with suppress(FileNotFoundError):
-            self.path(file_id).unlink()
+            self.path(file_id).replace(hidden)
+        try:
+            self._ballast.spend(
+                lambda: self._table.run_all(("DELETE FROM files WHERE id = ?", (file_id,)))
+            )
+        except StorageError:
+            with suppress(FileNotFoundError):
+                hidden.replace(self.path(file_id))
+            raise
+        remove(hidden)
+
+    def _reconcile(self, lost: LostAndFound) -> None:
+        """Have the table and the folder agree."""
+        known = {row["id"]: row["size"] for row in self._table.run("SELECT id, size FROM files")}
+        found = {path.name: path for path in self.folder.iterdir()}
+        for name, path in found.items():
+            if name.startswith("."):
+                if name[1:] in known and name[1:] not in found:  # it was being deleted
+                    self._table.run("DELETE FROM files WHERE id = ?", name[1:])
+                    del known[name[1:]]
+                remove(path)
+            elif name not in known:
+                lost.take(path)
+        lost.report("the table of files")
+        for missing in known.keys() - found.keys():
+            logger.error("the content of file %s is missing", missing)
+
+
+def bytes_of(run: Run, tenant: str) -> int:
+    rows = run("SELECT COALESCE(SUM(size), 0) AS size FROM files WHERE tenant = ?", tenant)
+    return int(rows[0]["size"])
+
+
+def check_quota(tenant: str, stored: int, size: int, max_bytes: int) -> None:
+    """Raise CapacityError if `size` more bytes exceed a tenant's `max_bytes`."""
+    if stored + size > max_bytes:
+        raise CapacityError(
+            f"got a file of {size} bytes, expected at most {max(0, max_bytes - stored)}: tenant "
+            f"{tenant} has {stored} of its {max_bytes} bytes of files (max_file_bytes); delete "
+            "some",
+            code="tenant_quota",
+        )
 
 
 def as_file(row: Any) -> UserFile:

@@ -1,20 +1,18 @@
 """The store of jobs and their chunks, consistent after a crash at any instant."""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
-import msgspec
-
 from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
-from helios_serve.logger import logger
 from helios_serve.messages import Segment
-from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.store.all_files import JobFiles, NewJob, Unfinished
 from helios_serve.store.database import Database
+from helios_serve.store.disk import Ballast
 from helios_serve.store.files import (
     DamagedFileError,
     locked,
@@ -22,27 +20,14 @@ from helios_serve.store.files import (
     make_private,
     sync_folder,
 )
-from helios_serve.store.job_files import InputStore, JobFolders, SegmentStore, list_folder
+from helios_serve.store.job_files import JobFolders, list_folder
+from helios_serve.store.job_repair import JobRepair
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
-from helios_serve.store.snapshots import ResumePoint, SnapshotStore
+from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.usage import DayUsage
 from helios_serve.video_request import VideoRequest
 
 DATABASE = "jobs.sqlite3"
-
-
-class Unfinished(msgspec.Struct, frozen=True):
-    """A job to resume at `next_chunk`; chunks from `first_chunk` to the one before are committed.
-
-    With a `resume_point` the session resumes from it, and `request` has no reference. Without one
-    the job starts from its request. If `next_chunk` equals the number of chunks, only the job's end
-    is missing. If it is one less than the resume point's chunk, its tail is delivered first.
-    """
-
-    request: VideoRequest
-    resume_point: ResumePoint | None
-    first_chunk: int
-    next_chunk: int
 
 
 class VideoStore:
@@ -50,29 +35,28 @@ class VideoStore:
 
     Segments, snapshots and references are files; the job's row in the database says which of them
     are committed. Files are therefore written before the row changes and deleted after it. Opening
-    the store deletes files that no row refers to, which a crash left behind.
+    the store deletes what a crash leaves behind, and moves other files that no row refers to to
+    `lost+found`.
 
     Thread-safe. Methods raise StorageError if the disk fails.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder = folder
+        self.ballast = Ballast(folder)
         self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._locks_guard = Lock()
         with ExitStack() as opened:
             make_folder(folder)
             make_private(folder)
             opened.enter_context(locked(folder))
-            self._segments = SegmentStore(folder / "segments")
-            self._snapshots = SnapshotStore(folder / "snapshots")
-            self._inputs = InputStore(folder / "inputs")
-            self._files = (self._segments, self._snapshots, self._inputs)
-            check_database(self.folder, self._files)
+            self._files = JobFiles(folder)
+            self._segments, self._snapshots = self._files.segments, self._files.snapshots
+            check_database(self.folder, self._files.stores)
             self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
             sync_folder(folder)
-            jobs = self.jobs()
-            for files in self._files:
-                files.sweep(jobs)
+            self._repair = JobRepair(self._jobs, self._files)
+            self._repair.reconcile(DATABASE)
             self._opened = opened.pop_all()
 
     def accept(
@@ -84,24 +68,35 @@ class VideoStore:
         extends: str | None = None,
         frames_per_day: int | None = None,
     ) -> None:
-        """Store a new job. Durable when it returns.
+        """Store one new job with `accept_all`."""
+        job = NewJob(request, num_chunks, resume_point, extends)
+        self.accept_all([job], frames_per_day=frames_per_day)
 
-        With a `resume_point` the job starts from it, and first delivers the chunk of its tail, if
-        it has one. A job that `extends` another shares that job's earlier chunks. Raises
-        InvalidRequestError if the id is in use or the job exceeds its tenant's `frames_per_day`,
-        and CapacityError if it exceeds what is left of them today.
+    def accept_all(self, jobs: Sequence[NewJob], *, frames_per_day: int | None = None) -> None:
+        """Store new jobs of one tenant, all or none. Durable when it returns.
+
+        Raises InvalidRequestError if an id is in use, a job exceeds its tenant's `frames_per_day`
+        or the video that it extends was deleted, and CapacityError if the jobs exceed what is left
+        of the frames today.
         """
-        job_id = request.request_id
-        with self._lock(job_id):
-            if self._jobs.get(job_id) is not None:
-                raise InvalidRequestError(
-                    f"got request id {job_id!r}, which is in use", param="request_id"
-                )
-            self._delete_files(job_id)  # left by an earlier job whose deletion failed
+        parents = {job.extends for job in jobs if job.extends is not None}
+        with ExitStack() as held:
+            for job_id in (*sorted(parents), *sorted(job.request.request_id for job in jobs)):
+                held.enter_context(self._lock(job_id))
+            for job in jobs:
+                check_unused(self._jobs, job.request.request_id)
+            written: list[str] = []
             try:
-                self._add(request, num_chunks, resume_point, extends, frames_per_day)
+                rows = []
+                for job in jobs:
+                    written.append(job.request.request_id)
+                    self._files.delete(written[-1])  # left by a job whose deletion failed
+                    parent = None if job.extends is None else self._jobs.get(job.extends)
+                    rows.append(self._files.begin(job, parent))
+                self._jobs.add_all(rows, frames_per_day)
             except HeliosError:
-                self._delete_files(job_id)
+                for job_id in written:
+                    self._files.delete(job_id)
                 raise
 
     def update_request(self, request: VideoRequest) -> None:
@@ -133,21 +128,28 @@ class VideoStore:
             assert not job.is_finished, f"chunk {chunk} of a job that is {job.status}"
             self._segments.put(job_id, chunk, segment)
             self._snapshots.put(job_id, resume_point)
-            left = max(0, job.request.params.num_frames - CHUNK_FRAMES * (chunk + 1))
+            left = job.frames_after(chunk)
             self._jobs.advance(job_id, chunk, frames_left=left, device_seconds=device_seconds)
-            self._snapshots.delete_others(job_id, keep_chunk=chunk + 1)
+            self._snapshots.delete_old(job, chunk + 1)
             return True
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
-        """End a job and keep its files. No effect if it was deleted or has ended already."""
+        """End a job and keep its files. No effect if it was deleted or has ended already.
+
+        Cancelling works on a full disk, too.
+        """
         with self._lock(job_id):
-            self._jobs.finish(job_id, status, error)
+            if status == "cancelled":
+                self.ballast.spend(lambda: self._jobs.finish(job_id, status, error))
+            else:
+                self._jobs.finish(job_id, status, error)
 
     def delete(self, job_id: str) -> None:
-        """Delete a job, if it exists, and its files."""
+        """Delete a job, if it exists, and its files. It works on a full disk, too."""
         with self._lock(job_id):
-            self._jobs.delete(job_id)
-            self._delete_files(job_id)
+            self.ballast.spend(lambda: self._jobs.delete(job_id))
+            self._files.delete(job_id)
+            self._jobs.forget_deleted(job_id)
 
     def job(self, job_id: str) -> StoredJob | None:
         return self._jobs.get(job_id)
@@ -156,7 +158,7 @@ class VideoStore:
         """Return the request of a job with its reference, so that it can be generated again."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
-            return None if job is None else self._inputs.whole_request(job)
+            return None if job is None else self._files.inputs.whole_request(job)
 
     def jobs(self) -> list[StoredJob]:
         """Return all jobs, in the order in which they were accepted."""
@@ -192,6 +194,14 @@ class VideoStore:
                 return None
             return self._snapshots.get(job_id, job.kept_chunk)
 
+    def job_to_continue(self, job_id: str) -> tuple[StoredJob | None, ResumePoint | None]:
+        """Return a job and its resume point, both of the same moment. None for what is missing."""
+        with self._lock(job_id):
+            job = self._jobs.get(job_id)
+            if job is None or job.kept_chunk is None:
+                return job, None
+            return job, self._snapshots.get(job_id, job.kept_chunk)
+
     def segments(self, job_id: str) -> list[int]:
         """Return the committed chunks of a job."""
         job = self._jobs.get(job_id)
@@ -223,58 +233,24 @@ class VideoStore:
         with self._locks_guard:
             return self._locks.setdefault(job_id, Lock())
 
-    def _add(
-        self,
-        request: VideoRequest,
-        num_chunks: int,
-        resume_point: ResumePoint | None,
-        extends: str | None,
-        frames_per_day: int | None,
-    ) -> None:
-        self._inputs.put(request)
-        if resume_point is None:
-            self._jobs.add(request, num_chunks=num_chunks, frames_per_day=frames_per_day)
-            return
-        self._snapshots.put(request.request_id, resume_point)
-        chunk = resume_point.snapshot.chunk
-        first_chunk = next_chunk = chunk if resume_point.tail is None else chunk - 1
-        frames_before = CHUNK_FRAMES * next_chunk
-        parent = None if extends is None else self._jobs.get(extends)
-        if parent is not None and parent.first_chunk < next_chunk:
-            first_chunk = parent.first_chunk
-            frames_before = min(parent.request.params.num_frames, CHUNK_FRAMES * chunk)
-            self._segments.share(request.request_id, parent.id, range(first_chunk, next_chunk))
-        self._jobs.add(
-            request,
-            num_chunks=num_chunks,
-            first_chunk=first_chunk,
-            next_chunk=next_chunk,
-            kept_chunk=chunk,
-            frames_before=frames_before,
-            frames_per_day=frames_per_day,
-        )
-
     def _recover(self, job_id: str) -> Unfinished | None:
         with self._lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.is_finished:
                 return None
             try:
-                return self._load(job)
-            except DamagedFileError as error:
-                logger.error("job %s cannot be resumed: %s", job_id, error)
-                self._jobs.finish(job_id, "failed", "the stored data of the video is damaged")
-                return None
+                return self._files.load(job)
+            except DamagedFileError:  # since the store was opened
+                if not self._repair.repair_or_fail(job):
+                    return None
+            repaired = self._jobs.get(job_id)
+            return None if repaired is None else self._files.load(repaired)
 
-    def _load(self, job: StoredJob) -> Unfinished:
-        if job.kept_chunk is not None:
-            resume_point = self._snapshots.get(job.id, job.kept_chunk)
-            return Unfinished(job.request, resume_point, job.first_chunk, job.next_chunk)
-        return Unfinished(self._inputs.whole_request(job), None, job.first_chunk, job.next_chunk)
 
-    def _delete_files(self, job_id: str) -> None:
-        for files in self._files:
-            files.delete(job_id)
+def check_unused(jobs: JobStore, job_id: str) -> None:
+    """Raise InvalidRequestError for the id of a stored job."""
+    if jobs.get(job_id) is not None:
+        raise InvalidRequestError(f"got request id {job_id!r}, which is in use", param="request_id")
 
 
 def check_database(folder: Path, stores: Iterable[JobFolders]) -> None:

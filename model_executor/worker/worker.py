@@ -44,6 +44,8 @@ TEXT_SHARE = 0.1
 cache those of other prompts."""
 TEXT_LIMIT = 16 << 30
 """Maximum bytes of either."""
+CPU_SIDE, GPU_SIDE, MEASUREMENTS = 512, 8192, 5
+"""Sides of the matrices by which the speed of a device is measured, and the number of products."""
 MAX_PENDING = 1
 """Plans that may be unfinished on the device when the kernels of another one are launched."""
 
@@ -104,7 +106,11 @@ class Worker:
                 text_bytes=text_bytes,
                 batch_invariant=batch_invariant,
             )
-            self.ready = WorkerReady(num_blocks, text_bytes // text_row_bytes(model.transformer))
+            self.ready = WorkerReady(
+                num_blocks,
+                text_bytes // text_row_bytes(model.transformer),
+                matmul_flops(model.device, model.transformer.dtype) * num_ranks(model.transformer),
+            )
 
     def run(self, commands: Commands) -> None:
         """Emit WorkerReady and execute commands until they are closed."""
@@ -190,6 +196,23 @@ def load_rank(
         batch_invariant=config.batch_invariant,
         followers=followers,
     )
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of matrix products on a device: the best of several short measurements."""
+    side = CPU_SIDE if device.type == "cpu" else GPU_SIDE
+    factor = torch.ones(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(MEASUREMENTS):
+        started = time.perf_counter()
+        product = factor @ factor
+        product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / max(best, 1e-9)
+
+
+def num_ranks(transformer: HeliosTransformer) -> int:
+    return transformer.ranks.size if transformer.ranks is not None else 1
 
 
 def default_blocks(transformer: HeliosTransformer) -> int:

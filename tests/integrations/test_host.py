@@ -1,5 +1,6 @@
 """The engine inside another server, called from its threads."""
 
+import multiprocessing
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,30 @@ def test_a_worker_that_cannot_start_is_told() -> None:
     try:
         with pytest.raises(EngineDeadError, match="got device 'cuda:7'"):
             host.wait_ready()
+    finally:
+        host.close()
+
+
+def test_a_host_without_workers_is_dead_after_a_while() -> None:
+    """Its workers worked before, so they are started again; none of them can be."""
+    options = {"executor": "local", "device": "cpu", "exit_without_workers": 0.5}
+    host = EngineHost("nano", EngineSettings.read(options, "test"))
+    reasons: list[str] = []
+    host.on_failure(reasons.append)
+    try:
+        host.wait_ready()
+        assert host.failure is None
+        deadline = time.monotonic() + 120
+        while host.failure is None:
+            assert time.monotonic() < deadline
+            for child in multiprocessing.active_children():
+                child.kill()
+            time.sleep(0.05)
+        assert "no worker can encode: " in host.failure
+        while not reasons:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert reasons == [host.failure]
     finally:
         host.close()
 

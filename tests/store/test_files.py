@@ -8,13 +8,12 @@ import pytest
 
 from helios_serve.errors import StorageError
 from helios_serve.messages import TensorData
+from helios_serve.store.checked_files import read_struct, write_struct
 from helios_serve.store.files import (
     DamagedFileError,
     locked,
     read_file,
-    read_struct,
     write_file,
-    write_struct,
 )
 from helios_serve.store.job_files import folder_name
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
+from zlib import crc32
 
+import msgspec
 import pytest
 
 from helios_serve.errors import StorageError
@@ -51,6 +53,8 @@ def test_a_job_from_its_acceptance_to_its_end(jobs: JobStore) -> None:
         has_media=False,
         kept_chunk=None,
         frames_left=99,
+        start_chunk=0,
+        checksum=crc32(msgspec.msgpack.encode(REQUEST)),
     )
     jobs.advance("a", 0, frames_left=66, device_seconds=0.0)
     jobs.advance("a", 2, frames_left=0, device_seconds=0.0)  # not its turn
@@ -97,12 +101,12 @@ def test_changes_go_to_a_log_first(path: Path, jobs: JobStore) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (3, "a newer")])
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (4, "a newer")])
 def test_another_schema_is_left_alone(path: Path, version: int, age: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(StorageError, match=f"{age} version.*got schema {version}, expected 2"):
+    with pytest.raises(StorageError, match=f"{age} version.*got schema {version}, expected 3"):
         JobStore(path)
     assert path.read_bytes() == before
 

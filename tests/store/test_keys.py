@@ -40,7 +40,8 @@ def test_a_key_stands_for_its_tenant_until_it_is_revoked(keys: KeyStore) -> None
 def test_what_is_stored_does_not_tell_the_key(keys: KeyStore, tmp_path: Path) -> None:
     _, secret = keys.create("acme")
     files = list(tmp_path.iterdir())
-    assert {path.name for path in files} == {f"keys.sqlite3{end}" for end in ("", "-wal", "-shm")}
+    names = {f"keys.sqlite3{end}" for end in ("", "-wal", "-shm")} | {"keys.in-use"}
+    assert {path.name for path in files} == names
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         data = path.read_bytes()

@@ -14,7 +14,8 @@ import pytest
 
 from helios_serve.errors import StorageError
 from helios_serve.model_config import CHUNK_FRAMES
-from helios_serve.store.video_store import Unfinished, VideoStore
+from helios_serve.store.all_files import Unfinished
+from helios_serve.store.video_store import VideoStore
 
 WRITER = Path(__file__).with_name("writer.py")
 writer = SimpleNamespace(**runpy.run_path(str(WRITER)))
@@ -56,7 +57,9 @@ def check_state(store: VideoStore, next_chunk: int) -> None:
     assert store.resume_point("job") == (writer.kept_at(next_chunk) if chunks else None)
     expected = {"inputs/job/media.msgpack"} | {f"segments/job/{chunk:05d}.m4s" for chunk in chunks}
     if chunks:
-        expected |= {"segments/job/init.mp4", f"snapshots/job/{next_chunk:05d}.msgpack"}
+        expected |= {"segments/job/init.mp4"}
+        kept = range(max(1, next_chunk - 1), next_chunk + 1)
+        expected |= {f"snapshots/job/{chunk:05d}.msgpack" for chunk in kept}
     assert files(store.folder) == expected
 
 
@@ -66,7 +69,7 @@ def check_state(store: VideoStore, next_chunk: int) -> None:
         pytest.param("job_files.SegmentStore.put", 1, id="before-the-segment"),
         pytest.param("snapshots.SnapshotStore.put", 1, id="before-the-snapshot"),
         pytest.param("jobs.JobStore.advance", 1, id="before-the-transaction"),
-        pytest.param("snapshots.SnapshotStore.delete_others", 2, id="before-the-cleanup"),
+        pytest.param("snapshots.SnapshotStore.delete_old", 2, id="before-the-cleanup"),
     ],
 )
 def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_chunk: int) -> None:
@@ -80,7 +83,7 @@ def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_ch
 
 
 def test_a_job_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
-    assert run_until(tmp_path, f"{STORE}.jobs.JobStore.add", call=1)
+    assert run_until(tmp_path, f"{STORE}.jobs.JobStore.add_all", call=1)
     with closing(VideoStore(tmp_path)) as store:
         assert (store.jobs(), files(tmp_path)) == ([], set())
     assert run_until(tmp_path, f"{STORE}.job_files.SegmentStore.put", call=1)
@@ -134,11 +137,11 @@ def test_a_damaged_job_fails_alone(store: VideoStore) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(StorageError, match=f"{damaged} is damaged"):
         store.resume_point("chunk")
-    assert [item.request.request_id for item in store.unfinished()] == ["fine"]
-    assert {job.id: job.status for job in store.jobs()} == {
-        "image": "failed",
-        "chunk": "failed",
-        "fine": "queued",
+    assert [item.request.request_id for item in store.unfinished()] == ["chunk", "fine"]
+    assert {job.id: (job.status, job.next_chunk) for job in store.jobs()} == {
+        "image": ("failed", 0),
+        "chunk": ("in_progress", 0),  # it starts again
+        "fine": ("queued", 0),
     }
 
 

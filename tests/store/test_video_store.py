@@ -13,9 +13,10 @@ import pytest
 
 from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.messages import Segment, Snapshot, TensorData
+from helios_serve.store.all_files import Unfinished
 from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.snapshots import ResumePoint
-from helios_serve.store.video_store import Unfinished, VideoStore
+from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import Frames, VideoRequest
 
 TAIL = TensorData(b"latents", (1, 16, 9, 48, 80), "bfloat16")
@@ -267,4 +268,4 @@ def test_threads_commit_side_by_side(store: VideoStore) -> None:
         expected = [b"%d of %s" % (chunk, name.encode()) for chunk in range(8)]
         assert [store.fragment(name, chunk) for chunk in store.segments(name)] == expected
         assert store.resume_point(name) == resume_point(8)
-    assert len(files(store)) == len(names) * 10
+    assert len(files(store)) == len(names) * 11

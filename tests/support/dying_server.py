@@ -20,7 +20,7 @@ from helios_serve.store.jobs import JobStore
 from helios_serve.store.video_store import VideoStore
 
 POINTS: dict[str, tuple[Any, str, bool]] = {
-    "accepted": (VideoStore, "accept", True),
+    "accepted": (VideoStore, "accept_all", True),
     "first step": (EngineCore, "_on_steps", True),
     "chunk end": (ChunkAssembler, "receive", True),
     "segment written": (SegmentStore, "put", True),

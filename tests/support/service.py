@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -53,7 +54,9 @@ class Service:
         self.engine = EngineCore(
             executor,
             read_config(folder),
-            EngineConfig(workers=tuple(workers), scheduling=scheduling, **config),
+            msgspec.structs.replace(
+                EngineConfig(workers=tuple(workers), scheduling=scheduling), **config
+            ),
         )
         self.names: dict[str, str] = {}
         """The case that each request is made of."""

@@ -34,10 +34,17 @@ def environment() -> Path:
 class SGLang:
     """A running server."""
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, port: int, log: Path, pid: int) -> None:
+        self.pid = pid
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         self._realtime = f"ws://127.0.0.1:{port}/v1/realtime_video/generate"
         self.log = log
+
+    @property
+    def workers(self) -> list[int]:
+        """Processes of our workers: SGLang's scheduler is a child, and they are its children."""
+        schedulers = [pid for pid in children(self.pid) if is_python_child(pid)]
+        return [pid for own in schedulers for pid in children(own) if is_python_child(pid)]
 
     def create(self, **fields: Any) -> str:
         """Order a video; returns its id."""
@@ -122,7 +129,7 @@ def running_sglang(
         process = subprocess.Popen(
             started, stdout=output, stderr=output, start_new_session=True, env=clean()
         )
-    server = SGLang(port, log)
+    server = SGLang(port, log, process.pid)
     try:
         with server.http:
             wait_ready(server, process)
@@ -166,6 +173,22 @@ def wait_ready(server: SGLang, process: "subprocess.Popen[bytes]") -> None:
         except httpx2.TransportError:
             pass
         time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def is_python_child(pid: int) -> bool:
+    """Whether it was started by `multiprocessing`, to run a function."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def free_port() -> int:

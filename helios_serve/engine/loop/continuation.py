@@ -30,15 +30,13 @@ def check_continuation(session: Session) -> None:
         )
 
 
-def fork_snapshot(snapshot: Snapshot, seed: int, index: int) -> Snapshot:
-    """The same history for the fork number `index`, which draws from a generator of its own.
-
-    `seed` is the parent's.
-    """
-    return msgspec.structs.replace(snapshot, reseed=child_seed(seed, snapshot.chunk, index))
+def fork_snapshot(snapshot: Snapshot, seed: int) -> Snapshot:
+    """The same history for a fork, which draws from a generator of its own, seeded with `seed`."""
+    return msgspec.structs.replace(snapshot, reseed=seed)
 
 
-def child_seed(seed: int, chunk: int, index: int) -> int:
-    """63 bits that depend on all three arguments."""
-    digest = hashlib.blake2b(f"{seed}:{chunk}:{index}".encode(), digest_size=8).digest()
+def fork_seed(parent_seed: int, chunk: int, request_id: str) -> int:
+    """The seed of the fork `request_id` at `chunk`: 31 bits that depend on all three arguments."""
+    text = f"{parent_seed}:{chunk}:{request_id}"
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1

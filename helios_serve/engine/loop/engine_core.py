@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
 from helios_serve.core.session import Session, SessionStatus
+from helios_serve.core.step_limit import StepLimit
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.continuation import check_continuation
 from helios_serve.engine.loop.decode_stage import DecodeStage
@@ -16,7 +17,7 @@ from helios_serve.engine.loop.events import (
     StepTaken,
 )
 from helios_serve.engine.loop.submission import Submission
-from helios_serve.engine.loop.worker_pool import WorkerHandle, WorkerPool
+from helios_serve.engine.loop.worker_pool import Outage, WorkerHandle, WorkerPool
 from helios_serve.engine.observe.observer import Observer, Observers
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
@@ -46,12 +47,18 @@ TOO_LARGE = "its history and prompts are larger than any worker's memory for the
 
 
 class EngineStats(NamedTuple):
-    """Counts of one moment: the scheduler's, waiting tasks of each kind, and ready workers."""
+    """Counts of one moment: the scheduler's, waiting tasks of each kind, and ready workers.
+
+    `failed_workers` counts those that wait to be started again. `outage` says that no video can be
+    made now.
+    """
 
     scheduler: SchedulerStats
     encoding: int
     decoding: int
     workers: int
+    failed_workers: int = 0
+    outage: Outage | None = None
 
 
 class EngineCore:
@@ -77,6 +84,7 @@ class EngineCore:
         self.scheduler = Scheduler(self.config.scheduling, clock)
         self.observers = Observers(observers, self.scheduler)
         self.worker_pool = WorkerPool(executor, self.scheduler, self.config, clock)
+        self.step_limit = StepLimit(model_config, self.config.step_deadline)
         self.encode_stage = EncodeStage(self.scheduler)
         self.decode_stage = DecodeStage(self.scheduler)
         self._pending_events: list[EngineEvent] = []
@@ -122,8 +130,15 @@ class EngineCore:
             siblings=submission.siblings,
         )
         check_continuation(session)
+        self.step_limit.check(session, self.worker_pool.step_rates)
         self.scheduler.add_session(session, was_accepted=submission.was_accepted)
         return session
+
+    def is_ending(self, request_id: str) -> bool:
+        """Whether an id is in use only by what an ended request has in flight."""
+        session = self.scheduler.sessions.get(request_id)
+        is_live = session is not None and not session.status.is_finished
+        return not is_live and request_id not in self.decode_stage.assemblers
 
     def start(self, submission: Submission) -> None:
         """Have the inputs of a reserved request encoded; its steps follow."""
@@ -194,6 +209,8 @@ class EngineCore:
             self.encode_stage.queue.num_waiting,
             self.decode_stage.queue.num_waiting,
             sum(worker.is_ready for worker in self.worker_pool.workers.values()),
+            len(self.worker_pool.failed),
+            self.worker_pool.outage,
         )
 
     def step(self, timeout: float = 0.1) -> list[EngineEvent]:
@@ -245,6 +262,9 @@ class EngineCore:
         match event:
             case WorkerReady():
                 self.worker_pool.mark_ready(worker, event)
+                rates = self.worker_pool.step_rates
+                for name, message in self.step_limit.too_slow(self.scheduler.waiting, rates):
+                    yield from self._fail(name, message)
             case StepsDone():
                 yield from self._on_steps(worker, event)
             case InputsEncoded():
@@ -259,6 +279,7 @@ class EngineCore:
         assert state is not None, f"{worker.worker_id} does not denoise"
         steps = state.plans[0].output.scheduled_steps
         worker.busy_since = self.clock()
+        worker.note_step(state.plans[0].cost, event.seconds, self.config.step_deadline)
         self.decode_stage.account(steps, event.seconds)
         for failure in event.output.failures:
             yield from self._fail(failure.session_id, failure.message)

@@ -1,6 +1,7 @@
 """The workers of an engine: started, watched, replaced when they die, drained."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,11 +17,22 @@ from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import ROLES, Role, WorkerConfig
 
 MAX_FAILED_STARTS = 3
-"""Failed starts in a row before a worker is not started again."""
+"""Failed starts in a row before a worker is not started again, where that is limited."""
+RATE_MARGIN = 2.0
+"""A step is taken to be too long if it were even at this multiple of the known rate."""
+LONG_STEP = 0.01
+"""Share of the step deadline from which on a step is long: its time is nearly all computation."""
+FIRST_RETRY, LAST_RETRY = 1.0, 60.0
+"""Seconds before a worker is started again after its first failed start, and at most. They double
+with each failure."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker as `helios-serve workers list` shows it. `state` is starting, ready or draining."""
+    """A worker as `helios-serve workers list` shows it.
+
+    `state` is starting, ready, draining or failed. A failed worker is started again in `retry_in`
+    seconds, under another id; `error` is why its last start failed, of `failed_starts` in a row.
+    """
 
     worker_id: str
     where: str
@@ -30,6 +42,41 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     tasks: int
     used_blocks: int
     total_blocks: int
+    failed_starts: int = 0
+    retry_in: float | None = None
+    error: str | None = None
+
+
+class FailedWorker(NamedTuple):
+    """A worker whose start failed, and the time at which another one is started in its place."""
+
+    worker_id: str
+    config: WorkerConfig
+    failed_starts: int
+    reason: str
+    retry_at: float
+
+    def report(self, now: float) -> WorkerReport:
+        return WorkerReport(
+            worker_id=self.worker_id,
+            where="-",
+            roles=self.config.roles,
+            state="failed",
+            sessions=0,
+            tasks=0,
+            used_blocks=0,
+            total_blocks=0,
+            failed_starts=self.failed_starts,
+            retry_in=max(0.0, self.retry_at - now),
+            error=self.reason,
+        )
+
+
+class Outage(NamedTuple):
+    """No worker is ready for some role, and the last start of one failed, `seconds` ago."""
+
+    reason: str
+    seconds: float
 
 
 class WorkerHandle:
@@ -50,6 +97,8 @@ class WorkerHandle:
         self.is_ready = False
         self.is_draining = False
         self.device = Device(worker_id, config.roles)
+        self.step_rate = 0.0
+        """FLOP/s at which its steps can be at most; 0 if that is not known."""
         self.scheduled: WorkerState | None = None
 
     @property
@@ -87,6 +136,12 @@ class WorkerHandle:
     def has_role(self, role: Role) -> bool:
         return role in self.config.roles
 
+    def note_step(self, cost: float, seconds: float, deadline: float) -> None:
+        """Learn the rate from a plan of `cost` FLOPs if it took long enough to tell that of longer
+        ones."""
+        if cost and seconds >= LONG_STEP * deadline:
+            self.step_rate = RATE_MARGIN * cost / seconds
+
     def is_late(self, now: float, config: EngineConfig) -> bool:
         """Whether it has not started, or not finished its oldest plan or a task, in time."""
         waited = now - self.busy_since
@@ -107,11 +162,17 @@ class WorkerHandle:
             tasks=len(self.tasks),
             used_blocks=0 if state is None else state.used_blocks,
             total_blocks=0 if state is None else state.total_blocks,
+            failed_starts=self.failed_starts,
         )
 
 
 class WorkerPool:
-    """Workers by id. A worker that dies is replaced by one with the same configuration."""
+    """Workers by id. A worker that dies is replaced by one with the same configuration.
+
+    If the replacement fails to start, it is started again after a while, without end unless
+    `EngineConfig.max_failed_starts` limits it. Before any worker has ever been ready, the number of
+    failures is limited in any case: then the configuration is wrong.
+    """
 
     def __init__(
         self,
@@ -125,7 +186,10 @@ class WorkerPool:
         self.config = config
         self.clock = clock
         self.workers: dict[str, WorkerHandle] = {}
+        self.failed: dict[str, FailedWorker] = {}
         self._last_death = "no worker was configured"
+        self._has_worked = False
+        self._out_since: float | None = None
         for worker in config.workers:
             self.start(worker)
 
@@ -140,6 +204,8 @@ class WorkerPool:
     def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
         worker.is_ready, worker.failed_starts = True, 0
         self.scheduler.devices[worker.worker_id] = worker.device
+        worker.step_rate = RATE_MARGIN * event.flops
+        self._has_worked = True
         if worker.has_role("denoise") and not worker.is_draining:
             worker.scheduled = self.scheduler.add_worker(
                 worker.worker_id, event.num_blocks, event.text_rows
@@ -160,14 +226,24 @@ class WorkerPool:
                 yield worker, worker.scheduled
 
     def replace_dead(self, worker: WorkerHandle, death: WorkerDied) -> None:
-        """Remove a worker that died and start another one, unless that cannot work either."""
+        """Remove a worker that died and start another one, now or after a while."""
         logger.error("worker %s died: %s", worker.worker_id, death.reason)
         self._last_death = death.reason
         del self.workers[worker.worker_id]
         self.scheduler.devices.pop(worker.worker_id, None)
         failed = 0 if worker.is_ready else worker.failed_starts + 1
-        if not (worker.is_draining or death.is_final or failed >= MAX_FAILED_STARTS):
+        if worker.is_draining or self._gives_up(failed, death):
+            return
+        if failed == 0 or not self._retries_forever:
             self.start(worker.config, failed_starts=failed)
+            return
+        delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(failed - 1, 16))
+        logger.warning(
+            "start %d of worker %s failed; the next one is in %g s", failed, worker.worker_id, delay
+        )
+        self.failed[worker.worker_id] = FailedWorker(
+            worker.worker_id, worker.config, failed, death.reason, self.clock() + delay
+        )
 
     def drain(self, worker_id: str) -> None:
         """Give the worker nothing new, and end it when its sessions have left it.
@@ -175,9 +251,11 @@ class WorkerPool:
         They leave at their next chunk edges. Raises InvalidRequestError for an unknown worker and
         for the last one with some role.
         """
+        if self.failed.pop(worker_id, None) is not None:
+            return
         worker = self.workers.get(worker_id)
         if worker is None:
-            known = ", ".join(self.workers) or "none"
+            known = ", ".join((*self.workers, *self.failed)) or "none"
             raise InvalidRequestError(
                 f"got worker {worker_id!r}, expected one of: {known}", param="worker"
             )
@@ -194,7 +272,7 @@ class WorkerPool:
             self.scheduler.drain(worker.scheduled)
 
     def reap(self) -> None:
-        """Remove drained workers and kill late ones.
+        """Remove drained workers, kill late ones, and start failed ones again when it is time.
 
         Raises HeliosError if no worker is left, or starting, for some role.
         """
@@ -203,20 +281,70 @@ class WorkerPool:
                 self._remove(worker)
             elif worker.is_late(self.clock(), self.config):
                 self._kill(worker)
+        now = self.clock()
+        for failed in [item for item in self.failed.values() if item.retry_at <= now]:
+            del self.failed[failed.worker_id]
+            self.start(failed.config, failed_starts=failed.failed_starts)
+        if self._missing_role is None:
+            self._out_since = None
+        elif self._out_since is None:
+            self._out_since = now
         self.check()
 
     def check(self) -> None:
-        """Raise HeliosError if no worker is left, or starting, for some role."""
+        """Raise HeliosError if no worker is left, or will be started, for some role."""
         for role in ROLES:
-            if not any(worker.has_role(role) for worker in self.workers.values()):
+            alive = any(worker.has_role(role) for worker in self.workers.values())
+            if not alive and not any(role in item.config.roles for item in self.failed.values()):
                 raise HeliosError(f"no worker can be started to {role}: {self._last_death}")
+
+    @property
+    def step_rates(self) -> list[float]:
+        """The most FLOP/s of each worker whose rate is known."""
+        return [worker.step_rate for worker in self.workers.values() if worker.step_rate]
 
     def reports(self) -> list[WorkerReport]:
         """Every worker, for people."""
-        return [
+        now = self.clock()
+        known = [
             worker.report(self.executor.where(worker_id))
             for worker_id, worker in self.workers.items()
         ]
+        return known + [failed.report(now) for failed in self.failed.values()]
+
+    @property
+    def outage(self) -> Outage | None:
+        """Why no video can be made now, and for how long; None if that is possible, or the workers
+        have only begun to start."""
+        role = self._missing_role
+        if role is None:
+            return None
+        since = self.clock() if self._out_since is None else self._out_since
+        return Outage(f"no worker can {role}: {self._last_death}", self.clock() - since)
+
+    @property
+    def _missing_role(self) -> Role | None:
+        """A role that no ready worker has, and one whose last start failed."""
+        for role in ROLES:
+            workers = [worker for worker in self.workers.values() if worker.has_role(role)]
+            if any(worker.is_ready for worker in workers):
+                continue
+            failed = any(role in item.config.roles for item in self.failed.values())
+            if failed or any(worker.failed_starts for worker in workers):
+                return role
+        return None
+
+    @property
+    def _retries_forever(self) -> bool:
+        return self.config.max_failed_starts is None and self._has_worked
+
+    def _gives_up(self, failed: int, death: WorkerDied) -> bool:
+        """Whether a worker is not started again after `failed` starts in a row, the last of which
+        ended with `death`."""
+        if death.is_final and not self._retries_forever:
+            return True
+        limit = self.config.max_failed_starts or MAX_FAILED_STARTS
+        return failed >= limit and not self._retries_forever
 
     def _remove(self, worker: WorkerHandle) -> None:
         if worker.scheduled is not None:

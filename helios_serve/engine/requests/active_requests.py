@@ -142,6 +142,12 @@ class RequestHandle:
         return self.max_lead is not None and self._begun >= self.stream.read_chunk + self.max_lead
 
 
+def in_use(request_id: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"got request id {request_id!r}, which is in use", param="request_id"
+    )
+
+
 def no_chunk_left() -> InvalidRequestError:
     return InvalidRequestError(NO_CHUNK_LEFT, param="prompt")
 
@@ -181,9 +187,7 @@ class ActiveRequests:
     def check_unused(self, request_id: str) -> None:
         """Raise InvalidRequestError for the id of a request that is being made."""
         if request_id in self.handles:
-            raise InvalidRequestError(
-                f"got request id {request_id!r}, which is in use", param="request_id"
-            )
+            raise in_use(request_id)
 
     def find(self, request_id: str) -> RequestHandle:
         """Raises InvalidRequestError for a request that is not being made."""

@@ -15,7 +15,7 @@ from helios_serve.engine.requests.model_pool import ModelPool, done
 from helios_serve.engine.requests.progress import Progress, progress_of, progress_of_some
 from helios_serve.engine.requests.recovery import Recovery
 from helios_serve.engine.requests.stored_stream import CANCELLED
-from helios_serve.engine.requests.submissions import Submissions
+from helios_serve.engine.requests.submissions import MakeForks, Submissions
 from helios_serve.errors import CapacityError, EngineDeadError, RequestFailedError
 from helios_serve.messages import Snapshot
 from helios_serve.metrics import Metrics
@@ -78,7 +78,11 @@ class AsyncEngine:
 
         Raises what `submit` and `watch` do.
         """
-        await self.submit(request, continue_from=continue_from)
+        try:
+            await self.submit(request, continue_from=continue_from)
+        except asyncio.CancelledError:
+            await self.abort(request.request_id)
+            raise
         try:
             async with aclosing(self.watch(request.request_id)) as chunks:
                 async for chunk in chunks:
@@ -109,8 +113,9 @@ class AsyncEngine:
         the same snapshot: they share its history.
 
         With a store the request is durable when this returns. Raises InvalidRequestError,
-        NotAllowedError, CapacityError, StorageError or EngineDeadError; then, or if this is
-        cancelled, nothing is left of the request.
+        NotAllowedError, CapacityError, StorageError or EngineDeadError; then nothing is left of the
+        request, and no reader has seen it. If this is cancelled, the request may have been accepted
+        with a store, and was not without one.
         """
         submission = await self._submissions.prepare(
             request,
@@ -118,24 +123,17 @@ class AsyncEngine:
             extends=extends,
             siblings=siblings,
         )
-        await self._add(submission)
+        await self._add([submission])
 
-    async def fork(self, parent_id: str, requests: Sequence[VideoRequest]) -> None:
+    async def fork(self, parent_id: str, make: MakeForks) -> None:
         """Accept requests that continue a video, each in its own way.
 
-        With a store they start after the last stored chunk of a running or finished video, whose
-        chunks are their first ones; without one, at the last chunk edge of a running video. Their
-        `num_frames` count from its beginning. Raises what `submit` does; then none is accepted.
+        `make` returns them, given the chunk at which they start. With a store that is after the
+        last stored chunk of a running or finished video, whose chunks are their first ones; without
+        one, the last chunk edge of a running video. Their `num_frames` count from its beginning.
+        Raises what `submit` does; then none is accepted.
         """
-        accepted: list[VideoRequest] = []
-        try:
-            for submission in await self._submissions.forks(parent_id, requests):
-                await self._add(submission)
-                accepted.append(submission.request)
-        except BaseException:
-            for child in accepted:
-                await self._submissions.withdraw(child)
-            raise
+        await self._add(await self._submissions.forks(parent_id, make))
 
     async def resume_stored(self) -> None:
         """Resume all stored jobs that have not ended and are not being made.
@@ -170,6 +168,7 @@ class AsyncEngine:
 
     async def abort(self, request_id: str) -> None:
         """End a request at once; a finished or unknown one is left as it is."""
+        await self._submissions.settled(request_id)
         handle = self._active.handles.get(request_id)
         if handle is not None and handle.is_made:
             return
@@ -238,18 +237,23 @@ class AsyncEngine:
         for name in list(self._active.handles):
             self._active.end(name, CLOSED)
 
-    async def _add(self, submission: Submission) -> None:
-        """Add a prepared request; if the caller is cancelled, leave nothing of it."""
-        adding = asyncio.ensure_future(self._submissions.add(submission))
+    async def _add(self, submissions: Sequence[Submission]) -> None:
+        """Add prepared requests. If the caller is cancelled, they are added all the same.
+
+        Without a store nothing can tell them from others then, so they are withdrawn.
+        """
+        adding = asyncio.ensure_future(self._submissions.add(submissions))
         try:
             await asyncio.shield(adding)
         except CapacityError as error:
-            self.metrics.rejections.labels(submission.request.model or "", error.code).inc()
+            model = submissions[0].request.model or ""
+            self.metrics.rejections.labels(model, error.code).inc()
             raise
         except asyncio.CancelledError:
             await asyncio.wait((adding,))
-            if not adding.cancelled() and adding.exception() is None:
-                await self._submissions.withdraw(submission.request)
+            if self.store is None and not adding.cancelled() and adding.exception() is None:
+                for submission in submissions:
+                    await self._submissions.withdraw(submission.request)
             raise
 
     async def _close(self) -> None:

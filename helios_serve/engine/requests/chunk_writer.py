@@ -12,7 +12,7 @@ from helios_serve.engine.loop.events import (
     RequestFailed,
     RequestFinished,
 )
-from helios_serve.errors import describe_error
+from helios_serve.errors import public_message
 from helios_serve.logger import logger
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
@@ -103,7 +103,7 @@ class ChunkWriter:
         except Exception as error:  # of any kind: the thread has other requests to serve
             logger.error("storing of %s failed", event.request_id, exc_info=error)
             self._stopped.add(event.request_id)
-            self.on_error(event.request_id, describe_error(error))
+            self.on_error(event.request_id, public_message(error))
 
     def _store(self, event: EngineEvent) -> RequestEvent | None:
         """Returns the event to publish; None if the job is not wanted any more."""

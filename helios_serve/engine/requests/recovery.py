@@ -11,8 +11,9 @@ from helios_serve.engine.requests.submissions import Submissions
 from helios_serve.errors import CapacityError, EngineDeadError, HeliosError
 from helios_serve.logger import logger
 from helios_serve.model_config import HeliosConfig, num_chunks
+from helios_serve.store.all_files import Unfinished
 from helios_serve.store.snapshots import ResumePoint
-from helios_serve.store.video_store import Unfinished, VideoStore
+from helios_serve.store.video_store import VideoStore
 
 
 class Recovery:

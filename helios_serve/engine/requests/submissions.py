@@ -1,27 +1,36 @@
 """Requests on their way into the engine and the store, and out again."""
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.engine.loop.continuation import fork_snapshot
+from helios_serve.engine.loop.continuation import fork_seed, fork_snapshot
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.submission import Submission
-from helios_serve.engine.requests.active_requests import ActiveRequests
+from helios_serve.engine.requests.active_requests import ActiveRequests, in_use
 from helios_serve.engine.requests.delivery import EventDelivery
 from helios_serve.engine.requests.engine_thread import EngineThread
 from helios_serve.engine.requests.model_pool import ModelPool, done
 from helios_serve.engine.requests.stored_stream import CANCELLED
-from helios_serve.errors import EngineDeadError, InvalidRequestError
+from helios_serve.errors import EngineDeadError, InvalidRequestError, describe_error
+from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.store.all_files import NewJob
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
+
+MakeForks = Callable[[int], Sequence[VideoRequest]]
+"""Makes the requests that fork a video at a chunk."""
+ENDING_SECONDS, ENDING_PERIOD = 30.0, 0.02
+"""How long an id whose last request is still ending is waited for, and how often it is looked at,
+in seconds."""
 
 
 class Submissions:
@@ -40,6 +49,8 @@ class Submissions:
         self.store = store
         self._moving: Counter[str] = Counter()
         """Requests that are being added or dropped."""
+        self._adding: dict[str, asyncio.Event] = {}
+        """Requests that are being added; each event is set when that has ended."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Tasks that nothing awaits: the event loop itself holds them only weakly."""
 
@@ -63,10 +74,11 @@ class Submissions:
             resume_point, stored_from = parent.resume_point, parent.first_chunk
         return self._checked(request, resume_point, siblings, stored_from, extends)
 
-    async def forks(self, parent_id: str, requests: Sequence[VideoRequest]) -> list[Submission]:
-        """Check requests that continue a video in their own ways, and find where they start.
+    async def forks(self, parent_id: str, make: MakeForks) -> list[Submission]:
+        """Make requests that continue a video in their own ways, and check them.
 
-        Each draws from a generator of its own. Raises InvalidRequestError or NotAllowedError.
+        `make` is called with the chunk at which they start. Each draws from a generator of its own,
+        whose seed becomes the request's. Raises InvalidRequestError or NotAllowedError.
         """
         if self.store is None:
             handle = self.active.find(parent_id)
@@ -74,46 +86,55 @@ class Submissions:
             parent = Parent(handle.model, handle.seed, ResumePoint(snapshot))
         else:
             parent = await asyncio.to_thread(forked_parent, self.store, parent_id)
-        point = parent.resume_point
+        snapshot, tail = parent.resume_point.snapshot, parent.resume_point.tail
+        requests = make(snapshot.chunk)
         siblings = (parent_id, *(request.request_id for request in requests))
-        return [
-            self._checked(
-                with_model(request, parent.model),
-                ResumePoint(fork_snapshot(point.snapshot, parent.seed, index), point.tail),
-                siblings,
-                parent.first_chunk,
-                None if self.store is None else parent_id,
+        submissions = []
+        for request in requests:
+            seed = fork_seed(parent.seed, snapshot.chunk, request.request_id)
+            params = msgspec.structs.replace(request.params, seed=seed)
+            child = msgspec.structs.replace(request, params=params)
+            submissions.append(
+                self._checked(
+                    with_model(child, parent.model),
+                    ResumePoint(fork_snapshot(snapshot, seed), tail),
+                    siblings,
+                    parent.first_chunk,
+                    None if self.store is None else parent_id,
+                )
             )
-            for index, request in enumerate(requests)
-        ]
+        return submissions
 
-    async def add(self, submission: Submission) -> None:
-        """Reserve room in the engine, store the request if there is a store, and start it.
+    async def add(self, submissions: Sequence[Submission]) -> None:
+        """Reserve room for requests, store them in one transaction, and start them: all or none.
 
-        The engine starts nothing that is not stored, and what is refused leaves nothing. Raises
-        InvalidRequestError, CapacityError, StorageError or EngineDeadError. Must run to its end.
+        All of them have the same tenant and model. What is refused was never visible to a reader,
+        and what is stored is accepted: if the engine ends before it starts a stored request, the
+        request is resumed by the next one. Raises InvalidRequestError, CapacityError, StorageError
+        or EngineDeadError. Must run to its end.
         """
-        name, thread = submission.request_id, self.models.thread_of(submission.request.model)
-        self.active.check_unused(name)
-        with self.moving(name):
-            await done(thread.call(EngineCore.reserve, submission))
+        with ExitStack() as moved:
+            for submission in submissions:
+                moved.enter_context(self._being_added(submission.request_id))
+            await self._reserve(submissions)
             if self.store is not None:
-                await self._store(submission, thread, self.store)
-            self.active.add(submission, thread)
-            try:
-                await done(thread.call(EngineCore.start, submission))
-            except BaseException as error:
-                await self.withdraw(submission.request, str(error))
-                raise
+                await self._store(submissions, self.store)
+            for submission in submissions:
+                self.active.add(submission, self._thread_of(submission))
+            for submission in submissions:
+                await self._start(submission)
+
+    async def settled(self, request_id: str) -> None:
+        """Wait until a request that is being added is accepted or refused."""
+        if (added := self._adding.get(request_id)) is not None:
+            await added.wait()
 
     async def withdraw(self, request: VideoRequest, why: str = CANCELLED) -> None:
-        """Remove every trace of a request whose acceptance was not reported."""
+        """Remove a request that is not stored and whose acceptance was not reported."""
         name = request.request_id
         with self.moving(name):
             self.active.end(name, why)
             await self._drop(name, self.models.thread_of(request.model))
-            if self.store is not None:
-                await asyncio.to_thread(self.store.delete, name)
 
     async def drop(self, request_id: str, thread: EngineThread) -> None:
         """Remove a request from the engine; what is stored of it stays, and may be resumed."""
@@ -158,21 +179,80 @@ class Submissions:
         params = self.models.check(request)
         return Submission(request, params, resume_point, siblings, stored_from, extends)
 
-    async def _store(self, submission: Submission, thread: EngineThread, store: VideoStore) -> None:
-        """Store a reserved request; releases the reservation if that fails."""
-        request = submission.request
+    async def _reserve(self, submissions: Sequence[Submission]) -> None:
+        """Reserve room for all requests; releases what was reserved if one of them is refused."""
+        reserved: list[Submission] = []
         try:
-            await asyncio.to_thread(
-                store.accept,
-                request,
-                num_chunks=submission.params.num_chunks,
-                resume_point=submission.resume_point,
-                extends=submission.extends,
-                frames_per_day=self.models.tenant(request.tenant, request.model).frames_per_day,
-            )
+            for submission in submissions:
+                self.active.check_unused(submission.request_id)
+                await self._reserve_one(submission)
+                reserved.append(submission)
         except BaseException:
-            await self._abort(request.request_id, thread)
+            await self._release(reserved)
             raise
+
+    async def _reserve_one(self, submission: Submission) -> None:
+        """Reserve room for a request. An id whose last request is still ending is waited for."""
+        thread, name = self._thread_of(submission), submission.request_id
+        deadline = time.monotonic() + ENDING_SECONDS
+        while True:
+            try:
+                await done(thread.call(EngineCore.reserve, submission))
+                return
+            except InvalidRequestError as error:
+                if error.param != "request_id" or time.monotonic() > deadline:
+                    raise
+                if not await done(thread.call(EngineCore.is_ending, name)):
+                    raise
+            await asyncio.sleep(ENDING_PERIOD)
+
+    async def _store(self, submissions: Sequence[Submission], store: VideoStore) -> None:
+        """Store reserved requests; releases the reservations if that fails."""
+        if not submissions:
+            return
+        first = submissions[0].request
+        jobs = [
+            NewJob(item.request, item.params.num_chunks, item.resume_point, item.extends)
+            for item in submissions
+        ]
+        limit = self.models.tenant(first.tenant, first.model).frames_per_day
+        try:
+            await asyncio.to_thread(store.accept_all, jobs, frames_per_day=limit)
+        except BaseException:
+            await self._release(submissions)
+            raise
+
+    async def _start(self, submission: Submission) -> None:
+        """Start a request. A stored one that cannot be started stays, to be resumed."""
+        name = submission.request_id
+        try:
+            await done(self._thread_of(submission).call(EngineCore.start, submission))
+        except Exception as error:
+            if self.store is None:
+                await self.withdraw(submission.request, describe_error(error))
+                raise
+            logger.error("job %s waits for the next start: %s", name, describe_error(error))
+            self.active.end(name, describe_error(error))
+
+    async def _release(self, submissions: Sequence[Submission]) -> None:
+        for submission in submissions:
+            await self._abort(submission.request_id, self._thread_of(submission))
+
+    @contextmanager
+    def _being_added(self, request_id: str) -> Iterator[None]:
+        """Within it the request is moving, and `settled` waits. Raises InvalidRequestError if it
+        is being added already."""
+        if request_id in self._adding:
+            raise in_use(request_id)
+        self._adding[request_id] = asyncio.Event()
+        try:
+            with self.moving(request_id):
+                yield
+        finally:
+            self._adding.pop(request_id).set()
+
+    def _thread_of(self, submission: Submission) -> EngineThread:
+        return self.models.thread_of(submission.request.model)
 
     async def _drop(self, request_id: str, thread: EngineThread) -> None:
         self.delivery.stop(request_id)
@@ -201,7 +281,7 @@ def extended_parent(store: VideoStore, parent_id: str, request: VideoRequest) ->
 
     Raises InvalidRequestError if the video cannot be extended.
     """
-    job, resume_point = store.job(parent_id), store.resume_point(parent_id)
+    job, resume_point = store.job_to_continue(parent_id)
     if job is None or resume_point is None or job.next_chunk < job.num_chunks:
         raise InvalidRequestError(
             f"got {parent_id!r} to extend, expected a finished video", param="video"
@@ -220,7 +300,7 @@ def forked_parent(store: VideoStore, parent_id: str) -> Parent:
 
     Raises InvalidRequestError if there is none.
     """
-    job, resume_point = store.job(parent_id), store.resume_point(parent_id)
+    job, resume_point = store.job_to_continue(parent_id)
     if job is None or resume_point is None or not job.chunks:
         raise InvalidRequestError(
             f"got {parent_id!r} to fork, expected a video with a finished chunk", param="video"

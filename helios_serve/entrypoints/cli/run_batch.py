@@ -178,6 +178,7 @@ def opened_engine(arguments: argparse.Namespace) -> Iterator[tuple["AsyncEngine"
             ray_address=arguments.ray_address,
             scheduling=scheduling_config(arguments),
             trace=trace,
+            is_server=False,
         )
         yield AsyncEngine({arguments.model: core}, store), store
 

@@ -47,6 +47,7 @@ from helios_serve.logger import LogFormat, logger, show_server_logs
 from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
+from helios_serve.store.disk import Ballast
 from helios_serve.store.keys import KeyStore
 
 if TYPE_CHECKING:
@@ -210,6 +211,13 @@ def add_timeout_flags(server: Any) -> None:
         metavar="SECONDS",
         help="how long the chunks under way may take to finish after SIGTERM (default: 30)",
     )
+    server.add_argument(
+        "--exit-without-workers",
+        type=seconds,
+        metavar="SECONDS",
+        help="exit with an error, for a supervisor, when no worker could be started for this long "
+        "(default: keep trying)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -228,8 +236,10 @@ def run(arguments: argparse.Namespace) -> int:
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)
+        Ballast(arguments.data_dir).release_if_full()
         keys = KeyStore(arguments.data_dir, fixed=arguments.api_key)
         opened.enter_context(closing(keys))
+        keys.check()
         check_exposure(listener, keys, is_allowed=arguments.without_keys)
         app = make_server(arguments, models, opened, keys)
         lifecycle = app.state.lifecycle
@@ -326,6 +336,7 @@ def make_server(
         max_disk=arguments.max_disk,
         session_grace=arguments.session_grace,
         edge=read_flags(arguments, EdgeOptions),
+        exit_without_workers=arguments.exit_without_workers,
         loras=dict(arguments.lora_modules),
         public_metrics=arguments.public_metrics,
         access_log=not arguments.no_access_log,

@@ -2,10 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helios_serve.entrypoints.cli.arguments import add_data_dir
 from helios_serve.entrypoints.cli.flags import workers as worker_group
+
+if TYPE_CHECKING:
+    from helios_serve.engine.loop.worker_pool import WorkerReport
 
 
 def add_command(commands: Any) -> None:
@@ -53,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             (
                 model,
                 worker.worker_id,
-                worker.state,
+                state_of(worker),
                 "+".join(worker.roles),
                 str(worker.sessions),
                 f"{worker.used_blocks}/{worker.total_blocks}",
@@ -64,6 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         print_table([HEADINGS, *rows])
     return 0
+
+
+def state_of(worker: "WorkerReport") -> str:
+    """The state of a worker, with what is known of a failure."""
+    if worker.retry_in is None:
+        again = f", {worker.failed_starts} failed starts" if worker.failed_starts else ""
+        return f"{worker.state}{again}"
+    return (
+        f"{worker.state} at start {worker.failed_starts}, next in {worker.retry_in:.0f} s: "
+        f"{worker.error}"
+    )
 
 
 HEADINGS = ("MODEL", "WORKER", "STATE", "ROLES", "SESSIONS", "BLOCKS", "WHERE")

@@ -97,7 +97,7 @@ def make_app(
     Call `app.state.lifecycle.close()` when the server shuts down, so that open streams end.
     """
     config = config or ServerConfig()
-    lifecycle = Lifecycle(engine)
+    lifecycle = Lifecycle(engine, config.exit_without_workers)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     key_cache = KeyCache(keys)
     tables = ServiceTables(folder)
@@ -105,8 +105,10 @@ def make_app(
     finished = FinishedFiles(folder / "finished", store)
     videos = Videos(engine, store, finished, disk, lifecycle, config.retention)
     keeper = Housekeeper(videos, tables, disk, config.retention)
-    files = FileApi(tables.files)
-    references = References(folder / "incoming", outbound=media, find_file=files.path_of)
+    files = FileApi(tables.files, engine, disk)
+    references = References(
+        folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
+    )
     loras = LoraModules(config.loras)
     builder = RequestBuilder(engine, references, loras)
     runner = BatchRunner(videos, builder, tables)
@@ -117,8 +119,8 @@ def make_app(
         HlsApi(videos),
         EventsApi(videos, lifecycle.closing),
         files,
-        BatchApi(runner, files),
-        UsageApi(engine, store),
+        BatchApi(runner, files, disk),
+        UsageApi(engine, store, tables.files),
         ServerInfo(engine, loras),
         Probes(engine, lifecycle),
     )

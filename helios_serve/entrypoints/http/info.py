@@ -17,6 +17,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.options.sampling import default_size, is_built_in
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import (
+    FilesQuota,
     FramesQuota,
     Json,
     Model,
@@ -28,6 +29,7 @@ from helios_serve.service.protocol import (
 from helios_serve.service.videos.lora_modules import LoraModules
 from helios_serve.size import suggested_sizes
 from helios_serve.store.usage import DayUsage, seconds_to_midnight
+from helios_serve.store.user_files import UserFileStore
 from helios_serve.store.video_store import VideoStore
 
 DEFAULT_DAYS, MAX_DAYS = 30, 366
@@ -122,9 +124,10 @@ class ServerInfo:
 class UsageApi:
     """Handlers for the tenant's own usage."""
 
-    def __init__(self, engine: AsyncEngine, store: VideoStore) -> None:
+    def __init__(self, engine: AsyncEngine, store: VideoStore, files: UserFileStore) -> None:
         self.engine = engine
         self.store = store
+        self.files = files
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -155,7 +158,9 @@ class UsageApi:
             )
         days = await asyncio.to_thread(self.store.usage, tenant, start, end)
         current = await asyncio.to_thread(self.store.usage, tenant, today, today)
-        most = self.engine.models.tenant(tenant).frames_per_day
+        stored = await asyncio.to_thread(self.files.bytes_of, tenant)
+        limits = self.engine.models.tenant(tenant)
+        most = limits.frames_per_day
         granted = sum(day.granted for day in current)
         return json_response(
             Usage(
@@ -169,6 +174,7 @@ class UsageApi:
                     frames_left=None if most is None else max(0, most - granted),
                     resets_in_seconds=int(seconds_to_midnight(now)),
                 ),
+                files=FilesQuota(bytes=stored, max_file_bytes=limits.max_file_bytes),
             )
         )
 

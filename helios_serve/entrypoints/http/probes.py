@@ -12,6 +12,7 @@ from helios_serve.engine.loop.worker_pool import WorkerReport
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response
+from helios_serve.errors import without_paths
 from helios_serve.metrics import Metrics
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import ServerLoad
@@ -75,18 +76,31 @@ class Probes:
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """Return 200 if every model has a worker that can generate videos.
 
-        Return 503 with the reason while workers start, if a model has failed, and during shutdown.
+        Return 503 with the reason while workers start, if a model has failed, if none of its
+        workers can be started now, and during shutdown. `failed_workers` counts those that will be
+        started again.
         """
         failures = self.engine.models.failures
-        ready = {name: stats.workers for name, stats in (await self.engine.models.stats()).items()}
+        stats = await self.engine.models.stats()
+        outages = {name: item.outage.reason for name, item in stats.items() if item.outage}
         if self.lifecycle.is_draining:
             status = "draining"
         elif failures:
             status = "failed"
+        elif outages:
+            status = "no_workers"
         else:
-            is_ready = all(ready.get(name) for name in self.engine.models.cores)
+            is_ready = all(
+                name in stats and stats[name].workers for name in self.engine.models.cores
+            )
             status = "ok" if is_ready else "starting"
-        body = {"status": status, "workers": ready, "errors": failures}
+        errors = {name: without_paths(text) for name, text in (outages | failures).items()}
+        body = {
+            "status": status,
+            "workers": {name: item.workers for name, item in stats.items()},
+            "failed_workers": {name: item.failed_workers for name, item in stats.items()},
+            "errors": errors,
+        }
         return JSONResponse(body, 200 if status == "ok" else 503)
 
     async def load(self, request: Request) -> Response:  # noqa: ARG002
@@ -113,7 +127,10 @@ def update_gauges(
     workers: Mapping[str, Sequence[WorkerReport]],
 ) -> None:
     """Set all gauges, by model; those of workers that are gone are removed."""
-    for model, (scheduler, encoding, decoding, _) in stats.items():
+    for model, item in stats.items():
+        scheduler, encoding, decoding = item.scheduler, item.encoding, item.decoding
+        metrics.failed_workers.labels(model).set(item.failed_workers)
+        metrics.outage_seconds.labels(model).set(item.outage.seconds if item.outage else 0.0)
         for state, number in (("waiting", scheduler.waiting), ("running", scheduler.running)):
             metrics.sessions.labels(model, state).set(number)
         for kind, number in (("encode", encoding), ("decode", decoding)):

@@ -18,7 +18,8 @@ class HttpServer(uvicorn.Server):
     """Serves the application, and drains it on SIGTERM.
 
     SIGTERM drains for up to `drain_timeout` seconds and then shuts down. A second SIGTERM, or
-    Ctrl-C, shuts down at once. The server also shuts down if a model fails to start.
+    Ctrl-C, shuts down at once. The server also shuts down if a model fails to start, or has had no
+    worker for too long.
     """
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_timeout: float) -> None:

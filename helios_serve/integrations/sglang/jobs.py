@@ -22,6 +22,7 @@ from helios_serve.errors import HeliosError
 from helios_serve.integrations.sglang.executor import HeliosPipelineExecutor
 from helios_serve.integrations.sglang.pipeline import HeliosPipelineConfig
 from helios_serve.integrations.sglang.videos import SglangVideos
+from helios_serve.logger import logger
 
 SCHEDULER = "sglang.multimodal_gen.runtime.managers.scheduler.Scheduler"
 
@@ -36,10 +37,20 @@ def event_loop(original: Callable[[Any], None], scheduler: Any) -> None:
     if not isinstance(executor, HeliosPipelineExecutor):
         return original(scheduler)
     scheduler.helios_jobs = Jobs(scheduler, executor)
+    executor.host.on_failure(end_process)
     try:
         return original(scheduler)
     finally:
         executor.host.close()
+
+
+def end_process(reason: str) -> None:
+    """End SGLang's worker, whose engine is dead: SGLang's health check fails from then on.
+
+    The health check is answered by another process, which looks only at whether this one runs.
+    """
+    logger.critical("helios-serve: %s; SGLang's worker ends", reason)
+    os._exit(1)
 
 
 def next_batch(original: Callable[[Any], Any], scheduler: Any) -> Any:

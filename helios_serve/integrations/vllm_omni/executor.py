@@ -44,6 +44,7 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         except BaseException:
             self.host.close()
             raise
+        self.host.on_failure(self._report_failure)
         locations = self.host.worker_locations().items()
         workers = ", ".join(f"{name} on {location}" for name, location in locations)
         logger.info("Helios is served by helios-serve (%s)", workers)
@@ -74,8 +75,7 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
             self._chunks.pop(session.request.request_id, None)
             session.abort()
         if self.is_dead:
-            for callback in self._on_failure:
-                callback()
+            self._report_failure(self.host.failure)
 
     def abort(self, request_id: str) -> None:
         """Abort a request. Finished and unknown requests are ignored."""
@@ -131,6 +131,12 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         self.host.close()
+
+    def _report_failure(self, reason: str | None) -> None:
+        """Tell vLLM-Omni, whose health check fails from now on."""
+        logger.error("helios-serve: %s", reason)
+        for callback in self._on_failure:
+            callback()
 
     def _interact(self, request_id: str, interaction: Mapping[str, Any]) -> None:
         """Change the prompt of a session.

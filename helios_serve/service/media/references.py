@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from helios_serve.service.media.data_urls import write_data_url
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.outbound.outbound import Outbound, OutboundError
 from helios_serve.service.outbound.urls import AllowedDomains
-from helios_serve.store.files import create_file
+from helios_serve.store.files import create_file, storage_errors
 
 PIECE = 1 << 20
 """Bytes written at a time."""
@@ -29,6 +29,8 @@ MAX_FETCHES = 8
 MEDIA_FLAG = "--allowed-media-domains"
 KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 
+Reserve = Callable[[int], AbstractContextManager[None]]
+"""Reserves room for a number of bytes that are written in the context; raises StorageError."""
 FindFile = Callable[[str, str], Awaitable[Path | None]]
 """Maps a tenant and a file id to the file's path, or to None if there is no such file."""
 
@@ -61,6 +63,7 @@ class References:
         outbound: Fetches references by URL. By default, no host is allowed.
         find_file: Finds references by file id. By default, file ids are rejected.
         pool: The decoder processes.
+        reserve: Reserves room on the disk. By default, there is always room.
     """
 
     def __init__(
@@ -70,10 +73,12 @@ class References:
         outbound: Outbound | None = None,
         find_file: FindFile | None = None,
         pool: DecoderPool | None = None,
+        reserve: Reserve = lambda _: nullcontext(),
     ) -> None:
         self.pool = pool or DecoderPool(incoming)
         self.outbound = outbound or media_outbound(())
         self.find_file = find_file
+        self.reserve = reserve
         self._fetches = asyncio.Semaphore(MAX_FETCHES)
 
     async def __aenter__(self) -> "References":
@@ -108,10 +113,13 @@ class References:
         if isinstance(source, Path):
             yield ReferenceFile(source, source.name, kind)
             return
-        with tempfile.TemporaryDirectory(dir=self.pool.folder, prefix="media-") as folder:
+        with storage_errors("make a folder in", self.pool.folder):
+            scratch = tempfile.TemporaryDirectory(dir=self.pool.folder, prefix="media-")
+        with scratch as folder:
             path = Path(folder) / "media"
             if isinstance(source, Upload):
-                await save(source, path)
+                with self.reserve(await source.size()):
+                    await save(source, path)
                 yield ReferenceFile(path, name_of(source), kind or declared_kind(source))
                 return
             key, value = only_entry(source, field, self.find_file is not None)
@@ -130,7 +138,9 @@ class References:
     async def _load(self, url: str, path: Path, field: str) -> None:
         if url[:5].lower() == "data:":
             try:
-                await asyncio.to_thread(write_data_url, url, path)
+                # Decoded data is shorter than the URL.
+                with self.reserve(len(url)), storage_errors("write", path):
+                    await asyncio.to_thread(write_data_url, url, path)
             except ValueError as error:
                 raise invalid_reference(str(error), field) from error
             return
@@ -157,7 +167,8 @@ class References:
             length = response.headers.get("content-length", "0")
             if int(length) > MAX_FETCHED:
                 raise too_large
-            with create_file(path) as file:
+            room = self.reserve(int(length) or MAX_FETCHED)
+            with room, storage_errors("write", path), create_file(path) as file:
                 async for piece in response.pieces():
                     if file.tell() + len(piece) > MAX_FETCHED:
                         raise too_large
@@ -173,7 +184,7 @@ def media_outbound(patterns: tuple[str, ...]) -> Outbound:
 
 
 async def save(upload: Upload, path: Path) -> None:
-    with create_file(path) as file:
+    with storage_errors("write", path), create_file(path) as file:
         while piece := await upload.read(PIECE):
             await asyncio.to_thread(file.write, piece)
 

@@ -1,6 +1,7 @@
 """Uploaded files, independent of the HTTP framework that receives them."""
 
 import asyncio
+import os
 from typing import BinaryIO, NamedTuple
 
 
@@ -11,6 +12,17 @@ class Upload(NamedTuple):
     filename: str | None = None
     content_type: str | None = None
 
+    async def size(self) -> int:
+        """Return the size of the content in bytes. The position stays as it is."""
+        return await asyncio.to_thread(size_of, self.file)
+
     async def read(self, size: int) -> bytes:
         """Return the next bytes, at most `size`; empty at the end."""
         return await asyncio.to_thread(self.file.read, size)
+
+
+def size_of(file: BinaryIO) -> int:
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    return size

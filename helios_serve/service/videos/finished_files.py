@@ -1,11 +1,12 @@
 """Plain MP4 files and images of finished videos, created from their segments on first use."""
 
 from collections.abc import Callable
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
-from helios_serve.errors import RequestFailedError
+from helios_serve.errors import RequestFailedError, StorageError
 from helios_serve.media.mp4 import defragment
 from helios_serve.media.pictures import spritesheet, thumbnail
 from helios_serve.store.files import FILE_MODE, create_file, make_folder
@@ -13,6 +14,8 @@ from helios_serve.store.jobs import StoredJob
 from helios_serve.store.video_store import VideoStore
 
 MEDIA_TYPES = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
+NO_ROOM = (ENOSPC, EDQUOT, EFBIG)
+"""Numbers of the errors of a full disk."""
 SUFFIXES = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg"}
 
 
@@ -36,12 +39,17 @@ class FinishedFiles:
 
         `variant` is a key of MEDIA_TYPES. The MP4 has its index at the front, so that playback can
         start before the download is complete. Raises RequestFailedError if the video is deleted
-        meanwhile.
+        meanwhile, DamagedFileError if a stored chunk is damaged, StorageError if the disk fails.
         """
         path = self.folder / f"{job.id}{SUFFIXES[variant]}"
         with self._lock(job.id):
             if not path.exists():
-                self._make(job, path, variant)
+                try:
+                    self._make(job, path, variant)
+                except OSError as error:
+                    if error.errno not in NO_ROOM:  # FFmpeg's errors are OSErrors, too
+                        raise
+                    raise StorageError(f"cannot write {path}: {error.strerror}") from error
         return path
 
     def delete(self, video_id: str) -> None:
@@ -49,6 +57,12 @@ class FinishedFiles:
         with self._lock(video_id):
             for suffix in SUFFIXES.values():
                 (self.folder / f"{video_id}{suffix}").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete all files. Those that are being sent stay readable for their readers."""
+        for path in self.folder.iterdir():
+            if not path.name.startswith("."):
+                path.unlink(missing_ok=True)
 
     def _lock(self, video_id: str) -> Lock:
         """Return the lock that is held while a video's files are created or deleted."""

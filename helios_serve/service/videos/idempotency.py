@@ -3,7 +3,10 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -41,12 +44,23 @@ class KeyedRequest(NamedTuple):
 class IdempotencyKeys:
     """Derives a video's id from the tenant and the key.
 
-    The store accepts each id once, so of two concurrent requests with the same key, one is
-    rejected.
+    Requests with the same key take turns, so that the second one finds what became of the first:
+    its video, or nothing if it was refused.
     """
 
     def __init__(self, store: VideoStore) -> None:
         self.store = store
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, key: str | None, tenant: str) -> AsyncIterator[None]:
+        """Wait until no other request with this key is being answered. None: do not wait."""
+        if key is None:
+            yield
+            return
+        lock = self._turns.setdefault((tenant, key), asyncio.Lock())
+        async with lock:
+            yield
 
     async def find(
         self, key: str | None, tenant: str, path: str, fields: Json

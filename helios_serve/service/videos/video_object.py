@@ -1,7 +1,9 @@
 """Conversion of stored jobs to the API's video objects."""
 
 from helios_serve.engine.requests.progress import Progress
+from helios_serve.errors import without_paths
 from helios_serve.service.protocol import Video, VideoError, WireStatus
+from helios_serve.store.job_repair import DAMAGED
 from helios_serve.store.jobs import StoredJob
 
 
@@ -70,5 +72,6 @@ def video_error(job: StoredJob) -> VideoError | None:
     if job.status == "cancelled":
         return VideoError("cancelled", "the video was cancelled; its finished chunks are kept")
     if job.status == "failed":
-        return VideoError("generation_failed", job.error or "the video could not be generated")
+        code = "damaged" if job.error == DAMAGED else "generation_failed"
+        return VideoError(code, without_paths(job.error or "the video could not be generated"))
     return None

@@ -62,7 +62,7 @@ class Videos:
         CapacityError during shutdown.
         """
         self.lifecycle.check_open()
-        await asyncio.to_thread(self.disk.check_room)
+        await asyncio.to_thread(self.disk.check_room, reference_bytes(asked))
         if asked.relation == "extension" and asked.parent is not None:
             await self.engine.submit(asked, extends=asked.parent)
         else:
@@ -81,9 +81,14 @@ class Videos:
             raise ApiError(409, message, code="not_ready")
         self.lifecycle.check_open()
         await asyncio.to_thread(self.disk.check_room)
-        requests = [fork(job.request, job.next_chunk, prompt, seconds) for prompt in prompts]
-        await self.engine.fork(job.id, requests)
-        return [await self.describe_id(request.request_id) for request in requests]
+        made: list[VideoRequest] = []
+
+        def make(edge: int) -> list[VideoRequest]:
+            made.extend(fork(job.request, edge, prompt, seconds) for prompt in prompts)
+            return made
+
+        await self.engine.fork(job.id, make)
+        return [await self.describe_id(request.request_id) for request in made]
 
     async def describe(self, job: StoredJob) -> Video:
         """Return a job as an API video, with its current progress."""
@@ -129,3 +134,8 @@ class Videos:
         except TimeoutError:
             return False
         return True
+
+
+def reference_bytes(asked: VideoRequest) -> int:
+    """Return the bytes of a request's reference, which is stored with the job."""
+    return sum(len(frames.data) for frames in (asked.image, asked.video) if frames is not None)

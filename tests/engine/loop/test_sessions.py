@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from helios_serve.core.session import Session
-from helios_serve.engine.loop.continuation import fork_snapshot
+from helios_serve.engine.loop.continuation import fork_seed, fork_snapshot
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_LATENTS
@@ -139,7 +139,7 @@ def fork(viewer: Viewer, count: int) -> list[Session]:
     return [
         viewer.engine.add_request(
             CASE.request(name),
-            ResumePoint(fork_snapshot(snapshot, CASE.seed, index)),
+            ResumePoint(fork_snapshot(snapshot, fork_seed(CASE.seed, 2, str(index)))),
             siblings=("parent", *names),
         )
         for index, name in enumerate(names)
@@ -175,7 +175,7 @@ def test_the_same_fork_gives_the_same_videos_even_when_its_parent_is_over(
     fork(viewer, 2)
     viewer.finish()
     for index in range(2):
-        snapshot = fork_snapshot(viewer.snapshot("parent", 1), CASE.seed, index)
+        snapshot = fork_snapshot(viewer.snapshot("parent", 1), fork_seed(CASE.seed, 2, str(index)))
         siblings = ("again-0", "again-1") if with_kin else ()
         viewer.engine.add_request(
             CASE.request(f"again-{index}"), ResumePoint(snapshot), siblings=siblings

@@ -5,9 +5,9 @@ import pytest
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.task_queue import TaskQueue
 from helios_serve.engine.loop.engine_core import EngineCore
-from helios_serve.engine.loop.events import EngineEvent, PromptSwitched
+from helios_serve.engine.loop.events import EngineEvent, PromptSwitched, RequestFailed
 from helios_serve.engine.loop.worker_pool import WorkerHandle
-from helios_serve.errors import InvalidRequestError
+from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
     ChunkResult,
@@ -212,3 +212,129 @@ def test_a_worker_is_late_that_does_not_start() -> None:
     worker, config = WorkerHandle("w", WorkerConfig(), now=1.0), EngineConfig(start_deadline=5.0)
     assert not worker.is_late(6.0, config)
     assert worker.is_late(6.5, config)
+
+
+class RetryingPlay(Play):
+    """An engine of a server, whose time a test sets."""
+
+    def __init__(self, *roles: tuple[Role, ...]) -> None:
+        self.puppets = Puppets()
+        self.now = 0.0
+        workers = tuple(WorkerConfig(roles=role) for role in roles)
+        config = EngineConfig(workers=workers, max_failed_starts=None)
+        self.engine = EngineCore(self.puppets, CONFIG, config, clock=lambda: self.now)
+        self.names = list(self.puppets.told)
+
+    def die(self, reason: str = "an accident", *, is_final: bool = False) -> None:
+        """Have the worker that was started last die."""
+        self.names = list(self.puppets.told)
+        self.say(len(self.names) - 1, WorkerDied(reason, is_final))
+
+    def wait(self, seconds: float) -> int:
+        """Let time pass; returns how many workers were started."""
+        before = len(self.puppets.told)
+        self.now += seconds
+        self.engine.step(0)
+        return len(self.puppets.told) - before
+
+
+ALL: tuple[Role, ...] = ("encode", "denoise", "decode")
+
+
+def test_a_worker_is_started_again_for_ever_with_growing_delays() -> None:
+    play = RetryingPlay(ALL)
+    play.ready(0)
+    play.die()
+    assert len(play.puppets.told) == 2, "a worker that has worked is replaced at once"
+    for delay in (1, 2, 4, 8, 16, 32, 60, 60, 60):
+        play.die(is_final=True)
+        (report,) = play.engine.worker_pool.reports()
+        assert (report.state, report.retry_in, report.error) == ("failed", delay, "an accident")
+        assert play.wait(delay - 0.5) == 0
+        assert play.wait(0.5) == 1
+    (report,) = play.engine.worker_pool.reports()
+    assert (report.state, report.failed_starts) == ("starting", 9)
+    play.names = list(play.puppets.told)
+    play.ready(len(play.names) - 1)
+    (report,) = play.engine.worker_pool.reports()
+    assert (report.state, report.failed_starts) == ("ready", 0)
+    play.die()
+    assert play.engine.stats().failed_workers == 0, "the failures before count no more"
+
+
+def test_an_outage_lasts_from_the_first_failed_start_until_a_worker_is_ready() -> None:
+    play = RetryingPlay(("encode", "decode"), ("denoise",))
+    assert play.engine.stats().outage is None, "they have only begun to start"
+    play.ready(0, 1)
+    play.say(1, WorkerDied("out of memory"))
+    assert play.engine.stats().outage is None, "another one is starting"
+    play.die("out of memory")
+    play.wait(0.5)
+    outage = play.engine.stats().outage
+    assert outage is not None
+    assert outage.reason == "no worker can denoise: out of memory"
+    play.wait(100)
+    outage = play.engine.stats().outage
+    assert outage is not None
+    assert outage.seconds == 100.5
+    play.names = list(play.puppets.told)
+    play.ready(len(play.names) - 1)
+    assert play.engine.stats().outage is None
+
+
+def test_a_worker_of_two_that_cannot_start_is_no_outage() -> None:
+    play = RetryingPlay(ALL, ALL)
+    play.ready(0)
+    play.say(1, WorkerDied("an accident"))
+    stats = play.engine.stats()
+    assert (stats.workers, stats.failed_workers, stats.outage) == (1, 1, None)
+    play.engine.worker_pool.drain(play.names[1])  # nobody wants it any more
+    assert play.engine.stats().failed_workers == 0
+    assert play.wait(1000) == 0
+
+
+@pytest.mark.parametrize("is_final", [False, True])
+def test_a_first_start_that_fails_ends_the_engine(is_final: bool) -> None:
+    play = RetryingPlay(ALL)
+    for _ in range(0 if is_final else 2):
+        play.die()
+    with pytest.raises(HeliosError, match="no worker can be started to encode: no such file"):
+        play.die("no such file", is_final=is_final)
+
+
+def test_requests_wait_during_an_outage() -> None:
+    play = RetryingPlay(ALL)
+    play.ready(0)
+    play.die()
+    play.die()
+    session = play.engine.add_request(make_request("a"))
+    assert play.wait(1) == 1
+    play.names = list(play.puppets.told)
+    play.ready(len(play.names) - 1)
+    (task,) = play.told(len(play.names) - 1)
+    play.say(len(play.names) - 1, encoded(task))
+    assert session.worker_id == play.names[-1]
+
+
+def test_a_size_that_no_worker_can_make_is_refused_or_fails_when_that_is_known() -> None:
+    play = RetryingPlay(ALL)
+    play.engine.add_request(make_request("early", size=(4096, 4096)))
+    small = play.engine.add_request(make_request("small"))
+    rate = max(small.cost.steps) / 10.0  # a step of the small one takes at least 5 s
+    events = play.say(0, WorkerReady(1 << 20, 1000, rate))
+    assert [type(event) for event in events] == [RequestFailed]
+    assert "4096x4096, one step of which takes at least" in str(events[0])
+    assert list(play.engine.scheduler.sessions) == ["small"]
+    with pytest.raises(InvalidRequestError, match="expected at most"):
+        play.engine.add_request(make_request("late", size=(4096, 4096)))
+    play.engine.add_request(make_request("other"))
+
+
+def test_a_long_step_tells_the_rate_and_a_short_one_does_not() -> None:
+    play = RetryingPlay(ALL)
+    play.say(0, WorkerReady(1 << 20, 1000, 1e15))
+    (worker,) = play.engine.worker_pool.workers.values()
+    worker.note_step(1e9, 0.5, 300.0)
+    assert worker.step_rate == 2e15
+    worker.note_step(1e12, 10.0, 300.0)
+    assert worker.step_rate == 2e11

@@ -265,6 +265,9 @@ def test_a_cancelled_submission_leaves_nothing(is_stored: bool, store: VideoStor
                 if submitting.cancel():
                     with pytest.raises(asyncio.CancelledError):
                         await submitting
+                    if is_stored:  # what is stored is accepted: its reader may be another one
+                        await engine.abort("a")
+                        store.delete("a")
                 else:
                     await submitting
                     await engine.abort("a")
@@ -316,7 +319,10 @@ def test_an_engine_that_fails_tells_everybody(is_stored: bool, store: VideoStore
             outcomes = await asyncio.gather(
                 *(make(engine, request(name)) for name in names), return_exceptions=True
             )
-            assert {str(outcome) for outcome in outcomes} == {message}
+            texts = {str(outcome) for outcome in outcomes}
+            # A stored request that could not be started any more waits for another engine.
+            waits = {"the video has stopped at chunk 0; it resumes after a restart"}
+            assert texts <= ({message} | waits if is_stored else {message})
             assert {type(outcome) for outcome in outcomes} <= {RequestFailedError, EngineDeadError}
             assert engine.models.failures == {"broken": message}
             for call in (

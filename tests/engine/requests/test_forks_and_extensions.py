@@ -36,7 +36,7 @@ def test_children_share_the_beginning_and_go_their_own_ways() -> None:
     async def main() -> dict[str, list[VideoChunk]]:
         async with engine_of(own) as engine:
             with pytest.raises(InvalidRequestError, match="got request id 'nobody', expected one"):
-                await engine.fork("nobody", [])
+                await engine.fork("nobody", lambda _: [])
             await engine.submit(parent)
             async with aclosing(engine.watch("parent")) as chunks:
                 head = [await anext(chunks)]
@@ -44,7 +44,7 @@ def test_children_share_the_beginning_and_go_their_own_ways() -> None:
                     request(name, 33 * 4, prompt=prompt, output="segment")
                     for name, prompt in (("same", "a dog"), ("again", "a dog"), ("cat", "a cat"))
                 ]
-                await engine.fork("parent", children)
+                await engine.fork("parent", lambda _: children)
                 made = await asyncio.gather(*(read(engine, child.request_id) for child in children))
                 head += [chunk async for chunk in chunks]
             return {"parent": head, "same": made[0], "again": made[1], "cat": made[2]}
@@ -70,12 +70,14 @@ def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore
                 await anext(chunks)
             children = [request("fits", LONG), request("does not", LONG, width=128)]
             with pytest.raises(InvalidRequestError, match="got size 128x64, expected 64x64"):
-                await engine.fork("parent", children)
+                await engine.fork("parent", lambda _: children)
             with pytest.raises(InvalidRequestError, match="'parent', which is in use"):
-                await engine.fork("parent", [request("too", LONG), request("parent", LONG)])
+                await engine.fork(
+                    "parent", lambda _: [request("too", LONG), request("parent", LONG)]
+                )
             assert [job.id for job in store.jobs()] == ["parent"] * is_stored
             await until(lambda: "fits" not in mid.scheduler.sessions)
-            await engine.fork("parent", [request("fits", LONG)])
+            await engine.fork("parent", lambda _: [request("fits", LONG)])
             assert not own.scheduler.sessions  # the child has the parent's model
             await engine.abort("parent")
             await engine.abort("fits")

@@ -218,7 +218,7 @@ def test_a_request_that_cannot_be_stored_is_not_accepted(
     async def main() -> None:
         async with opened(tmp_path) as engine:
             with monkeypatch.context() as patch:
-                patch.setattr(JobStore, "add", failing(JobStore.add, lambda *_: True, FULL))
+                patch.setattr(JobStore, "add_all", failing(JobStore.add_all, lambda *_: True, FULL))
                 with pytest.raises(StorageError, match="No space left on device"):
                     await engine.submit(short)
             assert store_of(engine).jobs() == []
@@ -288,7 +288,7 @@ def test_children_go_on_where_they_were(tmp_path: Path) -> None:
             await engine.submit(request("parent", FRAMES, max_lead_chunks=1))
             await until(lambda: num_stored(engine, "parent") >= 1)
             await engine.pause("parent")
-            await engine.fork("parent", children)
+            await engine.fork("parent", lambda _: children)
             starts = [store_of(engine).resume_point(name) for name in names]
             begun = num_stored(engine, "parent")
             for name in names:

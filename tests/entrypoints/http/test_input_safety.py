@@ -16,6 +16,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 
+from helios_serve.store.checked_files import write_checked
 from tests.support.broken_media import corpus, long_movie, movie, picture
 from tests.support.server import Server
 
@@ -225,7 +226,7 @@ def test_logs_tell_nothing_of_what_users_send(
         assert answer.status_code == 400, answer.text
     assert http.get(f"/v1/videos/{MARKER}?after={MARKER}").status_code == 404
     fragment = next((server.folder / "segments" / video).glob("*.m4s"))
-    fragment.write_bytes(MARKER.encode() * 100)
+    write_checked(fragment, MARKER.encode() * 100)  # whole, but no MP4
     assert http.get(f"/v1/videos/{video}/content").status_code == 500
     wait_for_text(log, "a request failed")
     said = log.read_text()

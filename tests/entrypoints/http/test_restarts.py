@@ -1,8 +1,10 @@
 """A server that is killed over and over loses no video that it has accepted."""
 
 import random
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +77,25 @@ def last_latents(folder: Path, ids: dict[int, str]) -> dict[int, Any]:
     }
 
 
+def damage(folder: Path, rng: random.Random) -> None:
+    """Change a bit of an unfinished job's last snapshot, and delete its last segment."""
+    with closing(sqlite3.connect(folder / "jobs.sqlite3")) as rows:
+        statuses = "'queued', 'in_progress'"
+        ids = rows.execute(f"SELECT id FROM jobs WHERE status IN ({statuses}) AND next_chunk > 0")
+        unfinished = [row[0] for row in ids]
+    if not unfinished:
+        return
+    job = rng.choice(unfinished)
+    snapshot = max((folder / "snapshots" / job).glob("*.msgpack"))
+    data = bytearray(snapshot.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    snapshot.write_bytes(data)
+    max((folder / "segments" / job).glob("*.m4s")).unlink()
+
+
 @pytest.mark.slow
 def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    """Once at each named point, and some times at random, over thirty jobs."""
+    """Once at each named point, and some times at random, over thirty jobs, with damage between."""
     expected = undisturbed(tmp_path / "undisturbed")
     folder, jobs, rng = tmp_path / "data", Jobs(), random.Random(0)
     lives = [(point, rng.randint(1, 3)) for point in POINTS] + [("", 0)] * NUM_RANDOM
@@ -92,6 +110,8 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
             else:
                 time.sleep(rng.uniform(0, 4))
                 server.kill()
+        if life % 3 == 2:
+            damage(folder, rng)
     with (
         running_server(folder, *FLAGS) as server,
         httpx.Client(base_url=server.url, timeout=120) as http,

@@ -1,7 +1,10 @@
 """How the real SGLang starts with us, or says why it does not."""
 
 import os
+import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,24 @@ def test_workers_may_be_elsewhere(
         fields = {"size": "64x64", "num_frames": 33, "num_inference_steps": 2, "seed": 3}
         name = server.create(prompt="a dog runs", **fields)
         assert server.finished(name)["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_an_engine_without_workers_fails_the_health_check(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    options = {"executor": "local", "device": "cpu", "exit_without_workers": 1}
+    with running_sglang(checkpoints["distilled"], tmp_path, options) as server:
+        deadline = time.monotonic() + START_SECONDS
+        while (health := server.http.get("/health")).status_code == 200:
+            assert time.monotonic() < deadline
+            for pid in server.workers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        assert health.status_code == 503
+        assert "Scheduler worker exited" in health.text
+        assert "no worker can encode" in server.log.read_text()
 
 
 PROGRAM = """

@@ -25,6 +25,7 @@ from helios_serve.service.protocol import (
 )
 from helios_serve.service.validation import convert
 from helios_serve.store.batches import BatchStatus, StoredBatch
+from helios_serve.store.disk import Disk
 
 BATCH = "/v1/batches/{batch_id}"
 WINDOW = 24 * 3600.0
@@ -34,7 +35,8 @@ WINDOW = 24 * 3600.0
 class BatchApi:
     """Handlers for the tenant's batches."""
 
-    def __init__(self, runner: BatchRunner, files: FileApi) -> None:
+    def __init__(self, runner: BatchRunner, files: FileApi, disk: Disk) -> None:
+        self.disk = disk
         self.runner = runner
         self.batches = runner.batches
         self.files = files
@@ -74,6 +76,7 @@ class BatchApi:
                 f"got a file with purpose {file.purpose!r}, expected 'batch'",
                 param="input_file_id",
             )
+        await asyncio.to_thread(self.disk.check_room)
         now = time.time()
         batch = StoredBatch(
             id=f"batch_{secrets.token_hex(16)}",

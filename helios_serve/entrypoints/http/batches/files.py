@@ -2,11 +2,13 @@
 
 import asyncio
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.bodies import read_body
 from helios_serve.entrypoints.http.operations import LIMIT, PAGE, TEXT, Operation, RequestBody
@@ -17,8 +19,9 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.service.errors import ApiError
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import FileDeleted, FileList, FileObject
+from helios_serve.store.disk import Disk
 from helios_serve.store.files import create_file, storage_errors
-from helios_serve.store.user_files import UserFile, UserFileStore
+from helios_serve.store.user_files import UserFile, UserFileStore, check_quota
 
 FILE = "/v1/files/{file_id}"
 CONTENT_TYPE = "application/octet-stream"
@@ -33,8 +36,10 @@ PIECE = 1 << 20
 class FileApi:
     """Handlers for the tenant's files."""
 
-    def __init__(self, files: UserFileStore) -> None:
+    def __init__(self, files: UserFileStore, engine: AsyncEngine, disk: Disk) -> None:
         self.files = files
+        self.engine = engine
+        self.disk = disk
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -46,7 +51,7 @@ class FileApi:
                 "Upload a file: a batch input or a reference",
                 FileObject,
                 RequestBody(None, ("file",), ("purpose",), ("file", "purpose")),
-                statuses=(400, 413, 415, 507),
+                statuses=(400, 413, 415, 429, 507),
             ),
             Operation(
                 "GET",
@@ -73,13 +78,19 @@ class FileApi:
             )
         file_id = f"file-{secrets.token_hex(16)}"
         name = (upload.filename or "upload").rpartition("/")[2][-MAX_NAME:]
+        tenant, size = tenant_of(request), await upload.size()
+        limit = self.engine.models.tenant(tenant).max_file_bytes
+        if limit is not None:
+            check_quota(tenant, await asyncio.to_thread(self.files.bytes_of, tenant), size, limit)
         try:
-            await self._write(file_id, upload)
-            stored = await asyncio.to_thread(
-                self.files.add, file_id, tenant_of(request), name, purpose
-            )
+            with self.disk.reserve(size):
+                await self._write(file_id, upload)
+                stored = await asyncio.to_thread(
+                    self.files.add, file_id, tenant, name, purpose, max_bytes=limit
+                )
         finally:
-            self.files.scratch(file_id).unlink(missing_ok=True)
+            with suppress(OSError):  # the error that led here is the one to report
+                self.files.scratch(file_id).unlink()
         return json_response(file_object(stored))
 
     async def list_page(self, request: Request) -> Response:
@@ -111,9 +122,8 @@ class FileApi:
     async def content(self, request: Request) -> Response:
         """Return the file's content."""
         file = await self.find(request.path_params["file_id"], request)
-        return StoredFileResponse(
-            self.files.path(file.id), media_type=CONTENT_TYPE, filename=file.filename
-        )
+        path = await asyncio.to_thread(self.files.check, file)
+        return StoredFileResponse(path, media_type=CONTENT_TYPE, filename=file.filename)
 
     async def find(self, file_id: str, connection: HTTPConnection) -> UserFile:
         """Return a file of the connection's tenant.
@@ -128,7 +138,9 @@ class FileApi:
     async def path_of(self, tenant: str, file_id: str) -> Path | None:
         """Return the path of a tenant's file, or None if there is no such file."""
         file = await asyncio.to_thread(self.files.get, file_id)
-        return None if file is None or file.tenant != tenant else self.files.path(file.id)
+        if file is None or file.tenant != tenant:
+            return None
+        return await asyncio.to_thread(self.files.check, file)
 
     async def _write(self, file_id: str, upload: Upload) -> None:
         path = self.files.scratch(file_id)

@@ -217,15 +217,19 @@ class RealtimeConnection:
         self._streaming = asyncio.create_task(self._send_chunks(self._stream, first))
 
     async def _send_chunks(self, stream: SessionStream, first: int) -> None:
-        """Send the session's chunks. After a disconnect, the session is detached in `_detach`."""
+        """Send the session's chunks, and `session.done` when another session can be started.
+
+        After a disconnect, the session is detached in `_detach`.
+        """
         with suppress(DisconnectedError):
-            await stream.run(first)
+            done = await stream.run(first)
             if self._is_realtime and await stream.is_finished():
                 self.sessions.end(stream.session, self)
             elif self._is_realtime:  # stopped by an error, such as a full disk: it may be resumed
                 self.sessions.detach(stream.session, self)
             self._stream = None
             self._start_timeout()
+            await self.client.send(done)
 
     async def _interact(self, session: RealtimeSession, interaction: messages.Interaction) -> None:
         event_id = interaction.event_id or uuid.uuid4().hex

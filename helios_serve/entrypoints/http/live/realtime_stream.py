@@ -133,8 +133,12 @@ class SessionStream:
         self._with_header = with_header
         self._last: int | None = None
 
-    async def run(self, first: int) -> None:
-        """Send the chunks from `first` on, and `session.done`. Raises DisconnectedError."""
+    async def run(self, first: int) -> SessionDone:
+        """Send the chunks from `first` on. Raises DisconnectedError.
+
+        Returns the message that reports the end. The caller sends it once another session can be
+        started.
+        """
         video_id = self.session.video_id
         failure: Exception | None = None
         try:
@@ -148,7 +152,7 @@ class SessionStream:
         if failure is not None and str(failure) != CANCELLED:
             await self.client.send_error(failure, request_id=video_id)
         ended_early = self.is_stopped or failure is not None
-        await self.client.send(SessionDone(video_id, self.num_sent, ended_early))
+        return SessionDone(video_id, self.num_sent, ended_early)
 
     async def stop(self) -> None:
         """Stop after the chunk under way, and abort the video."""

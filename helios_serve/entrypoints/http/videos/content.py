@@ -1,5 +1,6 @@
 """Routes of a video's content: the finished file, images, and a live stream."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -15,6 +16,8 @@ from helios_serve.errors import InvalidRequestError, RequestFailedError
 from helios_serve.service.protocol import Json
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
 from helios_serve.service.videos.videos import Videos
+from helios_serve.store.jobs import StoredJob
+from helios_serve.store.video_store import VideoStore
 
 VARIANT: Json = {"enum": list(MEDIA_TYPES), "default": "video"}
 
@@ -60,9 +63,15 @@ class ContentApi:
         return StoredFileResponse(path, media_type=MEDIA_TYPES[variant])
 
     async def stream(self, request: Request) -> Response:
-        """Stream the video as fragmented MP4 while it is generated."""
+        """Stream the video as fragmented MP4 while it is generated.
+
+        A finished one is checked first, because a response that has begun cannot report an error.
+        Raises DamagedFileError.
+        """
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         first = first_chunk_query(request, job)
+        if job.is_finished:
+            await asyncio.to_thread(check_chunks, self.videos.store, job, first)
         return live_response(request, self._stream(job.id, first), "video/mp4")
 
     async def _stream(self, video_id: str, first: int) -> AsyncIterator[bytes]:
@@ -78,3 +87,10 @@ class ContentApi:
                 yield chunk.segment.header if is_first else b""
                 yield chunk.segment.fragment
                 is_first = False
+
+
+def check_chunks(store: VideoStore, job: StoredJob, first: int) -> None:
+    """Raise DamagedFileError if a stored chunk of a job, from `first` on, is damaged."""
+    store.header(job.id)
+    for chunk in range(max(first, job.first_chunk), job.next_chunk):
+        store.fragment(job.id, chunk)

@@ -265,27 +265,18 @@ class VideoApi:
 
     async def _create(self, request: Request, make: Make) -> Video:
         """Create the requested video, or return the one that its idempotency key has created."""
+        tenant = tenant_of(request)
         fields = await read_body(request, takes_media=make != self._remix)
-        keyed = await self.idempotency.find(
-            request.headers.get("idempotency-key"),
-            tenant_of(request),
-            route_path(request.scope),
-            fields,
-        )
-        if keyed is not None and keyed.job is not None:
-            return await self.videos.describe(keyed.job)
-        asked = await make(request, fields)
-        self.builder.check_again(asked)
-        # An error response takes them from here.
-        request.state.headers = await self.limits.headers(asked.tenant, asked.model)
-        if keyed is None:
-            return await self.videos.accept(asked)
-        try:
-            return await self.videos.accept(keyed.claim(asked))
-        except InvalidRequestError as error:
-            if error.param != "request_id":
-                raise
-            return await self.videos.describe_id(keyed.video_id)  # a concurrent retry created it
+        key, path = request.headers.get("idempotency-key"), route_path(request.scope)
+        async with self.idempotency.turn(key, tenant):
+            keyed = await self.idempotency.find(key, tenant, path, fields)
+            if keyed is not None and keyed.job is not None:
+                return await self.videos.describe(keyed.job)
+            asked = await make(request, fields)
+            self.builder.check_again(asked)
+            # An error response takes them from here.
+            request.state.headers = await self.limits.headers(asked.tenant, asked.model)
+            return await self.videos.accept(asked if keyed is None else keyed.claim(asked))
 
     async def _new_request(self, request: Request, fields: Json) -> VideoRequest:
         uploads = take_uploads(fields)
