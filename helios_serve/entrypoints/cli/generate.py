@@ -48,7 +48,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("prompt", help="text prompt that describes the video")
     add_output_flags(parser)
     group = add_model_flags(parser)
-    group.add_argument("--lora", metavar="PATH", help="LoRA adapter in diffusers format")
+    group.add_argument("--lora", metavar="PATH", help="LoRA adapter, a safetensors file or folder")
     group.add_argument(
         "--lora-scale",
         type=float,
