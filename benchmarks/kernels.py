@@ -68,7 +68,9 @@ def size_of(*tensors: Tensor) -> int:
 def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
     """Norms, residuals and RoPE over the tokens of one session, in bf16."""
     normal = partial(torch.randn, dtype=torch.bfloat16, device=device)
-    rows = PackRows([Run(0, sizes.history, 0), Run(sizes.history, sizes.tokens, 1)], device)
+    rows = PackRows(
+        [Run(0, sizes.history, 0, is_history=True), Run(sizes.history, sizes.tokens, 1)], device
+    )
     x, update = (normal(sizes.tokens, sizes.dim) for _ in range(2))
     noise = normal(sizes.noise, sizes.dim)
     table = torch.randn(6, 2, sizes.dim, device=device)

@@ -127,7 +127,7 @@ class Helios:
             prompt: Text prompt.
             image: Image file to start from (I2V).
             video: Video file, or folder of frames, to continue (V2V).
-            lora: LoRA adapter, a file or folder in diffusers' format.
+            lora: LoRA adapter, a safetensors file or a folder (docs/files.md).
             lora_scale: Scale of the LoRA adapter.
             keep_input_latents: Return the reference's latents with the first chunk.
             params: Fields of SamplingParams, such as width, height, num_frames, fps, seed, steps,

@@ -15,20 +15,17 @@ from torch import Tensor
 class Run(NamedTuple):
     """Rows [start, stop) of a packed sequence, modulated by row `table_row` of a table.
 
-    Row 0 of a modulation table is timestep 0, which only history has.
+    They are history or noise tokens.
     """
 
     start: int
     stop: int
     table_row: int
+    is_history: bool = False
 
     @property
     def rows(self) -> slice:
         return slice(self.start, self.stop)
-
-    @property
-    def is_history(self) -> bool:
-        return self.table_row == 0
 
 
 class PackRows:

@@ -12,7 +12,9 @@ from PIL import Image
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
+from helios_serve.media.image_file import upright
 from helios_serve.media.references import TAIL_FRAMES, check_length, fit, load_reference
+from helios_serve.media.refusals import refusing
 from helios_serve.video_request import Frames
 
 EXPECTED = (
@@ -51,7 +53,9 @@ def frames_from(media: Any, kind: MediaKind, *, width: int, height: int) -> Fram
 
 def _pictures(media: Any, kind: MediaKind) -> Iterator[Image.Image]:
     if isinstance(media, Image.Image):
-        yield media.convert("RGB")
+        with refusing(Path(kind), EXPECTED, kind):
+            picture = upright(media)
+        yield picture
     elif isinstance(media, list | tuple):
         for item in media:
             yield from _pictures(item, kind)

@@ -3,40 +3,30 @@
 All functions raise InvalidRequestError for files that are invalid, unsupported or too large.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import av
-from av.error import FFmpegError
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from helios_serve.errors import InvalidRequestError
 from helios_serve.media.decode_job import MediaKind
+from helios_serve.media.image_file import SUFFIXES, is_image, open_image
+from helios_serve.media.refusals import check_exists, invalid, refusing
+from helios_serve.media.video_file import FrameLimit, constant_rate, read_pictures
+from helios_serve.media.video_frame import Picture
 from helios_serve.model_config import CHUNK_FRAMES, CHUNK_LATENTS, HISTORY_FRAMES
+from helios_serve.size import Size
 from helios_serve.video_request import Frames
 
-MAX_SIDE = 16384
-"""Maximum width and height of a reference, in pixels."""
-MAX_PIXELS = 64_000_000
-"""Maximum pixels of a frame of a reference."""
 MAX_BYTES = 2 << 30
 """Maximum bytes of a decoded reference at the video's size: 2900 frames at 640x384."""
-MAX_SECONDS = 600
 MAX_FRAMES = 18_000
 """Maximum length of a video of which only the ends are kept: ten minutes at 30 frames/s."""
 TAIL_FRAMES = CHUNK_FRAMES * -(-HISTORY_FRAMES // CHUNK_LATENTS)
 """Frames at the end of a video that V2V reads: whole chunks that fill the history."""
-MAX_THREADS = 4
-"""Threads of a video decoder."""
-
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Accepted image formats. Pillow also supports some that run other programs, such as EPS."""
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv"
-"""Accepted video formats. FFmpeg also supports some that refer to other files, like playlists."""
-OPEN_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+EXPECTED = "a valid image or video"
+DIGITS = re.compile("([0-9]+)")
 
 
 class Reference(NamedTuple):
@@ -61,40 +51,38 @@ def load_reference(
     return Reference(kind, load_video_ends(path, width=width, height=height))
 
 
-def is_image(path: Path) -> bool:
-    """Return whether the file is an image, judging by its first bytes."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS):
-            return True
-    except UnidentifiedImageError:
-        return False
-    except OSError:  # a damaged image
-        return True
-
-
 def load_image(path: Path, *, width: int, height: int) -> Frames:
     """Load the image in `path` as one frame of width x height."""
     check_exists(path, "image")
-    return Frames(fit(open_image(path, "image"), width, height).tobytes(), 1, height, width)
+    with refusing(path, EXPECTED, "image"):
+        return Frames(fit(open_image(path, "image"), width, height).tobytes(), 1, height, width)
 
 
 def load_video(path: Path, *, width: int, height: int) -> Frames:
-    """Load all frames of a video file, or of a folder of images in the order of their names.
+    """Load all frames of a video file, or of a folder of images in the natural order of names.
 
     Raises InvalidRequestError for fewer than 33 frames or more than `MAX_BYTES` of them.
     """
     check_exists(path, "video")
-    source = read_folder(path) if path.is_dir() else read_video(path)
-    max_frames = MAX_BYTES // (width * height * 3)
-    data, count = bytearray(), 0
-    for image in source:
-        if count == max_frames:
-            got = f"more than {max_frames} frames"
-            raise invalid(path, got, f"at most {max_frames} at {width}x{height}", "video")
-        data += fit(image, width, height).tobytes()
-        count += 1
-    check_length(path, count)
-    return Frames(bytes(data), count, height, width)
+    size = Size(width, height)
+    most = MAX_BYTES // (width * height * 3)
+    limit = FrameLimit(most, f"at most {most} at {size}")
+    if path.is_dir():
+        return load_folder(path, size, limit)
+    shown = constant_rate(path, limit)
+    check_length(path, len(shown))
+    return Frames(pixels(path, read_pictures(path, shown, size), size), len(shown), height, width)
+
+
+def load_folder(folder: Path, size: Size, limit: FrameLimit) -> Frames:
+    names = image_files(folder)
+    if not names:
+        raise invalid(folder, "a folder without images", "a video file or images", "video")
+    if len(names) > limit.frames:
+        raise invalid(folder, f"more than {limit.frames} frames", limit.expected, "video")
+    check_length(folder, len(names))
+    pictures = (Picture(open_image(path, "video"), 1.0) for path in names)
+    return Frames(pixels(folder, pictures, size), len(names), size.height, size.width)
 
 
 def load_video_ends(path: Path, *, width: int, height: int) -> Frames:
@@ -103,76 +91,62 @@ def load_video_ends(path: Path, *, width: int, height: int) -> Frames:
     The frames between them are decoded, because later frames depend on them, and counted in
     `skipped`.
     """
-    count = sum(1 for _ in read_frames(path, MAX_FRAMES))
+    size = Size(width, height)
+    shown = constant_rate(path, FrameLimit(MAX_FRAMES, f"at most {MAX_FRAMES}"))
+    count = len(shown)
     check_length(path, count)
     first_kept = max(1, count - TAIL_FRAMES)
-    kept, max_frames = 1 + count - first_kept, MAX_BYTES // (width * height * 3)
-    if kept > max_frames:
-        raise invalid(path, f"{kept} frames", f"at most {max_frames} at {width}x{height}", "video")
+    kept = [shown[0], *shown[first_kept:]]
+    most = MAX_BYTES // (width * height * 3)
+    if len(kept) > most:
+        raise invalid(path, f"{len(kept)} frames", f"at most {most} at {size}", "video")
+    data = pixels(path, read_pictures(path, kept, size), size)
+    return Frames(data, len(kept), height, width, skipped=first_kept - 1)
+
+
+def pixels(path: Path, pictures: Iterable[Picture], size: Size) -> bytes:
+    """Return the pictures at the given size, as in `Frames.data`."""
     data = bytearray()
-    for index, frame in enumerate(read_frames(path, count)):
-        if index == 0 or index >= first_kept:
-            data += fit(as_image(frame), width, height).tobytes()
-    return Frames(bytes(data), kept, height, width, skipped=first_kept - 1)
+    with refusing(path, EXPECTED, "video"):
+        for image, pixel_aspect in pictures:
+            data += fit(image, *size, pixel_aspect=pixel_aspect).tobytes()
+    return bytes(data)
 
 
-def read_folder(folder: Path) -> Iterator[Image.Image]:
-    names = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not names:
-        raise invalid(folder, "a folder without images", "a video file or images", "video")
-    for path in names:
-        yield open_image(path, "video")
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder in natural order: frame2 before frame10.
 
-
-def read_video(path: Path) -> Iterator[Image.Image]:
-    return map(as_image, read_frames(path))
-
-
-def read_frames(path: Path, max_frames: int | None = None) -> Iterator[av.VideoFrame]:
-    """Iterate over the frames of a video file while it is decoded.
-
-    With `max_frames`, a longer video raises InvalidRequestError: before the first frame if its
-    header states a duration above `MAX_SECONDS`, else when the limit is reached.
+    Hidden files are left out: macOS puts `._frame.png`, which is no image, beside `frame.png`.
     """
-    try:
-        with av.open(str(path), container_options=OPEN_OPTIONS) as container:
-            if not container.streams.video:
-                raise invalid(path, "a file without a video stream", "a video file", "video")
-            stream = container.streams.video[0]
-            check_size(path, stream.width, stream.height, "video")
-            if max_frames is not None:
-                check_duration(path, container.duration)
-            stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = MAX_THREADS
-            for count, frame in enumerate(container.decode(stream)):
-                check_size(path, frame.width, frame.height, "video")
-                if count == max_frames:
-                    got = f"more than {max_frames} frames"
-                    raise invalid(path, got, f"at most {max_frames}", "video")
-                yield frame
-    except (FFmpegError, OSError) as error:
-        raise invalid(path, reason(error), "a video file that FFmpeg reads", "video") from error
+    found = (
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
-def as_image(frame: av.VideoFrame) -> Image.Image:
-    """Convert a frame to RGB, rotated as its metadata says."""
-    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Return the key that sorts runs of digits by their value, then names that differ in zeros."""
+    parts = DIGITS.split(name.lower())
+    return [
+        (0, int(part), "") if number % 2 else (1, 0, part)
+        for number, part in enumerate(parts)
+        if part
+    ], name
 
 
-def open_image(path: Path, param: str) -> Image.Image:
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            check_size(path, *image.size, param)
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise invalid(path, reason(error), "an image such as PNG or JPEG", param) from error
+def fit(image: Image.Image, width: int, height: int, *, pixel_aspect: float = 1.0) -> Image.Image:
+    """Scale an image to cover width x height and crop the excess equally on both sides.
 
-
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale an image to cover width x height and crop the excess equally on both sides."""
-    return ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    `pixel_aspect` is the width of the image's pixels, relative to their height.
+    """
+    shape = width / height / pixel_aspect  # of the part to keep, in pixels of the image
+    kept_width = min(image.width, round(image.height * shape, 6))
+    kept_height = min(image.height, round(image.width / shape, 6))
+    left, top = (image.width - kept_width) / 2, (image.height - kept_height) / 2
+    box = (left, top, left + kept_width, top + kept_height)
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, box)
 
 
 def fit_frames(frames: Frames, width: int, height: int) -> Frames:
@@ -188,35 +162,6 @@ def fit_frames(frames: Frames, width: int, height: int) -> Frames:
     return Frames(data, frames.count, height, width)
 
 
-def check_exists(path: Path, param: str) -> None:
-    if not path.exists():
-        raise invalid(path, "no such file", "an existing file", param)
-
-
 def check_length(path: Path, count: int) -> None:
     if count < CHUNK_FRAMES:
         raise invalid(path, f"a video of {count} frames", f"at least {CHUNK_FRAMES}", "video")
-
-
-def check_duration(path: Path, duration: int | None) -> None:
-    """Raise InvalidRequestError for a duration, in microseconds, of more than `MAX_SECONDS`."""
-    if duration is not None and duration > MAX_SECONDS * av.time_base:
-        got = f"a video of {duration / av.time_base:.0f} seconds"
-        raise invalid(path, got, f"at most {MAX_SECONDS}", "video")
-
-
-def check_size(path: Path, width: int, height: int, param: str) -> None:
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        expected = f"sides up to {MAX_SIDE} and at most {MAX_PIXELS} pixels"
-        raise invalid(path, f"{width}x{height} pixels", expected, param)
-
-
-def reason(error: Exception) -> str:
-    """Return the message of an error without the file's name, which `invalid` adds."""
-    if isinstance(error, UnidentifiedImageError):
-        return "an unsupported file format"
-    return getattr(error, "strerror", None) or str(error)
-
-
-def invalid(path: Path, got: str, expected: str, param: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{path}: got {got}, expected {expected}", param=param)

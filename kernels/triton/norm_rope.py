@@ -78,7 +78,7 @@ def qk_norm_rope_kernel(
     key_weight,
     table,
     places,
-    table_row,
+    noise_place,
     history_scale,
     query_stride,
     key_stride,
@@ -100,7 +100,7 @@ def qk_norm_rope_kernel(
     if HAS_SCALE:
         heads = tl.arange(0, BLOCK_HEADS)[:, None]
         scale = tl.load(history_scale + heads, heads < HEADS, 1.0).to(tl.float32)
-        scale = tl.where(tl.load(table_row + row) == 0, scale, 1.0)
+        scale = tl.where(tl.load(noise_place + row) < 0, scale, 1.0)
     if HAS_QUERY:
         norm_rope_row(
             query + row * query_stride,
@@ -185,7 +185,7 @@ def _launch(
         *weights,
         None if rope is None else torch.view_as_real(rope.table),
         None if rope is None else rope.places,
-        None if rows is None or scale is None else rows.table_row,
+        None if rows is None or scale is None else rows.noise_place,
         scale,
         0 if query is None else query.stride(0),
         key.stride(0),

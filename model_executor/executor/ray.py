@@ -5,9 +5,6 @@ death of an actor is noticed at once, because a call to it is always pending.
 """
 
 import itertools
-import os
-import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -25,6 +22,7 @@ from helios_serve.logger import logger
 from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
+from helios_serve.model_executor.executor.ray_connection import REASON_LENGTH, RayConnection
 from helios_serve.model_executor.executor.ray_worker import RayWorker
 from helios_serve.options.workers import Resources, WorkerConfig
 
@@ -38,49 +36,6 @@ PLACEMENT_SECONDS = 60.0
 PLACEMENT_POLL_SECONDS = 1
 """Interval at which a pending placement checks whether the worker was killed. An integer, because
 `PlacementGroup.wait` truncates its timeout to whole seconds."""
-REASON_LENGTH = 200
-"""Maximum characters of a reason for a worker's death."""
-ALONE: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.2"}
-"""Keeps a cluster that we start local. Ray would replace 127.0.0.1 by the outer address."""
-
-
-class RayConnection:
-    """The process's only Ray connection, opened for the first user and closed after the last.
-
-    A connection that the process has opened itself is used instead, and is not closed. Any call to
-    Ray after the connection was closed would implicitly start a new cluster.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users: set[object] = set()
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
-
-    def open(self, user: object, address: str | None) -> None:
-        """Connect to the cluster at `address`, or start one on this machine if it is None."""
-        with self._lock:
-            if not ray.is_initialized():
-                self._connect(address)
-            self._users.add(user)
-
-    def close(self, user: object) -> None:
-        with self._lock:
-            self._users.discard(user)
-            if self._scratch is not None and not self._users:
-                ray.shutdown()
-                self._scratch.cleanup()
-                self._scratch = None
-
-    def _connect(self, address: str | None) -> None:
-        # By default workers import from this process's working directory first.
-        self._scratch = tempfile.TemporaryDirectory(prefix="helios-ray-")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address=address or "local",
-            runtime_env={"working_dir": self._scratch.name},
-            log_to_driver=False,
-            **(ALONE if address is None and sys.platform == "linux" else {}),
-        )
 
 
 CONNECTION = RayConnection()
@@ -214,6 +169,7 @@ class RayExecutor:
     """
 
     def __init__(self, address: str | None = None) -> None:
+        """Connect. Raises DeviceError if no cluster answers at `address`."""
         CONNECTION.open(self, address)
         self._inbox = Inbox()
         self._numbers = itertools.count()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helios_serve.errors import InvalidRequestError
-from helios_serve.media import references
+from helios_serve.media import references, video_file
 from helios_serve.media.mp4 import Mp4Writer, as_array
 from helios_serve.media.references import load_image, load_video, load_video_ends
 from helios_serve.video_request import Frames
@@ -147,6 +147,6 @@ def test_videos_that_last_too_long_are_refused(
     monkeypatch.setattr(references, "MAX_FRAMES", 71)
     with pytest.raises(InvalidRequestError, match="got more than 71 frames, expected at most 71"):
         load_video_ends(path, width=128, height=64)
-    monkeypatch.setattr(references, "MAX_SECONDS", 2)
+    monkeypatch.setattr(video_file, "MAX_SECONDS", 2)
     with pytest.raises(InvalidRequestError, match="got a video of 3 seconds, expected at most 2"):
         load_video_ends(path, width=128, height=64)

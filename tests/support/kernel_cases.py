@@ -20,9 +20,15 @@ from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run
 EPS = 1e-6
 LAYOUTS: dict[str, tuple[Run, ...]] = {
     "one run": (Run(0, 5, 1),),
-    "one segment": (Run(0, 7, 0), Run(7, 10, 1)),
+    "one segment": (Run(0, 7, 0, is_history=True), Run(7, 10, 1)),
     "without history": (Run(0, 4, 2), Run(4, 9, 1)),
-    "several": (Run(0, 3, 0), Run(3, 5, 2), Run(5, 6, 1), Run(6, 10, 0), Run(10, 13, 3)),
+    "several": (
+        Run(0, 3, 0, is_history=True),
+        Run(3, 5, 2),
+        Run(5, 6, 1),
+        Run(6, 10, 3, is_history=True),
+        Run(10, 13, 0),
+    ),
 }
 NOT_AT_START = {"quantize_rows_kernel"}
 """What a worker does not compile when it starts: only some models or options launch it."""

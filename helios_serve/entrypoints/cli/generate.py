@@ -21,7 +21,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.logger import logger
 from helios_serve.media.latent_file import save_latents
 from helios_serve.media.mp4 import Mp4Writer
-from helios_serve.media.references import check_exists
+from helios_serve.media.refusals import check_exists
 from helios_serve.messages import TensorData
 from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import (
@@ -65,7 +65,9 @@ def add_command(commands: Any) -> None:
     add_output_flags(parser)
     group = add_model_flags(parser)
     group.add_argument(
-        "--lora", metavar="PATH", help="LoRA adapter in diffusers format (default: none)"
+        "--lora",
+        metavar="PATH",
+        help="LoRA adapter, a safetensors file or folder (default: none)",
     )
     group.add_argument(
         "--lora-scale",

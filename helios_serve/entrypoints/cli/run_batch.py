@@ -22,7 +22,7 @@ from helios_serve.entrypoints.cli.flags import (
     worker_groups,
 )
 from helios_serve.entrypoints.cli.outputs import check_outputs
-from helios_serve.errors import HeliosError, InvalidRequestError
+from helios_serve.errors import HeliosError, InvalidRequestError, describe_error
 from helios_serve.logger import logger
 from helios_serve.media.mp4 import defragment
 from helios_serve.model_config import num_chunks
@@ -232,8 +232,12 @@ class BatchRun:
             if isinstance(line, LineError):
                 raise InvalidRequestError(line.message, param="body")
             return await self._make_video(await self._request(line))
-        except (HeliosError, OSError) as error:
+        except OSError as error:
             return BatchResult(name, "failed", error=str(error))
+        except Exception as error:  # ends this line only, whatever it is
+            if not isinstance(error, HeliosError):
+                logger.error("%s failed", name, exc_info=error)
+            return BatchResult(name, "failed", error=describe_error(error))
 
     async def _request(self, line: BatchLine) -> VideoRequest:
         """Build the request of a line.

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,7 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from helios_serve.errors import CapacityError, HeliosError, InvalidRequestError
+from helios_serve.errors import (
+    CapacityError,
+    CheckpointError,
+    HeliosError,
+    InvalidRequestError,
+    RequestFailedError,
+)
 from helios_serve.logger import logger
 from helios_serve.service.batches.batch_line import BatchLine, LineSpan, check_file, read_line
 from helios_serve.service.errors import ApiError, as_api_error
@@ -144,7 +151,9 @@ class BatchRunner:
             try:
                 video = await self._make_video(batch, name, line)
                 output = video_result(name, line, video)
-            except (InvalidRequestError, ApiError) as error:
+            except Exception as error:
+                if is_temporary(error):
+                    raise
                 output = rejected_result(name, line, as_api_error(error))
             await asyncio.to_thread(
                 self.batches.record_line,
@@ -220,6 +229,17 @@ class BatchRunner:
     async def _save(self, batch: StoredBatch) -> StoredBatch:
         await asyncio.to_thread(self.batches.save, batch)
         return batch
+
+
+def is_temporary(error: Exception) -> bool:
+    """Return whether an error is one of the server or the disk, after which a line is retried.
+
+    Any other error, expected or not, is the result of its line: other lines are not affected.
+    """
+    permanent = (InvalidRequestError, CheckpointError, RequestFailedError)
+    return isinstance(error, HeliosError | OSError | sqlite3.Error) and not isinstance(
+        error, permanent
+    )
 
 
 async def cancel_tasks(tasks: Iterable["asyncio.Task[None]"]) -> None:

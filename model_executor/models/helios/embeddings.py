@@ -18,6 +18,7 @@ from helios_serve.model_config import (
     Geometry,
     TransformerConfig,
 )
+from helios_serve.model_executor.models.helios.lora import AdapterRows, LoraLinear
 
 
 def axis_frequencies(dim: int, theta: float) -> Tensor:
@@ -131,12 +132,12 @@ class TwoLayer(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, activation: nn.Module) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(inputs, hidden)
+        self.linear_1 = LoraLinear(inputs, hidden)
         self.activation = activation
-        self.linear_2 = nn.Linear(hidden, hidden)
+        self.linear_2 = LoraLinear(hidden, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.linear_2(self.activation(self.linear_1(x)))
+    def forward(self, x: Tensor, lora: AdapterRows) -> Tensor:
+        hidden: Tensor = self.linear_2(self.activation(self.linear_1(x, lora)), lora)
         return hidden
 
 
@@ -148,20 +149,21 @@ class ConditionEmbedder(nn.Module):
         dim = config.inner_dim
         self.freq_dim = config.freq_dim
         self.time_embedder = TwoLayer(config.freq_dim, dim, nn.SiLU())
-        self.time_proj = nn.Linear(dim, 6 * dim)
+        self.time_proj = LoraLinear(dim, 6 * dim)
         self.text_embedder = TwoLayer(config.text_dim, dim, nn.GELU(approximate="tanh"))
 
-    def embed_times(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_times(self, timesteps: Tensor, lora: AdapterRows = ()) -> tuple[Tensor, Tensor]:
         """Timesteps (n,) -> embeddings (n, dim) and the blocks' modulation (n, 6, dim).
 
+        `lora` lists the adapters of rows.
         The embedder runs in its own dtype, which is fp32 in published checkpoints, and the
         projection in the dtype of the model.
         """
         waves = sinusoid(timesteps, self.freq_dim).to(self.time_embedder.linear_1.weight.dtype)
-        embedded = self.time_embedder(waves).to(self.time_proj.weight.dtype)
-        return embedded, self.time_proj(F.silu(embedded)).unflatten(-1, (6, -1))
+        embedded = self.time_embedder(waves, lora).to(self.time_proj.weight.dtype)
+        return embedded, self.time_proj(F.silu(embedded), lora).unflatten(-1, (6, -1))
 
-    def embed_text(self, rows: Tensor) -> Tensor:
+    def embed_text(self, rows: Tensor, lora: AdapterRows = ()) -> Tensor:
         """Encoder states (rows, text_dim) -> (rows, dim)."""
-        embedded: Tensor = self.text_embedder(rows)
+        embedded: Tensor = self.text_embedder(rows, lora)
         return embedded

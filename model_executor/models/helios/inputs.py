@@ -15,7 +15,10 @@ from torch import Tensor
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, PackRows, Run, join, upload
 from helios_serve.model_executor.models.helios.exchange import Exchange, Ranks, share_rope
-from helios_serve.model_executor.models.helios.lora import LoraAdapter
+from helios_serve.model_executor.models.helios.lora import AdapterRows, LoraAdapter
+
+HISTORY_TIMESTEP = 0.0
+"""The timestep of all history tokens."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,29 @@ class Span(NamedTuple):
         return slice(self.noise, self.stop)
 
 
+class TableRows(NamedTuple):
+    """The rows of a segment's history and noise tokens in the modulation tables."""
+
+    history: int
+    noise: int
+
+
+class TimeRows(NamedTuple):
+    """The rows of the modulation tables: their timesteps, and the adapters of rows."""
+
+    timesteps: Tensor
+    lora: AdapterRows
+
+
 @dataclass(frozen=True)
 class PackLayout:
     """The layout of a packed sequence.
 
-    `spans` holds the rows of each segment, and `table_rows` its noise tokens' row in the modulation
-    tables, whose row 0 is timestep 0.
+    `spans` holds the rows of each segment, and `table_rows` its rows in the modulation tables.
     """
 
     spans: Sequence[Span]
-    table_rows: Sequence[int]
+    table_rows: Sequence["TableRows"]
     device: torch.device
     adapters: Sequence[LoraAdapter | None] = field(default=())
     exchange: Exchange | None = None
@@ -113,8 +129,8 @@ class PackLayout:
         runs = []
         for span, row in zip(self.spans, self.table_rows, strict=True):
             if span.noise > span.start:
-                runs.append(Run(span.start, span.noise, 0))
-            runs.append(Run(span.noise, span.stop, row))
+                runs.append(Run(span.start, span.noise, row.history, is_history=True))
+            runs.append(Run(span.noise, span.stop, row.noise))
         return PackRows(runs, self.device)
 
     @cached_property
@@ -122,7 +138,7 @@ class PackLayout:
         return Lengths([span.stop - span.start for span in self.spans], self.device)
 
     @cached_property
-    def lora(self) -> list[tuple[slice, LoraAdapter]]:
+    def lora(self) -> AdapterRows:
         """The rows of each segment that has an adapter."""
         return [
             (span.rows, adapter)
@@ -177,15 +193,15 @@ class Pack:
     text: PackedText
 
 
-def make_pack(segments: Sequence[PackSegment], ranks: Ranks | None = None) -> tuple[Pack, Tensor]:
-    """Pack segments. Returns the pack, and the timestep of each row of the modulation tables.
+def make_pack(segments: Sequence[PackSegment], ranks: Ranks | None = None) -> tuple[Pack, TimeRows]:
+    """Pack segments. Returns the pack, and the rows of the modulation tables.
 
     With `ranks` the pack holds this rank's share of each segment.
     """
     device, whole = segments[0].noise.device, segments
     if ranks is not None:
         segments = [share_segment(segment, ranks) for segment in whole]
-    layout, timesteps = lay_out(segments, device)
+    layout, times = lay_out(segments, device)
     if ranks is not None:
         layout = replace(
             layout,
@@ -205,7 +221,7 @@ def make_pack(segments: Sequence[PackSegment], ranks: Ranks | None = None) -> tu
         ),
         text=PackedText([segment.text for segment in segments], device),
     )
-    return pack, upload(torch.tensor([0.0, *timesteps]), device)
+    return pack, times
 
 
 def kinds_of(segment: PackSegment) -> tuple[Tensor, ...]:
@@ -234,20 +250,40 @@ def rows_by_rank(
     return [[rows(segment, rank) for segment in segments] for rank in range(ranks.size)]
 
 
-def lay_out(
-    segments: Sequence[PackSegment], device: torch.device
-) -> tuple[PackLayout, list[float]]:
-    """Return the layout of a pack, and the timesteps of rows 1 and up of its modulation tables."""
-    timesteps = sorted({segment.timestep for segment in segments})
-    row_of = {timestep: row for row, timestep in enumerate(timesteps, start=1)}
-    spans, start = [], 0
+def lay_out(segments: Sequence[PackSegment], device: torch.device) -> tuple[PackLayout, TimeRows]:
+    """Return the layout of a pack, and the rows of its modulation tables.
+
+    Segments with the same timestep share a row, unless an adapter changes what it means.
+    """
+    timesteps: dict[LoraAdapter | None, list[float]] = {}
+    for segment in segments:
+        timesteps.setdefault(time_adapter(segment), [HISTORY_TIMESTEP]).append(segment.timestep)
+    rows: list[tuple[LoraAdapter | None, float]] = []
+    lora = []
+    for adapter, given in timesteps.items():
+        start = len(rows)
+        rows += [(adapter, timestep) for timestep in sorted(set(given))]
+        if adapter is not None:
+            lora.append((slice(start, len(rows)), adapter))
+    row_of = {row: index for index, row in enumerate(rows)}
+    table_rows, spans, start = [], [], 0
     for segment in segments:
         noise = start + segment.history.tokens
         spans.append(Span(start, noise, noise + len(segment.noise)))
         start = spans[-1].stop
-    return PackLayout(
-        spans,
-        [row_of[segment.timestep] for segment in segments],
-        device,
-        [segment.adapter for segment in segments],
-    ), timesteps
+        adapter = time_adapter(segment)
+        table_rows.append(
+            TableRows(row_of[adapter, HISTORY_TIMESTEP], row_of[adapter, segment.timestep])
+        )
+    adapters = [segment.adapter for segment in segments]
+    times = torch.tensor([timestep for _, timestep in rows])
+    return (
+        PackLayout(spans, table_rows, device, adapters),
+        TimeRows(upload(times, device), lora),
+    )
+
+
+def time_adapter(segment: PackSegment) -> LoraAdapter | None:
+    """Return the segment's adapter if it changes the embedding of timesteps."""
+    adapter = segment.adapter
+    return adapter if adapter is not None and adapter.changes_time else None

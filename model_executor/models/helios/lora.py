@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helios_serve.kernels.linear import linear
+
+TIME_LAYERS = ("condition_embedder.time_embedder.", "condition_embedder.time_proj")
+"""Names of the layers that embed timesteps."""
 
 
 class LowRank(NamedTuple):
@@ -23,6 +27,15 @@ class LoraAdapter:
     """The low-rank terms of an adapter, by the name of the linear layer."""
 
     layers: dict[str, LowRank]
+
+    @cached_property
+    def changes_time(self) -> bool:
+        """Whether the adapter applies to the embedding of timesteps."""
+        return any(name.startswith(TIME_LAYERS) for name in self.layers)
+
+
+AdapterRows = Sequence[tuple[slice, LoraAdapter]]
+"""Slices of rows, and the adapter that applies to each."""
 
 
 class LoraLinear(nn.Linear):
@@ -39,9 +52,7 @@ class LoraLinear(nn.Linear):
         super().__init__(in_features, out_features)
         self.register_buffer("weight_scale", None, persistent=False)
 
-    def forward(
-        self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]] = (), *, gelu: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, lora: AdapterRows = (), *, gelu: bool = False) -> Tensor:
         """x (rows, in) -> (rows, out).
 
         `lora` lists rows and the adapter that applies to them. With `gelu` the activation is
@@ -52,7 +63,7 @@ class LoraLinear(nn.Linear):
         self.add_terms_(out, x, lora)
         return F.gelu(out, approximate="tanh") if gelu and not is_fused else out
 
-    def add_terms_(self, out: Tensor, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]]) -> None:
+    def add_terms_(self, out: Tensor, x: Tensor, lora: AdapterRows) -> None:
         """Add each segment's low-rank term to its rows of `out`."""
         for rows, adapter in lora:
             if (term := adapter.layers.get(self.name)) is not None:
@@ -90,9 +101,7 @@ class Projections:
             layer.weight.data, layer.bias.data = rows, entries
         self._joined = Joined(weight, bias, torch.cat(scales) if scales else None)
 
-    def __call__(
-        self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]], *, skip: int = 0
-    ) -> Sequence[Tensor]:
+    def __call__(self, x: Tensor, lora: AdapterRows, *, skip: int = 0) -> Sequence[Tensor]:
         """x (rows, in) -> (rows, out) of each layer except the first `skip`."""
         layers = self.layers[skip:]
         if self._joined is None:

@@ -26,6 +26,7 @@ from helios_serve.model_executor.models.helios.inputs import (
     make_pack,
 )
 from helios_serve.model_executor.models.helios.lora import (
+    AdapterRows,
     LoraAdapter,
     LoraLinear,
     Projections,
@@ -128,9 +129,7 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """Attention of noise tokens to the prompt of their segment."""
 
-    def keys_values(
-        self, text: Tensor, lora: Sequence[tuple[slice, LoraAdapter]]
-    ) -> tuple[Tensor, Tensor]:
+    def keys_values(self, text: Tensor, lora: AdapterRows) -> tuple[Tensor, Tensor]:
         """Text rows (rows, dim) -> keys and values (rows, heads, head_dim)."""
         kernels, projected = kernels_of(text), self.to_k(text, lora)
         key = kernels.norm_rope_(projected, self.norm_k.weight, None, self.heads, self.eps)
@@ -153,7 +152,7 @@ class GeluProjection(nn.Module):
         super().__init__()
         self.proj = LoraLinear(dim, hidden)
 
-    def forward(self, x: Tensor, lora: Sequence[tuple[slice, LoraAdapter]]) -> Tensor:
+    def forward(self, x: Tensor, lora: AdapterRows) -> Tensor:
         out: Tensor = self.proj(x, lora, gelu=True)
         return out
 
@@ -259,10 +258,10 @@ class HeliosTransformer(nn.Module):
         super().__init__()
         dim = config.inner_dim
         self.config = config
-        self.patch_embedding = nn.Linear(PATCH_DIM, dim)
-        self.patch_short = nn.Linear(PATCH_DIM, dim)
-        self.patch_mid = nn.Linear(PATCH_DIM * 8, dim)
-        self.patch_long = nn.Linear(PATCH_DIM * 64, dim)
+        self.patch_embedding = LoraLinear(PATCH_DIM, dim)
+        self.patch_short = LoraLinear(PATCH_DIM, dim)
+        self.patch_mid = LoraLinear(PATCH_DIM * 8, dim)
+        self.patch_long = LoraLinear(PATCH_DIM * 64, dim)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.num_layers)])
         self.norm_out = OutputNorm(dim)
@@ -292,8 +291,8 @@ class HeliosTransformer(nn.Module):
     @torch.inference_mode()
     def forward(self, segments: Sequence[PackSegment]) -> Tensor:
         """Return the flow of the segments' noise tokens, concatenated: (noise tokens, 64)."""
-        pack, timesteps = make_pack(segments, self.ranks)
-        embedded, modulation = self.condition_embedder.embed_times(timesteps)
+        pack, times = make_pack(segments, self.ranks)
+        embedded, modulation = self.condition_embedder.embed_times(*times)
         blocks = self.layers
         tables = [block.table(modulation) for block in blocks]
         following = [*(table.norm for table in tables[1:]), self.norm_out.table(embedded)]
@@ -313,8 +312,10 @@ class HeliosTransformer(nn.Module):
             (self.patch_short, [segment.history.short for segment in segments]),
             (self.patch_embedding, [segment.noise.to(self.dtype) for segment in segments]),
         )
+        adapters = [segment.adapter for segment in segments]
         embedded = [
-            layer(join(rows)).split([len(part) for part in rows]) for layer, rows in sources
+            layer(join(rows), adapter_rows(rows, adapters)).split([len(part) for part in rows])
+            for layer, rows in sources
         ]
         return torch.cat([part for parts in zip(*embedded, strict=True) for part in parts])
 
@@ -334,11 +335,21 @@ class HeliosTransformer(nn.Module):
             logs = log_parts(padding, self.dtype).to(rows.device)
             bias = torch.cat([logs.new_zeros(len(rows)), logs])
             rows = torch.cat([rows, rows.new_zeros(len(logs), rows.shape[1])])
-        text = self.condition_embedder.embed_text(rows)
         lora = [] if adapter is None else [(slice(None), adapter)]
+        text = self.condition_embedder.embed_text(rows, lora)
         pairs = [block.attn2.keys_values(text, lora) for block in self.layers]
         keys, values = zip(*pairs, strict=True)
         return TextContext(keys, values, bias)
+
+
+def adapter_rows(parts: Sequence[Tensor], adapters: Sequence[LoraAdapter | None]) -> AdapterRows:
+    """Return the rows of each part that has an adapter, of all parts end to end."""
+    found, start = [], 0
+    for part, adapter in zip(parts, adapters, strict=True):
+        if adapter is not None and len(part):
+            found.append((slice(start, start + len(part)), adapter))
+        start += len(part)
+    return found
 
 
 def log_parts(count: int, dtype: torch.dtype) -> Tensor:

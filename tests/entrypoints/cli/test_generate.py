@@ -22,6 +22,7 @@ from helios_serve.offline import Helios
 from helios_serve.options.sampling import PromptSwitch, default_size
 from tests.support.command_line import without_progress
 from tests.support.models import load_model
+from tests.support.video_files import counted, video
 from tests.support.videos import Case, run_sessions
 
 FAST = ["--size", "64x64", "--steps", "1,1,1"]
@@ -157,6 +158,28 @@ def test_bad_input_is_one_line_and_leaves_no_file(
     assert line.startswith("helios-serve: error: ")
     assert re.search(message, line)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_whatever_a_decoder_raises_is_one_line(
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a tag that is not there")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", fail)
+    monkeypatch.setattr("helios_serve.media.video_file.deinterlaced", fail)
+    picture, movie = tmp_path / "a.png", tmp_path / "a.mp4"
+    Image.new("RGB", (64, 64)).save(picture)
+    movie.write_bytes(video(counted()))
+    path = picture if kind == "image" else movie
+    assert generate(f"--{kind}", path, "--output", tmp_path / "out.mp4") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"helios-serve: error: {path}: got KeyError while decoding, expected ")
+    assert not (tmp_path / "out.mp4").exists()
 
 
 @pytest.mark.parametrize(

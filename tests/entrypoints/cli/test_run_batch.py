@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
 from helios_serve.entrypoints.cli import run_batch
 from helios_serve.entrypoints.cli.main import main
 from helios_serve.model_executor.models.vae import Vae
+from helios_serve.service.batches.batch_line import BatchLine, local_request
 from helios_serve.store.video_store import VideoStore
+from helios_serve.video_request import VideoRequest
 from tests.support.command_line import without_progress
 from tests.support.engines import colours, quick_model
 from tests.support.lora_files import write_lora
+from tests.support.picture_files import encoded
+from tests.support.video_files import counted, video
 
 SMALL = {"prompt": "a dog", "size": "64x64", "steps": [1, 1, 1]}
 
@@ -422,3 +427,60 @@ def test_an_interrupted_batch_says_so_and_goes_on(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("videos/.*.part"))
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert frame_numbers(tmp_path / "videos/long.mp4") == list(range(33 * 12))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), RecursionError("deep"), UnicodeError("x"), MemoryError()]
+)
+def test_whatever_a_line_raises_ends_that_line_only(
+    error: Exception, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def request(each: BatchLine, *others: Any) -> VideoRequest:
+        if each.custom_id == "bad":
+            raise error
+        return local_request(each, *others)
+
+    monkeypatch.setattr(run_batch, "local_request", request)
+    done = batches.run([line("first"), line("bad"), line("last")])
+    assert done.status == 1
+    assert done.errors == {"bad": f"{type(error).__name__}: {error}"}
+    assert sorted(path.name for path in batches.output.glob("*.mp4")) == ["first.mp4", "last.mp4"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_bad_files_end_their_lines_only(batches: Batches) -> None:
+    """A picture, a video that was cut off, a folder with a damaged frame, a LoRA file."""
+    folder = batches.folder
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    (folder / "nan.tiff").write_bytes(
+        encoded(Image.fromarray(np.full((64, 64), np.nan, np.float32)), "TIFF")
+    )
+    whole = video(counted(), muxer={"movflags": "faststart"})
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) - 10])
+    (folder / "frames").mkdir()
+    for index in range(34):
+        Image.new("RGB", (64, 64)).save(folder / "frames" / f"{index}.png")
+    (folder / "frames" / "20.png").write_bytes(b"no picture")
+    (folder / "style.safetensors").write_bytes(b"no tensors")
+    lines = {
+        "picture": {"image": "bad.png"},
+        "range": {"image": "nan.tiff"},
+        "cut": {"video": "cut.mp4"},
+        "folder": {"video": "frames"},
+        "style": {"lora": "style.safetensors"},
+    }
+    done = batches.run(
+        [line("first"), *(line(name, **body) for name, body in lines.items()), line("last")]
+    )
+    messages = {
+        "picture": "bad.png: got ",
+        "range": "nan.tiff: got pixels that are NaN or infinite, expected",
+        "cut": "cut.mp4: got .* this one was cut off",
+        "folder": "frames/20.png: got an unsupported file format, expected",
+        "style": "style.safetensors is damaged or not a safetensors file",
+    }
+    assert done.errors.keys() == messages.keys()
+    for name, message in messages.items():
+        assert re.search(message, done.errors[name]), done.errors[name]
+    assert sorted(path.name for path in batches.output.glob("*.mp4")) == ["first.mp4", "last.mp4"]

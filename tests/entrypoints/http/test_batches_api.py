@@ -3,14 +3,20 @@
 import io
 import json
 import time
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.api import error_of, frames_of, openai
+from tests.support.broken_media import picture, sound
+from tests.support.picture_files import encoded
 from tests.support.server import Server, running_server
+from tests.support.video_files import counted, video
 
 BODY = {"prompt": "waves", "num_frames": 33, "size": "64x64"}
 
@@ -96,6 +102,31 @@ def test_a_batch_makes_a_video_of_each_line(client: openai.OpenAI) -> None:
     assert (refused["custom_id"], refused["response"]["status_code"]) == ("too large", 400)
     assert refused["error"]["code"] == "invalid_size"
     assert batch.id in [item.id for item in client.batches.list(limit=1)]
+
+
+def test_a_bad_reference_ends_its_line_only(client: openai.OpenAI) -> None:
+    """Pictures and videos that cannot be read, each with the name of what is wrong."""
+    whole = video(counted(), muxer={"movflags": "faststart"})
+    nan = encoded(Image.fromarray(np.full((64, 64), np.nan, np.float32)), "TIFF")
+    references = {
+        "cut picture": ("image_url", picture()[:3000], "got image file is truncated"),
+        "no range": ("image_url", nan, "got pixels that are NaN or infinite"),
+        "cut video": ("video_url", whole[:-10], "this one was cut off"),
+        "song": ("video_url", sound(), "got a file without a video track"),
+    }
+    lines = [
+        line(name, input_reference={kind: f"data:a/b;base64,{b64encode(data).decode()}"})
+        for name, (kind, data, _) in references.items()
+    ]
+    done = ended(client, start(client, line("first"), *lines, line("last")).id)
+    assert done.status == "completed"
+    made = lines_of(client, done.output_file_id)
+    assert [item["custom_id"] for item in made] == ["first", "last"]
+    refused = {item["custom_id"]: item for item in lines_of(client, done.error_file_id)}
+    assert refused.keys() == references.keys()
+    for name, (_, _, message) in references.items():
+        assert refused[name]["response"]["status_code"] == 400
+        assert message in refused[name]["error"]["message"]
 
 
 @pytest.mark.parametrize(
