@@ -1,0 +1,76 @@
+"""A training in a folder: its recipe, codec, pool and stages."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from helios_serve.errors import CheckpointError
+from helios_serve.model_executor.training.codec import Codec, make_codec
+from helios_serve.model_executor.training.dense import BlockFunction, compiled_block
+from helios_serve.model_executor.training.flow_stage import FlowStage
+from helios_serve.model_executor.training.latent_pool import LatentPool, make_pool
+from helios_serve.model_executor.training.loop import Pace, Stage, run_stage
+from helios_serve.model_executor.training.optimizer import part
+from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
+from helios_serve.model_executor.training.state_file import load_state
+from helios_serve.model_executor.training.vae_stage import VaeStage
+
+
+class Training:
+    """The stages of a training, each of which starts from the results of those before.
+
+    `folder` keeps everything. Its recipe is that of the first run; `recipe` is for a new folder.
+    Raises CheckpointError if the folder has another recipe.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Recipe | None = None, *, is_compiled: bool = False
+    ) -> None:
+        self.folder = folder
+        path = folder / "recipe.json"
+        if not path.exists():
+            write_recipe(path, recipe or Recipe())
+        self.recipe = read_recipe(path)
+        if recipe is not None and recipe != self.recipe:
+            raise CheckpointError(f"{path} differs from the given recipe: use another folder")
+        self.is_compiled = is_compiled
+        self.makers: dict[str, Callable[[], Stage]] = {
+            "vae": lambda: VaeStage(self.recipe, self.codec),
+            "base": lambda: self.flow_stage("base", None),
+            "mid": lambda: self.flow_stage("mid", "base"),
+        }
+
+    @cached_property
+    def codec(self) -> Codec:
+        return make_codec(self.recipe, self.folder / "codec.safetensors")
+
+    @cached_property
+    def pool(self) -> LatentPool:
+        return make_pool(self.recipe, self.codec, self.folder / "pool")
+
+    @cached_property
+    def block(self) -> BlockFunction | None:
+        return compiled_block() if self.is_compiled else None
+
+    def flow_stage(self, variant: str, before: str | None) -> FlowStage:
+        start = None if before is None else self.average(before)
+        assert variant in ("base", "mid")
+        return FlowStage(
+            self.recipe,
+            "base" if variant == "base" else "mid",
+            self.pool,
+            self.codec,
+            block=self.block,
+            start=start,
+        )
+
+    def average(self, stage: str) -> dict[str, Tensor]:
+        """Return the averaged weights of a stage. Raises CheckpointError if it has not run."""
+        return part(load_state(self.folder / stage / "state.safetensors").tensors, "average")
+
+    def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
+        """Run a stage, from its saved state on; return whether it is finished."""
+        pace = Pace(self.recipe.save_every, self.recipe.sheet_every)
+        return run_stage(self.makers[stage](), self.folder, pace, cpu_seconds=cpu_seconds)
