@@ -20,7 +20,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     try:
         recipe = None if arguments.recipe is None else read_recipe(arguments.recipe)
-        training = Training(arguments.folder, recipe, is_compiled=arguments.compile)
+        training = Training(arguments.folder, recipe)
         for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
             if not training.run(stage, cpu_seconds=arguments.cpu_seconds):
                 logger.info("%s: stopped at its budget; the same command continues it", stage)
@@ -38,7 +38,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, help="JSON file of a new folder's settings")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--cpu-seconds", type=float, help="stop each stage after so many")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks (faster)")
     return parser.parse_args()
 
 

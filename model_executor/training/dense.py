@@ -4,7 +4,6 @@ The packed forward runs in inference mode with kernels that work in place, so it
 This one uses the same modules on batches of one size and stage. A test keeps the two equal.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ class DenseHistory(NamedTuple):
 
 
 class BlockWeights(NamedTuple):
-    """The weights of a block as arguments, so that all blocks share one compiled function."""
+    """The weights of a block, with the projections of one input joined."""
 
     qkv: Tensor
     qkv_bias: Tensor
@@ -52,7 +51,7 @@ class BlockWeights(NamedTuple):
 
 
 class BlockShape(NamedTuple):
-    """What a compiled block is specialized to. `last` blocks return noise tokens only."""
+    """Heads, history tokens and eps of a block. The last one returns noise tokens only."""
 
     heads: int
     history: int
@@ -75,9 +74,6 @@ class Conditions(NamedTuple):
     text_bias: Tensor
 
 
-BlockFunction = Callable[[Tensor, BlockWeights, Conditions, BlockShape], Tensor]
-
-
 def dense_forward(
     model: HeliosTransformer,
     history: DenseHistory,
@@ -85,15 +81,12 @@ def dense_forward(
     timesteps: Tensor,
     text: TextRows,
     rope: Rope,
-    *,
-    block: BlockFunction | None = None,
 ) -> Tensor:
     """Return the flow of the noise tokens: (batch, tokens, 64).
 
     `noise` is (batch, tokens, 64) and `timesteps` (batch,). `rope` holds the entries of one
-    segment. `block` is `run_block` or a compiled form of it.
+    segment.
     """
-    run = block or run_block
     config, embedder = model.config, model.condition_embedder
     embedded, modulation = embedder.embed_times(torch.cat([timesteps.new_zeros(1), timesteps]))
     x = torch.cat(
@@ -118,7 +111,7 @@ def dense_forward(
     )
     blocks = model.layers
     for layer in blocks:
-        x = run(x, weights_of(layer), conditions, shape._replace(last=layer is blocks[-1]))
+        x = run_block(x, weights_of(layer), conditions, shape._replace(last=layer is blocks[-1]))
     norm = model.norm_out.table(embedded[1:])
     normed = F.layer_norm(x, x.shape[-1:], eps=config.eps)
     out = normed * norm.weight[:, None] + norm.bias[:, None]
@@ -126,7 +119,7 @@ def dense_forward(
 
 
 def weights_of(layer: Block) -> BlockWeights:
-    """Return a block's weights, with the projections of one input joined."""
+    """Return the weights of a block."""
     own, text = layer.attn1, layer.attn2
     up, down = layer.ffn.net[0].proj, layer.ffn.net[2]
     return BlockWeights(
@@ -246,12 +239,3 @@ def turned(x: Tensor, norm: Tensor, turns: tuple[Tensor, Tensor], shape: BlockSh
     cos, sin = turns
     first, second = by_head(root_norm(x, norm, shape.eps), shape).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
-
-
-def compiled_block() -> BlockFunction:
-    """Return `run_block` compiled, once per shape: three stages, each with a last block."""
-    from torch._dynamo import config  # imported here because it takes a second
-
-    config.recompile_limit = max(config.recompile_limit, 24)
-    compiled: BlockFunction = torch.compile(run_block, dynamic=False)
-    return compiled

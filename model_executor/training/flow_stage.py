@@ -11,7 +11,7 @@ from helios_serve.model_config import Variant
 from helios_serve.model_executor.models.helios.embeddings import make_rope
 from helios_serve.model_executor.training.codec import Codec
 from helios_serve.model_executor.training.contact_sheet import write_sheet
-from helios_serve.model_executor.training.dense import BlockFunction, dense_forward
+from helios_serve.model_executor.training.dense import dense_forward
 from helios_serve.model_executor.training.latent_pool import LatentPool
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.noising import (
@@ -57,7 +57,6 @@ class FlowStage:
         pool: LatentPool,
         codec: Codec,
         *,
-        block: BlockFunction | None = None,
         start: dict[str, Tensor] | None = None,
     ) -> None:
         self.name = variant
@@ -65,7 +64,6 @@ class FlowStage:
         self.recipe = recipe
         self.pool = pool
         self.codec = codec
-        self.block = block
         self.model = NanoModel(recipe)
         if start is not None:
             self.model.load_state_dict(start, strict=False)
@@ -112,7 +110,6 @@ class FlowStage:
                 made.timesteps,
                 text,
                 rope,
-                block=self.block,
             )
             error = flow - patch_rows(made.flow).flatten(1, 3)
             losses.append(error.square().mean() / made.flow.var())

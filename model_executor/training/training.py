@@ -7,8 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from helios_serve.errors import CheckpointError
+from helios_serve.model_config import Variant
 from helios_serve.model_executor.training.codec import Codec, make_codec
-from helios_serve.model_executor.training.dense import BlockFunction, compiled_block
+from helios_serve.model_executor.training.export import export_checkpoint
 from helios_serve.model_executor.training.flow_stage import FlowStage
 from helios_serve.model_executor.training.latent_pool import LatentPool, make_pool
 from helios_serve.model_executor.training.loop import Pace, Stage, run_stage
@@ -16,6 +17,9 @@ from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
 from helios_serve.model_executor.training.state_file import load_state
 from helios_serve.model_executor.training.vae_stage import VaeStage
+
+LAST_STAGE: dict[Variant, str] = {"base": "base", "mid": "mid", "distilled": "dmd"}
+"""The stage whose weights a variant has."""
 
 
 class Training:
@@ -25,9 +29,7 @@ class Training:
     Raises CheckpointError if the folder has another recipe.
     """
 
-    def __init__(
-        self, folder: Path, recipe: Recipe | None = None, *, is_compiled: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, recipe: Recipe | None = None) -> None:
         self.folder = folder
         path = folder / "recipe.json"
         if not path.exists():
@@ -35,7 +37,6 @@ class Training:
         self.recipe = read_recipe(path)
         if recipe is not None and recipe != self.recipe:
             raise CheckpointError(f"{path} differs from the given recipe: use another folder")
-        self.is_compiled = is_compiled
         self.makers: dict[str, Callable[[], Stage]] = {
             "vae": lambda: VaeStage(self.recipe, self.codec),
             "base": lambda: self.flow_stage("base", None),
@@ -50,10 +51,6 @@ class Training:
     def pool(self) -> LatentPool:
         return make_pool(self.recipe, self.codec, self.folder / "pool")
 
-    @cached_property
-    def block(self) -> BlockFunction | None:
-        return compiled_block() if self.is_compiled else None
-
     def flow_stage(self, variant: str, before: str | None) -> FlowStage:
         start = None if before is None else self.average(before)
         assert variant in ("base", "mid")
@@ -62,13 +59,17 @@ class Training:
             "base" if variant == "base" else "mid",
             self.pool,
             self.codec,
-            block=self.block,
             start=start,
         )
 
     def average(self, stage: str) -> dict[str, Tensor]:
         """Return the averaged weights of a stage. Raises CheckpointError if it has not run."""
         return part(load_state(self.folder / stage / "state.safetensors").tensors, "average")
+
+    def export(self, variant: Variant, folder: Path) -> None:
+        """Write the averaged weights of a variant, with the VAE, as a checkpoint folder."""
+        model = self.average(LAST_STAGE[variant])
+        export_checkpoint(folder, variant, self.recipe, model, self.average("vae"))
 
     def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
         """Run a stage, from its saved state on; return whether it is finished."""
