@@ -11,7 +11,7 @@ from helios_serve.logger import logger, show_logs
 from helios_serve.model_executor.training.recipe import read_recipe
 from helios_serve.model_executor.training.training import Training
 
-STAGES = ("vae", "base", "mid")
+STAGES = ("vae", "base", "mid", "ode", "dmd")
 
 
 def main() -> int:

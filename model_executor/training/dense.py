@@ -23,6 +23,13 @@ class DenseHistory(NamedTuple):
     short: Tensor
 
 
+class DenseTokens(NamedTuple):
+    """The flow of the noise tokens, (batch, tokens, 64), and their last hidden states."""
+
+    flow: Tensor
+    hidden: Tensor
+
+
 class BlockWeights(NamedTuple):
     """The weights of a block, with the projections of one input joined."""
 
@@ -82,7 +89,19 @@ def dense_forward(
     text: TextRows,
     rope: Rope,
 ) -> Tensor:
-    """Return the flow of the noise tokens: (batch, tokens, 64).
+    """Return the flow of the noise tokens: (batch, tokens, 64). See `dense_tokens`."""
+    return dense_tokens(model, history, noise, timesteps, text, rope).flow
+
+
+def dense_tokens(
+    model: HeliosTransformer,
+    history: DenseHistory,
+    noise: Tensor,
+    timesteps: Tensor,
+    text: TextRows,
+    rope: Rope,
+) -> DenseTokens:
+    """Run the transformer on a batch.
 
     `noise` is (batch, tokens, 64) and `timesteps` (batch,). `rope` holds the entries of one
     segment.
@@ -115,7 +134,7 @@ def dense_forward(
     norm = model.norm_out.table(embedded[1:])
     normed = F.layer_norm(x, x.shape[-1:], eps=config.eps)
     out = normed * norm.weight[:, None] + norm.bias[:, None]
-    return F.linear(out, model.proj_out.weight, model.proj_out.bias)
+    return DenseTokens(F.linear(out, model.proj_out.weight, model.proj_out.bias), x)
 
 
 def weights_of(layer: Block) -> BlockWeights:

@@ -136,12 +136,15 @@ class FlowStage:
         return seen.figures
 
 
-def draw_batch(rng: np.random.Generator, pool: LatentPool, recipe: Recipe) -> FlowBatch:
-    """Draw clips, the history that each is given, and captions."""
+def draw_batch(
+    rng: np.random.Generator, pool: LatentPool, recipe: Recipe, *, always_captioned: bool = False
+) -> FlowBatch:
+    """Draw clips, the history that each is given, and captions: some are empty, for guidance."""
+    missing = 0.0 if always_captioned else recipe.no_caption
     clips = pool.draw(rng, recipe.batch)
     sample = draw_samples(rng, clips.latents, recipe.history)
     captions = [
-        "" if rng.random() < recipe.no_caption else write_caption(rng, scenes[chunk])
+        "" if rng.random() < missing else write_caption(rng, scenes[chunk])
         for scenes, chunk in zip(clips.scenes, sample.chunk, strict=True)
     ]
     window = corrupt_window(rng, sample.window, recipe.corruption)

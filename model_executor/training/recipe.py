@@ -58,6 +58,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     - `transformer`, `text`, `vae`: widths, as in the JSON files of a checkpoint.
     - `batch`: samples of a step (for a pyramid: of each pyramid stage).
     - `guidance`: the scale at which the teacher of the distillation is guided.
+    - `teacher_steps`, `pair_batches`: the teacher's steps, and batches of pairs that it makes.
+    - `critic_steps`: steps of the critic for each of the generator.
+    - `adversarial`: the weight of the adversarial term.
+    - `own_history`: the share of steps in which the generator continues a chunk of its own.
     - `probe_videos`: held-out captions that a contact sheet measures.
     """
 
@@ -101,6 +105,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     vae_rate: float = 2e-3
     warm_up: int = 30
     guidance: float = 2.0
+    teacher_steps: tuple[int, int, int] = (8, 8, 8)
+    pair_batches: int = 100
+    critic_steps: int = 3
+    adversarial: float = 0.02
+    own_history: float = 0.5
     steps: Steps = Steps()
     save_every: int = 50
     probe_videos: int = 24
@@ -141,6 +150,9 @@ def tiny_recipe() -> Recipe:
         save_every=2,
         sheet_every=100,
         probe_videos=2,
+        teacher_steps=(2, 2, 2),
+        pair_batches=3,
+        critic_steps=1,
     )
 
 

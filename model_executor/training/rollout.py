@@ -20,6 +20,7 @@ from helios_serve.model_executor.models.helios.samplers import SamplerState, adv
 from helios_serve.model_executor.models.helios.schedule import denoise_schedule
 from helios_serve.model_executor.training.dense import DenseHistory, dense_forward
 from helios_serve.model_executor.training.nano_model import NanoModel
+from helios_serve.model_executor.training.noising import Endpoints
 from helios_serve.model_executor.training.text_rows import TextRows
 from helios_serve.model_executor.training.windows import (
     empty_window,
@@ -38,6 +39,7 @@ class Rollout:
     - `seeds`: one per video.
     - `steps`: denoise steps of each stage.
     - `guidance`: the scale of classifier-free guidance; at most 1 turns it off.
+    - `zero_init`: steps that CFG-Zero* zeroes, where the checkpoint has it.
     - `past`: history to start from, (videos, 16, frames, h, w), with its `anchor`.
     """
 
@@ -50,6 +52,7 @@ class Rollout:
         seeds: Sequence[int],
         steps: tuple[int, ...],
         guidance: float = 1.0,
+        zero_init: int = ZERO_INIT_STEPS,
         past: Tensor | None = None,
         anchor: Tensor | None = None,
     ) -> None:
@@ -60,8 +63,8 @@ class Rollout:
         self.guidance = guidance
         self.past = past
         self.anchor = anchor
-        zero_init = ZERO_INIT_STEPS if config.cfg_zero_star and guidance > 1 else 0
-        self.schedule = denoise_schedule(config, geometry, steps, zero_init)
+        skipped = zero_init if config.cfg_zero_star and guidance > 1 else 0
+        self.schedule = denoise_schedule(config, geometry, steps, skipped)
         self._factor = block_noise_factor(config.scheduler.gamma)
 
     @torch.no_grad()
@@ -88,8 +91,19 @@ class Rollout:
             return empty_window(torch.zeros(len(self.generators), 16, 1, height, width))
         return full_window(self.past, self.anchor)
 
-    def denoise(self, window: Tensor, text: TextRows, noises: Sequence[ChunkNoise]) -> Tensor:
-        """Denoise a chunk stage by stage, as the product does for one session."""
+    def denoise(
+        self,
+        window: Tensor,
+        text: TextRows,
+        noises: Sequence[ChunkNoise],
+        *,
+        path: list[Endpoints] | None = None,
+    ) -> Tensor:
+        """Denoise a chunk stage by stage, as the product does for one session.
+
+        The latent rows at both ends of each stage are appended to `path`, (videos, tokens, 64)
+        each. Gradients flow through all steps, unless they are disabled.
+        """
         history = window_patches(window)
         state = SamplerState.at_stage_start(torch.stack([noise.start for noise in noises]))
         for stage, (transition, steps) in enumerate(self.schedule):
@@ -102,11 +116,14 @@ class Rollout:
                     for rows, noise in zip(state.latents, noises, strict=True)
                 ]
                 state = SamplerState.at_stage_start(torch.stack(entered))
+            start = state.latents
             for step in steps:
                 flow = None
                 if not step.skip_forward:
                     flow = self.flow(state.latents, history, text, step.timestep, stage)
                 advance(state, step, flow)
+            if path is not None:
+                path.append(Endpoints(start, state.latents))
         return unpatch_rows(state.latents, self.geometry.patches)
 
     def flow(

@@ -9,10 +9,14 @@ from torch import Tensor
 from helios_serve.errors import CheckpointError
 from helios_serve.model_config import Variant
 from helios_serve.model_executor.training.codec import Codec, make_codec
+from helios_serve.model_executor.training.distillation.dmd_stage import DmdStage
+from helios_serve.model_executor.training.distillation.ode_stage import OdeStage
+from helios_serve.model_executor.training.distillation.teacher_pairs import PairPool, make_pairs
 from helios_serve.model_executor.training.export import export_checkpoint
 from helios_serve.model_executor.training.flow_stage import FlowStage
 from helios_serve.model_executor.training.latent_pool import LatentPool, make_pool
 from helios_serve.model_executor.training.loop import Pace, Stage, run_stage
+from helios_serve.model_executor.training.nano_model import NanoModel
 from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
 from helios_serve.model_executor.training.state_file import load_state
@@ -41,6 +45,14 @@ class Training:
             "vae": lambda: VaeStage(self.recipe, self.codec),
             "base": lambda: self.flow_stage("base", None),
             "mid": lambda: self.flow_stage("mid", "base"),
+            "ode": lambda: OdeStage(self.recipe, self.pairs, self.codec, self.average("mid")),
+            "dmd": lambda: DmdStage(
+                self.recipe,
+                self.pool,
+                self.codec,
+                student=self.average("ode"),
+                base=self.average("base"),
+            ),
         }
 
     @cached_property
@@ -50,6 +62,12 @@ class Training:
     @cached_property
     def pool(self) -> LatentPool:
         return make_pool(self.recipe, self.codec, self.folder / "pool")
+
+    @cached_property
+    def pairs(self) -> PairPool:
+        teacher = NanoModel(self.recipe)
+        teacher.load_state_dict(self.average("mid"), strict=False)
+        return make_pairs(self.recipe, self.pool, teacher, self.folder / "pairs")
 
     def flow_stage(self, variant: str, before: str | None) -> FlowStage:
         start = None if before is None else self.average(before)

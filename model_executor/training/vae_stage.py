@@ -25,8 +25,6 @@ LATENT_NOISE = 0.05
 """Noise on the latents that the decoder learns from: generated ones are not exact."""
 LOG_VARIANCE = -8.0
 """Of the encoder's posterior: a sample hardly differs from its mean."""
-CHECKED = 8
-"""Held-out chunks of a sheet."""
 
 
 class Fidelity(NamedTuple):
@@ -80,10 +78,11 @@ class VaeStage:
         model = build_vae(self.recipe)
         model.load_state_dict(self.optimizer.average, strict=False)
         rng = np.random.default_rng([self.recipe.seed, 5])
-        frames = draw_frames(rng, self.recipe, CHECKED, held_out=True)
+        frames = draw_frames(rng, self.recipe, self.recipe.probe_videos // 3 or 1, held_out=True)
         fidelity, shown = measure_vae(model, self.codec, frames)
         pairs = [video.numpy() for pair in zip(frames, shown, strict=True) for video in pair]
-        write_sheet(path, pairs[:8], ["rendered", "encoded and decoded"] * 4)
+        names = ["rendered", "encoded and decoded"] * len(frames)
+        write_sheet(path, pairs[:8], names[:8])
         return fidelity._asdict()
 
 

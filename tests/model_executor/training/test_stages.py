@@ -16,7 +16,7 @@ from helios_serve.errors import CheckpointError
 from helios_serve.model_executor.training.recipe import Recipe, tiny_recipe, write_recipe
 from helios_serve.model_executor.training.training import Training
 
-STAGES = ("vae", "base", "mid")
+STAGES = ("vae", "base", "mid", "ode", "dmd")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Training:
     for stage in STAGES:
         assert training.run(stage)
     return training
+
+
+def link_all_but(stage: str, source: Path, folder: Path) -> None:
+    """Give `folder` everything of a training but one stage."""
+    for path in source.iterdir():
+        if path.name != stage:
+            (folder / path.name).symlink_to(path)
 
 
 def curve(folder: Path, stage: str) -> list[dict[str, float]]:
@@ -38,10 +45,7 @@ def curve(folder: Path, stage: str) -> list[dict[str, float]]:
 def test_a_stage_that_stops_at_its_budget_continues_the_same_curve(
     trained: Training, tmp_path: Path, stage: str
 ) -> None:
-    for name in ("recipe.json", "codec.safetensors", "pool"):
-        (tmp_path / name).symlink_to(trained.folder / name)
-    if stage == "mid":
-        (tmp_path / "base").symlink_to(trained.folder / "base")
+    link_all_but(stage, trained.folder, tmp_path)
     runs = 0
     while not Training(tmp_path).run(stage, cpu_seconds=0):
         runs += 1
@@ -75,8 +79,7 @@ def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
 
 
 def test_a_damaged_state_is_refused_by_name(trained: Training, tmp_path: Path) -> None:
-    for name in ("recipe.json", "codec.safetensors", "pool"):
-        (tmp_path / name).symlink_to(trained.folder / name)
+    link_all_but("base", trained.folder, tmp_path)
     state = tmp_path / "base" / "state.safetensors"
     state.parent.mkdir()
     content = (trained.folder / "base" / "state.safetensors").read_bytes()
