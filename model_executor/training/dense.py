@@ -4,7 +4,7 @@ The packed forward runs in inference mode with kernels that work in place, so it
 This one uses the same modules on batches of one size and stage. A test keeps the two equal.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -140,31 +140,34 @@ def dense_tokens(
 def weights_of(layer: Block) -> BlockWeights:
     """Return the weights of a block."""
     own, text = layer.attn1, layer.attn2
-    up, down = layer.ffn.net[0].proj, layer.ffn.net[2]
+    out, text_out = linear(own.to_out[0]), linear(text.to_out[0])
+    net: Any = layer.ffn.net
+    up, down = linear(net[0].proj), linear(net[2])
     return BlockWeights(
         torch.cat([own.to_q.weight, own.to_k.weight, own.to_v.weight]),
         torch.cat([own.to_q.bias, own.to_k.bias, own.to_v.bias]),
         own.norm_q.weight,
         own.norm_k.weight,
         own.history_scale,
-        own.to_out[0].weight,
-        own.to_out[0].bias,
+        *out,
         text.to_q.weight,
         text.to_q.bias,
         torch.cat([text.to_k.weight, text.to_v.weight]),
         torch.cat([text.to_k.bias, text.to_v.bias]),
         text.norm_q.weight,
         text.norm_k.weight,
-        text.to_out[0].weight,
-        text.to_out[0].bias,
+        *text_out,
         layer.norm2.weight,
         layer.norm2.bias,
-        up.weight,
-        up.bias,
-        down.weight,
-        down.bias,
+        *up,
+        *down,
         layer.scale_shift_table,
     )
+
+
+def linear(layer: Any) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a linear layer."""
+    return layer.weight, layer.bias
 
 
 def run_block(x: Tensor, weights: BlockWeights, given: Conditions, shape: BlockShape) -> Tensor:
@@ -250,11 +253,13 @@ def root_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def by_head(x: Tensor, shape: BlockShape) -> Tensor:
     """(batch, tokens, dim) -> (batch, heads, tokens, head_dim)."""
-    return x.unflatten(-1, (shape.heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], shape.heads, -1).transpose(1, 2)
 
 
 def turned(x: Tensor, norm: Tensor, turns: tuple[Tensor, Tensor], shape: BlockShape) -> Tensor:
     """Norm queries or keys, split them by head and rotate pairs: (batch, heads, tokens, ...)."""
     cos, sin = turns
-    first, second = by_head(root_norm(x, norm, shape.eps), shape).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+    split = by_head(root_norm(x, norm, shape.eps), shape)
+    first, second = split.reshape(*split.shape[:-1], -1, 2).unbind(-1)
+    pairs = [first * cos - second * sin, first * sin + second * cos]
+    return torch.stack(pairs, dim=-1).flatten(-2)

@@ -59,7 +59,7 @@ class FlowStage:
         *,
         start: dict[str, Tensor] | None = None,
     ) -> None:
-        self.name = variant
+        self.name: str = variant
         self.steps = getattr(recipe.steps, variant)
         self.recipe = recipe
         self.pool = pool
@@ -79,7 +79,7 @@ class FlowStage:
         generator = Generator().manual_seed(int(rng.integers(2**62)))
         batch = draw_batch(rng, self.pool, self.recipe)
         losses = self.losses(batch, generator)
-        torch.stack(losses).sum().backward()
+        torch.autograd.backward(torch.stack(losses).sum())
         scale = rate_scale(index, self.steps, self.recipe.warm_up)
         norm = self.optimizer.step(index, scale)
         parts = [float(loss.detach()) for loss in losses]

@@ -79,7 +79,7 @@ def make_pool(recipe: Recipe, codec: Codec, folder: Path) -> LatentPool:
         index = len(clips)
         clip = pool_clip(recipe, index)
         frames = render(clip, CHUNK_FRAMES * recipe.chunks, recipe.size)
-        chunks = torch.from_numpy(frames).unflatten(0, (recipe.chunks, CHUNK_FRAMES))
+        chunks = torch.from_numpy(frames).view(recipe.chunks, CHUNK_FRAMES, *frames.shape[1:])
         latents[index] = codec.encode(chunks).half().numpy()
         clips.append(clip)
         if len(clips) % REPORT_EVERY == 0 or len(clips) == recipe.clips:

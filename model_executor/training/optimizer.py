@@ -71,7 +71,7 @@ class Optimizer:
         momentum.lerp_(gradients, 0.05)
         updates = orthogonalized(gradients.lerp(momentum, 0.95).flatten(2))
         factor = UPDATE_RMS * max(updates.shape[1:]) ** 0.5 * rate
-        torch._foreach_add_(group, list(updates.view_as(gradients).unbind()), alpha=-factor)
+        torch._foreach_add_(list(group), list(updates.view_as(gradients).unbind()), alpha=-factor)
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
@@ -98,8 +98,8 @@ class Optimizer:
         state = self.adam.state_dict()
         state["state"] = {}
         for key, item in part(tensors, "adam").items():
-            index, _, slot = key.partition(".")
-            state["state"].setdefault(int(index), {})[slot] = (
+            number, _, slot = key.partition(".")
+            state["state"].setdefault(int(number), {})[slot] = (
                 item if slot == "step" else item.to(device)
             )
         self.adam.load_state_dict(state)

@@ -14,13 +14,17 @@ from helios_serve.model_executor.training.distillation.ode_stage import OdeStage
 from helios_serve.model_executor.training.distillation.teacher_pairs import PairPool, make_pairs
 from helios_serve.model_executor.training.export import export_checkpoint
 from helios_serve.model_executor.training.flow_stage import FlowStage
+from helios_serve.model_executor.training.gates.drift import gate_d
+from helios_serve.model_executor.training.gates.figure import Figure
+from helios_serve.model_executor.training.gates.pictures import Pictures
+from helios_serve.model_executor.training.gates.quality import Subject, gate_a, gate_b, gate_c
 from helios_serve.model_executor.training.latent_pool import LatentPool, make_pool
 from helios_serve.model_executor.training.loop import Pace, Stage, run_stage
 from helios_serve.model_executor.training.nano_model import NanoModel
 from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
 from helios_serve.model_executor.training.state_file import load_state
-from helios_serve.model_executor.training.vae_stage import VaeStage
+from helios_serve.model_executor.training.vae_stage import VaeStage, build_vae
 
 LAST_STAGE: dict[Variant, str] = {"base": "base", "mid": "mid", "distilled": "dmd"}
 """The stage whose weights a variant has."""
@@ -88,6 +92,32 @@ class Training:
         """Write the averaged weights of a variant, with the VAE, as a checkpoint folder."""
         model = self.average(LAST_STAGE[variant])
         export_checkpoint(folder, variant, self.recipe, model, self.average("vae"))
+
+    def check(self, gates: str, videos: int) -> list[Figure]:
+        """Measure the gates whose letters `gates` names, with up to `videos` captions each."""
+        sheets = self.folder / "gates"
+        figures = []
+        for letter in gates.upper():
+            if letter == "A":
+                figures += gate_a(self.subject("mid"))
+            elif letter == "B":
+                figures += gate_b(self.subject("mid"), videos, sheets / "b.png")
+            elif letter == "C":
+                figures += gate_c(self.subject("distilled"), videos, sheets / "c.png")
+            elif letter == "D":
+                few = max(1, videos // 10)
+                figures += gate_d(self.subject("distilled"), few, sheets / "d.png")
+            else:
+                raise CheckpointError(f"got gate {letter!r}, expected letters of ABCD")
+        return figures
+
+    def subject(self, variant: Variant) -> Subject:
+        """Return a variant and the VAE as gates measure them: with averaged weights."""
+        model = NanoModel(self.recipe)
+        model.load_state_dict(self.average(LAST_STAGE[variant]), strict=False)
+        vae = build_vae(self.recipe)
+        vae.load_state_dict(self.average("vae"), strict=False)
+        return Subject(model, self.recipe, self.codec, Pictures(vae))
 
     def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
         """Run a stage, from its saved state on; return whether it is finished."""

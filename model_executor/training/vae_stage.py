@@ -58,7 +58,7 @@ class VaeStage:
         decoded = self.model.decode(latents + LATENT_NOISE * noise).sample
         decoding = (decoded - video).square().mean()
         # Latents have variance 1 and pixels about 0.25.
-        (encoding + 4 * decoding).backward()
+        torch.autograd.backward(encoding + 4 * decoding)
         norm = self.optimizer.step(index, rate_scale(index, self.steps, self.recipe.warm_up))
         return {
             "loss": float(encoding.detach() + 4 * decoding.detach()),
@@ -87,16 +87,31 @@ class VaeStage:
 
 
 def build_vae(recipe: Recipe) -> Any:
-    """Build the VAE with random weights: residual branches start at zero, the posterior narrow."""
+    """Build the VAE: residual branches start at zero, resampling passes features on."""
     torch.manual_seed(recipe.seed)
     model = AutoencoderKLWan(**recipe.vae, latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
     for name, parameter in model.named_parameters():
         if ".conv2.weight" in name or ".proj.weight" in name:
             nn.init.zeros_(parameter)
+        elif ".resample.1.weight" in name or ".time_conv.weight" in name:
+            pass_on(parameter)
     with torch.no_grad():
         model.quant_conv.weight[16:] = 0.0
         model.quant_conv.bias[16:] = LOG_VARIANCE
     return model
+
+
+@torch.no_grad()
+def pass_on(weight: Tensor) -> None:
+    """Let a convolution pass on its inputs, in turn if there are more or fewer outputs.
+
+    The newest frame is the last of a causal convolution over time, (3, 1, 1); (3, 3) is centred.
+    """
+    out, channels = weight.shape[:2]
+    nn.init.normal_(weight, std=0.02)
+    places = (-1, 0, 0) if weight.ndim == 5 else (1, 1)
+    for index in range(max(out, channels)):
+        weight[(index % out, index % channels, *places)] += 1.0 / max(1, channels // out)
 
 
 def is_inner(name: str, parameter: Tensor) -> bool:

@@ -37,7 +37,8 @@ class Sample(NamedTuple):
 
 def patch_rows(latents: Tensor) -> Tensor:
     """(batch, 16, frames, h, w) -> rows of base patches (batch, frames, rows, cols, 64)."""
-    patches = latents.unflatten(4, (-1, 2)).unflatten(3, (-1, 2))
+    batch, channels, frames, height, width = latents.shape
+    patches = latents.reshape(batch, channels, frames, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 3, 5, 4, 6, 1).flatten(4)
 
 
@@ -88,7 +89,7 @@ def draw_samples(rng: Generator, latents: Tensor, history: History) -> Sample:
     """Choose a chunk of each clip, (batch, 16, frames, h, w), and the history that it is given."""
     chunks = latents.shape[2] // CHUNK_LATENTS
     windows, targets, chosen = [], [], []
-    for clip in latents.split(1):
+    for clip in torch.split(latents, 1):
         kind = rng.random()
         first = 0 if kind < history.text_only + history.image else 1
         chunk = int(rng.integers(first, chunks))
@@ -124,7 +125,7 @@ def corrupt_window(rng: Generator, window: Tensor, corruption: Corruption) -> Te
         return torch.from_numpy(drawn).to(window).view(batch, 1, frames, 1, 1)
 
     mean = window.mean(dim=1, keepdim=True)
-    exposed = mean + (window - mean) * (1 + strengths(corruption.exposure, -corruption.exposure))
+    exposed = window + (window - mean) * strengths(corruption.exposure, -corruption.exposure)
     around = F.avg_pool3d(exposed, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
     blurred = torch.lerp(exposed, around, strengths(corruption.blur))
     noise = torch.from_numpy(rng.standard_normal(window.shape, dtype=np.float32)).to(window)

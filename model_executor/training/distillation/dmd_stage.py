@@ -117,7 +117,7 @@ class DmdStage:
             direction = (fake - real) / size
         matching = 0.5 * (latents - (latents - direction).detach()).square().mean()
         adversarial = F.softplus(-self.scores(noisy, levels, batch).logits).mean()
-        (matching + self.recipe.adversarial * adversarial).backward()
+        torch.autograd.backward(matching + self.recipe.adversarial * adversarial)
         self.critic.zero_grad(set_to_none=True)
         norm = self.optimizer.step(index, scale)
         return {
@@ -136,7 +136,7 @@ class DmdStage:
         real_noisy, real_levels = self.noised(batch.target, generator)
         real = self.scores(real_noisy, real_levels, batch)
         telling = F.softplus(fake.logits).mean() + F.softplus(-real.logits).mean()
-        (following + telling).backward()
+        torch.autograd.backward(following + telling)
         self.critic_optimizer.step(index, scale)
         return {"critic": float(following.detach()), "telling": float(telling.detach())}
 

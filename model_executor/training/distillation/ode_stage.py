@@ -80,7 +80,7 @@ class OdeStage:
             )
             target = start - end
             losses.append((flow - target).square().mean() / target.var())
-        torch.stack(losses).sum().backward()
+        torch.autograd.backward(torch.stack(losses).sum())
         norm = self.optimizer.step(index, rate_scale(index, self.steps, self.recipe.warm_up))
         parts = [float(loss.detach()) for loss in losses]
         by_stage = {f"loss{stage}": part for stage, part in enumerate(parts)}
@@ -117,7 +117,7 @@ def student_sheet(
     """Measure a student with two steps per stage, and with one; show the former."""
     model = NanoModel(recipe)
     model.load_state_dict(weights, strict=False)
-    figures = {}
+    figures: dict[str, float] = {}
     for name, steps in (("one", FEWEST_STEPS), ("two", STUDENT_STEPS)):
         probe = Probe("distilled", steps, 1.0, recipe.probe_videos, 2)
         seen = measure_probe(model, recipe, probe, codec)

@@ -53,7 +53,7 @@ class PairPool:
         """Return a batch; the sizes of its parts follow from the recipe."""
         numbers = torch.from_numpy(np.array(self.rows[index])).float()
         sizes = part_sizes(self.recipe)
-        window, *ends = numbers.split(sizes, dim=1)
+        window, *ends = torch.split(numbers, sizes, dim=1)
         height, width = self.recipe.geometry.latent_size
         rows = [part.view(len(part), -1, PATCH_DIM) for part in ends]
         return Pairs(

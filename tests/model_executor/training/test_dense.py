@@ -33,7 +33,7 @@ def random_model(*, amplified: bool = False) -> NanoModel:
     with torch.no_grad():
         for parameter in model.transformer.parameters():
             scale = 0.3 * max(1, parameter.shape[-1]) ** -0.5
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
@@ -93,7 +93,7 @@ def test_every_parameter_has_a_gradient() -> None:
         model.encode(CAPTIONS),
         rope,
     )
-    flow.square().mean().backward()
+    torch.autograd.backward(flow.square().mean())
     without = [
         name
         for name, parameter in model.named_parameters()

@@ -33,11 +33,8 @@ def random_model() -> NanoModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += (
-                0.2
-                * parameter.shape[-1] ** -0.5
-                * torch.randn(parameter.shape, generator=generator)
-            )
+            scale = 0.2 * parameter.shape[-1] ** -0.5
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
             parameter.copy_(parameter.bfloat16())
     return model.eval()
 
