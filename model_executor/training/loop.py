@@ -36,14 +36,16 @@ class Stage(Protocol):
         ...
 
 
-class Pace(NamedTuple):
+class Intervals(NamedTuple):
     """How often a stage saves its state and writes a contact sheet, in steps."""
 
     save_every: int
     sheet_every: int
 
 
-def run_stage(stage: Stage, folder: Path, pace: Pace, *, cpu_seconds: float | None = None) -> bool:
+def run_stage(
+    stage: Stage, folder: Path, intervals: Intervals, *, cpu_seconds: float | None = None
+) -> bool:
     """Run a stage from its last saved state; return whether it is finished.
 
     With `cpu_seconds` it saves and stops once this process has spent as many on it. Raises
@@ -69,9 +71,9 @@ def run_stage(stage: Stage, folder: Path, pace: Pace, *, cpu_seconds: float | No
         report(stage, line)
         stops = cpu_seconds is not None and used >= cpu_seconds
         last = index + 1 == stage.steps
-        if stops or last or (index + 1) % pace.save_every == 0:
+        if stops or last or (index + 1) % intervals.save_every == 0:
             save_state(path, stage.tensors(), {"step": index + 1, "cpu_seconds": spent + used})
-        if last or (index + 1) % pace.sheet_every == 0:
+        if last or (index + 1) % intervals.sheet_every == 0:
             seen = stage.sheet(folder / "sheets" / f"{index + 1:06d}.png")
             logger.info("%s: sheet at step %d: %s", stage.name, index + 1, rounded(seen))
         if stops:

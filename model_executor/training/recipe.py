@@ -28,7 +28,7 @@ class Corruption(msgspec.Struct, frozen=True, kw_only=True):
     share: float = 0.5
 
 
-class History(msgspec.Struct, frozen=True, kw_only=True):
+class HistoryMix(msgspec.Struct, frozen=True, kw_only=True):
     """Unified history injection: how often each kind of history is trained.
 
     The rest continues a video (V2V, and every chunk but the first). `shortened` of those lose a
@@ -98,7 +98,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     batch: int = 32
     vae_batch: int = 2
     no_caption: float = 0.1
-    history: History = History()
+    history: HistoryMix = HistoryMix()
     corruption: Corruption = Corruption()
     muon_rate: float = 4e-3
     adam_rate: float = 2e-3

@@ -19,7 +19,7 @@ from helios_serve.model_executor.training.gates.figure import Figure
 from helios_serve.model_executor.training.gates.pictures import Pictures
 from helios_serve.model_executor.training.gates.quality import Subject, gate_a, gate_b, gate_c
 from helios_serve.model_executor.training.latent_pool import LatentPool, make_pool
-from helios_serve.model_executor.training.loop import Pace, Stage, run_stage
+from helios_serve.model_executor.training.loop import Intervals, Stage, run_stage
 from helios_serve.model_executor.training.nano_model import NanoModel
 from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
@@ -121,5 +121,5 @@ class Training:
 
     def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
         """Run a stage, from its saved state on; return whether it is finished."""
-        pace = Pace(self.recipe.save_every, self.recipe.sheet_every)
-        return run_stage(self.makers[stage](), self.folder, pace, cpu_seconds=cpu_seconds)
+        intervals = Intervals(self.recipe.save_every, self.recipe.sheet_every)
+        return run_stage(self.makers[stage](), self.folder, intervals, cpu_seconds=cpu_seconds)

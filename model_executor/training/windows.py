@@ -24,7 +24,7 @@ from helios_serve.model_config import (
     Grid,
 )
 from helios_serve.model_executor.training.dense import DenseHistory
-from helios_serve.model_executor.training.recipe import Corruption, History
+from helios_serve.model_executor.training.recipe import Corruption, HistoryMix
 
 
 class Sample(NamedTuple):
@@ -85,7 +85,7 @@ def empty_window(target: Tensor) -> Tensor:
     return target.new_zeros(batch, channels, WINDOW_FRAMES, height, width)
 
 
-def draw_samples(rng: Generator, latents: Tensor, history: History) -> Sample:
+def draw_samples(rng: Generator, latents: Tensor, history: HistoryMix) -> Sample:
     """Choose a chunk of each clip, (batch, 16, frames, h, w), and the history that it is given."""
     chunks = latents.shape[2] // CHUNK_LATENTS
     windows, targets, chosen = [], [], []

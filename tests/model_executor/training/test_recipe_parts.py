@@ -17,7 +17,7 @@ from helios_serve.model_executor.training.noising import (
     stage_ranges,
 )
 from helios_serve.model_executor.training.optimizer import Optimizer, orthogonalized, rate_scale
-from helios_serve.model_executor.training.recipe import Corruption, History, tiny_recipe
+from helios_serve.model_executor.training.recipe import Corruption, HistoryMix, tiny_recipe
 from helios_serve.model_executor.training.rollout import Rollout
 from helios_serve.model_executor.training.windows import (
     corrupt_window,
@@ -39,7 +39,7 @@ def frames_in(window: Tensor) -> list[int]:
     return [int(number) for number in window[0, 0, :, 0, 0]]
 
 
-def drawn(history: History, seed: int = 0) -> tuple[list[int], list[int]]:
+def drawn(history: HistoryMix, seed: int = 0) -> tuple[list[int], list[int]]:
     sample = draw_samples(np.random.default_rng(seed), numbered_clip(), history)
     return frames_in(sample.window), frames_in(sample.target)
 
@@ -48,19 +48,19 @@ def drawn(history: History, seed: int = 0) -> tuple[list[int], list[int]]:
 
 
 def test_text_to_video_has_an_empty_history() -> None:
-    window, target = drawn(History(text_only=1.0, image=0.0))
+    window, target = drawn(HistoryMix(text_only=1.0, image=0.0))
     assert window == [0] * 20
     assert target[0] % 9 == 1
 
 
 def test_image_to_video_has_one_frame_which_is_the_anchor_too() -> None:
-    window, target = drawn(History(text_only=0.0, image=1.0))
+    window, target = drawn(HistoryMix(text_only=0.0, image=1.0))
     assert window == [target[0]] + [0] * 18 + [target[0]]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_continuation_has_the_last_19_frames_and_the_first(seed: int) -> None:
-    window, target = drawn(History(text_only=0.0, image=0.0, shortened=0.0), seed)
+    window, target = drawn(HistoryMix(text_only=0.0, image=0.0, shortened=0.0), seed)
     before = list(range(1, target[0]))
     assert window == [1] + ([0] * 19 + before)[-19:]
 
@@ -68,7 +68,7 @@ def test_a_continuation_has_the_last_19_frames_and_the_first(seed: int) -> None:
 def test_a_shortened_history_lacks_its_oldest_frames() -> None:
     lengths = set()
     for seed in range(12):
-        window, target = drawn(History(text_only=0.0, image=0.0, shortened=1.0), seed)
+        window, target = drawn(HistoryMix(text_only=0.0, image=0.0, shortened=1.0), seed)
         present = [number for number in window[1:] if number]
         assert present == list(range(target[0] - len(present), target[0]))
         lengths.add(len(present))
