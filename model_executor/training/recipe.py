@@ -62,6 +62,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     - `critic_steps`: steps of the critic for each of the generator.
     - `adversarial`: the weight of the adversarial term.
     - `own_history`: the share of steps in which the generator continues a chunk of its own.
+    - `low_memory`: run the generator's steps twice rather than keep what their gradients need.
     - `probe_videos`: held-out captions that a contact sheet measures.
     """
 
@@ -110,6 +111,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     critic_steps: int = 3
     adversarial: float = 0.02
     own_history: float = 0.5
+    low_memory: bool = True
     steps: Steps = Steps()
     save_every: int = 50
     probe_videos: int = 24

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
 
 from helios_serve.kernels.reference import enter_stage
 from helios_serve.model_config import HISTORY_FRAMES, Geometry, HeliosConfig
@@ -40,6 +41,7 @@ class Rollout:
     - `steps`: denoise steps of each stage.
     - `guidance`: the scale of classifier-free guidance; at most 1 turns it off.
     - `zero_init`: steps that CFG-Zero* zeroes, where the checkpoint has it.
+    - `recompute`: with gradients, keep only the inputs of each step and run it again in backward.
     - `past`: history to start from, (videos, 16, frames, h, w), with its `anchor`.
     """
 
@@ -53,6 +55,7 @@ class Rollout:
         steps: tuple[int, ...],
         guidance: float = 1.0,
         zero_init: int = ZERO_INIT_STEPS,
+        recompute: bool = False,
         past: Tensor | None = None,
         anchor: Tensor | None = None,
     ) -> None:
@@ -63,6 +66,7 @@ class Rollout:
         self.guidance = guidance
         self.past = past
         self.anchor = anchor
+        self.recompute = recompute
         skipped = zero_init if config.cfg_zero_star and guidance > 1 else 0
         self.schedule = denoise_schedule(config, geometry, steps, skipped)
         self._factor = block_noise_factor(config.scheduler.gamma)
@@ -138,7 +142,11 @@ class Rollout:
             rows = torch.cat([rows, rows])
             history = DenseHistory(*(torch.cat([part, part]) for part in history))
         times = torch.full((len(rows),), timestep)
-        flow = dense_forward(self.model.transformer, history, rows, times, text, rope)
+        inputs = (self.model.transformer, history, rows, times, text, rope)
+        if self.recompute and torch.is_grad_enabled():
+            flow: Tensor = checkpoint(dense_forward, *inputs, use_reentrant=False)
+        else:
+            flow = dense_forward(*inputs)
         if self.guidance <= 1:
             return flow
         pairs = zip(flow[:count], flow[count:], strict=True)

@@ -93,6 +93,7 @@ class DmdStage:
             recipe.geometry,
             seeds=[0],
             steps=STUDENT_STEPS,
+            recompute=recipe.low_memory,
         )
 
     def step(self, index: int) -> dict[str, float]:
@@ -108,16 +109,13 @@ class DmdStage:
         self, rng: np.random.Generator, index: int, scale: float
     ) -> dict[str, float]:
         batch, latents = self.generate(rng, with_gradient=True)
-        generator = torch_generator(rng)
-        noisy, levels = self.noised(latents, generator)
-        with torch.no_grad():
-            real = self.real_clean(noisy.detach(), levels, batch)
-            fake = self.scores(noisy.detach(), levels, batch).clean
-            size = (latents - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-3)
-            direction = (fake - real) / size
-        matching = 0.5 * (latents - (latents - direction).detach()).square().mean()
-        adversarial = F.softplus(-self.scores(noisy, levels, batch).logits).mean()
+        # The gradient of the latents first, so that the graphs of the scores and of the generator
+        # are never in memory together.
+        leaf = latents.detach().requires_grad_()
+        matching, adversarial = self.generator_losses(leaf, batch, torch_generator(rng))
         torch.autograd.backward(matching + self.recipe.adversarial * adversarial)
+        assert leaf.grad is not None
+        torch.autograd.backward(latents, leaf.grad)
         self.critic.zero_grad(set_to_none=True)
         norm = self.optimizer.step(index, scale)
         return {
@@ -125,6 +123,20 @@ class DmdStage:
             "adversarial": float(adversarial.detach()),
             "norm": norm,
         }
+
+    def generator_losses(
+        self, latents: Tensor, batch: FlowBatch, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of distribution matching and the adversarial one."""
+        noisy, levels = self.noised(latents, generator)
+        with torch.no_grad():
+            real = self.real_clean(noisy, levels, batch)
+            fake = self.scores(noisy, levels, batch).clean
+            size = (latents - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-3)
+            direction = (fake - real) / size
+        matching = 0.5 * (latents - (latents - direction).detach()).square().mean()
+        adversarial = F.softplus(-self.scores(noisy, levels, batch).logits).mean()
+        return matching, adversarial
 
     def train_critic(self, rng: np.random.Generator, index: int, scale: float) -> dict[str, float]:
         batch, latents = self.generate(rng, with_gradient=False)
