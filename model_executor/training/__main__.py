@@ -41,7 +41,7 @@ def main() -> int:
 
 def check(training: Training, arguments: argparse.Namespace) -> int:
     """Print the gates' figures; the status is 1 if one misses its limit."""
-    figures = training.check(arguments.gates, arguments.videos)
+    figures = training.check(arguments.gates, arguments.videos, drifting=arguments.variant)
     print(as_table(figures))
     return int(not all(figure.passes for figure in figures))
 
@@ -59,6 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     gates = commands.add_parser("check", parents=[common], help="measure the gates")
     gates.add_argument("--gates", default="ABCD", help="letters of the gates")
     gates.add_argument("--videos", type=int, default=200, help="captions of B and C; a tenth for D")
+    gates.add_argument(
+        "--variant", choices=get_args(Variant), default="distilled", help="the variant of gate D"
+    )
     export = commands.add_parser("export", parents=[common], help="write a checkpoint folder")
     export.add_argument("variant", choices=get_args(Variant), help="base, mid or distilled")
     export.add_argument("output", type=Path, help="the checkpoint folder to write")

@@ -4,6 +4,7 @@ The packed forward runs in inference mode with kernels that work in place, so it
 This one uses the same modules on batches of one size and stage. A test keeps the two equal.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helios_serve.kernels.rope import Rope
+from helios_serve.model_config import TransformerConfig
+from helios_serve.model_executor.models.helios.embeddings import axis_frequencies
 from helios_serve.model_executor.models.helios.transformer import Block, HeliosTransformer
 from helios_serve.model_executor.training.text_rows import TextRows
 
@@ -70,8 +73,8 @@ class Conditions(NamedTuple):
     """What all blocks share.
 
     `history_times` (1, 6, dim) and `noise_times` (batch, 6, dim) are modulations; `turns` the cos
-    and sin of each token, (tokens, head_dim / 2) each; `text` (batch, rows, dim) and `text_bias`
-    (batch, 1, 1, rows) the prompt.
+    and sin of each token, (batch or 1, 1, tokens, head_dim / 2) each; `text` (batch, rows, dim) and
+    `text_bias` (batch, 1, 1, rows) the prompt.
     """
 
     history_times: Tensor
@@ -88,9 +91,10 @@ def dense_forward(
     timesteps: Tensor,
     text: TextRows,
     rope: Rope,
+    offsets: Sequence[int] | None = None,
 ) -> Tensor:
     """Return the flow of the noise tokens: (batch, tokens, 64). See `dense_tokens`."""
-    return dense_tokens(model, history, noise, timesteps, text, rope).flow
+    return dense_tokens(model, history, noise, timesteps, text, rope, offsets).flow
 
 
 def dense_tokens(
@@ -100,11 +104,13 @@ def dense_tokens(
     timesteps: Tensor,
     text: TextRows,
     rope: Rope,
+    offsets: Sequence[int] | None = None,
 ) -> DenseTokens:
     """Run the transformer on a batch.
 
     `noise` is (batch, tokens, 64) and `timesteps` (batch,). `rope` holds the entries of one
-    segment.
+    segment. `offsets` are added to the positions of frames, one per sample, but for the anchor's:
+    that makes RoPE absolute, for an ablation.
     """
     config, embedder = model.config, model.condition_embedder
     embedded, modulation = embedder.embed_times(torch.cat([timesteps.new_zeros(1), timesteps]))
@@ -117,7 +123,10 @@ def dense_tokens(
         ],
         dim=1,
     )
-    entries = rope.entries
+    entries = rope.entries[None, None]  # (batch, heads, tokens, pairs)
+    if offsets is not None:
+        anchor = history.long.shape[1] + history.mid.shape[1]
+        entries = shifted_entries(model.config, entries, offsets, anchor, history.short.shape[1])
     conditions = Conditions(
         modulation[:1],
         modulation[1:],
@@ -135,6 +144,24 @@ def dense_tokens(
     normed = F.layer_norm(x, x.shape[-1:], eps=config.eps)
     out = normed * norm.weight[:, None] + norm.bias[:, None]
     return DenseTokens(F.linear(out, model.proj_out.weight, model.proj_out.bias), x)
+
+
+def shifted_entries(
+    config: TransformerConfig, entries: Tensor, offsets: Sequence[int], anchor: int, short: int
+) -> Tensor:
+    """Move all tokens but the anchor's, from `anchor` on, by `offsets` frames: (batch, 1, ...).
+
+    `short` counts the tokens of the anchor and the last frame.
+    """
+    pairs = config.rope_dim[0] // 2
+    frequencies = axis_frequencies(config.rope_dim[0], config.rope_theta)
+    angles = torch.outer(torch.tensor(offsets, dtype=torch.float32), frequencies)
+    turn = F.pad(torch.polar(torch.ones_like(angles), angles), (0, entries.shape[-1] - pairs))
+    turn[:, pairs:] = 1
+    moved = entries * turn[:, None, None].to(entries.device)
+    first, last = slice(anchor, anchor + short // 2), anchor + short // 2
+    still = entries[:, :, first].expand(len(offsets), -1, -1, -1)
+    return torch.cat([moved[:, :, :anchor], still, moved[:, :, last:]], dim=2)
 
 
 def weights_of(layer: Block) -> BlockWeights:
@@ -221,7 +248,8 @@ def attend_history(
     cos, sin = given.turns
     if shape.last:
         count = shape.history
-        query = turned(query[:, count:], weights.query_norm, (cos[count:], sin[count:]), shape)
+        late = cos[:, :, count:], sin[:, :, count:]
+        query = turned(query[:, count:], weights.query_norm, late, shape)
     else:
         query = turned(query, weights.query_norm, (cos, sin), shape)
     key = turned(key, weights.key_norm, (cos, sin), shape)

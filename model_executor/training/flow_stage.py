@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from helios_serve.model_config import Variant
+from helios_serve.model_config import CHUNK_LATENTS, Variant
 from helios_serve.model_executor.models.helios.embeddings import make_rope
 from helios_serve.model_executor.training.codec import Codec
 from helios_serve.model_executor.training.contact_sheet import write_sheet
@@ -24,6 +24,7 @@ from helios_serve.model_executor.training.optimizer import Optimizer, rate_scale
 from helios_serve.model_executor.training.probe import Probe, measure_probe
 from helios_serve.model_executor.training.recipe import Recipe
 from helios_serve.model_executor.training.windows import (
+    ablated,
     corrupt_window,
     draw_samples,
     patch_rows,
@@ -40,11 +41,15 @@ PROBE_STEPS: dict[Variant, tuple[int, ...]] = {"base": (16,), "mid": (8, 8, 8)}
 
 
 class FlowBatch(NamedTuple):
-    """What a step learns from: history windows, the chunks that follow, and their captions."""
+    """What a step learns from: history windows, the chunks that follow, and their captions.
+
+    `offsets` are the first latent frames of the chunks, which only absolute RoPE uses.
+    """
 
     window: Tensor
     target: Tensor
     captions: list[str]
+    offsets: list[int]
 
 
 class FlowStage:
@@ -110,6 +115,7 @@ class FlowStage:
                 made.timesteps,
                 text,
                 rope,
+                batch.offsets if self.recipe.ablation == "rope" else None,
             )
             error = flow - patch_rows(made.flow).flatten(1, 3)
             losses.append(error.square().mean() / made.flow.var())
@@ -147,5 +153,8 @@ def draw_batch(
         "" if rng.random() < missing else write_caption(rng, scenes[chunk])
         for scenes, chunk in zip(clips.scenes, sample.chunk, strict=True)
     ]
-    window = corrupt_window(rng, sample.window, recipe.corruption)
-    return FlowBatch(window, sample.target, captions)
+    window = ablated(sample.window, recipe.ablation)
+    if recipe.ablation != "corrupt":
+        window = corrupt_window(rng, window, recipe.corruption)
+    offsets = [CHUNK_LATENTS * chunk for chunk in sample.chunk]
+    return FlowBatch(window, sample.target, captions, offsets)

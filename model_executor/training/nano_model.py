@@ -23,6 +23,7 @@ class NanoModel(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         torch.manual_seed(recipe.seed)
+        self.ablation = recipe.ablation
         self.tokenizer = build_tokenizer(vocabulary())
         settings = UMT5_XXL | recipe.text | {"vocab_size": len(self.tokenizer)}
         self.text_encoder: Any = UMT5EncoderModel(UMT5Config(**settings, tie_word_embeddings=True))

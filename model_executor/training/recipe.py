@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,11 +43,17 @@ class HistoryMix(msgspec.Struct, frozen=True, kw_only=True):
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
     """Optimizer steps of each stage."""
 
-    vae: int = 12000
-    base: int = 4000
-    mid: int = 4000
-    ode: int = 2500
-    dmd: int = 1500
+    vae: int = 6000
+    base: int = 2000
+    mid: int = 2500
+    ode: int = 1500
+    dmd: int = 600
+
+
+Ablation = Literal["none", "anchor", "long", "corrupt", "rope"]
+"""A part that a training does without, to show what it is for: the first-frame anchor, the long
+window, Frame-Aware Corrupt, or relative RoPE, whose positions then grow with the chunk. The last
+one is for Base and Mid only."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,11 +73,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str = "nano"
+    ablation: Ablation = "none"
     seed: int = 0
     width: int = 64
     height: int = 64
     grammar: Grammar = Grammar()
-    clips: int = 3500
+    clips: int = 4000
     chunks: int = 4
     codec_clips: int = 300
     transformer: dict[str, Any] = msgspec.field(
@@ -115,7 +122,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     steps: Steps = Steps()
     save_every: int = 50
     probe_videos: int = 24
-    sheet_every: int = 500
+    sheet_every: int = 250
 
     @property
     def geometry(self) -> Geometry:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from helios_serve.kernels.reference import enter_stage
-from helios_serve.model_config import HISTORY_FRAMES, Geometry, HeliosConfig
+from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, Geometry, HeliosConfig
 from helios_serve.model_executor.models.helios.conditioning import (
     ChunkNoise,
     block_noise_factor,
@@ -24,6 +24,7 @@ from helios_serve.model_executor.training.nano_model import NanoModel
 from helios_serve.model_executor.training.noising import Endpoints
 from helios_serve.model_executor.training.text_rows import TextRows
 from helios_serve.model_executor.training.windows import (
+    ablated,
     empty_window,
     full_window,
     unpatch_rows,
@@ -67,6 +68,7 @@ class Rollout:
         self.past = past
         self.anchor = anchor
         self.recompute = recompute
+        self.chunks = 0
         skipped = zero_init if config.cfg_zero_star and guidance > 1 else 0
         self.schedule = denoise_schedule(config, geometry, steps, skipped)
         self._factor = block_noise_factor(config.scheduler.gamma)
@@ -82,6 +84,7 @@ class Rollout:
         if self.guidance > 1:
             text = both(text, self.model.encode([""] * len(captions)))
         latents = self.denoise(self.window(), text, noises)
+        self.chunks += 1
         self.past = latents if self.past is None else torch.cat([self.past, latents], dim=2)
         self.past = self.past[:, :, -HISTORY_FRAMES:]
         if self.anchor is None:
@@ -93,7 +96,7 @@ class Rollout:
         if self.past is None:
             height, width = self.geometry.latent_size
             return empty_window(torch.zeros(len(self.generators), 16, 1, height, width))
-        return full_window(self.past, self.anchor)
+        return ablated(full_window(self.past, self.anchor), self.model.ablation)
 
     def denoise(
         self,
@@ -142,7 +145,10 @@ class Rollout:
             rows = torch.cat([rows, rows])
             history = DenseHistory(*(torch.cat([part, part]) for part in history))
         times = torch.full((len(rows),), timestep)
-        inputs = (self.model.transformer, history, rows, times, text, rope)
+        offsets = None
+        if self.model.ablation == "rope":
+            offsets = [CHUNK_LATENTS * self.chunks] * len(rows)
+        inputs = (self.model.transformer, history, rows, times, text, rope, offsets)
         if self.recompute and torch.is_grad_enabled():
             flow: Tensor = checkpoint(dense_forward, *inputs, use_reentrant=False)
         else:

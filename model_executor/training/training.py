@@ -93,8 +93,11 @@ class Training:
         model = self.average(LAST_STAGE[variant])
         export_checkpoint(folder, variant, self.recipe, model, self.average("vae"))
 
-    def check(self, gates: str, videos: int) -> list[Figure]:
-        """Measure the gates whose letters `gates` names, with up to `videos` captions each."""
+    def check(self, gates: str, videos: int, *, drifting: Variant = "distilled") -> list[Figure]:
+        """Measure the gates whose letters `gates` names, with up to `videos` captions each.
+
+        Gate D is measured with the variant `drifting`.
+        """
         sheets = self.folder / "gates"
         figures = []
         for letter in gates.upper():
@@ -106,7 +109,7 @@ class Training:
                 figures += gate_c(self.subject("distilled"), videos, sheets / "c.png")
             elif letter == "D":
                 few = max(1, videos // 10)
-                figures += gate_d(self.subject("distilled"), few, sheets / "d.png")
+                figures += gate_d(self.subject(drifting), few, sheets / "d.png")
             else:
                 raise CheckpointError(f"got gate {letter!r}, expected letters of ABCD")
         return figures
@@ -117,7 +120,7 @@ class Training:
         model.load_state_dict(self.average(LAST_STAGE[variant]), strict=False)
         vae = build_vae(self.recipe)
         vae.load_state_dict(self.average("vae"), strict=False)
-        return Subject(model, self.recipe, self.codec, Pictures(vae))
+        return Subject(variant, model, self.recipe, self.codec, Pictures(vae))
 
     def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
         """Run a stage, from its saved state on; return whether it is finished."""

@@ -24,7 +24,7 @@ from helios_serve.model_config import (
     Grid,
 )
 from helios_serve.model_executor.training.dense import DenseHistory
-from helios_serve.model_executor.training.recipe import Corruption, HistoryMix
+from helios_serve.model_executor.training.recipe import Ablation, Corruption, HistoryMix
 
 
 class Sample(NamedTuple):
@@ -108,6 +108,16 @@ def draw_samples(rng: Generator, latents: Tensor, history: HistoryMix) -> Sample
         targets.append(target)
         chosen.append(chunk)
     return Sample(torch.cat(windows), torch.cat(targets), chosen)
+
+
+def ablated(window: Tensor, ablation: Ablation) -> Tensor:
+    """Empty the frames of a window that an ablation does without."""
+    if ablation == "anchor":
+        return torch.cat([torch.zeros_like(window[:, :, :1]), window[:, :, 1:]], dim=2)
+    if ablation == "long":
+        first, rest = window[:, :, :1], window[:, :, 1 + LONG_FRAMES :]
+        return torch.cat([first, torch.zeros_like(window[:, :, :LONG_FRAMES]), rest], dim=2)
+    return window
 
 
 def corrupt_window(rng: Generator, window: Tensor, corruption: Corruption) -> Tensor:

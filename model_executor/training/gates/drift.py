@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
+from helios_serve.model_config import CHUNK_FRAMES, Variant
 from helios_serve.model_executor.training.contact_sheet import write_sheet
 from helios_serve.model_executor.training.gates.figure import Figure
 from helios_serve.model_executor.training.gates.quality import Subject
@@ -20,7 +20,11 @@ from helios_serve.model_executor.training.world.detectors import detect
 from helios_serve.model_executor.training.world.renderer import render
 from helios_serve.model_executor.training.world.scene import Clip, Scene, draw_scene, draw_starts
 
-STEPS = (2, 2, 2)
+STEPS: dict[Variant, tuple[int, ...]] = {
+    "base": (16,),
+    "mid": (8, 8, 8),
+    "distilled": (2, 2, 2),
+}
 MINUTE = 44
 """Chunks of 60 s at 24 frames a second."""
 PART = 0.15
@@ -72,19 +76,16 @@ def draw_cases(subject: Subject, count: int, *, salt: int) -> list[Case]:
     return cases
 
 
-def distilled(subject: Subject) -> HeliosConfig:
-    return variant_config("distilled", subject.model.transformer.config)
-
-
 def start(
     subject: Subject, cases: list[Case], past: Tensor | None = None, anchor: Tensor | None = None
 ) -> Rollout:
     return Rollout(
         subject.model,
-        distilled(subject),
+        variant_config(subject.variant, subject.model.transformer.config),
         subject.recipe.geometry,
         seeds=[case.seed for case in cases],
-        steps=STEPS,
+        steps=STEPS[subject.variant],
+        guidance=1.0 if subject.variant == "distilled" else subject.recipe.guidance,
         past=past,
         anchor=anchor,
     )

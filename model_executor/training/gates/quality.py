@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from helios_serve.model_config import Variant
 from helios_serve.model_executor.training.codec import Codec
 from helios_serve.model_executor.training.contact_sheet import write_sheet
 from helios_serve.model_executor.training.gates.figure import Figure
@@ -38,6 +39,7 @@ FEWER = 0.1
 class Subject(NamedTuple):
     """What is measured: a model of a variant with its recipe and its VAE."""
 
+    variant: Variant
     model: NanoModel
     recipe: Recipe
     codec: Codec

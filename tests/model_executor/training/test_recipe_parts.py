@@ -1,5 +1,6 @@
 """Each part of Helios' recipe does what the paper says."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor
 
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
+from helios_serve.model_executor.models.helios.embeddings import make_rope, rotary_axis
 from helios_serve.model_executor.models.helios.schedule import stage_transition
+from helios_serve.model_executor.training.dense import shifted_entries
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.noising import (
     doubled,
@@ -17,9 +20,15 @@ from helios_serve.model_executor.training.noising import (
     stage_ranges,
 )
 from helios_serve.model_executor.training.optimizer import Optimizer, orthogonalized, rate_scale
-from helios_serve.model_executor.training.recipe import Corruption, HistoryMix, tiny_recipe
+from helios_serve.model_executor.training.recipe import (
+    Ablation,
+    Corruption,
+    HistoryMix,
+    tiny_recipe,
+)
 from helios_serve.model_executor.training.rollout import Rollout
 from helios_serve.model_executor.training.windows import (
+    ablated,
     corrupt_window,
     draw_samples,
     empty_window,
@@ -112,6 +121,57 @@ def test_the_anchor_stays_and_positions_do_not_depend_on_the_chunk() -> None:
     rollout.generators[0].manual_seed(9)
     captions = ["the red ball"]
     assert torch.equal(late.next_chunk(captions), rollout.next_chunk(captions))
+
+
+# Ablations, which show what a part is for.
+
+
+def test_an_ablation_empties_its_frames_only() -> None:
+    window = full_window(numbered_clip())
+    whole = frames_in(window)
+    assert frames_in(ablated(window, "anchor")) == [0, *whole[1:]]
+    assert frames_in(ablated(window, "long")) == [1] + [0] * 16 + whole[-3:]
+    assert frames_in(ablated(window, "corrupt")) == frames_in(ablated(window, "none")) == whole
+
+
+@pytest.mark.parametrize("ablation", ["anchor", "long", "rope"])
+def test_a_rollout_does_without_what_its_model_did(ablation: Ablation) -> None:
+    """The first chunk is the same, for its history is empty; later ones differ."""
+    recipe = tiny_recipe()
+    chunks = []
+    for kind in ("none", ablation):
+        model = NanoModel(msgspec.structs.replace(recipe, ablation=kind))
+        shake(model)
+        config = variant_config("distilled", model.transformer.config)
+        rollout = Rollout(model, config, Geometry(64, 64), seeds=[0], steps=(1, 1, 1))
+        chunks.append([rollout.next_chunk(["the red ball"]) for _ in range(4)])
+    whole, without = chunks
+    assert torch.equal(whole[0], without[0])
+    assert not torch.allclose(whole[3], without[3], atol=1e-4)
+
+
+def test_absolute_positions_are_those_of_a_longer_table() -> None:
+    """Each sample has an offset of its own, and anchors stay at frame 0."""
+    model = NanoModel(tiny_recipe())
+    config = model.transformer.config
+    rope = make_rope(config, Geometry(64, 64), 2, 3, torch.device("cpu"))
+    moved = shifted_entries(config, rope.entries[None, None], [0, 27], 8, 32)
+    assert torch.allclose(moved[0, 0], rope.entries, atol=1e-6)
+    assert torch.equal(moved[1, 0, 8:24], rope.entries[8:24])
+    frames = config.rope_dim[0] // 2
+    expected = rotary_axis(60, config.rope_dim[0], config.rope_theta)
+    assert torch.allclose(moved[1, 0, 40, :frames], expected[20 + 27], atol=1e-5)
+    assert torch.allclose(moved[1, 0, 24, :frames], expected[19 + 27], atol=1e-5)
+    assert torch.equal(moved[1, 0, :, frames:], rope.entries[:, frames:])
+
+
+def shake(model: NanoModel) -> None:
+    """Move all weights away from their start, at which residual branches are zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.transformer.parameters():
+            scale = 0.3 * max(1, parameter.shape[-1]) ** -0.5
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 # Frame-Aware Corrupt.
