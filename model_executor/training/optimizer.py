@@ -10,7 +10,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 UPDATE_RMS = 0.2
 """RMS of an update over its learning rate, as AdamW's (Moonlight, arXiv 2502.16982)."""
-FIRST_AVERAGE, LAST_AVERAGE = 0.99, 0.999
+AVERAGED_SHARE, LAST_AVERAGE = 0.1, 0.999
+"""The average spans the last tenth of the steps so far, and at most about 1,000."""
 
 
 class Optimizer:
@@ -59,8 +60,7 @@ class Optimizer:
             settings["lr"] = adam_rate
         self.adam.step()
         self.module.zero_grad(set_to_none=True)
-        decay = min(LAST_AVERAGE, max(FIRST_AVERAGE, 1 - 1 / (index + 1)))
-        self._average(decay if index > 10 else 0.0)
+        self._average(average_decay(index))
         return float(norm)
 
     @torch.no_grad()
@@ -103,6 +103,11 @@ class Optimizer:
                 item if slot == "step" else item.to(device)
             )
         self.adam.load_state_dict(state)
+
+
+def average_decay(index: int) -> float:
+    """Return the share of the old average that step `index` keeps."""
+    return min(LAST_AVERAGE, max(0.0, 1 - 1 / (AVERAGED_SHARE * (index + 1))))
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:

@@ -62,6 +62,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     - `width`, `height`: the frame size in pixels, multiples of 64.
     - `clips`, `chunks`: the size of the latent pool, and chunks a clip.
     - `transformer`, `text`, `vae`: widths, as in the JSON files of a checkpoint.
+    - `vae_batch`, `vae_latents`: chunks of a step of the VAE, and latent frames of each.
     - `batch`: samples of a step (for a pyramid: of each pyramid stage).
     - `guidance`: the scale at which the teacher of the distillation is guided.
     - `teacher_steps`, `pair_batches`: the teacher's steps, and batches of pairs that it makes.
@@ -104,7 +105,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         default_factory=lambda: {"base_dim": 8, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1}
     )
     batch: int = 32
-    vae_batch: int = 2
+    vae_batch: int = 4
+    vae_latents: int = 5
     no_caption: float = 0.1
     history: HistoryMix = HistoryMix()
     corruption: Corruption = Corruption()

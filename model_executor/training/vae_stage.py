@@ -14,7 +14,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from helios_serve.model_config import CHUNK_FRAMES
-from helios_serve.model_executor.training.codec import Codec, psnr
+from helios_serve.model_executor.training.codec import GROUP, Codec, psnr
 from helios_serve.model_executor.training.contact_sheet import write_sheet
 from helios_serve.model_executor.training.optimizer import Optimizer, rate_scale
 from helios_serve.model_executor.training.recipe import Recipe
@@ -51,8 +51,10 @@ class VaeStage:
     def step(self, index: int) -> dict[str, float]:
         rng = np.random.default_rng([self.recipe.seed, 4, index])
         frames = draw_frames(rng, self.recipe, self.recipe.vae_batch, held_out=False)
-        latents = self.codec.encode(frames)
-        video = as_video(frames)
+        # The VAE is causal, so that the start of a chunk teaches as much for less.
+        count = self.recipe.vae_latents
+        latents = self.codec.encode(frames)[:, :, :count]
+        video = as_video(frames[:, : 1 + GROUP * (count - 1)])
         encoding = (self.model.encode(video).latent_dist.mean - latents).square().mean()
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
         decoded = self.model.decode(latents + LATENT_NOISE * noise).sample

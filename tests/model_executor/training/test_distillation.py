@@ -102,7 +102,7 @@ def gradients(stage: DmdStage) -> list[Tensor]:
             taken.append(torch.zeros(()) if parameter.grad is None else parameter.grad.clone())
         return 0.0
 
-    stage.optimizer.step = keep  # type: ignore[method-assign]
+    stage.optimizer.step = keep  # type: ignore[method-assign, assignment]
     stage.train_generator(np.random.default_rng(0), 0, 1.0)
     return taken
 
