@@ -43,11 +43,11 @@ class HistoryMix(msgspec.Struct, frozen=True, kw_only=True):
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
     """Optimizer steps of each stage."""
 
-    vae: int = 6000
+    vae: int = 4000
     base: int = 2000
     mid: int = 2500
     ode: int = 1500
-    dmd: int = 600
+    dmd: int = 400
 
 
 Ablation = Literal["none", "anchor", "long", "corrupt", "rope"]
@@ -66,6 +66,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     - `batch`: samples of a step (for a pyramid: of each pyramid stage).
     - `guidance`: the scale at which the teacher of the distillation is guided.
     - `teacher_steps`, `pair_batches`: the teacher's steps, and batches of pairs that it makes.
+    - `dmd_batch`: samples of a step of distribution matching.
     - `critic_steps`: steps of the critic for each of the generator.
     - `adversarial`: the weight of the adversarial term.
     - `own_history`: the share of steps in which the generator continues a chunk of its own.
@@ -117,7 +118,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     guidance: float = 2.0
     teacher_steps: tuple[int, int, int] = (8, 8, 8)
     pair_batches: int = 100
-    critic_steps: int = 3
+    dmd_batch: int = 16
+    critic_steps: int = 2
     adversarial: float = 0.02
     own_history: float = 0.5
     low_memory: bool = True
@@ -163,6 +165,7 @@ def tiny_recipe() -> Recipe:
         probe_videos=2,
         teacher_steps=(2, 2, 2),
         pair_batches=3,
+        dmd_batch=2,
         critic_steps=1,
     )
 

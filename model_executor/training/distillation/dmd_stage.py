@@ -9,6 +9,7 @@ generated ones (arXiv 2405.14867).
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ class DmdStage:
         student: dict[str, Tensor],
         base: dict[str, Tensor],
     ) -> None:
-        self.recipe = recipe
+        self.recipe = recipe = msgspec.structs.replace(recipe, batch=recipe.dmd_batch)
         self.steps = recipe.steps.dmd
         self.pool = pool
         self.codec = codec
