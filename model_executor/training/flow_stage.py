@@ -1,7 +1,7 @@
 """The training of Base (one stage) and Mid (the pyramid) by flow matching on latent clips."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class FlowStage:
     def __init__(
         self,
         recipe: Recipe,
-        variant: Variant,
+        variant: Literal["base", "mid"],
         pool: LatentPool,
         codec: Codec,
         *,

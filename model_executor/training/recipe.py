@@ -59,6 +59,8 @@ one is for Base and Mid only."""
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """All settings. Two runs with the same recipe and the same number of threads are equal.
 
+    - `start`: the folder of another training, whose codec and weights the VAE, Base and Mid start
+      from: to go on with another size or another world.
     - `width`, `height`: the frame size in pixels, multiples of 64.
     - `clips`, `chunks`: the size of the latent pool, and chunks a clip.
     - `transformer`, `text`, `vae`: widths, as in the JSON files of a checkpoint.
@@ -75,6 +77,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str = "nano"
+    start: str = ""
     ablation: Ablation = "none"
     seed: int = 0
     width: int = 64

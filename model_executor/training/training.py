@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -46,9 +47,9 @@ class Training:
         if recipe is not None and recipe != self.recipe:
             raise CheckpointError(f"{path} differs from the given recipe: use another folder")
         self.makers: dict[str, Callable[[], Stage]] = {
-            "vae": lambda: VaeStage(self.recipe, self.codec),
-            "base": lambda: self.flow_stage("base", None),
-            "mid": lambda: self.flow_stage("mid", "base"),
+            "vae": lambda: VaeStage(self.recipe, self.codec, start=self.start("vae")),
+            "base": lambda: self.flow_stage("base", self.start("base")),
+            "mid": lambda: self.flow_stage("mid", self.start("mid") or self.average("base")),
             "ode": lambda: OdeStage(self.recipe, self.pairs, self.codec, self.average("mid")),
             "dmd": lambda: DmdStage(
                 self.recipe,
@@ -61,7 +62,8 @@ class Training:
 
     @cached_property
     def codec(self) -> Codec:
-        return make_codec(self.recipe, self.folder / "codec.safetensors")
+        folder = Path(self.recipe.start) if self.recipe.start else self.folder
+        return make_codec(self.recipe, folder / "codec.safetensors")
 
     @cached_property
     def pool(self) -> LatentPool:
@@ -73,16 +75,14 @@ class Training:
         teacher.load_state_dict(self.average("mid"), strict=False)
         return make_pairs(self.recipe, self.pool, teacher, self.folder / "pairs")
 
-    def flow_stage(self, variant: str, before: str | None) -> FlowStage:
-        start = None if before is None else self.average(before)
-        assert variant in ("base", "mid")
-        return FlowStage(
-            self.recipe,
-            "base" if variant == "base" else "mid",
-            self.pool,
-            self.codec,
-            start=start,
-        )
+    def flow_stage(
+        self, variant: Literal["base", "mid"], start: dict[str, Tensor] | None
+    ) -> FlowStage:
+        return FlowStage(self.recipe, variant, self.pool, self.codec, start=start)
+
+    def start(self, stage: str) -> dict[str, Tensor] | None:
+        """Return the weights of a stage of the training that this one starts from, if any."""
+        return Training(Path(self.recipe.start)).average(stage) if self.recipe.start else None
 
     def average(self, stage: str) -> dict[str, Tensor]:
         """Return the averaged weights of a stage. Raises CheckpointError if it has not run."""
@@ -102,7 +102,7 @@ class Training:
         figures = []
         for letter in gates.upper():
             if letter == "A":
-                figures += gate_a(self.subject("mid"))
+                figures += gate_a(self.vae(), self.recipe, self.codec)
             elif letter == "B":
                 figures += gate_b(self.subject("mid"), videos, sheets / "b.png")
             elif letter == "C":
@@ -118,9 +118,13 @@ class Training:
         """Return a variant and the VAE as gates measure them: with averaged weights."""
         model = NanoModel(self.recipe)
         model.load_state_dict(self.average(LAST_STAGE[variant]), strict=False)
+        return Subject(variant, model, self.recipe, self.codec, Pictures(self.vae()))
+
+    def vae(self) -> Any:
+        """Return the VAE with averaged weights."""
         vae = build_vae(self.recipe)
         vae.load_state_dict(self.average("vae"), strict=False)
-        return Subject(variant, model, self.recipe, self.codec, Pictures(vae))
+        return vae
 
     def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
         """Run a stage, from its saved state on; return whether it is finished."""

@@ -39,11 +39,15 @@ class VaeStage:
 
     name = "vae"
 
-    def __init__(self, recipe: Recipe, codec: Codec) -> None:
+    def __init__(
+        self, recipe: Recipe, codec: Codec, *, start: dict[str, Tensor] | None = None
+    ) -> None:
         self.recipe = recipe
         self.steps = recipe.steps.vae
         self.codec = codec
         self.model = build_vae(recipe)
+        if start is not None:
+            self.model.load_state_dict(start, strict=False)
         self.optimizer = Optimizer(
             self.model, muon_rate=recipe.vae_rate, adam_rate=recipe.vae_rate, is_matrix=is_inner
         )

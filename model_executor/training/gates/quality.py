@@ -1,7 +1,7 @@
 """Gates A to C: the VAE, Mid, and Distilled with two steps and one step per stage."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,14 +46,11 @@ class Subject(NamedTuple):
     pictures: Pictures
 
 
-def gate_a(subject: Subject, *, chunks: int = 24) -> list[Figure]:
-    """Measure the VAE on held-out chunks."""
-    rng = np.random.default_rng([subject.recipe.seed, 6])
-    frames = draw_frames(rng, subject.recipe, chunks, held_out=True)
-    parts = [
-        measure_vae(subject.pictures.model, subject.codec, part)[0]._asdict()
-        for part in torch.split(frames, 4)
-    ]
+def gate_a(vae: Any, recipe: Recipe, codec: Codec, *, chunks: int = 24) -> list[Figure]:
+    """Measure a VAE on held-out chunks."""
+    rng = np.random.default_rng([recipe.seed, 6])
+    frames = draw_frames(rng, recipe, chunks, held_out=True)
+    parts = [measure_vae(vae, codec, part)[0]._asdict() for part in torch.split(frames, 4)]
     # The mean error of all chunks, not the mean of decibels.
     return [
         Figure("A", f"{name}, dB", mean_decibels([part[name] for part in parts]), limit)

@@ -17,18 +17,8 @@ from helios_serve.model_executor.training.distillation.dmd_stage import DmdStage
 from helios_serve.model_executor.training.distillation.ode_stage import OdeStage
 from helios_serve.model_executor.training.distillation.teacher_pairs import make_pairs
 from helios_serve.model_executor.training.nano_model import NanoModel
-from helios_serve.model_executor.training.recipe import tiny_recipe
 from helios_serve.model_executor.training.training import Training
 from helios_serve.model_executor.training.windows import full_window
-
-
-@pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """A tiny training up to Mid, made of random weights that differ from the start."""
-    training = Training(tmp_path_factory.mktemp("tiny"), tiny_recipe())
-    for stage in ("base", "mid"):
-        assert training.run(stage)
-    return training
 
 
 def dmd_stage(training: Training, **changes: object) -> DmdStage:

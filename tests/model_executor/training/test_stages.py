@@ -13,19 +13,11 @@ import pytest
 import torch
 
 from helios_serve.errors import CheckpointError
+from helios_serve.model_executor.training.flow_stage import FlowStage
 from helios_serve.model_executor.training.recipe import Recipe, tiny_recipe, write_recipe
 from helios_serve.model_executor.training.training import Training
 
 STAGES = ("vae", "base", "mid", "ode", "dmd")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """A tiny training that ran without interruption."""
-    training = Training(tmp_path_factory.mktemp("whole"), tiny_recipe())
-    for stage in STAGES:
-        assert training.run(stage)
-    return training
 
 
 def link_all_but(stage: str, source: Path, folder: Path) -> None:
@@ -43,18 +35,19 @@ def curve(folder: Path, stage: str) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_stops_at_its_budget_continues_the_same_curve(
-    trained: Training, tmp_path: Path, stage: str
+    training: Training, tmp_path: Path, stage: str
 ) -> None:
-    link_all_but(stage, trained.folder, tmp_path)
+    link_all_but(stage, training.folder, tmp_path)
     runs = 0
     while not Training(tmp_path).run(stage, cpu_seconds=0):
         runs += 1
-    steps: int = getattr(trained.recipe.steps, stage)
+    steps: int = getattr(training.recipe.steps, stage)
     assert runs == steps - 1
-    assert curve(tmp_path, stage) == curve(trained.folder, stage)
+    assert curve(tmp_path, stage) == curve(training.folder, stage)
     assert len(curve(tmp_path, stage)) == steps
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
     """SIGKILL at any moment: steps after the last saved state are run again."""
     recipe = msgspec.structs.replace(
@@ -78,11 +71,11 @@ def test_a_killed_training_resumes_to_the_same_curve(tmp_path: Path) -> None:
     assert curve(tmp_path / "killed", "base") == curve(tmp_path / "whole", "base")
 
 
-def test_a_damaged_state_is_refused_by_name(trained: Training, tmp_path: Path) -> None:
-    link_all_but("base", trained.folder, tmp_path)
+def test_a_damaged_state_is_refused_by_name(training: Training, tmp_path: Path) -> None:
+    link_all_but("base", training.folder, tmp_path)
     state = tmp_path / "base" / "state.safetensors"
     state.parent.mkdir()
-    content = (trained.folder / "base" / "state.safetensors").read_bytes()
+    content = (training.folder / "base" / "state.safetensors").read_bytes()
     state.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"base/state\.safetensors is .*damaged"):
         Training(tmp_path).run("base")
@@ -90,16 +83,16 @@ def test_a_damaged_state_is_refused_by_name(trained: Training, tmp_path: Path) -
         Training(tmp_path).run("mid")
 
 
-def test_a_state_of_another_recipe_is_refused(trained: Training, tmp_path: Path) -> None:
-    recipe = trained.recipe
+def test_a_state_of_another_recipe_is_refused(training: Training, tmp_path: Path) -> None:
+    recipe = training.recipe
     other = msgspec.structs.replace(recipe, transformer=recipe.transformer | {"ffn_dim": 64})
     state = tmp_path / "base" / "state.safetensors"
     state.parent.mkdir()
-    state.write_bytes((trained.folder / "base" / "state.safetensors").read_bytes())
+    state.write_bytes((training.folder / "base" / "state.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"state\.safetensors does not fit the recipe"):
         Training(tmp_path, other).run("base")
     with pytest.raises(CheckpointError, match=r"recipe\.json differs from the given recipe"):
-        Training(trained.folder, other)
+        Training(training.folder, other)
 
 
 def test_losses_fall(tmp_path: Path) -> None:
@@ -112,3 +105,18 @@ def test_losses_fall(tmp_path: Path) -> None:
     losses = [line["loss"] for line in curve(tmp_path, "base")]
     assert sum(losses[:5]) / 5 > 0.9
     assert sum(losses[-10:]) / 10 < 0.75
+
+
+def test_a_training_starts_from_another_at_a_larger_size(
+    training: Training, tmp_path: Path
+) -> None:
+    """With its codec and weights; the first losses are those of a model that knows something."""
+    recipe = msgspec.structs.replace(training.recipe, width=128, start=str(training.folder))
+    larger = Training(tmp_path, recipe)
+    stage = larger.makers["base"]()
+    assert isinstance(stage, FlowStage)
+    weights = dict(stage.model.named_parameters())
+    assert all(torch.equal(weights[name], item) for name, item in training.average("base").items())
+    assert torch.equal(larger.codec.components, training.codec.components)
+    assert stage.pool.latents.shape[-2:] == (8, 16)
+    assert not (tmp_path / "codec.safetensors").exists()
