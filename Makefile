@@ -13,6 +13,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 SLOW := slow and not vllm_omni and not sglang
 BROWSERS := chromium chromium-browser google-chrome
 WHEELS := build/wheels
+NANO := build/nano
 GPU_PACKAGES := build/gpu-packages
 # What benchmarks/vae.py and the whole way of benchmarks/denoise.py import beside torch, triton and transformers.
 GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psutil wcwidth
@@ -22,7 +23,7 @@ export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help install serve docs format lint typecheck test test-slow node browser test-integrations test-vllm-omni test-sglang \
-  tree bench bench-kernels bench-gpu wheels wheel clean
+  tree bench bench-kernels bench-gpu nano-train nano-check wheels wheel clean
 
 # The first target, so that `make` alone prints it.
 help:  ## list the targets
@@ -133,6 +134,12 @@ bench-gpu: tree $(GPU_PACKAGES)/.ready  ## time the 14B model on a GPU; PYTHON=.
 $(GPU_PACKAGES)/.ready: | $(WHEELS)/.ready
 	$(PYTHON) -m pip install -q --no-index --no-deps --find-links $(WHEELS) --target $(GPU_PACKAGES) $(GPU_NEEDS)
 	@touch $@
+
+nano-train: $(READY)  ## train nano on the CPU, in hours; the same command continues a training
+	$(BIN)/python -m helios_serve.model_executor.training all --folder $(NANO)
+
+nano-check: $(READY)  ## measure a trained nano against its gates and print the figures
+	$(BIN)/python -m helios_serve.model_executor.training check --folder $(NANO)
 
 wheels: $(WHEELS)/.ready  ## download the packages that bench-gpu needs, for a machine without an index
 

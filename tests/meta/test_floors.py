@@ -105,6 +105,13 @@ def test_modules_form_no_cycle() -> None:
     TopologicalSorter(graph).prepare()
 
 
+def test_serving_imports_nothing_of_the_training() -> None:
+    training = "helios_serve.model_executor.training"
+    for source in ALL_SOURCES:
+        if not module_name(source).startswith(training):
+            assert not any(name.startswith(training) for name in imports(source)), source
+
+
 def test_policy_and_files_need_no_torch() -> None:
     contracts = [ROOT / f"{name.replace('.', '/')}.py" for name in CONTRACTS]
     for source in ALL_SOURCES:

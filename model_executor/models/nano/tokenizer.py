@@ -21,11 +21,11 @@ WORDS = (
 WORD_SCORE, CHARACTER_SCORE = -4.0, -10.0
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a unigram tokenizer: words of the list are one token, others are spelled."""
+def build_tokenizer(words: str = WORDS) -> PreTrainedTokenizerFast:
+    """Build a unigram tokenizer: `words`, a list in a string, are one token, others are spelled."""
     characters = ["\u2581", *(chr(code) for code in range(33, 127))]
     pieces = [(piece, 0.0) for piece in SPECIAL]
-    pieces += [(f"\u2581{word}", WORD_SCORE) for word in WORDS.split()]
+    pieces += [(f"\u2581{word}", WORD_SCORE) for word in words.split()]
     pieces += [(character, CHARACTER_SCORE) for character in characters]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -42,8 +42,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tokenizer(folder: Path) -> int:
+def save_tokenizer(folder: Path, words: str = WORDS) -> int:
     """Write the tokenizer's files to `folder` and return its vocabulary size."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(words)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)

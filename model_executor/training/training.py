@@ -1,0 +1,132 @@
+"""A training in a folder: its recipe, codec, pool and stages."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from helios_serve.errors import CheckpointError
+from helios_serve.model_config import Variant
+from helios_serve.model_executor.training.codec import Codec, make_codec
+from helios_serve.model_executor.training.distillation.dmd_stage import DmdStage
+from helios_serve.model_executor.training.distillation.ode_stage import OdeStage
+from helios_serve.model_executor.training.distillation.teacher_pairs import PairPool, make_pairs
+from helios_serve.model_executor.training.export import export_checkpoint
+from helios_serve.model_executor.training.flow_stage import FlowStage
+from helios_serve.model_executor.training.gates.drift import gate_d
+from helios_serve.model_executor.training.gates.figure import Figure
+from helios_serve.model_executor.training.gates.pictures import Pictures
+from helios_serve.model_executor.training.gates.quality import Subject, gate_a, gate_b, gate_c
+from helios_serve.model_executor.training.latent_pool import LatentPool, make_pool
+from helios_serve.model_executor.training.loop import Intervals, Stage, run_stage
+from helios_serve.model_executor.training.nano_model import NanoModel
+from helios_serve.model_executor.training.optimizer import part
+from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
+from helios_serve.model_executor.training.state_file import load_state
+from helios_serve.model_executor.training.vae_stage import VaeStage, build_vae
+
+LAST_STAGE: dict[Variant, str] = {"base": "base", "mid": "mid", "distilled": "dmd"}
+"""The stage whose weights a variant has."""
+
+
+class Training:
+    """The stages of a training, each of which starts from the results of those before.
+
+    `folder` keeps everything. Its recipe is that of the first run; `recipe` is for a new folder.
+    Raises CheckpointError if the folder has another recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe | None = None) -> None:
+        self.folder = folder
+        path = folder / "recipe.json"
+        if not path.exists():
+            write_recipe(path, recipe or Recipe())
+        self.recipe = read_recipe(path)
+        if recipe is not None and recipe != self.recipe:
+            raise CheckpointError(f"{path} differs from the given recipe: use another folder")
+        self.makers: dict[str, Callable[[], Stage]] = {
+            "vae": lambda: VaeStage(self.recipe, self.codec, start=self.start("vae")),
+            "base": lambda: self.flow_stage("base", self.start("base")),
+            "mid": lambda: self.flow_stage("mid", self.start("mid") or self.average("base")),
+            "ode": lambda: OdeStage(self.recipe, self.pairs, self.codec, self.average("mid")),
+            "dmd": lambda: DmdStage(
+                self.recipe,
+                self.pool,
+                self.codec,
+                student=self.average("ode"),
+                base=self.average("base"),
+            ),
+        }
+
+    @cached_property
+    def codec(self) -> Codec:
+        folder = Path(self.recipe.start) if self.recipe.start else self.folder
+        return make_codec(self.recipe, folder / "codec.safetensors")
+
+    @cached_property
+    def pool(self) -> LatentPool:
+        return make_pool(self.recipe, self.codec, self.folder / "pool")
+
+    @cached_property
+    def pairs(self) -> PairPool:
+        teacher = NanoModel(self.recipe)
+        teacher.load_state_dict(self.average("mid"), strict=False)
+        return make_pairs(self.recipe, self.pool, teacher, self.folder / "pairs")
+
+    def flow_stage(
+        self, variant: Literal["base", "mid"], start: dict[str, Tensor] | None
+    ) -> FlowStage:
+        return FlowStage(self.recipe, variant, self.pool, self.codec, start=start)
+
+    def start(self, stage: str) -> dict[str, Tensor] | None:
+        """Return the weights of a stage of the training that this one starts from, if any."""
+        return Training(Path(self.recipe.start)).average(stage) if self.recipe.start else None
+
+    def average(self, stage: str) -> dict[str, Tensor]:
+        """Return the averaged weights of a stage. Raises CheckpointError if it has not run."""
+        return part(load_state(self.folder / stage / "state.safetensors").tensors, "average")
+
+    def export(self, variant: Variant, folder: Path) -> None:
+        """Write the averaged weights of a variant, with the VAE, as a checkpoint folder."""
+        model = self.average(LAST_STAGE[variant])
+        export_checkpoint(folder, variant, self.recipe, model, self.average("vae"))
+
+    def check(self, gates: str, videos: int, *, drifting: Variant = "distilled") -> list[Figure]:
+        """Measure the gates whose letters `gates` names, with up to `videos` captions each.
+
+        Gate D is measured with the variant `drifting`.
+        """
+        sheets = self.folder / "gates"
+        figures = []
+        for letter in gates.upper():
+            if letter == "A":
+                figures += gate_a(self.vae(), self.recipe, self.codec)
+            elif letter == "B":
+                figures += gate_b(self.subject("mid"), videos, sheets / "b.png")
+            elif letter == "C":
+                figures += gate_c(self.subject("distilled"), videos, sheets / "c.png")
+            elif letter == "D":
+                few = max(1, videos // 10)
+                figures += gate_d(self.subject(drifting), few, sheets / "d.png")
+            else:
+                raise CheckpointError(f"got gate {letter!r}, expected letters of ABCD")
+        return figures
+
+    def subject(self, variant: Variant) -> Subject:
+        """Return a variant and the VAE as gates measure them: with averaged weights."""
+        model = NanoModel(self.recipe)
+        model.load_state_dict(self.average(LAST_STAGE[variant]), strict=False)
+        return Subject(variant, model, self.recipe, self.codec, Pictures(self.vae()))
+
+    def vae(self) -> Any:
+        """Return the VAE with averaged weights."""
+        vae = build_vae(self.recipe)
+        vae.load_state_dict(self.average("vae"), strict=False)
+        return vae
+
+    def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
+        """Run a stage, from its saved state on; return whether it is finished."""
+        intervals = Intervals(self.recipe.save_every, self.recipe.sheet_every)
+        return run_stage(self.makers[stage](), self.folder, intervals, cpu_seconds=cpu_seconds)

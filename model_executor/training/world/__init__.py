@@ -1,0 +1,1 @@
+"""The procedural world that nano learns: scenes, their captions, pictures and detectors."""
