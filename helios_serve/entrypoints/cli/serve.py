@@ -159,13 +159,15 @@ def add_timeout_flags(server: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops the process. Returns the exit status."""
-    from helios_serve.entrypoints.http.connections import HttpConfig
+    from helios_serve.entrypoints.http.connections import HttpConfig, most_connections
     from helios_serve.entrypoints.http.origins import parse_allowed
     from helios_serve.entrypoints.http.server import HttpServer
 
     show_all_logs()
     edge = read_flags(arguments, EdgeOptions)
-    parse_allowed(edge.allowed_hosts, edge.allowed_origins)  # fails before anything is loaded
+    # Both fail before anything is loaded.
+    parse_allowed(edge.allowed_hosts, edge.allowed_origins)
+    most_connections(edge.max_connections)
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
         opened.callback(listener.close)

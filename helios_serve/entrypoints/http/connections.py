@@ -258,6 +258,13 @@ class HttpConnection(H11Protocol):
             case "rest" if waited > LINGER_SECONDS:
                 self.transport.close()
 
+    def shutdown(self) -> None:
+        """Close the connection, after the response if a request has arrived."""
+        if self._current_phase() == "response":
+            super().shutdown()
+        else:
+            self.transport.close()
+
     def drop(self) -> None:
         if not self.transport.is_closing():
             self.transport.abort()
