@@ -8,7 +8,8 @@ import pytest
 from helios_serve.entrypoints.cli.run_batch import read_lines
 from helios_serve.errors import InvalidRequestError
 from helios_serve.service.batches import batch_line
-from helios_serve.service.batches.batch_line import LineError, check_file, parse_line, read_line
+from helios_serve.service.batches.batch_line import check_file, parse_line, read_line
+from helios_serve.store.batches import LineError
 
 LINES = [
     json.dumps({"custom_id": name, "body": {"prompt": prompt}}, ensure_ascii=False)
