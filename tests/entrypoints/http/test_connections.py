@@ -147,6 +147,16 @@ def test_a_client_that_sends_all_of_it_sees_the_refusal(edge: Edge, more: bytes)
         assert answers(edge, head, bytes(size), next_one, number=2)[1][0] == 400
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_body_may_have_many_lines(edge: Edge, end: bytes) -> None:
+    """It comes with its header, whose lines are counted."""
+    fields = {"input_file_id": "none", "endpoint": "/v1/videos", "completion_window": "24h"}
+    body = json.dumps(fields).encode().replace(b" ", 300 * end)
+    head = LINE + JSON + b"Content-Length: %d\r\n\r\n" % len(body)
+    ((status, answer),) = answers(edge, head.replace(b"\r\n", end) + body)
+    assert (status, error_in(answer)) == (404, "file 'none' not found")
+
+
 def test_a_body_that_is_wanted_is_continued(edge: Edge) -> None:
     with edge.connect() as connection:
         head = LINE + JSON + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
