@@ -222,6 +222,7 @@ def add_timeout_flags(server: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops the process. Returns the exit status."""
+    from helios_serve.entrypoints.http.connections import most_connections
     from helios_serve.entrypoints.http.origins import parse_allowed
 
     os.environ.pop(variable_of("--api-key"), None)  # not for workers and decoders
@@ -231,7 +232,9 @@ def run(arguments: argparse.Namespace) -> int:
     for model in models.paths.values():
         check_model(model, worker_groups(arguments, model), executor_kind(arguments))
     edge = read_flags(arguments, EdgeOptions)
-    parse_allowed(edge.allowed_hosts, edge.allowed_origins)  # fails before anything is loaded
+    # Both fail before anything is loaded.
+    parse_allowed(edge.allowed_hosts, edge.allowed_origins)
+    most_connections(edge.max_connections)
     show_server_logs(arguments.log_format)
     listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:

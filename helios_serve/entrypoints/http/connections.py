@@ -3,6 +3,7 @@
 import asyncio
 import http
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ MAX_HEADER = 32 << 10
 MIN_RATE = 1 << 10
 """Bytes per second at which a body must arrive on average."""
 MAX_HEADER_LINES = 128
+HEADER_END = re.compile(rb"\n\r?\n")
 MANY_PIECES, SMALL_PIECE = 2000, 64
 """A chunked body with more pieces than this, smaller on average than that, is refused: each takes
 as long to parse as kilobytes of a larger one.
@@ -142,7 +144,7 @@ class BoundedConnection(h11.Connection):
 
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
-            header, _, _ = self.trailing_data[0].partition(b"\r\n\r\n")
+            header = HEADER_END.split(self.trailing_data[0], maxsplit=1)[0]
             if header.count(b"\n") > MAX_HEADER_LINES:
                 raise h11.RemoteProtocolError("too many header lines", error_status_hint=431)
         event = super().next_event()
@@ -257,6 +259,13 @@ class HttpConnection(H11Protocol):
                 self.transport.close()
             case "rest" if waited > LINGER_SECONDS:
                 self.transport.close()
+
+    def shutdown(self) -> None:
+        """Close the connection, after the response if a request has arrived."""
+        if self._current_phase() == "response":
+            super().shutdown()
+        else:
+            self.transport.close()
 
     def drop(self) -> None:
         if not self.transport.is_closing():

@@ -147,6 +147,16 @@ def test_a_client_that_sends_all_of_it_sees_the_refusal(edge: Edge, more: bytes)
         assert answers(edge, head, bytes(size), next_one, number=2)[1][0] == 400
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_body_may_have_many_lines(edge: Edge, end: bytes) -> None:
+    """It comes with its header, whose lines are counted."""
+    fields = {"input_file_id": "none", "endpoint": "/v1/videos", "completion_window": "24h"}
+    body = json.dumps(fields).encode().replace(b" ", 300 * end)
+    head = LINE + JSON + b"Content-Length: %d\r\n\r\n" % len(body)
+    ((status, answer),) = answers(edge, head.replace(b"\r\n", end) + body)
+    assert (status, error_in(answer)) == (404, "file 'none' not found")
+
+
 def test_a_body_that_is_wanted_is_continued(edge: Edge) -> None:
     with edge.connect() as connection:
         head = LINE + JSON + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
@@ -377,3 +387,32 @@ def test_the_limit_of_open_files_is_read_at_the_start() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 30 < int(found.stdout) < 48
+
+
+UPGRADE = (
+    b"GET /v1/realtime/video HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n"
+    b"Connection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+EMPTY_START, EMPTY_REST = b"\x01\x80\0\0\0\0", b"\x00\x80\0\0\0\0"
+"""Frames without content, of a text message that does not end."""
+
+
+def test_a_message_of_endless_empty_frames_is_refused(edge: Edge) -> None:
+    with edge.connect() as connection:
+        connection.sendall(UPGRADE)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 101 ")
+        connection.sendall(EMPTY_START + 10_000 * EMPTY_REST)
+        frame = everything(connection)
+    assert frame[:1] == b"\x88"  # close
+    assert int.from_bytes(frame[2:4], "big") == 1009
+
+
+def test_requests_that_have_not_arrived_do_not_delay_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as opened, running_edge(tmp_path / "data") as edge:
+        for data in (b"", b"GET", LINE + JSON + b"Content-Length: 10\r\n\r\n{"):
+            opened.enter_context(edge.connect()).sendall(data)
+        wait_for(lambda: edge.config.connections.known)
+    assert not [record for record in caplog.records if record.exc_info]
