@@ -42,9 +42,8 @@ class SGLang:
 
     @property
     def workers(self) -> list[int]:
-        """Processes of our workers: SGLang's scheduler is a child, and they are its children."""
-        schedulers = [pid for pid in children(self.pid) if is_python_child(pid)]
-        return [pid for own in schedulers for pid in children(own) if is_python_child(pid)]
+        """Processes of our workers, which are children of SGLang's scheduler, a child itself."""
+        return [pid for own in children(self.pid) for pid in children(own) if is_python_child(pid)]
 
     def create(self, **fields: Any) -> str:
         """Order a video; returns its id."""
