@@ -447,8 +447,13 @@ class World:
             jobs.advance(seconds)
         del left[stage]
 
-    def dispatch(self) -> None:
-        """Give out tasks, and fill all queues."""
+    def drain(self, name: str) -> None:
+        """Give the worker nothing new."""
+        self.scheduler.devices[name].is_draining = True
+        if name in self.queues:
+            self.scheduler.drain(self.worker(name))
+
+    def assign_tasks(self) -> None:
         devices = self.scheduler.devices
         for stage, rate in (("encode", self.encode_rate), ("decode", self.decode_rate)):
             tasks = self.scheduler.encoding if stage == "encode" else self.scheduler.decoding
@@ -456,6 +461,10 @@ class World:
             for worker_id, queued in tasks.assign(able, self.now):
                 assert rate is not None
                 self.jobs[worker_id].left[tasks.stage] = queued.cost / rate
+
+    def dispatch(self) -> None:
+        """Give out tasks, and fill all queues."""
+        self.assign_tasks()
         if self.decode_rate is not None:
             self.lead.update()
         for name in self.queues:
