@@ -197,6 +197,8 @@ class Scheduler:
             session = self.sessions.get(step.session_id)
             if session is not None and session.worker_id == worker.worker_id:
                 session.in_flight -= 1
+                if not (session.in_flight or session.is_runnable):
+                    worker.queue.withdraw(session)  # or it would claim the device while it waits
                 self.placement.settle(session, worker)
         self.placement.place_waiting()
 

@@ -87,6 +87,11 @@ class StageQueue:
         is_owed = any(self.is_owed(self.sessions[name]) for name in self._owed)
         return Claim(bool(self._with_work[True]), is_owed)
 
+    @property
+    def claimants(self) -> Set[str]:
+        """Ids of the sessions that have work here, queued or under way."""
+        return self._with_work[True] | self._with_work[False]
+
     def configure(self, config: SchedulingConfig) -> None:
         """Set the tenants' weights, also those of sessions that are here."""
         self.config = config

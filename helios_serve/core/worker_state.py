@@ -269,6 +269,8 @@ class WorkerState:
             assert session.in_flight == planned[session.session_id]
             runs = session.status is SessionStatus.RUNNING and session.is_runnable
             assert (session in self.queue) == runs, f"{session.session_id} is in the wrong line"
+            claims = session.session_id in self.queue.claimants
+            assert not claims or runs or session.in_flight, f"{session.session_id} claims in vain"
         outstanding = sum(session.remaining_cost for session in sessions)
         assert abs(self.outstanding_cost - outstanding) <= 1e-6 * max(1.0, outstanding)
 

@@ -1,4 +1,4 @@
-"""Random operations on the scheduler, with its accounts checked after each of them."""
+"""Random operations on the scheduler, with the accounts of all stages checked after each."""
 
 import contextlib
 from typing import Any
@@ -7,10 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from helios_serve.core.cost import encode_cost
+from helios_serve.core.device import Stage
 from helios_serve.core.session import Session
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
-from tests.support.scheduling import SESSION_BLOCKS, World
+from tests.support.scheduling import RATE, SESSION_BLOCKS, World, make_request, make_session
 from tests.support.tries import tries
 
 SIZES = [(640, 384), (128, 64), (192, 128)]
@@ -19,20 +21,32 @@ TEXT_ROWS = 250
 CONFIG = SchedulingConfig(
     max_queued=6, tenants={"a": TenantConfig(weight=3, max_sessions=5), "b": TenantConfig()}
 )
+PROBE = make_session(make_request("probe")).cost
+CHUNK_SECONDS = PROBE.chunk / RATE
+DECODE_RATE = PROBE.decode / CHUNK_SECONDS
+ENCODE_RATE = encode_cost(1) / CHUNK_SECONDS
+ROLES: tuple[tuple[Stage, ...], ...] = (
+    ("encode", "denoise", "decode"),
+    ("denoise", "decode"),
+    ("denoise",),
+    ("encode", "decode"),
+    ("decode",),
+)
 tenants = st.sampled_from("ab")
 tiers = st.sampled_from(["priority", "default", "flex"])
 tokens = st.sampled_from([5, 60, 110])
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Sessions of all kinds come, fork, turn and go while workers join, drain and die."""
+    """Sessions of all kinds come, fork, turn and go while workers of all roles join, drain and
+    die."""
 
-    @initialize()
-    def start(self) -> None:
-        self.world = World(CONFIG, workers=0)
+    @initialize(roles=st.lists(st.sampled_from(ROLES), min_size=1, max_size=3))
+    def start(self, roles: list[tuple[Stage, ...]]) -> None:
+        self.world = World(CONFIG, workers=0, encode_rate=ENCODE_RATE, decode_rate=DECODE_RATE)
         self.names = 0
-        for _ in range(2):
-            self.gain_worker()
+        for each in roles:
+            self.gain_worker(each)
 
     @property
     def sessions(self) -> list[str]:
@@ -104,10 +118,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name in self.world.queues:
             self.world.plan(name)
 
-    @precondition(lambda self: self.sessions)
+    @rule()
+    def give_out_tasks(self) -> None:
+        self.world.assign_tasks()
+
+    @precondition(lambda self: self.world.open)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        self.world.abort(self.pick(data))
+        """A session, or one that waits for nothing but its decoder."""
+        self.world.abort(data.draw(st.sampled_from(sorted(self.world.open))))
 
     @precondition(lambda self: self.sessions)
     @rule(data=st.data())
@@ -124,27 +143,38 @@ class SchedulerMachine(RuleBasedStateMachine):
     def allow_chunks(self, data: st.DataObject, limit: int) -> None:
         self.world.scheduler.allow_chunks(self.pick(data), limit)
 
-    @precondition(lambda self: len(self.world.queues) > 1)
+    @precondition(lambda self: len(self.world.jobs) > 1)
     @rule(data=st.data())
     def lose_worker(self, data: st.DataObject) -> None:
-        self.world.lose_worker(data.draw(st.sampled_from(sorted(self.world.queues))))
+        self.world.lose_worker(data.draw(st.sampled_from(sorted(self.world.jobs))))
 
-    @precondition(lambda self: len(self.world.queues) < 3)
-    @rule()
-    def gain_worker(self) -> None:
-        self.world.add_worker(self.new_name("worker"), BLOCKS, TEXT_ROWS)
+    @property
+    def at_tasks(self) -> list[str]:
+        devices = self.world.scheduler.devices
+        return sorted(name for name, device in devices.items() if device.tasks)
 
-    @precondition(lambda self: self.world.queues)
+    @precondition(lambda self: self.at_tasks)
+    @rule(data=st.data())
+    def lose_a_worker_with_a_task(self, data: st.DataObject) -> None:
+        self.world.lose_worker(data.draw(st.sampled_from(self.at_tasks)))
+
+    @precondition(lambda self: len(self.world.jobs) < 4)
+    @rule(roles=st.sampled_from(ROLES))
+    def gain_worker(self, roles: tuple[Stage, ...]) -> None:
+        self.world.add_worker(self.new_name("worker"), BLOCKS, TEXT_ROWS, roles=roles)
+
+    @precondition(lambda self: self.world.jobs)
     @rule(data=st.data())
     def drain(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.world.queues)))
-        self.world.scheduler.drain(self.world.worker(name))
+        self.world.drain(data.draw(st.sampled_from(sorted(self.world.jobs))))
 
     @rule()
     def remove_drained(self) -> None:
-        for name, worker in list(self.world.scheduler.workers.items()):
-            if worker.is_draining and worker.is_empty:
-                assert not self.world.books[name].opened
+        for name, device in list(self.world.scheduler.devices.items()):
+            worker = self.world.scheduler.workers.get(name)
+            is_empty = not device.tasks and (worker is None or worker.is_empty)
+            if device.is_draining and is_empty:
+                assert worker is None or not self.world.books[name].opened
                 self.world.lose_worker(name)
 
     @invariant()
@@ -154,6 +184,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_begins_without_inputs(self) -> None:
         assert all(item.is_ready for item in self.live if item.worker_id is not None)
+
+    @invariant()
+    def nothing_is_decoded_for_nobody(self) -> None:
+        waiting = [name for name in self.world.delivered if name in self.world.scheduler.decoding]
+        assert self.world.open.keys() >= set(waiting)
 
     def teardown(self) -> None:
         """Everything comes to its end, and then nothing is held; drained workers are empty."""
@@ -167,6 +202,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         world.run()
         world.scheduler.check_integrity()
         assert not world.scheduler.has_unfinished
+        assert not world.open, "a chunk was never delivered"
+        tasks = world.scheduler.encoding, world.scheduler.decoding
+        assert [queue.num_waiting for queue in tasks] == [0, 0]
+        assert not any(device.tasks for device in world.scheduler.devices.values())
         assert world.scheduler.stats().used_blocks == 0
         assert all(world.worker(name).is_empty for name in world.queues)
         assert not any(books.opened for books in world.books.values())

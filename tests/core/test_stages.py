@@ -4,6 +4,7 @@ import pytest
 
 from helios_serve.core.cost import encode_cost
 from helios_serve.core.device import Stage
+from helios_serve.errors import CapacityError
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from tests.support.scheduling import RATE, SESSION_BLOCKS, World, make_request, make_session
 
@@ -56,7 +57,6 @@ def test_a_priority_session_hardly_notices_six_others(
             assert world.tick()
         world.scheduler.check_integrity()
         gaps.append(longest_gap(world.delivered["live"]))
-    print(gaps)
     assert gaps[1] <= 2.5 * gaps[0]
 
 
@@ -118,5 +118,50 @@ def test_a_flood_delays_another_tenants_first_chunk_by_a_decode_and_a_step(
             waits.append(world.delivered["guest"][0] - arrival)
     alone, *others = waits
     decode = PROBE.decode / decode_rate
-    print(layout, alone, max(others), decode, STEP_SECONDS)
     assert max(others) - alone <= decode + 2 * STEP_SECONDS
+
+
+@LAYOUTS
+@BOTTLENECKS
+def test_flex_does_not_starve(layout: tuple[tuple[Stage, ...], ...], decode_rate: float) -> None:
+    """A quarter of a default tenant's chunks, and some even below a priority session."""
+    world = make_world(layout, decode_rate)
+    world.add("flex", tier="flex", tenant="f", chunks=2000)
+    world.add("default", tenant="d", chunks=2000)
+    world.run(until=400 * CHUNK_SECONDS)
+    assert world.counts["default"] / world.counts["flex"] == pytest.approx(4, rel=0.15)
+    before = world.counts
+    world.add("live", tier="priority", tenant="p", chunks=2000)
+    world.run(until=1400 * CHUNK_SECONDS)
+    got = {name: world.counts[name] - before.get(name, 0) for name in world.counts}
+    assert got["flex"] >= 0.01 * got["live"] > 0
+    assert got["default"] + got["flex"] >= 0.1 * sum(got.values())
+
+
+def test_admission_counts_the_decoder_where_it_is_the_bottleneck() -> None:
+    """Steps would do for ten sessions in real time, the decoder for two."""
+    period = 33 / 24
+    rate, decode_rate = 10 * PROBE.chunk / period / 0.85, 2 * PROBE.decode / period / 0.84
+    world = make_world(APART, decode_rate, rate=rate)
+    world.add("warm-up", chunks=3)
+    world.run()
+    for index in range(2):
+        world.add(f"live-{index}", tier="priority", chunks=30)
+    with pytest.raises(CapacityError, match="in real time"):
+        world.add("live-2", tier="priority")
+    world.run()
+    assert world.scheduler.stats().deadline_misses == 0
+
+
+def test_admission_adds_up_what_stages_take_of_one_device() -> None:
+    """Either stage alone would do for three sessions, both together for one."""
+    period = 33 / 24
+    rate, decode_rate = 3 * PROBE.chunk / period / 0.84, 3 * PROBE.decode / period / 0.84
+    world = make_world(SHARED, decode_rate, rate=rate)
+    world.add("warm-up", chunks=3)
+    world.run()
+    world.add("live-0", tier="priority", chunks=30)
+    with pytest.raises(CapacityError, match="in real time"):
+        world.add("live-1", tier="priority")
+    world.run()
+    assert world.scheduler.stats().deadline_misses == 0

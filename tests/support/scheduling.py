@@ -193,10 +193,15 @@ class Given(NamedTuple):
 
 
 class Jobs:
-    """What a worker is at: seconds of the whole device that are left of each stage's job."""
+    """What a worker is at: seconds of the whole device that are left of each stage's job, and when
+    it was begun."""
 
     def __init__(self) -> None:
         self.left: dict[Stage, float] = {}
+        self.begun: dict[Stage, float] = {}
+
+    def begin(self, stage: Stage, seconds: float, now: float) -> None:
+        self.left[stage], self.begun[stage] = seconds, now
 
     @property
     def next_end(self) -> float:
@@ -377,7 +382,8 @@ class World:
     def finish_one(self, name: str) -> None:
         """The worker returns its oldest plan, and those without steps behind it."""
         self._advance_to(name, "denoise")
-        seconds, output, snapshots = self.queues[name].popleft()
+        _, output, snapshots = self.queues[name].popleft()
+        seconds = self.now - self.jobs[name].begun["denoise"]
         self.forwards += 1
         self.done += [(self.now, step) for step in output.scheduled_steps]
         for session_id, snapshot in snapshots.items():
@@ -416,15 +422,13 @@ class World:
         """The worker returns an encode or decode task."""
         device = self.scheduler.devices[name]
         self._advance_to(name, stage)
-        cost = device.tasks[stage].cost
+        seconds = self.now - self.jobs[name].begun[stage]
         if stage == "encode":
-            assert self.encode_rate is not None
-            done = self.scheduler.encoding.finish(device, self.now, cost / self.encode_rate)
+            done = self.scheduler.encoding.finish(device, self.now, seconds)
             if done.session in self.live:
                 self.arrive(done.session.session_id, self.tokens[done.session.session_id])
         else:
-            assert self.decode_rate is not None
-            chunk = self.scheduler.decoding.finish(device, self.now, cost / self.decode_rate)
+            chunk = self.scheduler.decoding.finish(device, self.now, seconds)
             if chunk.session.session_id in self.open:
                 assert isinstance(chunk.task, DecodeTask)
                 self._decoded(chunk.session, chunk.task.chunk)
@@ -436,7 +440,7 @@ class World:
             queue.popleft()
             self.scheduler.update_from_output(self.worker(name))
         if queue and "denoise" not in self.jobs[name].left:
-            self.jobs[name].left["denoise"] = queue[0].seconds
+            self.jobs[name].begin("denoise", queue[0].seconds, self.now)
 
     def _advance_to(self, name: str, stage: Stage) -> None:
         """Let time pass until the worker has done the stage's job."""
@@ -447,15 +451,24 @@ class World:
             jobs.advance(seconds)
         del left[stage]
 
-    def dispatch(self) -> None:
-        """Give out tasks, and fill all queues."""
+    def drain(self, name: str) -> None:
+        """Give the worker nothing new."""
+        self.scheduler.devices[name].is_draining = True
+        if name in self.queues:
+            self.scheduler.drain(self.worker(name))
+
+    def assign_tasks(self) -> None:
         devices = self.scheduler.devices
         for stage, rate in (("encode", self.encode_rate), ("decode", self.decode_rate)):
             tasks = self.scheduler.encoding if stage == "encode" else self.scheduler.decoding
             able = [d for d in devices.values() if stage in d.roles and not d.is_draining]
             for worker_id, queued in tasks.assign(able, self.now):
                 assert rate is not None
-                self.jobs[worker_id].left[tasks.stage] = queued.cost / rate
+                self.jobs[worker_id].begin(tasks.stage, queued.cost / rate, self.now)
+
+    def dispatch(self) -> None:
+        """Give out tasks, and fill all queues."""
+        self.assign_tasks()
         if self.decode_rate is not None:
             self.lead.update()
         for name in self.queues:
