@@ -92,19 +92,7 @@ class Metrics:
         self.chunk_rtf = self._histogram(
             "chunk_rtf", "Time from one chunk to the next, divided by its playback time", RATIOS
         )
-        self.step_seconds = self._histogram(
-            "denoise_step_seconds", "Time of a denoise step of one batch", SHORT, "stage"
-        )
-        self.step_sessions = self._histogram(
-            "step_batch_sessions", "Sessions in a denoise step", COUNTS
-        )
-        self.step_tokens = self._histogram("step_batch_tokens", "Tokens in a denoise step", TOKENS)
-        self.decode_seconds = self._histogram(
-            "vae_decode_seconds", "Time to decode a chunk's latents and encode its frames", SHORT
-        )
-        self.encode_seconds = self._histogram(
-            "encode_seconds", "Time to encode the prompts and reference of a session", SHORT
-        )
+        self._add_stages()
         self.worker_deaths = self._counter(
             "worker_deaths", "Workers that died or were killed for not responding"
         )
@@ -129,6 +117,22 @@ class Metrics:
         )
         self.deadline_misses = self._totals(
             "chunk_deadline_misses", "Chunks of priority sessions that missed their deadline"
+        )
+
+    def _add_stages(self) -> None:
+        """Add the metrics of steps and tasks."""
+        self.step_seconds = self._histogram(
+            "denoise_step_seconds", "Time of a denoise step of one batch", SHORT, "stage"
+        )
+        self.step_sessions = self._histogram(
+            "step_batch_sessions", "Sessions in a denoise step", COUNTS
+        )
+        self.step_tokens = self._histogram("step_batch_tokens", "Tokens in a denoise step", TOKENS)
+        self.decode_seconds = self._histogram(
+            "vae_decode_seconds", "Time to decode a chunk's latents and encode its frames", SHORT
+        )
+        self.encode_seconds = self._histogram(
+            "encode_seconds", "Time to encode the prompts and reference of a session", SHORT
         )
 
     def render(self) -> bytes:

@@ -17,7 +17,13 @@ import msgspec
 from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.options.scheduling import DEFAULT_TENANT
 from helios_serve.store.database import Database
-from helios_serve.store.files import make_folder, make_private, storage_errors, sync_folder
+from helios_serve.store.files import (
+    create_file,
+    make_folder,
+    make_private,
+    storage_errors,
+    sync_folder,
+)
 
 DATABASE = "keys.sqlite3"
 IN_USE = "keys.in-use"
@@ -175,7 +181,7 @@ class KeyStore:
         """Record, outside of the table, that there are keys."""
         with storage_errors("write", self._in_use):
             if not self._in_use.exists():
-                make_private(self._in_use)
+                create_file(self._in_use).close()
                 sync_folder(self._in_use.parent)
 
 

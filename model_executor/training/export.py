@@ -9,16 +9,16 @@ from torch import Tensor
 
 from helios_serve.model_config import LATENT_CHANNELS, Variant
 from helios_serve.model_executor.components import Part, build_parts, patch_kernel
-from helios_serve.model_executor.models.helios.config import read_config
-from helios_serve.model_executor.models.nano.tokenizer import save_tokenizer
-from helios_serve.model_executor.models.published import (
+from helios_serve.model_executor.models.architectures import (
     TRANSFORMER,
     UMT5_XXL,
     WAN_VAE,
     model_index,
     scheduler_config,
-    write_json,
 )
+from helios_serve.model_executor.models.helios.config import read_config
+from helios_serve.model_executor.models.nano.tokenizer import save_tokenizer
+from helios_serve.model_executor.models.published import write_json
 from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe
 from helios_serve.model_executor.training.text_rows import vocabulary

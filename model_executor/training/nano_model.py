@@ -10,9 +10,9 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from helios_serve.model_config import HeliosConfig, SamplerConfig, TransformerConfig, Variant
+from helios_serve.model_executor.models.architectures import UMT5_XXL, scheduler_config
 from helios_serve.model_executor.models.helios.transformer import Block, HeliosTransformer
 from helios_serve.model_executor.models.nano.tokenizer import build_tokenizer
-from helios_serve.model_executor.models.published import UMT5_XXL, scheduler_config
 from helios_serve.model_executor.training.recipe import Recipe
 from helios_serve.model_executor.training.text_rows import TextRows, encode_captions, vocabulary
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from helios_serve.entrypoints.cli.main import make_parser
+from helios_serve.entrypoints.cli.parser import opposite
+from helios_serve.entrypoints.cli.settings import variable_of
 from helios_serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +21,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 CODE = re.compile(r"```\w*\n(?P<fence>.*?)```|^ {4}(?P<line>.*)$|`(?P<span>[^`\n]+)`", re.S | re.M)
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 METRIC = re.compile(r"\bhelios:([a-z]\w*)")
-SCRIPT = re.compile(r"\b(?:benchmarks|examples)/\w+\.py\b")
+SCRIPT = re.compile(r"\b(?:benchmarks|examples)/\w+\.py\b|model_executor/training/__main__\.py")
+FILE = re.compile(r"[\w-]+\.(yaml|safetensors)")
 VARIABLE = re.compile(r"\b(HELIOS_[A-Z_]+)\b")
 FOREIGN = {
     "mypy": {"strict"},
@@ -66,6 +69,8 @@ def command_flags() -> set[str]:
 def flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield from (name.removeprefix("--") for name in action.option_strings)
+        if action.nargs == 0:  # a switch
+            yield from (opposite(name).removeprefix("--") for name in action.option_strings)
         if isinstance(action, argparse._SubParsersAction):
             for choice in action.choices.values():
                 yield from flags_of(choice)
@@ -111,9 +116,18 @@ def test_flags_of_other_programs_are_named_somewhere() -> None:
 
 
 @documents
-def test_commands_are_accepted(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """helios-serve's parser takes them as they are written."""
+def test_commands_are_accepted(
+    document: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """helios-serve's parser takes them as they are written. The files that they name exist."""
+    monkeypatch.chdir(tmp_path)
     for arguments in commands(document, "helios-serve"):
+        for name in (argument.rpartition("=")[2] for argument in arguments):
+            if FILE.fullmatch(name):
+                Path(name).touch()
         accepted = is_mention(arguments) or is_accepted(arguments)
         assert accepted, (arguments, capsys.readouterr().err)
 
@@ -204,7 +218,8 @@ def test_variables_exist(document: Path) -> None:
         for folder in ("helios_serve", "kernels", "model_executor")
         for path in (ROOT / folder).rglob("*.py")
     ]
-    for name in set(VARIABLE.findall(document.read_text())):
+    of_flags = {variable_of(f"--{flag}") for flag in command_flags() if len(flag) > 1}
+    for name in set(VARIABLE.findall(document.read_text())) - of_flags:
         assert any(f'"{name}"' in source for source in sources), name
 
 

@@ -50,6 +50,7 @@ def test_only_the_ray_executor_imports_ray() -> None:
     }
     assert found == {
         "model_executor/executor/ray.py",
+        "model_executor/executor/ray_connection.py",
         "model_executor/executor/ray_worker.py",
     }
     for source in ALL_SOURCES:

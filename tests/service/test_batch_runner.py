@@ -36,19 +36,21 @@ PERMANENT = (
 
 
 class Builder:
-    """Raises the errors in turn, whatever is asked."""
+    """Raises the errors of a line in turn: those of line `n` are each `lines`th one from `n` on."""
 
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
+    def __init__(self, errors: tuple[Exception, ...], lines: int) -> None:
+        self.errors = [list(errors[line::lines]) for line in range(lines)]
 
-    async def make(self, *_: Any) -> None:
-        raise self.errors.pop(0)
+    async def make(self, fields: dict[str, Any], *_: Any) -> None:
+        raise self.errors[fields["seed"]].pop(0)
 
 
 async def errors_of(folder: Path, *errors: Exception, lines: int) -> list[dict[str, Any]]:
     """The results in the error file of a batch whose lines raise these errors."""
     with closing(ServiceTables(folder)) as tables:
-        names = [json.dumps({"custom_id": str(index), "body": {}}) for index in range(lines)]
+        names = [
+            json.dumps({"custom_id": str(index), "body": {"seed": index}}) for index in range(lines)
+        ]
         tables.files.scratch("file-in").write_text("\n".join(names))
         tables.files.add("file-in", "me", "lines.jsonl", "batch")
         batch = StoredBatch(
@@ -66,7 +68,7 @@ async def errors_of(folder: Path, *errors: Exception, lines: int) -> list[dict[s
         videos: Any = SimpleNamespace(
             store=SimpleNamespace(job=lambda _: None), engine=SimpleNamespace(models=models)
         )
-        builder: Any = Builder(*errors)
+        builder: Any = Builder(errors, lines)
         async with BatchRunner(videos, builder, tables):
             async with asyncio.timeout(20):
                 while (done := tables.batches.get("batch_1")) is None or done.status != "completed":

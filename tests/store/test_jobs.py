@@ -132,7 +132,7 @@ def test_a_damaged_request_is_named(path: Path, jobs: JobStore) -> None:
 
 
 def test_a_folder_that_is_not_there_and_a_closed_store_are_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="unable to open database file"):
+    with pytest.raises(StorageError, match="No such file or directory"):
         JobStore(tmp_path / "missing" / "jobs.sqlite3")
     jobs = JobStore(tmp_path / "jobs.sqlite3")
     jobs.close()

@@ -109,8 +109,7 @@ def make_app(
     references = References(
         folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
     )
-    loras = LoraModules(config.loras)
-    builder = RequestBuilder(engine, references, loras)
+    builder = RequestBuilder(engine, references, LoraModules(config.loras))
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder, RateLimits(engine, store)),
@@ -121,7 +120,7 @@ def make_app(
         files,
         BatchApi(runner, files, disk),
         UsageApi(engine, store, tables.files),
-        ServerInfo(engine, loras),
+        ServerInfo(engine, builder.loras),
         Probes(engine, lifecycle),
     )
     operations = [operation for part in parts for operation in part.operations]
