@@ -2,19 +2,21 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 
 class LoadClock:
     """All times of a run come from one of these. `start` sets its zero."""
 
-    def __init__(self) -> None:
-        self._zero = time.perf_counter()
+    def __init__(self, timer: Callable[[], float] = time.perf_counter) -> None:
+        self._timer = timer
+        self._zero = timer()
 
     def start(self) -> None:
-        self._zero = time.perf_counter()
+        self._zero = self._timer()
 
     def now(self) -> float:
-        return time.perf_counter() - self._zero
+        return self._timer() - self._zero
 
     async def sleep_until(self, when: float) -> None:
         """Sleep until `when`; return at once if it has passed."""

@@ -73,7 +73,7 @@ def share_of(
     frames = sum(
         chunk.frames
         for record in records
-        for chunk in record.chunks
+        for chunk in record.deliveries
         if any(start < chunk.at <= end for start, end in spans)
     )
     length = window[1] - window[0]

@@ -57,7 +57,7 @@ def window_of(
     end = max(starts, default=0.0) if duration is None or is_used_up else duration
     if stopped is not None:
         end = min(end, stopped)
-    arrivals = [chunk.at for record in records for chunk in record.chunks]
+    arrivals = [chunk.at for record in records for chunk in record.deliveries]
     if not any(warm_up < at <= end for at in arrivals):
         end = max(arrivals, default=0.0)
     return (min(warm_up, end), end)

@@ -1,8 +1,10 @@
 """The summary of a result as text, in the manner of vLLM's benchmarks."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from helios_serve.benchmarks.measure.statistics import CONFIDENCE
 from helios_serve.benchmarks.measure.summary import METRICS
 
 WIDTH = 78
@@ -83,22 +85,32 @@ def metric_lines(block: dict[str, Any], names: list[str]) -> Iterator[str]:
         yield f" {METRICS[name].title}{unit}, n = {own['n']} ".center(WIDTH, "-")
         yield row("mean", bounded(own["mean"], own["mean_low"], own["mean_high"], own["unit"]))
         for percentile, at in own["percentiles"].items():
-            text = bounded(at["value"], at["low"], at["high"], own["unit"])
-            yield row(f"p{percentile}", text)
+            yield row(f"p{percentile}", percentile_text(percentile, at, own))
     low = block["polled_e2el_low"]
     if low is not None:
         yield row("true end is later than (p50)", f"{low['percentiles']['50']['value']:.1f} ms")
 
 
+def percentile_text(percentile: str, at: dict[str, Any], own: dict[str, Any]) -> str:
+    """Return a percentile with its 90 % interval. Without an upper bound, it is at least the lower
+    one: that is all that so few samples say.
+    """
+    if at["high"] is not None or at["low"] is None:
+        return bounded(at["value"], at["low"], at["high"], own["unit"])
+    needed = math.ceil(math.log(1 - CONFIDENCE) / math.log(float(percentile) / 100))
+    low = number(at["low"], own["unit"])
+    return f">= {low}   (an upper bound needs about {needed} values)"
+
+
 def bounded(value: float, low: float | None, high: float | None, unit: str) -> str:
-    """Return a value with its 90 % interval. Without an upper bound it is ">=": too few samples."""
-    digits = 1 if unit == "ms" else 3
-    if low is None and high is None:
-        return f"   {value:12.{digits}f}   (too few samples for an interval)"
-    below = "..." if low is None else f"{low:.{digits}f}"
-    above = "..." if high is None else f"{high:.{digits}f}"
-    sign = ">=" if high is None else "  "
-    return f"{sign} {value:12.{digits}f}   90% interval [{below}, {above}]"
+    if low is None or high is None:
+        return f"   {number(value, unit)}   (too few values for an interval)"
+    bounds = f"[{number(low, unit).strip()}, {number(high, unit).strip()}]"
+    return f"   {number(value, unit)}   90% interval {bounds}"
+
+
+def number(value: float, unit: str) -> str:
+    return f"{value:12.{1 if unit == 'ms' else 3}f}"
 
 
 def player_lines(block: dict[str, Any]) -> Iterator[str]:

@@ -81,6 +81,13 @@ class SessionRecord(msgspec.Struct, kw_only=True):
         )
 
     @property
+    def deliveries(self) -> list[ChunkRecord]:
+        """The chunks; with polling, the whole video when it was found finished."""
+        if self.polled is None or self.outcome != "completed":
+            return self.chunks
+        return [ChunkRecord(self.polled[1], self.num_frames, 0)]
+
+    @property
     def frames(self) -> int:
         """Frames that arrived."""
         return sum(chunk.frames for chunk in self.chunks)

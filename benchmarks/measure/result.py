@@ -226,7 +226,7 @@ def frames_in(records: Sequence[SessionRecord], window: tuple[float, float]) -> 
     """Return the frames of the chunks that arrived in the window."""
     start, end = window
     return sum(
-        chunk.frames for record in records for chunk in record.chunks if start < chunk.at <= end
+        chunk.frames for record in records for chunk in record.deliveries if start < chunk.at <= end
     )
 
 

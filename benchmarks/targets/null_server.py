@@ -98,7 +98,7 @@ def json_response(body: dict[str, Any]) -> web.Response:
 
 async def serve(port: int) -> None:
     """Serve until cancelled; the first line of the output is the URL."""
-    runner = web.AppRunner(NullServer().app(), access_log=None)
+    runner = web.AppRunner(NullServer().app(), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()

@@ -148,7 +148,7 @@ def test_the_printed_result_shows_intervals_and_missing_bounds() -> None:
     text = printed(result_of(mixed_run(), command="c"), ["ttfc", "icl"])
     assert "6 offered = 2 completed + 1 failed + 1 refused + 1 timed out + 1 cancelled" in text
     assert "Time to first chunk (ms), n = 3" in text
-    assert "too few samples for an interval" in text
+    assert "an upper bound needs about 299 values" in text
 
 
 def test_files_of_a_result(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from helios_serve import __version__
 from helios_serve.entrypoints.cli import (
+    bench,
     generate,
     keys,
     run_batch,
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="helios-serve", description="Serve Helios long videos.")
     parser.add_argument("--version", action="version", version=f"helios-serve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, run_batch, keys, workers, vllm_omni_config):
+    for command in (generate, serve, run_batch, bench, keys, workers, vllm_omni_config):
         command.add_command(commands)
     arguments = parser.parse_args(argv)
     show_logs()

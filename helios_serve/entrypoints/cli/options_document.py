@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import inspect
 
+from helios_serve.options.benchmarks import LoadOptions, ReportOptions, TargetOptions
 from helios_serve.options.fields import Option, options_of, without_metadata
 from helios_serve.options.host import HostOptions
 from helios_serve.options.sampling import SamplingOptions
@@ -54,6 +55,24 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         "[tenants.md](tenants.md).",
         SchedulingConfig,
         BatchLimits,
+    ),
+    (
+        "Load of a benchmark",
+        "Flags of `helios-serve bench`: which sessions it starts, and when.",
+        LoadOptions,
+        None,
+    ),
+    (
+        "Target of a benchmark",
+        "Flags of `helios-serve bench serve` and `bench sweep`: which server is measured, and how.",
+        TargetOptions,
+        None,
+    ),
+    (
+        "Results of a benchmark",
+        "Flags of `helios-serve bench`: what is computed, and where it is written.",
+        ReportOptions,
+        None,
     ),
     (
         "Options inside another server",
