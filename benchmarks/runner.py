@@ -125,6 +125,7 @@ async def measure_target(
     if not report.disable_tqdm:
         watching.append(ProgressLine(load, clock).run())
     async with interruptible(load), background(*watching):
+        announce(workload)
         await load.run()
         seconds = clock.now()
     for record in load.records:
@@ -143,6 +144,15 @@ async def measure_target(
         stopped_because=load.stopped_because,
     )
     return Measured(run, load.sent)
+
+
+def announce(workload: Workload) -> None:
+    """Say what begins: from here on an interrupt keeps what was measured."""
+    last, users = workload.requests[-1].intended, workload.options.users
+    load = f"{len(workload.requests)} sessions in {last:.0f} s"
+    if users is not None:
+        load = f"{users} users"
+    print(f"the load starts: {load}", file=sys.stderr, flush=True)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ that does not exist is None: p90 has an upper bound from 29 samples on, p95 from
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -21,6 +21,8 @@ T_QUANTILES = (
 """Quantiles of Student's t at CONFIDENCE for 1 to 20 degrees of freedom."""
 DRAWS = 2000
 """Draws of a bootstrap."""
+MAX_CELLS = 4_000_000
+"""Weights of values that are held at a time."""
 BLOCK = 100
 """Draws that are computed together, which bounds memory."""
 
@@ -96,15 +98,6 @@ def mean_interval(values: Values, seed: int) -> Estimate:
     return ratio_interval(values, np.ones(len(values)), seed)
 
 
-def bootstrap(
-    values: Values, statistic: Callable[[NDArray[np.float64]], float], seed: int
-) -> NDArray[np.float64]:
-    """Return `statistic` of DRAWS samples of the values, drawn with replacement."""
-    given, random = np.asarray(values, float), np.random.default_rng(seed)
-    picks = (random.integers(len(given), size=len(given)) for _ in range(DRAWS))
-    return np.array([statistic(given[pick]) for pick in picks])
-
-
 def bounds_of(value: float, drawn: NDArray[np.float64]) -> Estimate:
     """Return a value with the quantiles of a bootstrap as its bounds."""
     if not len(drawn):
@@ -141,22 +134,42 @@ def clustered_quantiles(
     order = np.argsort(given)
     ordered, owners = given[order], np.asarray(clusters)[order]
     number = int(owners.max()) + 1
-    random = np.random.default_rng(seed)
-    drawn: list[list[float]] = [[] for _ in quantiles]
-    for _ in range(DRAWS if number > 1 else 0):
-        weights = np.bincount(random.integers(number, size=number), minlength=number)[owners]
-        total = np.cumsum(weights)
-        if not total[-1]:
-            continue
-        for found, q in zip(drawn, quantiles, strict=True):
-            found.append(float(ordered[np.searchsorted(total, q * total[-1])]))
+    drawn = np.full((0, len(quantiles)), np.nan)
+    if number > 1:
+        weights = session_weights(number, seed)
+        drawn = weighted_quantiles(ordered, owners, weights, quantiles)
     return [
         Estimate(
             exact.value,
             None if exact.low is None else bounds.low,
             None if exact.high is None else bounds.high,
         )
-        for q, found in zip(quantiles, drawn, strict=True)
+        for q, found in zip(quantiles, drawn.T, strict=True)
         for exact in [quantile_interval(ordered, q)]
-        for bounds in [bounds_of(exact.value, np.array(found))]
+        for bounds in [bounds_of(exact.value, found)]
     ]
+
+
+def session_weights(number: int, seed: int) -> NDArray[np.int64]:
+    """Return DRAWS draws with replacement of `number` sessions, as how often each was drawn."""
+    random = np.random.default_rng(seed)
+    return random.multinomial(number, np.full(number, 1 / number), size=DRAWS)
+
+
+def weighted_quantiles(
+    ordered: NDArray[np.float64],
+    owners: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    quantiles: Sequence[float],
+) -> NDArray[np.float64]:
+    """Return quantiles of ascending values for each row of weights of their owners.
+
+    The result has the shape (rows, quantiles). Rows are computed in blocks, which bounds memory.
+    """
+    rows = max(1, MAX_CELLS // len(ordered))
+    found = []
+    for start in range(0, len(weights), rows):
+        totals = np.cumsum(weights[start : start + rows][:, owners], axis=1)
+        ranks = [(totals < q * totals[:, -1:]).sum(axis=1) for q in quantiles]
+        found.append(ordered[np.array(ranks).T])
+    return np.concatenate(found)

@@ -43,20 +43,32 @@ def url() -> Iterator[str]:
         yield found
 
 
-def start(*flags: str, **options: Any) -> Process:
-    return subprocess.Popen(
+@contextmanager
+def started(*flags: str, **options: Any) -> Iterator[Process]:
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", "helios_serve", "bench", "serve", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **options,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_load(process: Process) -> None:
+    """Until the load has run for a while."""
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("the load starts")
+    time.sleep(1.0)
 
 
 def bench(*flags: str, **options: Any) -> tuple[int, str, str]:
     """Run the command: its status, its output and its errors."""
-    process = start(*flags, **options)
-    output, errors = process.communicate(timeout=120)
+    with started(*flags, **options) as process:
+        output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 
 
@@ -96,10 +108,10 @@ def test_the_trace_of_a_run_can_be_replayed(url: str, tmp_path: Path) -> None:
 
 def test_an_interrupt_writes_what_was_measured(url: str, tmp_path: Path) -> None:
     flags = ("--request-rate", "20", "--num-prompts", "10000", "--result-dir", str(tmp_path))
-    process = start("--base-url", url, "--no-self-check", *flags)
-    time.sleep(3.0)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    with started("--base-url", url, "--no-self-check", *flags) as process:
+        wait_for_load(process)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "interrupted: writing what was measured" in errors
     assert "INVALID RUN" in output
@@ -110,9 +122,11 @@ def test_an_interrupt_writes_what_was_measured(url: str, tmp_path: Path) -> None
 
 def test_a_server_that_dies_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
     flags = ("--request-rate", "20", "--num-prompts", "10000", "--result-dir", str(tmp_path))
-    with null_server() as (server, found):
-        process = start("--base-url", found, "--no-self-check", *flags)
-        time.sleep(3.0)
+    with (
+        null_server() as (server, found),
+        started("--base-url", found, "--no-self-check", *flags) as process,
+    ):
+        wait_for_load(process)
         server.kill()
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -132,7 +146,7 @@ def test_a_full_disk_is_one_line_after_the_result(url: str, tmp_path: Path) -> N
     )
     assert code == 2
     assert "3 offered = 3 completed" in output
-    (line,) = errors.strip().splitlines()
+    _, line = errors.strip().splitlines()
     assert line.startswith(f"helios-serve: error: cannot write {tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
