@@ -113,7 +113,7 @@ async def measure_target(
     options: TargetOptions,
     report: ReportOptions,
     *,
-    timing: Timing,
+    timing: str,
     sampler: MetricsSampler | None = None,
 ) -> Measured:
     """Run the load against a target, and watch this client, and the server's gauges, meanwhile."""

@@ -28,6 +28,8 @@ DEFAULT_GATES = (
     "mean_e2el_ms>+5%",
     "frames_per_second<-5%",
 )
+SHOWN = ("ttfc", "icl", "e2el", "needed_buffer", "stall", "switch_latency", "chunk_rtf")
+"""Metrics that are compared without a gate as well."""
 GATE = re.compile(r"(\w+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)%")
 KEY = re.compile(rf"(mean|median|p\d+(?:\.\d+)?)_({'|'.join(METRICS)})(_ms)?")
 
@@ -163,8 +165,8 @@ def keys_of(base: Side, new: Side, gates: Sequence[Gate]) -> list[tuple[str, Gat
     rest = [
         f"{statistic}_{name}{'_ms' if metric.unit == 'ms' else ''}"
         for name, metric in METRICS.items()
-        if name in both
-        for statistic in ("mean", "median", "p90")
+        if name in both and name in SHOWN
+        for statistic in ("mean", "p90")
     ]
     known = {gate.key for gate in gates}
     return gated + [(key, None) for key in (*rest, *RATES) if key not in known]
@@ -183,7 +185,6 @@ def frames_of(record: SessionRecord, side: Side) -> float:
 
 RATES: dict[str, Callable[[SessionRecord, Side], float]] = {
     "frames_per_second": frames_of,
-    "request_throughput": lambda record, _: float(record.outcome == "completed"),
 }
 """Rates, as what each session adds to them."""
 
@@ -204,7 +205,7 @@ def draws_of(side: Side, key: str, seed: int) -> Draws:
     """Return bootstrap draws of a value: each draws the run's sessions with replacement."""
     if key in RATES:
         own = np.array([RATES[key](record, side) for record in side.sessions])
-        return np.asarray(session_weights(len(own), seed) @ own / length_of(side, key), float)
+        return np.asarray(session_weights(len(own), seed) @ own / length_of(side), float)
     match = KEY.fullmatch(key)
     assert match is not None, "checked by Gate.parse"
     parts = parts_of(side, match[2])
@@ -213,10 +214,9 @@ def draws_of(side: Side, key: str, seed: int) -> Draws:
     return np.array(statistic_of(match[1], parts, session_weights(len(parts), seed)))
 
 
-def length_of(side: Side, key: str) -> float:
+def length_of(side: Side) -> float:
     start, end = side.result["helios"]["window"]
-    seconds = end - start if key == "frames_per_second" else side.result["duration"]
-    return max(float(seconds), 1e-9)
+    return max(float(end - start), 1e-9)
 
 
 def parts_of(side: Side, name: str) -> list[list[float]]:

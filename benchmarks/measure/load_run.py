@@ -5,7 +5,7 @@ from typing import NamedTuple
 from helios_serve.benchmarks.load.workload import Workload
 from helios_serve.benchmarks.measure.record import SessionRecord
 from helios_serve.benchmarks.measure.server_metrics import GaugeSample
-from helios_serve.options.benchmarks import ReportOptions, TargetOptions, Timing
+from helios_serve.options.benchmarks import ReportOptions, TargetOptions
 
 
 class ClientLoad(NamedTuple):
@@ -21,13 +21,14 @@ class ClientLoad(NamedTuple):
 class LoadRun(NamedTuple):
     """One run. `window` and `seconds` are in seconds since the start of the load.
 
-    `counts` are the growth of the server's counters, `samples` its gauges over time.
+    `timing` is a `Timing`, or "engine" without a server. `counts` are the growth of the server's
+    counters, `samples` its gauges over time.
     """
 
     workload: Workload
     target: TargetOptions
     report: ReportOptions
-    timing: Timing
+    timing: str
     records: list[SessionRecord]
     window: tuple[float, float]
     seconds: float

@@ -55,6 +55,7 @@ def timing_text(block: dict[str, Any]) -> str:
     texts = {
         "media": "their last byte at the client",
         "events": "the server's events (available, not delivered)",
+        "engine": "the engine, when it has them (nothing is delivered)",
         "poll": f"polls every {block['poll_interval']} s: no chunks, latencies are intervals",
     }
     return texts[block["timing"]]

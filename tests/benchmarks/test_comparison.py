@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helios_serve.benchmarks.measure import statistics
 from helios_serve.benchmarks.measure.comparison import (
     DEFAULT_GATES,
     Gate,
@@ -17,7 +18,8 @@ from helios_serve.benchmarks.measure.comparison import (
     usable_gates,
     value_of,
 )
-from helios_serve.benchmarks.measure.result import result_of
+from helios_serve.benchmarks.measure.record import SessionRecord
+from helios_serve.benchmarks.measure.result import frames_in, result_of
 from helios_serve.benchmarks.measure.statistics import Estimate
 from helios_serve.errors import InvalidRequestError
 from tests.support.bench_records import run_of, session
@@ -25,8 +27,8 @@ from tests.support.bench_records import run_of, session
 GATES = [Gate.parse(text) for text in DEFAULT_GATES]
 
 
-def side(seed: int, *, factor: float = 1.0, num: int = 120, **fields: Any) -> Side:
-    """A run whose latencies are drawn, `factor` times as long as usual."""
+def drawn_sessions(seed: int, factor: float, num: int) -> list[SessionRecord]:
+    """Sessions whose latencies are drawn, `factor` times as long as usual."""
     random = np.random.default_rng(seed)
     records = []
     for number in range(num):
@@ -34,28 +36,56 @@ def side(seed: int, *, factor: float = 1.0, num: int = 120, **fields: Any) -> Si
         gaps = factor * np.array([random.lognormal(0, 0.25), *random.lognormal(0, 0.15, size=5)])
         arrivals = tuple(float(at) for at in start + np.cumsum(gaps))
         records.append(session(number, intended=start, arrivals=arrivals))
-    run = run_of(records, window=(0.0, float(num)), **fields)
+    return records
+
+
+def side(seed: int, *, factor: float = 1.0, num: int = 120, **fields: Any) -> Side:
+    run = run_of(drawn_sessions(seed, factor, num), window=(0.0, float(num)), **fields)
     return Side(f"run {seed}", result_of(run, command="c"), run.records)
+
+
+def quick_side(seed: int, *, factor: float = 1.0, num: int = 120) -> Side:
+    """The same, of which only what a comparison reads is computed."""
+    records = drawn_sessions(seed, factor, num)
+    frames = frames_in(records, (0.0, float(num)))
+    block = {
+        "window": (0.0, float(num)),
+        "player": {"buffer": 1.0},
+        "metrics": {},
+        "frames_per_second": frames / num,
+    }
+    return Side(f"run {seed}", {"helios": block}, records)
 
 
 def verdicts(base: Side, new: Side) -> set[str | None]:
     return {each.verdict for each in compare(base, new, GATES) if each.gate is not None}
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bootstrap of fewer draws, for tests of many comparisons."""
+    monkeypatch.setattr(statistics, "DRAWS", 300)
+
+
+@pytest.mark.usefixtures("few_draws")
 def test_equal_servers_alarm_at_most_once_in_twenty() -> None:
-    alarms = sum("regression" in verdicts(side(2 * k), side(2 * k + 1)) for k in range(20))
+    alarms = sum(
+        "regression" in verdicts(quick_side(2 * k), quick_side(2 * k + 1)) for k in range(20)
+    )
     assert alarms <= 1
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_slow_down_of_15_percent_is_found() -> None:
     found = sum(
-        "regression" in verdicts(side(2 * k), side(2 * k + 1, factor=1.15)) for k in range(20)
+        "regression" in verdicts(quick_side(2 * k), quick_side(2 * k + 1, factor=1.15))
+        for k in range(20)
     )
     assert found >= 18
 
 
 def test_a_run_compared_with_itself_passes() -> None:
-    own = side(0, num=600)
+    own = side(0, num=300)
     compared = compare(own, own, GATES)
     assert exit_status(compared) == 0, table_lines(compared)
     assert all(each.ratio.value == 1 for each in compared)

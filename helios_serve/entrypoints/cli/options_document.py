@@ -10,6 +10,7 @@ from helios_serve.options.fields import Option, options_of, without_metadata
 from helios_serve.options.host import HostOptions
 from helios_serve.options.sampling import SamplingOptions
 from helios_serve.options.scheduling import BatchLimits, SchedulingConfig
+from helios_serve.options.sweeps import CompareOptions, SweepOptions
 from helios_serve.options.workers import WorkerOptions
 from helios_serve.service.protocol import CreateVideo
 
@@ -72,6 +73,18 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         "Results of a benchmark",
         "Flags of `helios-serve bench`: what is computed, and where it is written.",
         ReportOptions,
+        None,
+    ),
+    (
+        "Sweeps",
+        "Flags of `helios-serve bench sweep`: a grid of loads, or a search for the capacity.",
+        SweepOptions,
+        None,
+    ),
+    (
+        "Comparisons",
+        "Flags of `helios-serve bench compare`.",
+        CompareOptions,
         None,
     ),
     (

@@ -76,3 +76,21 @@ def test_prompt_switches_and_clients_that_leave(alone: Server, tmp_path: Path) -
     with httpx.Client(base_url=alone.url, timeout=60) as http:
         newest = http.get("/v1/videos", params={"limit": 1}).json()["data"][0]
     assert newest["error"]["code"] == "cancelled"
+
+
+@pytest.mark.parametrize("benchmark", ["throughput", "latency"])
+def test_the_engine_is_measured_without_a_server(
+    benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ("--width", "64", "--height", "64", "--num-frames", "40", "--num-prompts", "2")
+    flags = ("--device", "cpu", "--executor", "inline", "--result-dir", str(tmp_path))
+    assert main(["bench", benchmark, *flags, *shape]) in (0, 1)  # 1: the machine is busy
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["completed"] == 2
+    assert (result["backend"], result["endpoint_type"]) == (benchmark, "offline")
+    assert result["helios"]["loop"] == ("open" if benchmark == "throughput" else "closed")
+    assert result["helios"]["timing"] == "engine"
+    assert result["max_concurrent_requests"] == (2 if benchmark == "throughput" else 1)
+    assert result["helios"]["metrics"]["icl"]["n"] == 2
+    assert "nothing is delivered" in capsys.readouterr().out
