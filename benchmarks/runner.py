@@ -11,7 +11,7 @@ import msgspec
 
 from helios_serve.benchmarks.load.clock import LoadClock
 from helios_serve.benchmarks.load.generator import LoadGenerator
-from helios_serve.benchmarks.load.lag import LagMeter
+from helios_serve.benchmarks.load.lag import LagMeter, memory_mib
 from helios_serve.benchmarks.load.progress import ProgressLine
 from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.self_check import client_floor
@@ -101,6 +101,8 @@ async def warm_up(
     async with interruptible(load):
         await load.run()
     for record in load.records:
+        if record.code == "interrupted":
+            raise KeyboardInterrupt
         if record.outcome != "completed":
             reason = record.error or record.code
             raise HeliosError(f"a warm-up session ({record.shape}) {record.outcome}: {reason}")
@@ -139,7 +141,7 @@ async def measure_target(
         load.records,
         window_of(workload, load.records, report.warmup_seconds, stopped),
         max((record.ended or 0.0 for record in load.records), default=0.0),
-        ClientLoad(lag.lags, lag.cpu_share, None),
+        ClientLoad(lag.lags, lag.cpu_share, memory_mib(), None),
         samples=[] if sampler is None else sampler.samples,
         stopped_because=load.stopped_because,
     )
@@ -180,7 +182,7 @@ async def interruptible(load: LoadGenerator) -> AsyncIterator[None]:
     def interrupt() -> None:
         loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\ninterrupted: writing what was measured", file=sys.stderr)
+        print("\ninterrupted: ending the sessions under way", file=sys.stderr)
         load.stop("interrupted by the user")
 
     loop.add_signal_handler(signal.SIGINT, interrupt)

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import resource
+import sys
 
 from helios_serve.benchmarks.load.clock import LoadClock
 
@@ -27,6 +29,12 @@ class LagMeter:
                 self.lags.append(max(0.0, self._clock.now() - due))
         finally:
             self.cpu_share = (cpu_seconds() - used) / max(self._clock.now() - began, 1e-9)
+
+
+def memory_mib() -> float:
+    """Return the most memory that this process has used, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def cpu_seconds() -> float:

@@ -9,12 +9,16 @@ from helios_serve.options.benchmarks import ReportOptions, TargetOptions
 
 
 class ClientLoad(NamedTuple):
-    """How busy this client was: delays of its event loop in seconds, its CPU time per second, and
-    the p99 of the time to the first chunk against a null server.
+    """How busy this client was.
+
+    - `lags`: delays of its event loop, in seconds.
+    - `cpu`: its CPU time per second; `memory_mib`: the most memory that it used.
+    - `null_ttfc`: p99 of the time to the first chunk against a null server, in seconds.
     """
 
     lags: list[float]
     cpu: float
+    memory_mib: float
     null_ttfc: float | None
 
 

@@ -153,7 +153,9 @@ def client_lines(block: dict[str, Any]) -> Iterator[str]:
         f"sending p99 {client['send_lag_p99_ms']:.1f} ms, event loop p99 "
         f"{client['lag_p99_ms']:.1f} ms{against}",
     )
-    yield row("its CPU", f"{client['cpu']:.0%} of a core")
+    yield row(
+        "its CPU and memory", f"{client['cpu']:.0%} of a core, {client['memory_mib']:.0f} MiB"
+    )
 
 
 def percent(share: Any) -> str:

@@ -49,11 +49,12 @@ class PlayerSummary(msgspec.Struct, frozen=True):
 
 
 class ClientSummary(msgspec.Struct, frozen=True):
-    """The client's own delay, in milliseconds, and its CPU time per second."""
+    """The client's own delay, in milliseconds, its CPU time per second, and its memory."""
 
     lag_p99_ms: float
     send_lag_p99_ms: float
     cpu: float
+    memory_mib: float
     null_ttfc_p99_ms: float | None
     version: str
     python: str
@@ -305,6 +306,7 @@ def client_of(run: LoadRun) -> ClientSummary:
         lag_p99_ms=1000 * quantile(lags, 0.99),
         send_lag_p99_ms=1000 * quantile(sends or [0.0], 0.99),
         cpu=run.client.cpu,
+        memory_mib=run.client.memory_mib,
         null_ttfc_p99_ms=None if floor is None else 1000 * floor,
         version=__version__,
         python=platform.python_version(),

@@ -22,6 +22,10 @@ REFUSED = (429, 503)
 RETRY_SECONDS = 0.5
 PROBE_SECONDS = 5.0
 READ_SIZE = 1 << 20
+KEEP_ALIVE_SECONDS = 3.0
+"""Seconds for which idle connections are kept: less than servers do (uvicorn 5 s), since a request
+that is sent while its connection is closed would count as a failure of the server.
+"""
 
 
 class Capabilities(NamedTuple):
@@ -122,7 +126,7 @@ class Server:
 @asynccontextmanager
 async def connected(options: TargetOptions, tenants: LoadTenants) -> AsyncIterator[Server]:
     """Yield a server with a connection pool that limits nothing."""
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=600)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, read_bufsize=READ_SIZE

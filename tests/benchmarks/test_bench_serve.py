@@ -113,7 +113,7 @@ def test_an_interrupt_writes_what_was_measured(url: str, tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "interrupted: writing what was measured" in errors
+    assert "interrupted: ending the sessions under way" in errors
     assert "INVALID RUN" in output
     result = result_in(tmp_path)
     assert result["helios"]["invalid_because"][0] == "interrupted by the user"

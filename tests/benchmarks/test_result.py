@@ -113,7 +113,7 @@ def test_the_price_of_a_minute_of_video() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda run: run._replace(client=ClientLoad([0.5], 0.1, None)), "event loop"),
+        (lambda run: run._replace(client=ClientLoad([0.5], 0.1, 100.0, None)), "event loop"),
         (lambda run: run._replace(stopped_because="interrupted by the user"), "interrupted"),
         (lambda run: run._replace(records=run.records[2:3]), "no session was completed"),
     ],

@@ -57,6 +57,6 @@ def run_of(
         records,
         window,
         max(record.ended or 0.0 for record in records),
-        ClientLoad([0.001], 0.1, 0.002),
+        ClientLoad([0.001], 0.1, 100.0, 0.002),
     )
     return run._replace(**fields)
