@@ -17,6 +17,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     - `image`, `video`: a path of a reference.
     - `switches`: prompt switches, as (time, prompt).
     - `stop_after_ms`: when the client leaves.
+    - `slo_ms`: a bound of its end-to-end latency, which a good session meets.
     - `extra`: keys of the line that are not known; they are kept, and not sent.
     """
 

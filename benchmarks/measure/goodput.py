@@ -28,7 +28,7 @@ class Slo(NamedTuple):
         return cls(tuple(map(parse_objective, texts)))
 
     def is_met(self, record: SessionRecord, buffer: float) -> bool:
-        """Whether a session was completed within all bounds.
+        """Whether a session was completed within all bounds, and within its own of a trace.
 
         `buffer` is the player's start-up buffer in seconds. A value that the timing mode cannot
         give, such as ttfc with polling, is not met.
@@ -36,6 +36,8 @@ class Slo(NamedTuple):
         if record.outcome != "completed":
             return False
         found = session_metrics(record, buffer)
+        if record.slo_ms is not None and (found.e2el is None or 1000 * found.e2el > record.slo_ms):
+            return False
         values = {
             "ttfc": found.ttfc,
             "e2el": found.e2el,

@@ -41,6 +41,7 @@ class SessionRecord(msgspec.Struct, kw_only=True):
     - `sent`, `accepted`: when the request was sent, and answered.
     - `polled`: with polling, the last poll that found it unfinished was sent, and the first that
       found it finished was answered. Its end lies between them.
+    - `slo_ms`: the session's own bound of its end-to-end latency, from a trace.
     - `is_counted`: whether it belongs to the measurement, and not to the warm-up.
     """
 
@@ -63,6 +64,7 @@ class SessionRecord(msgspec.Struct, kw_only=True):
     polled: tuple[float, float] | None = None
     switches: list[SwitchRecord] = []
     is_counted: bool = True
+    slo_ms: float | None = None
 
     @classmethod
     def of(cls, request: SessionRequest, number: int, intended: float) -> "SessionRecord":
@@ -76,6 +78,7 @@ class SessionRecord(msgspec.Struct, kw_only=True):
             fps=request.fps,
             intended=intended,
             released=intended,
+            slo_ms=request.slo_ms,
             chunks=[],
             switches=[],
         )

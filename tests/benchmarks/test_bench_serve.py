@@ -82,14 +82,14 @@ def result_in(folder: Path) -> dict[str, Any]:
 def test_a_run_against_a_server_that_answers_at_once(
     url: str, tmp_path: Path, endpoint: tuple[str, ...]
 ) -> None:
-    """The floor of the client itself: under 50 ms to the first chunk on a busy machine."""
+    """A hundred sessions a second take less than half a core of the client."""
     flags = ("--request-rate", "100", "--num-prompts", "100", "--result-dir", str(tmp_path))
     code, output, errors = bench("--base-url", url, *flags, *endpoint)
     result = result_in(tmp_path)
     assert code == 0 or "the client lags" in output, errors
     assert result["completed"] == 100
     assert result["helios"]["frames"] > 0
-    assert result["median_ttfc_ms"] < 50
+    assert result["helios"]["client"]["cpu"] < 0.5
     assert result["helios"]["client"]["null_ttfc_p99_ms"] > 0
     assert "100 offered = 100 completed" in output
 

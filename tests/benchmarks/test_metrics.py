@@ -99,6 +99,13 @@ def test_a_session_without_chunks_meets_no_bound_on_them() -> None:
     assert not Slo.parse(["ttfc:60000"]).is_met(polled, 0.0)
 
 
+def test_a_session_of_a_trace_may_have_a_bound_of_its_own() -> None:
+    """It takes eight seconds."""
+    assert Slo().is_met(session(arrivals=LATE, slo_ms=8000), 0.0)
+    assert not Slo().is_met(session(arrivals=LATE, slo_ms=7999), 0.0)
+    assert not Slo.parse(["ttfc:1"]).is_met(session(arrivals=LATE, slo_ms=8000), 0.0)
+
+
 @pytest.mark.parametrize("text", ["ttfc", "ttfc:", "ttfc:x", "ttfc:-1", "fps:3", "ttfc:nan"])
 def test_bounds_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="expected KEY:VALUE"):

@@ -46,7 +46,7 @@ def load_server(
 
 @pytest.mark.parametrize("options", [{"timing": "media"}, {"timing": "events"}, REALTIME])
 def test_a_chunk_has_come_when_its_last_byte_has(options: dict[str, Any]) -> None:
-    """Not before the server wrote it, and soon after."""
+    """Not before the server wrote it, and soon after, even on a busy machine."""
     script = ScriptedServer()
     records, zero = load_server(script, num=3, **options)
     for record in records:
@@ -55,7 +55,7 @@ def test_a_chunk_has_come_when_its_last_byte_has(options: dict[str, Any]) -> Non
         assert [chunk.frames for chunk in record.chunks] == [33, 33, 33]
         written = [at - zero for at in script.written[record.video_id]]
         for chunk, at in zip(record.chunks, written, strict=True):
-            assert at <= chunk.at < at + 1
+            assert at <= chunk.at < at + 10
         assert record.sent is not None
         assert record.accepted is not None
         assert record.intended <= record.sent <= record.accepted <= record.chunks[0].at
@@ -150,7 +150,7 @@ def test_a_connection_that_breaks_is_a_failure(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", [{"timing": "media"}, REALTIME])
 def test_a_prompt_switch_is_seen_in_the_chunk_that_it_affects(options: dict[str, Any]) -> None:
     request = msgspec.structs.replace(REQUEST, switches=((20.0, "b"),))
-    script = ScriptedServer((0.0, 0.0, 0.3))
+    script = ScriptedServer((0.0, 0.0, 1.5))
     records, _ = load_server(script, request, **options)
     (switch,) = records[0].switches
     assert script.switched == ["b"]
@@ -159,12 +159,12 @@ def test_a_prompt_switch_is_seen_in_the_chunk_that_it_affects(options: dict[str,
 
 
 def test_a_client_that_leaves_tells_the_server() -> None:
-    request = msgspec.structs.replace(REQUEST, stop_after_ms=300.0)
+    request = msgspec.structs.replace(REQUEST, stop_after_ms=1500.0)
     script = ScriptedServer((0.0, 30.0))
     records, _ = load_server(script, request)
     assert (records[0].outcome, records[0].code) == ("cancelled", "left")
     assert script.calls == ["/v1/videos/video_0/cancel"]
-    script = ScriptedServer((0.0, 1.0))
+    script = ScriptedServer((0.0, 30.0))
     records, _ = load_server(script, request, **REALTIME)
     assert records[0].outcome == "cancelled"
     assert script.calls == ["session.stop"]
