@@ -15,7 +15,7 @@ BROWSERS := chromium chromium-browser google-chrome
 WHEELS := build/wheels
 NANO := build/nano
 GPU_PACKAGES := build/gpu-packages
-# What benchmarks/vae.py and the whole way of benchmarks/denoise.py import beside torch, triton and transformers.
+# What benchmarks/micro/vae.py and the whole way of benchmarks/micro/denoise.py import beside torch, triton and transformers.
 GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psutil wcwidth
 
 # The repository's own kernels/ must never shadow Hugging Face's package of that name.
@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "1 of 2: torch, the largest package"
 	$(BIN)/pip install -q -c constraints.txt torch
 	@echo "2 of 2: helios-serve, with Ray and the development tools"
-	$(BIN)/pip install -q -c constraints.txt -e ".[ray,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench,ray,dev]"
 	@touch $@
 	@echo "$(VENV) is ready: $$(du -sh $(VENV) | cut -f1) in $$(( $$(date +%s) - $$(cat $(VENV).started) )) s. Next: make serve"
 	@rm -f $(VENV).started
@@ -61,14 +61,15 @@ lint: $(READY)  ## check formatting and style
 # The tree as it is imported, not as it is stored, with the version that an installation would know.
 tree:  ## link the sources into build/tree as they are imported, for PYTHONPATH and mypy
 	rm -rf $(TREE) && mkdir -p $(TREE)/helios_serve $(TREE)/helios_serve-source.dist-info
-	ln -s $(CURDIR)/helios_serve/* $(CURDIR)/model_executor $(CURDIR)/kernels $(TREE)/helios_serve
+	ln -s $(CURDIR)/helios_serve/* $(CURDIR)/model_executor $(CURDIR)/kernels $(CURDIR)/benchmarks $(TREE)/helios_serve
 	{ echo "Name: helios-serve"; sed -n 's/^version = "\(.*\)"/Version: \1/p' pyproject.toml; } \
 	  > $(TREE)/helios_serve-source.dist-info/METADATA
 
-# `tests` and `benchmarks` are linked away from the root, where kernels/ would be a package too.
+# `tests` is linked away from the root, where kernels/ would be a package too. The micro-benchmarks are checked
+# as helios_serve.benchmarks.micro.
 typecheck: $(READY) tree  ## check the types of the package, tests, benchmarks and examples
-	mkdir -p $(CHECKED) && ln -sfn $(CURDIR)/tests $(CURDIR)/benchmarks $(CHECKED)
-	MYPYPATH=$(TREE):$(CHECKED) $(BIN)/mypy -p helios_serve -p tests -p benchmarks
+	mkdir -p $(CHECKED) && ln -sfn $(CURDIR)/tests $(CHECKED)
+	MYPYPATH=$(TREE):$(CHECKED) $(BIN)/mypy -p helios_serve -p tests
 	$(BIN)/mypy examples
 
 test: $(READY)  ## run the fast tests
@@ -107,27 +108,27 @@ test-sglang: $(READY)  ## run the tests with the real SGLang, in an environment 
 	$(BIN)/pytest -m sglang
 
 bench: $(READY)  ## run the CPU benchmarks; results go to benchmarks/results
-	$(BIN)/python benchmarks/vae.py --size 128x64 --rounds 3 --compile --output benchmarks/results/vae_cpu.json
-	$(BIN)/python benchmarks/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
-	$(BIN)/python benchmarks/vs_diffusers.py --sessions 4 --size 128x64 \
+	$(BIN)/python benchmarks/micro/vae.py --size 128x64 --rounds 3 --compile --output benchmarks/results/vae_cpu.json
+	$(BIN)/python benchmarks/micro/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
+	$(BIN)/python benchmarks/micro/vs_diffusers.py --sessions 4 --size 128x64 \
 	  --output benchmarks/results/vs_diffusers_packed_cpu.json
-	$(BIN)/python benchmarks/vs_diffusers.py --dtype bfloat16 --their-dtype float32 \
+	$(BIN)/python benchmarks/micro/vs_diffusers.py --dtype bfloat16 --their-dtype float32 \
 	  --output benchmarks/results/vs_diffusers_bfloat16_cpu.json
-	$(BIN)/python benchmarks/scheduler.py --output benchmarks/results/scheduler.json \
+	$(BIN)/python benchmarks/micro/scheduler.py --output benchmarks/results/scheduler.json \
 	  --plot benchmarks/results/scheduler.png
-	$(BIN)/python benchmarks/admission.py --output benchmarks/results/admission_nano.json
-	$(BIN)/python benchmarks/overhead.py --output benchmarks/results/overhead_nano.json
-	$(BIN)/python benchmarks/edge.py --output benchmarks/results/edge_nano.json
+	$(BIN)/python benchmarks/micro/admission.py --output benchmarks/results/admission_nano.json
+	$(BIN)/python benchmarks/micro/overhead.py --output benchmarks/results/overhead_nano.json
+	$(BIN)/python benchmarks/micro/edge.py --output benchmarks/results/edge_nano.json
 
 bench-kernels: tree  ## time each kernel on a GPU; PYTHON=... needs torch and triton
-	PYTHONPATH=$(TREE) $(PYTHON) benchmarks/kernels.py --output benchmarks/results/kernels.json
+	PYTHONPATH=$(TREE) $(PYTHON) benchmarks/micro/kernels.py --output benchmarks/results/kernels.json
 
 bench-gpu: tree $(GPU_PACKAGES)/.ready  ## time the 14B model on a GPU; PYTHON=... needs torch, triton and transformers
-	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/vae.py $(FLAGS) --compile \
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/micro/vae.py $(FLAGS) --compile \
 	  --output benchmarks/results/vae.json
-	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/denoise.py $(FLAGS) \
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/micro/denoise.py $(FLAGS) \
 	  $(if $(OFFICIAL),--official $(OFFICIAL)) --output benchmarks/results/denoise.json
-	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/denoise.py $(FLAGS) --quantization fp8 \
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/micro/denoise.py $(FLAGS) --quantization fp8 \
 	  --output benchmarks/results/denoise_fp8.json
 
 # Wheels, so that they can be taken to a machine that reaches no index: `make wheels` on one that does.

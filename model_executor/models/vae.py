@@ -116,7 +116,7 @@ class Vae:
 def put_channels_last(model: nn.Module) -> None:
     """Convert the weights of convolutions to channels-last, which determines their outputs' layout.
 
-    On a CPU with AMX this is faster in bfloat16 but not in fp32: see benchmarks/vae.py.
+    On a CPU with AMX this is faster in bfloat16 but not in fp32: see benchmarks/micro/vae.py.
     """
     layouts = {5: torch.channels_last_3d, 4: torch.channels_last}
     for module in model.modules():

@@ -22,7 +22,7 @@ from helios_serve.model_executor.device import resolve_device
 from tests.support.kernel_cases import Make, attention_case, error
 
 ROOT = Path(__file__).parents[2]
-BENCHMARK = ROOT / "benchmarks/kernels.py"
+BENCHMARK = ROOT / "benchmarks/micro/kernels.py"
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -191,7 +191,7 @@ def test_the_benchmark_needs_torch_triton_and_the_repository_alone() -> None:
         (names | {"PIL"}) - {"torch", "numpy"},
         f"import runpy; runpy.run_path({str(BENCHMARK)!r}, run_name='__main__')",
     )
-    assert done.stderr == "benchmarks/kernels.py needs a GPU, and torch finds none here\n"
+    assert done.stderr == "benchmarks/micro/kernels.py needs a GPU, and torch finds none here\n"
 
 
 def test_the_benchmark_calls_kernels_as_they_are() -> None:

@@ -8,7 +8,7 @@ from statistics import median, quantiles
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("helios_serve", "model_executor", "kernels")
+FOLDERS = ("helios_serve", "model_executor", "kernels", "benchmarks")
 LONG_FUNCTION = 60
 """Lines that a function should not exceed."""
 
@@ -32,7 +32,7 @@ class Measures(NamedTuple):
 
 
 def measure(root: Path = ROOT) -> Measures:
-    """Measure helios_serve, model_executor and kernels below `root`."""
+    """Measure helios_serve, model_executor, kernels and benchmarks below `root`."""
     paths = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))]
     texts = {path: path.read_text() for path in paths}
     trees = {path: ast.parse(text) for path, text in texts.items()}

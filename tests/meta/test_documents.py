@@ -55,7 +55,7 @@ def commands(document: Path, program: str) -> Iterator[list[str]]:
     """The arguments of each call of `program`, which may have variables and a folder before it."""
     start = re.compile(rf"^(?:[A-Z_]+=\S+ +)*(?:\S*/)?(?:python[\d.]* +)?{program}(?P<rest> .*)?$")
     for line in code_of(document):
-        for command in re.split(r"&&|\|\||[;|]", line):
+        for command in re.split(r"&&|\|\||[;|>]", line):
             if match := start.match(command.strip()):
                 yield shlex.split(match["rest"] or "", comments=True)
 

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"helios_serve.model_executor": "model_executor", "helios_serve.kernels": "kernels"}
+FOLDERS = {
+    "helios_serve.model_executor": "model_executor",
+    "helios_serve.kernels": "kernels",
+    "helios_serve.benchmarks": "benchmarks",
+}
+SCRIPTS = ROOT / "benchmarks" / "micro"
+"""Programs that are run from the repository: they measure parts of any floor."""
 CONTRACTS = {
     f"helios_serve.{name}"
     for name in (
@@ -31,6 +37,7 @@ ENGINE = {
 SERVICE = {"helios_serve.engine", "helios_serve.media", "helios_serve.store"}
 MAY_IMPORT = {
     "helios_serve.kernels": set(),
+    "helios_serve.benchmarks": CONTRACTS | {"helios_serve.media"},
     "helios_serve.media": CONTRACTS,
     "helios_serve.store": CONTRACTS,
     "helios_serve.core": CONTRACTS,
@@ -40,16 +47,17 @@ MAY_IMPORT = {
     "helios_serve.offline": CONTRACTS | {"helios_serve.engine", "helios_serve.media"},
     "helios_serve.entrypoints": CONTRACTS
     | SERVICE
-    | {"helios_serve.service", "helios_serve.offline"},
+    | {"helios_serve.benchmarks", "helios_serve.service", "helios_serve.offline"},
     "helios_serve.integrations": CONTRACTS | {"helios_serve.engine", "helios_serve.media"},
     "helios_serve.__main__": {"helios_serve.entrypoints"},
 } | dict.fromkeys(CONTRACTS, CONTRACTS)
-TORCH_FREE = ("helios_serve/core", "helios_serve/media", "helios_serve/store")
+TORCH_FREE = ("benchmarks", "helios_serve/core", "helios_serve/media", "helios_serve/store")
 
 
 def sources(package: str) -> list[Path]:
     folder = ROOT / FOLDERS.get(package, package.replace(".", "/"))
-    return list(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    files = [path for path in folder.rglob("*.py") if path.parent != SCRIPTS]
+    return files if folder.is_dir() else [folder.with_suffix(".py")]
 
 
 def imports(source: Path) -> Iterator[str]:
@@ -69,8 +77,9 @@ def module_name(source: Path) -> str:
 
 ALL_SOURCES = [
     path
-    for folder in ("helios_serve", "model_executor", "kernels")
+    for folder in ("helios_serve", "model_executor", "kernels", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*.py"))
+    if path.parent != SCRIPTS
 ]
 
 
@@ -80,7 +89,7 @@ def test_a_floor_imports_only_what_it_may(floor: str) -> None:
         for name in imports(source):
             parts = name.split(".")
             where = f"{source.relative_to(ROOT)} imports {name}"
-            assert parts[0] not in ("kernels", "model_executor"), where
+            assert parts[0] not in ("benchmarks", "kernels", "model_executor"), where
             if parts[0] == "helios_serve" and parts[1:] != ["__version__"]:
                 assert ".".join(parts[:2]) in MAY_IMPORT[floor] | {floor}, where
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS = {"helios_serve": "helios_serve"} | {v: k for k, v in SETUPTOOLS["package-dir"].items()}
+SCRIPTS = ROOT / "benchmarks" / "micro"
+"""Programs that are run from the repository, and not installed."""
 PACKAGES = {
     ".".join([name, *init.parent.relative_to(ROOT / folder).parts])
     for folder, name in FOLDERS.items()
@@ -30,12 +32,14 @@ def test_every_package_on_disk_is_listed() -> None:
 def test_every_source_lies_in_a_package() -> None:
     for folder in FOLDERS:
         for source in (ROOT / folder).rglob("*.py"):
-            assert (source.parent / "__init__.py").exists(), source
+            assert (source.parent / "__init__.py").exists() or source.parent == SCRIPTS, source
 
 
 def test_mapped_packages_are_imported_under_our_name_only() -> None:
+    assert importlib.util.find_spec("helios_serve.benchmarks") is not None
     assert importlib.util.find_spec("helios_serve.kernels") is not None
     assert importlib.util.find_spec("helios_serve.model_executor") is not None
+    assert importlib.util.find_spec("benchmarks") is None
     assert importlib.util.find_spec("kernels") is None
     assert importlib.util.find_spec("model_executor") is None
 
@@ -64,6 +68,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         "/".join([*name.split("."), str(source.relative_to(ROOT / folder))])
         for folder, name in FOLDERS.items()
         for source in (ROOT / folder).rglob("*.py")
+        if source.parent != SCRIPTS
     }
     assert {name for name in held if name.endswith(".py")} == expected
     assert {name.split("/")[0] for name in held} == {"helios_serve"}

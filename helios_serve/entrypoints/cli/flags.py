@@ -90,6 +90,8 @@ def list_action(item: inspect.Type) -> dict[str, Any]:
             return {"type": parsers.switch, "action": "append"}
         case inspect.IntType():
             return {"type": parsers.steps}
+        case inspect.StrType(pattern=None):
+            return {"nargs": "+", "action": "extend"}
         case inspect.StrType():
             return {"type": parsers.sizes}
     raise TypeError(f"unsupported list type: {item}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from helios_serve import __version__
 from helios_serve.entrypoints.cli import (
+    bench,
     completion,
     generate,
     keys,
@@ -24,8 +25,9 @@ BAD_INPUT, INTERRUPTED = 2, 130
 EXIT_CODES = """\
 exit status:
   0    success
-  1    some videos of run-batch failed
+  1    some videos of run-batch failed, or `bench compare` found a regression
   2    an error, which one line on standard error describes
+  3    `bench compare` needs more sessions to tell
   130  interrupted by Ctrl-C
 """
 OTHER_VARIABLES = ("HELIOS_WEBHOOK_SECRET", "HELIOS_KERNELS", "HELIOS_ATTENTION")
@@ -66,7 +68,7 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, run_batch, keys, workers):
+    for command in (generate, serve, run_batch, bench, keys, workers):
         command.add_command(commands)
     completion.add_command(commands, parser)
     add_vllm_omni_config(commands)

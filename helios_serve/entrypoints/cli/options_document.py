@@ -8,11 +8,13 @@ from msgspec import inspect
 
 from helios_serve.entrypoints.cli.main import OTHER_VARIABLES, make_parser
 from helios_serve.entrypoints.cli.settings import variable_of
+from helios_serve.options.benchmarks import LoadOptions, ReportOptions, TargetOptions
 from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.fields import Option, options_of, without_metadata
 from helios_serve.options.host import HostOptions
 from helios_serve.options.sampling import SamplingOptions
 from helios_serve.options.scheduling import BatchLimits, SchedulingConfig
+from helios_serve.options.sweeps import CompareOptions, SweepOptions
 from helios_serve.options.workers import WorkerOptions
 from helios_serve.service.protocol import CreateVideo
 
@@ -63,6 +65,36 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         "Connections and requests",
         "Flags of `serve`. See [safety.md](safety.md).",
         EdgeOptions,
+        None,
+    ),
+    (
+        "Load of a benchmark",
+        "Flags of `helios-serve bench`: which sessions it starts, and when.",
+        LoadOptions,
+        None,
+    ),
+    (
+        "Target of a benchmark",
+        "Flags of `helios-serve bench serve` and `bench sweep`: which server is measured, and how.",
+        TargetOptions,
+        None,
+    ),
+    (
+        "Results of a benchmark",
+        "Flags of `helios-serve bench`: what is computed, and where it is written.",
+        ReportOptions,
+        None,
+    ),
+    (
+        "Sweeps",
+        "Flags of `helios-serve bench sweep`: a grid of loads, or a search for the capacity.",
+        SweepOptions,
+        None,
+    ),
+    (
+        "Comparisons",
+        "Flags of `helios-serve bench compare`.",
+        CompareOptions,
         None,
     ),
     (

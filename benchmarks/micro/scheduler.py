@@ -1,6 +1,6 @@
 """How long one `schedule()` takes with many live sessions, on a fake executor.
 
-    python benchmarks/scheduler.py [--output results.json] [--plot growth.png]
+    python benchmarks/micro/scheduler.py [--output results.json] [--plot growth.png]
 
 64 workers, sessions of 20 tenants in all tiers and several sizes. Each worker keeps two plans, as
 in service; sessions that end are replaced by new ones. What is timed is `schedule()` alone.

@@ -1,7 +1,7 @@
 """How long the VAE takes for a chunk in each precision and memory layout, and what that costs.
 
-    python benchmarks/vae.py --compile --output results.json
-    python benchmarks/vae.py --model nano --size 128x64
+    python benchmarks/micro/vae.py --compile --output results.json
+    python benchmarks/micro/vae.py --model nano --size 128x64
 
 Weights and latents are random. Frames are compared with those of fp32 without TF32, by PSNR; on
 NVIDIA GPUs "float32" means TF32 where torch is left as it is. Needs torch, diffusers, transformers,

@@ -1,6 +1,6 @@
 """vLLM-Omni's own Helios and ours, inside the same server, on the same requests.
 
-    python benchmarks/vs_vllm_omni.py [--model FOLDER] [--output results.json]
+    python benchmarks/micro/vs_vllm_omni.py [--model FOLDER] [--output results.json]
 
 Live sessions that start one after the other on vLLM-Omni's WebSocket: time to first chunk of each,
 until all have ended, and frames received, once with vLLM-Omni's own Helios and once with ours. Its
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "support"))
 
 import torch  # noqa: E402

@@ -1,7 +1,7 @@
 """Each Triton kernel against its torch reference, on a GPU: time, GB/s, share of a copy's GB/s.
 
     make bench-kernels          # needs torch, triton and this repository, nothing else
-    python benchmarks/kernels.py [--size 640x384] [--heads 40] [--output results.json]
+    python benchmarks/micro/kernels.py [--size 640x384] [--heads 40] [--output results.json]
 
 A kernel's bytes are what it has to read and write at least once. The copy bandwidth is that of a
 large copy in the same run. Attention is given in TFLOP/s, for every path that the machine has.
@@ -241,10 +241,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     arguments = parse_arguments()
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/kernels.py needs a GPU, and torch finds none here")
+        raise SystemExit("benchmarks/micro/kernels.py needs a GPU, and torch finds none here")
     device = torch.device("cuda", torch.cuda.current_device())
     if (lack := triton_lack(device)) is not None:
-        raise SystemExit(f"benchmarks/kernels.py needs Triton, but {lack}")
+        raise SystemExit(f"benchmarks/micro/kernels.py needs Triton, but {lack}")
     torch.manual_seed(0)
     sizes = session_sizes(arguments)
     copy_rate = copy_bandwidth(device)

@@ -1,6 +1,6 @@
 """How fast the server answers what needs no generation, while a crowd keeps it busy.
 
-    python benchmarks/edge.py [--clients 200] [--seconds 60] [--output results.json]
+    python benchmarks/micro/edge.py [--clients 200] [--seconds 60] [--output results.json]
 
 Starts a server of its own with the built-in model. The crowd creates videos, polls, streams, and
 goes away in the middle; it is in a process of its own, so that its work is not taken for the

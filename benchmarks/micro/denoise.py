@@ -1,7 +1,7 @@
 """How fast the published transformer denoises here, and how near that is to what it could be.
 
-    python benchmarks/denoise.py --output results.json
-    python benchmarks/denoise.py --model nano --size 128x64
+    python benchmarks/micro/denoise.py --output results.json
+    python benchmarks/micro/denoise.py --model nano --size 128x64
 
 Weights are random and made on the device. The rates of a matmul, of attention and of a copy are
 measured in the same run; the time that they predict for a forward, by its count of operations, is

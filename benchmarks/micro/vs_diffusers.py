@@ -1,9 +1,9 @@
 """One chunk with diffusers' pipeline and with our engine: same weights, same noise, in turns.
 
-    python benchmarks/vs_diffusers.py [--device cuda] [--output results.json]
-    python benchmarks/vs_diffusers.py --sessions 4 --size 128x64
-    python benchmarks/vs_diffusers.py --dtype bfloat16 --their-dtype float32
-    python benchmarks/vs_diffusers.py --official FOLDER
+    python benchmarks/micro/vs_diffusers.py [--device cuda] [--output results.json]
+    python benchmarks/micro/vs_diffusers.py --sessions 4 --size 128x64
+    python benchmarks/micro/vs_diffusers.py --dtype bfloat16 --their-dtype float32
+    python benchmarks/micro/vs_diffusers.py --official FOLDER
 
 Text encoding and VAE decoding are left out of both sides. Each side's time is the median over
 rounds that alternate, so that a noisy machine disturbs both alike; the ratio is what counts. With

@@ -1,6 +1,6 @@
 """What a denoise step costs beside the transformer's forward.
 
-    python benchmarks/overhead.py [--executors inline local ray] [--output results.json]
+    python benchmarks/micro/overhead.py [--executors inline local ray] [--output results.json]
 
 Sessions of one long chunk run on one worker, which does nothing else: a second one encodes and
 decodes. The time from step to step, less what the worker spent in the forward, is what scheduling,

@@ -1,6 +1,6 @@
 """How long users wait for their first chunk when they come one after the other.
 
-    python benchmarks/admission.py [--model nano] [--workers 1] [--output results.json]
+    python benchmarks/micro/admission.py [--model nano] [--workers 1] [--output results.json]
 
 For 1, 2, 4 and 8 sessions that start staggered on real worker processes: time to first chunk of
 each, against that of a session that has the workers to itself, and frames per second of all of

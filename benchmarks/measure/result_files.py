@@ -1,0 +1,154 @@
+"""Files of a result: NAME.json, and NAME.trace.jsonl, NAME.sessions.jsonl and NAME.sessions.csv
+beside it.
+"""
+
+import csv
+import re
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from helios_serve.benchmarks.load.request import SessionRequest
+from helios_serve.benchmarks.load.trace_file import encode_trace
+from helios_serve.benchmarks.measure.metrics import session_metrics
+from helios_serve.benchmarks.measure.record import SessionRecord
+from helios_serve.errors import InvalidRequestError, StorageError
+from helios_serve.options.benchmarks import ReportOptions
+
+COLUMNS = (
+    "id", "tenant", "tier", "shape", "outcome", "code", "intended", "sent", "accepted", "ended",
+    "chunks", "frames", "ttfc_ms", "e2el_ms", "max_icl_ms", "needed_buffer_ms", "stall_ms",
+    "session_rtf",
+)  # fmt: skip
+
+
+class ResultFiles(NamedTuple):
+    """Where a result is written: `path` is the JSON file."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, report: ReportOptions, default_name: str) -> "ResultFiles | None":
+        """Return the files that the options ask for, or None.
+
+        Their folder is made, and tried, so that a run does not end without a place for its result.
+        Raises StorageError.
+        """
+        if not (report.save_result or report.result_dir or report.result_filename):
+            return None
+        files = cls(Path(report.result_dir or ".") / (report.result_filename or default_name))
+        try:
+            files.path.parent.mkdir(parents=True, exist_ok=True)
+            files.path.with_suffix(".tmp").write_bytes(b"")
+            files.path.with_suffix(".tmp").unlink()
+        except OSError as error:
+            raise StorageError(f"cannot write {files.path}: {error.strerror or error}") from error
+        return files
+
+    @property
+    def trace(self) -> Path:
+        return self.path.with_suffix(".trace.jsonl")
+
+    @property
+    def sessions(self) -> Path:
+        return self.path.with_suffix(".sessions.jsonl")
+
+    @property
+    def table(self) -> Path:
+        return self.path.with_suffix(".sessions.csv")
+
+    def write(
+        self,
+        result: dict[str, Any],
+        requests: Sequence[SessionRequest],
+        records: Sequence[SessionRecord],
+    ) -> None:
+        """Write all files. Raises StorageError, for example on a full disk."""
+        result["helios"]["workload"]["file"] = self.trace.name
+        buffer = result["helios"]["player"]["buffer"] if result["helios"]["player"] else 0.0
+        lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        write(self.trace, encode_trace(requests))
+        write(self.sessions, lines)
+        write(self.table, table_of(records, buffer).encode())
+        write(self.path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or not there. Raises StorageError."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a result. Raises InvalidRequestError for a file that is none."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise InvalidRequestError(
+            f"got {path}, expected a readable result: {error.strerror}", param="result"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{path}: {error}", param="result") from error
+    if not isinstance(found.get("helios"), dict):
+        raise InvalidRequestError(
+            f"{path}: got JSON without a helios block, expected a result of helios-serve bench",
+            param="result",
+        )
+    return found
+
+
+def read_sessions(result: Path) -> list[SessionRecord]:
+    """Read the sessions of a result, which are in a file beside it. Raises InvalidRequestError."""
+    path = ResultFiles(result).sessions
+    try:
+        lines = path.read_bytes().splitlines()
+        return [msgspec.json.decode(line, type=SessionRecord) for line in lines]
+    except OSError as error:
+        raise InvalidRequestError(
+            f"got {result} without {path.name}, expected it in the same folder: {error.strerror}",
+            param="result",
+        ) from error
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise InvalidRequestError(f"{path}: {error}", param="result") from error
+
+
+def table_of(records: Sequence[SessionRecord], buffer: float) -> str:
+    """Return the sessions as CSV, with a player's start-up buffer of `buffer` seconds."""
+    text = StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for record in records:
+        own = session_metrics(record, buffer)
+        times = (record.intended, record.sent, record.accepted, record.ended)
+        milliseconds = (
+            own.ttfc,
+            own.e2el,
+            max(own.icls, default=None),
+            own.needed_buffer,
+            own.stall_seconds,
+        )
+        writer.writerow(
+            (
+                *(record.id, record.tenant, record.tier, record.shape),
+                *(record.outcome, record.code),
+                *(None if time is None else f"{time:.6f}" for time in times),
+                *(len(record.chunks), record.frames),
+                *(None if value is None else f"{1000 * value:.3f}" for value in milliseconds),
+                own.session_rtf,
+            )
+        )
+    return text.getvalue()
+
+
+def default_name(backend: str, load: str, model: str | None, date: str) -> str:
+    """Return a file name in the manner of vLLM's: backend, load, model and date."""
+    parts = (backend, load, model or "", date)
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts if part) + ".json"

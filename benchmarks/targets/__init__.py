@@ -1,0 +1,1 @@
+"""The servers that are measured: jobs over HTTP, live sessions over a WebSocket."""
