@@ -24,7 +24,7 @@ def linear(
     if scale is not None:
         out = scaled_linear(x, Quantized(weight, scale), bias)
         return F.gelu(out, approximate="tanh") if gelu else out
-    if x.device.type == "cpu" and fuses(x.dtype):
+    if x.device.type == "cpu" and fuses(x.dtype) and not is_trained(x, weight):
         activation, form = ("gelu", "tanh") if gelu else ("none", "")
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)
         return fused
@@ -44,6 +44,11 @@ def scaled_linear(x: Tensor, weight: Quantized, bias: Tensor) -> Tensor:
         out_dtype=x.dtype,
         use_fast_accum=True,
     )
+
+
+def is_trained(x: Tensor, weight: Tensor) -> bool:
+    """Whether gradients are computed: oneDNN's fused layers have none."""
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
 
 def fuses(dtype: torch.dtype) -> bool:

@@ -16,10 +16,10 @@ PLAIN_PERIOD = 10.0
 class ProgressLine:
     """Shows how far a run is: on one line of a terminal, or as a line from time to time."""
 
-    def __init__(self, load: LoadGenerator, clock: LoadClock, output: TextIO = sys.stderr) -> None:
+    def __init__(self, load: LoadGenerator, clock: LoadClock, output: TextIO | None = None) -> None:
         self._load = load
         self._clock = clock
-        self._output = output
+        self._output = sys.stderr if output is None else output
 
     async def run(self) -> None:
         """Show it until cancelled."""

@@ -162,7 +162,10 @@ def explain(
     if name not in values:
         return message
     got, option = f"got {name} {value_text(values[name])}", options_of(kind).get(name)
-    if option is not None and option.allowed is not None:
+    is_other_type = (
+        option and isinstance(option.kind, inspect.StrType) and not isinstance(values[name], str)
+    )
+    if option is not None and option.allowed is not None and not is_other_type:
         return f"{got}, expected {option.allowed}"
     return f"{got}: {message[:1].lower()}{message[1:]}"
 

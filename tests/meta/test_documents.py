@@ -21,7 +21,9 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 CODE = re.compile(r"```\w*\n(?P<fence>.*?)```|^ {4}(?P<line>.*)$|`(?P<span>[^`\n]+)`", re.S | re.M)
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 METRIC = re.compile(r"\bhelios:([a-z]\w*)")
-SCRIPT = re.compile(r"\b(?:benchmarks|examples)/\w+\.py\b|model_executor/training/__main__\.py")
+SCRIPT = re.compile(
+    r"\b(?:benchmarks/micro|examples)/\w+\.py\b|model_executor/training/__main__\.py"
+)
 FILE = re.compile(r"[\w-]+\.(yaml|safetensors)")
 VARIABLE = re.compile(r"\b(HELIOS_[A-Z_]+)\b")
 FOREIGN = {

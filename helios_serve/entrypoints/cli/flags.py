@@ -57,7 +57,8 @@ def help_text(option: Option) -> str:
         text = text[:1].lower() + text[1:]
     if isinstance(option.kind, inspect.BoolType):
         return f"do not {text}" if option.default else text
-    return f"{text} (default: {option.default_text})"
+    default = option.default_text.replace("%", "%%")
+    return f"{text} (default: {default})"
 
 
 def action(option: Option) -> dict[str, Any]:

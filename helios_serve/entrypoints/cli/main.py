@@ -9,7 +9,6 @@ from typing import Any
 
 from helios_serve import __version__
 from helios_serve.entrypoints.cli import (
-    bench,
     completion,
     generate,
     keys,
@@ -17,6 +16,7 @@ from helios_serve.entrypoints.cli import (
     serve,
     workers,
 )
+from helios_serve.entrypoints.cli.bench import command as bench
 from helios_serve.entrypoints.cli.parser import PROGRAM, CommandParser, unknown_variables
 from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger, show_logs

@@ -5,7 +5,6 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
-from urllib.parse import quote
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from starlette.datastructures import MutableHeaders
@@ -51,8 +50,8 @@ def request_ids() -> Middleware:
 class AccessLog:
     """Middleware that logs and counts requests, and answers unexpected errors with 500.
 
-    A line has the method, the path without its query, the status, the time until the last byte, and
-    the client's address. Queries and headers are not logged, because they may hold user data.
+    A line has the method, the path of the route, the status, the time until the last byte, and the
+    client's address. What clients write into paths, queries and headers is not logged.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class AccessLog:
         except Exception as error:
             if status or scope["type"] != "http":
                 raise  # the response is incomplete: the server closes the connection
-            logger.error("%s %s failed", scope["method"], path_of(scope), exc_info=error)
+            logger.error("%s %s failed", scope["method"], self._handler(scope), exc_info=error)
             await error_response(error)(scope, receive, send_with_time)
         finally:
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
@@ -100,7 +99,7 @@ class AccessLog:
         level = logging.DEBUG if route_path(scope) in PROBES else logging.INFO
         client = (scope.get("client") or ("-",))[0]
         line = "%s %s %d in %.0f ms for %s"
-        logger.log(level, line, method, path_of(scope), status, 1e3 * seconds, client)
+        logger.log(level, line, method, handler, status, 1e3 * seconds, client)
 
     def _handler(self, scope: Scope) -> str:
         """Return the path of the route, so that the label takes few values."""
@@ -108,8 +107,3 @@ class AccessLog:
             if isinstance(route, Route | WebSocketRoute) and route.matches(scope)[0] != Match.NONE:
                 return route.path
         return "none"
-
-
-def path_of(scope: Scope) -> str:
-    """Return the path of a request, escaped for the log."""
-    return quote(scope["path"], safe="/:@!$&'()*+,;=~")

@@ -100,6 +100,8 @@ class ServerInfo:
         the default one when a request names it as its `model`.
         """
         models = self.engine.models
+        if not models.cores:
+            return {}
         found = {name: self._model(name, name, parent=None) for name in models.names}
         base = models.default_model
         for name in self.loras.names(models.tenant(tenant_of(request))):

@@ -13,6 +13,7 @@ from helios_serve.entrypoints.cli.main import main
 from helios_serve.errors import DeviceError
 from helios_serve.model_executor.executor import ray_connection
 from helios_serve.model_executor.executor.ray_connection import check_cluster
+from tests.support.command_line import without_progress
 
 
 @pytest.fixture
@@ -107,5 +108,5 @@ def test_commands_end_with_one_line(
     }
     status = main([*own[command], "--data-dir", folder, "--ray-address", dead])
     assert status == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = without_progress(capsys.readouterr().err)
     assert line.startswith(f"helios-serve: error: got --ray-address {dead}, expected")

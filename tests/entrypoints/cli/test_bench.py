@@ -9,6 +9,7 @@ import httpx2 as httpx
 import pytest
 
 from helios_serve.entrypoints.cli.main import main
+from tests.support.api import wait_until_ready
 from tests.support.server import Server, running_server
 
 
@@ -36,7 +37,8 @@ def delta(result: dict[str, Any], name: str) -> float:
 
 
 def test_a_server_without_the_benchmarks_serves(alone: Server) -> None:
-    assert httpx.get(f"{alone.url}/health", timeout=60).status_code == 200
+    with httpx.Client(base_url=alone.url, timeout=60) as http:
+        wait_until_ready(http)
 
 
 @pytest.mark.parametrize("endpoint", ["/v1/videos", "/v1/realtime/video"])
@@ -67,11 +69,11 @@ def test_refusals_equal_those_of_the_server(alone: Server, tmp_path: Path) -> No
 
 
 def test_prompt_switches_and_clients_that_leave(alone: Server, tmp_path: Path) -> None:
-    flags = ("--users", "1", "--num-prompts", "1", "--switch-every", "1")
+    flags = ("--users", "1", "--num-prompts", "1", "--switch-every", "0.3", "--num-frames", "660")
     result = bench(alone, tmp_path / "switch", "--endpoint", "/v1/realtime/video", *flags)
     (path,) = (tmp_path / "switch").glob("*.sessions.jsonl")
     (record,) = map(json.loads, path.read_text().splitlines())
-    assert len(record["switches"]) == 2
+    assert len(record["switches"]) >= 2
     assert result["completed"] == 1
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"prompt": "a", "num_frames": 660, "stop_after_ms": 1500}\n')

@@ -12,7 +12,6 @@ import httpx2 as httpx
 import pytest
 
 from tests.support.api import error_of, frames_of
-from tests.support.command_line import without_progress
 from tests.support.server import running_server
 
 FLAGS = ("nano", "--device", "cpu", "--batch-invariant")
@@ -89,7 +88,7 @@ def test_what_keeps_a_server_from_starting_is_one_line(
             timeout=60,
         )
     assert done.returncode == 2
-    *_, line = without_progress(done.stderr)
-    assert line.startswith("helios-serve: error: ")
+    error = "helios-serve: error: "
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith(error))
     assert message in line
     assert "Traceback" not in done.stderr

@@ -71,7 +71,7 @@ def test_an_invalid_request_id_is_replaced(logged: Logged, given: str) -> None:
 def test_a_path_cannot_forge_a_line(logged: Logged) -> None:
     answer = logged.http.get("/a%0A%22b", headers={"x-request-id": "forger"})
     assert answer.status_code == 404
-    assert "GET /a%0A%22b 404 " in logged.line_of("forger")["message"]
+    assert logged.line_of("forger")["message"].startswith("GET none 404 ")
 
 
 def test_probes_and_user_data_are_not_logged(logged: Logged) -> None:

@@ -24,7 +24,7 @@ from helios_serve.entrypoints.http.app import make_app
 from helios_serve.entrypoints.http.authentication import KEY_PROTOCOL
 from helios_serve.store.keys import KeyStore
 from helios_serve.store.video_store import VideoStore
-from tests.support.api import error_of, openai
+from tests.support.api import error_of, openai, wait_until_ready
 from tests.support.realtime import RealtimeClient
 from tests.support.server import Server, running_server
 
@@ -150,6 +150,7 @@ def test_without_a_valid_key_nothing_is_told(tenants: Tenants) -> None:
 
 @pytest.mark.parametrize("path", ["/health", "/liveness", "/version"])
 def test_the_servers_own_state_is_open(tenants: Tenants, path: str) -> None:
+    wait_until_ready(tenants.anonymous)
     assert tenants.anonymous.get(path).status_code == 200
 
 

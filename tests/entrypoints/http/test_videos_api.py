@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.api import SHORT, error_of, frames_of, openai
+from tests.support.api import SHORT, error_of, frames_of, openai, wait_until_ready
 from tests.support.server import running_server
 
 
@@ -323,7 +323,13 @@ def test_the_server_says_what_it_serves(http: httpx.Client, client: openai.OpenA
     assert client.models.retrieve("nano").object == "model"
     with pytest.raises(openai.NotFoundError, match="expected one of: nano, style"):
         client.models.retrieve("other")
-    assert http.get("/health").json() == {"status": "ok", "workers": {"nano": 1}, "errors": {}}
+    wait_until_ready(http)
+    assert http.get("/health").json() == {
+        "status": "ok",
+        "workers": {"nano": 1},
+        "failed_workers": {"nano": 0},
+        "errors": {},
+    }
     assert http.post("/ping").json() == http.get("/ping").json() == http.get("/health").json()
     assert http.get("/version").json()["version"]
 

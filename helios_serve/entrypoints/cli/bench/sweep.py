@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.entrypoints.cli.bench_run import (
+from helios_serve.entrypoints.cli.bench.run import (
     check_report,
     command_line,
     run_loop,

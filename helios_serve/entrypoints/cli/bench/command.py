@@ -6,8 +6,8 @@ The package of the benchmarks is imported only when one runs: `serve` never load
 import argparse
 from typing import Any
 
-from helios_serve.entrypoints.cli import bench_compare, bench_offline, bench_sweep, bench_trace
-from helios_serve.entrypoints.cli.bench_run import check_report, files_of, finish, run_loop
+from helios_serve.entrypoints.cli.bench import compare, offline, sweep, trace
+from helios_serve.entrypoints.cli.bench.run import check_report, files_of, finish, run_loop
 from helios_serve.entrypoints.cli.flags import add_options, read_flags
 from helios_serve.options.benchmarks import LoadOptions, ReportOptions, TargetOptions
 
@@ -28,10 +28,10 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("bench", help="measure the speed of a video server")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_serve(benchmarks)
-    bench_offline.add_benchmarks(benchmarks)
-    bench_sweep.add_benchmark(benchmarks)
-    bench_compare.add_benchmark(benchmarks)
-    bench_trace.add_benchmark(benchmarks)
+    offline.add_benchmarks(benchmarks)
+    sweep.add_benchmark(benchmarks)
+    compare.add_benchmark(benchmarks)
+    trace.add_benchmark(benchmarks)
 
 
 def add_serve(benchmarks: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.entrypoints.cli.bench_run import check_report, files_of, finish, run_loop
+from helios_serve.entrypoints.cli.bench.run import check_report, files_of, finish, run_loop
 from helios_serve.entrypoints.cli.flags import (
     add_model_flags,
     add_options,

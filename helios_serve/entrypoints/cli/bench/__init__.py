@@ -1,0 +1,1 @@
+"""`helios-serve bench`: measures the speed of a video server."""
