@@ -77,8 +77,8 @@ def test_prompt_switches_and_clients_that_leave(alone: Server, tmp_path: Path) -
     assert result["completed"] == 1
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"prompt": "a", "num_frames": 660, "stop_after_ms": 1500}\n')
-    flags = ("--dataset-name", "trace", "--dataset-path", str(trace), "--num-warmups", "0")
-    result = bench(alone, tmp_path / "leave", *flags)
+    replay = ("--dataset-name", "trace", "--dataset-path", str(trace), "--num-warmups", "0")
+    result = bench(alone, tmp_path / "leave", *replay)
     assert result["helios"]["cancelled"] == 1
     with httpx.Client(base_url=alone.url, timeout=60) as http:
         newest = http.get("/v1/videos", params={"limit": 1}).json()["data"][0]
