@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from helios_serve.store.checked_files import write_checked
-from tests.support.broken_media import corpus, long_movie, movie, picture
 from tests.support.api import wait_until_ready
+from tests.support.broken_media import corpus, long_movie, movie, picture
 from tests.support.server import Server
 
 FIELDS = {"prompt": "a dog runs", "num_frames": 33, "size": "64x64", "seed": 3}
