@@ -29,7 +29,8 @@ TESTED = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server") / "data"
-    with running_server(folder, "nano", "--device", "cpu") as started:
+    flags = ("--allowed-origins", "*")  # for the page, which comes from a file
+    with running_server(folder, "nano", "--device", "cpu", *flags) as started:
         yield started
 
 

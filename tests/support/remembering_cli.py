@@ -10,5 +10,5 @@ from helios_serve.entrypoints.cli.main import main
 from helios_serve.store.snapshots import SnapshotStore
 
 if __name__ == "__main__":
-    with mock.patch.object(SnapshotStore, "delete_others"):
+    with mock.patch.object(SnapshotStore, "delete_old"):
         sys.exit(main())
