@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 BUILT = ROOT / "build" / "environments"
 SHIM = HERE / "cpu_torchvision.py"
+EXTRA = "ray"
+"""The only extra of helios-serve that the environments have."""
 
 
 def folder_of(name: str) -> Path:
@@ -32,8 +34,8 @@ def folder_of(name: str) -> Path:
     for path in (*sorted((HERE / name).iterdir()), SHIM, Path(__file__)):
         digest.update(path.read_bytes())
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    installed.pop("optional-dependencies")  # the environment has none of the extras
-    digest.update(json.dumps(installed).encode())
+    extras = installed.pop("optional-dependencies")
+    digest.update(json.dumps([installed, extras[EXTRA]]).encode())
     return BUILT / f"{name}-{digest.hexdigest()[:12]}"
 
 
@@ -52,7 +54,7 @@ def build(name: str) -> Path:
     pip(folder, "--no-deps", "-r", str(pins / "first.txt"))
     pip(folder, *held, "-r", str(pins / "rest.txt"))
     mend_torch_packages(folder)
-    pip(folder, *held, "--editable", str(ROOT))
+    pip(folder, *held, "--editable", f"{ROOT}[{EXTRA}]")
     ready.touch()
     return folder
 
