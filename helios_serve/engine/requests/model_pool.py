@@ -161,5 +161,11 @@ class ModelPool:
 
 
 async def done(future: "Future[Result]") -> Result:
-    """Wait for a call in another thread, which is made even if the waiting is cancelled."""
-    return await asyncio.shield(asyncio.wrap_future(future))
+    """Wait for a call in another thread, which is made even if the waiting is cancelled.
+
+    asyncio waits for a future without an exception of its own: the one of a call whose waiting was
+    cancelled would be reported as never retrieved.
+    """
+    finished: Future[Future[Result]] = Future()
+    future.add_done_callback(finished.set_result)
+    return (await asyncio.shield(asyncio.wrap_future(finished))).result()
