@@ -1,12 +1,15 @@
 """The progress of a request, and how long it will still take."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
-from helios_serve.core.stage_queue import flow_of
+from helios_serve.core.stage_queue import FlowKey, flow_of
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
@@ -30,17 +33,23 @@ class Progress(NamedTuple):
 
 def progress_of(core: EngineCore, request_id: str) -> Progress:
     """Of a request that has not ended; the scheduler forgets it when its last step is done."""
+    return progress_of_some(core, [request_id])[request_id]
+
+
+def progress_of_some(core: EngineCore, request_ids: Sequence[str]) -> dict[str, Progress]:
+    """Of several requests, whose estimates share what is computed over all sessions."""
+    costs = StageCosts(core)
+    return {request_id: progress_with(costs, core, request_id) for request_id in request_ids}
+
+
+def progress_with(costs: "StageCosts", core: EngineCore, request_id: str) -> Progress:
     session = core.scheduler.sessions.get(request_id)
     assembler = core.decode_stage.assemblers.get(request_id)
     return Progress(
         "decoding" if session is None else phase_of(session, core.scheduler),
         None if session is None else queue_position(session, core.scheduler),
-        None if assembler is None else eta(assembler, core),
+        None if assembler is None else eta(assembler, costs, core.clock()),
     )
-
-
-def progress_of_some(core: EngineCore, request_ids: Sequence[str]) -> dict[str, Progress]:
-    return {request_id: progress_of(core, request_id) for request_id in request_ids}
 
 
 def phase_of(session: Session, scheduler: Scheduler) -> Phase:
@@ -59,17 +68,16 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
     return sum(other.clock.arrival <= arrival for other in scheduler.waiting)
 
 
-def eta(assembler: ChunkAssembler, core: EngineCore) -> float | None:
+def eta(assembler: ChunkAssembler, costs: "StageCosts", now: float) -> float | None:
     """Seconds until the request has delivered its last chunk; None if nothing is known yet."""
     pace, delivered = measured_pace(assembler.delivered_at), assembler.delivered_at
-    costs = StageCosts(core)
     if pace is None and assembler.session.worker_id is None and not delivered:
         return costs.seconds_in_queue(assembler)
     pace = pace or costs.pace(assembler.session)
     if pace is None:
         return None
     chunks = assembler.params.num_chunks - assembler.next_chunk
-    since = core.clock() - delivered[-1] if delivered else costs.seconds_spent(assembler.session)
+    since = now - delivered[-1] if delivered else costs.seconds_spent(assembler.session)
     return chunks * pace - min(since, pace)
 
 
@@ -78,8 +86,22 @@ def measured_pace(times: Sequence[float]) -> float | None:
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
 
 
+class Backlog(NamedTuple):
+    """The work of all requests in the order of their arrival.
+
+    Each entry of `steps` (FLOPs) and of `pixels` (to decode) is the sum up to that request.
+    """
+
+    arrivals: list[float]
+    steps: list[float]
+    pixels: list[float]
+
+
 class StageCosts:
-    """Seconds that requests take of the stages, from their costs and the measured rates."""
+    """Seconds that requests take of the stages, from their costs and the measured rates.
+
+    Valid at the moment at which it was made.
+    """
 
     def __init__(self, core: EngineCore) -> None:
         self.scheduler = core.scheduler
@@ -87,6 +109,7 @@ class StageCosts:
         self.decode_rate = core.scheduler.decoding.rate
         devices = core.scheduler.devices.values()
         self.decoders = max(1, sum("decode" in device.roles for device in devices))
+        self._flows_by_worker: dict[str, Counter[FlowKey]] = {}
 
     def pace(self, session: Session) -> float | None:
         """Seconds from one chunk to the next, as sessions share their worker and the decoders."""
@@ -97,8 +120,7 @@ class StageCosts:
         decode = self.decode_rate.seconds(session.cost.decode)
         if "decode" in worker.device.roles:
             return steps + decode / self._step_share(session, worker)
-        everyone = [assembler.session for assembler in self.assemblers.values()]
-        share = share_of(session, everyone, self.scheduler.config)
+        share = share_of(session, self.flows, self.scheduler.config)
         return max(steps, decode / share / self.decoders)
 
     def seconds_spent(self, session: Session) -> float:
@@ -116,27 +138,46 @@ class StageCosts:
         rate = sum(worker.rate for worker in workers)
         if not (rate and self.decode_rate.value):
             return None
-        arrival = assembler.session.clock.arrival
-        before = [
-            item for item in self.assemblers.values() if item.session.clock.arrival <= arrival
-        ]
-        steps = sum(item.session.remaining_cost for item in before) / rate
-        pixels = sum(
-            (item.params.num_chunks - item.next_chunk) * item.session.cost.decode for item in before
-        )
-        decode = self.decode_rate.seconds(pixels) / self.decoders
+        last = bisect_right(self.backlog.arrivals, assembler.session.clock.arrival) - 1
+        steps = self.backlog.steps[last] / rate
+        decode = self.decode_rate.seconds(self.backlog.pixels[last]) / self.decoders
         is_shared = any("decode" in worker.device.roles for worker in workers)
         return steps + decode if is_shared else max(steps, decode)
 
+    @cached_property
+    def backlog(self) -> Backlog:
+        items = sorted(self.assemblers.values(), key=lambda item: item.session.clock.arrival)
+        pixels = (
+            (item.params.num_chunks - item.next_chunk) * item.session.cost.decode for item in items
+        )
+        return Backlog(
+            [item.session.clock.arrival for item in items],
+            list(accumulate(item.session.remaining_cost for item in items)),
+            list(accumulate(pixels)),
+        )
+
+    @cached_property
+    def flows(self) -> Counter[FlowKey]:
+        """The flows of all requests."""
+        return active_flows(assembler.session for assembler in self.assemblers.values())
+
     def _step_share(self, session: Session, worker: WorkerState) -> float:
-        return share_of(session, worker.queue.sessions.values(), self.scheduler.config)
+        flows = self._flows_by_worker.get(worker.worker_id)
+        if flows is None:
+            flows = active_flows(worker.queue.sessions.values())
+            self._flows_by_worker[worker.worker_id] = flows
+        return share_of(session, flows, self.scheduler.config)
 
 
-def share_of(session: Session, sessions: Iterable[Session], config: SchedulingConfig) -> float:
-    """The part of a stage that `session` gets among those that take part and are not paused."""
-    rivals = [item for item in sessions if not item.clock.is_paused or item is session]
-    flows = Counter(flow_of(item) for item in rivals)
+def active_flows(sessions: Iterable[Session]) -> Counter[FlowKey]:
+    """The numbers of sessions that are not paused, by flow."""
+    return Counter(flow_of(session) for session in sessions if not session.clock.is_paused)
+
+
+def share_of(session: Session, active: Counter[FlowKey], config: SchedulingConfig) -> float:
+    """The part of a stage that `session` gets among `active` flows, even if it is paused itself."""
     mine = flow_of(session)
+    flows = active + Counter([mine]) if session.clock.is_paused else active
     members = max(1, flows[mine])
     priority = sum(number for flow, number in flows.items() if flow.is_priority)
     others = {flow: config.weight(*flow) for flow in flows if not flow.is_priority}
