@@ -22,7 +22,7 @@ from helios_serve.entrypoints.http.paths import route_path
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.ranges import StoredFileResponse
 from helios_serve.entrypoints.http.responses import POLL_HEADERS, json_response, page_response
-from helios_serve.errors import InvalidRequestError, RequestFailedError
+from helios_serve.errors import HeliosError, InvalidRequestError, RequestFailedError
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.media.references import ReferenceInput
@@ -274,9 +274,12 @@ class VideoApi:
                 return await self.videos.describe(keyed.job)
             asked = await make(request, fields)
             self.builder.check_again(asked)
-            # An error response takes them from here.
-            request.state.headers = await self.limits.headers(asked.tenant, asked.model)
-            return await self.videos.accept(asked if keyed is None else keyed.claim(asked))
+            try:
+                return await self.videos.accept(asked if keyed is None else keyed.claim(asked))
+            except HeliosError:
+                # The error response takes them from here.
+                request.state.headers = await self.limits.headers(tenant, asked.model)
+                raise
 
     async def _new_request(self, request: Request, fields: Json) -> VideoRequest:
         uploads = take_uploads(fields)
