@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx2 as httpx
 import pytest
 
 from helios_serve.store.keys import KeyStore
-from tests.support.api import error_of, wait_until_ready
+from tests.support.api import PATIENCE, error_of, wait_until_ready
 from tests.support.server import Server, running_server
 
 LIMITS = "[tenants.small]\nmax_sessions = 2\nframes_per_day = 200\n"
@@ -33,6 +34,11 @@ class Logged:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def line_of(self, request_id: str) -> dict[str, Any]:
+        """The line of a request, which is written after its response was sent."""
+        deadline = time.monotonic() + PATIENCE
+        while request_id not in self.log.read_text():
+            assert time.monotonic() < deadline, f"{request_id} is not logged"
+            time.sleep(0.01)
         (line,) = [line for line in self.lines() if line["request_id"] == request_id]
         return line
 
