@@ -14,7 +14,7 @@ METADATA_KEY = "lora_adapter_metadata"
 PREFIX = "transformer."
 ALPHA_KEYS = ("lora_alpha", "network_alpha", "alpha")
 RANK_KEYS = ("r", "lora_rank", "rank", "network_dim")
-"""Names of alpha and rank in a flat header, of which the first counts."""
+"""Names of alpha and rank in a flat header; the first one counts."""
 SUMMARY_KEY = "ss_network_alpha"
 """kohya's header, which describes the training. The alpha tensors of a file are more exact."""
 UNSUPPORTED = (

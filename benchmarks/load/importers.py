@@ -49,7 +49,7 @@ def omni_fields(line: str, where: str, num_frames: int) -> dict[str, Any]:
 
 
 def mooncake(path: Path, num_frames: int) -> list[SessionRequest]:
-    """Read Mooncake's JSON lines, of which only the timestamps, in milliseconds, mean something
+    """Read Mooncake's JSON lines. Only their timestamps, in milliseconds, mean something
     for videos.
     """
     return [

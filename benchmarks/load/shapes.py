@@ -38,7 +38,7 @@ class ShapeMix:
     def of(cls, options: LoadOptions) -> "ShapeMix":
         """Build the mix from `--random-request-config`, or of the one shape that flags give.
 
-        Raises InvalidRequestError for text that is no such list.
+        Raises InvalidRequestError for any other text.
         """
         if options.random_request_config is None:
             return cls([Shape()])

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from helios_serve.benchmarks.load.json_file import read_json
 from helios_serve.benchmarks.load.request import DEFAULT_TENANT
 from helios_serve.errors import InvalidRequestError
 from helios_serve.options.benchmarks import Tier
@@ -40,15 +41,8 @@ class LoadTenants(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, path: Path) -> "LoadTenants":
         """Read a JSON file with a list of tenants. Raises InvalidRequestError."""
-        try:
-            found = msgspec.json.decode(path.read_bytes(), type=tuple[LoadTenant, ...])
-        except OSError as error:
-            raise InvalidRequestError(
-                f"got --tenants {path}, expected a readable file: {error.strerror}",
-                param="tenants",
-            ) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidRequestError(f"{path}: {error}", param="tenants") from error
+        kind = tuple[LoadTenant, ...]
+        found = read_json(path, kind, param="tenants", flag="--tenants")
         names = [tenant.name for tenant in found]
         if not names or len(set(names)) < len(names):
             raise InvalidRequestError(

@@ -29,7 +29,7 @@ def read_trace(path: Path) -> list[SessionRequest]:
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the JSON object of each line that is not empty, with its place for error messages.
 
-    Raises InvalidRequestError for a file that cannot be read, and for a line that is no object.
+    Raises InvalidRequestError for an unreadable file, and for a line that is not an object.
     """
     try:
         lines = path.read_bytes().splitlines()

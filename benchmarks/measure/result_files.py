@@ -1,5 +1,5 @@
 """Files of a result: NAME.json, and NAME.trace.jsonl, NAME.sessions.jsonl and NAME.sessions.csv
-beside it.
+next to it.
 """
 
 import csv
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from helios_serve.benchmarks.load.json_file import read_json
 from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.trace_file import encode_trace
 from helios_serve.benchmarks.measure.metrics import session_metrics
@@ -88,15 +89,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a result. Raises InvalidRequestError for a file that is none."""
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except OSError as error:
-        raise InvalidRequestError(
-            f"got {path}, expected a readable result: {error.strerror}", param="result"
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path}: {error}", param="result") from error
+    """Read a result. Raises InvalidRequestError for any other file."""
+    found = read_json(path, dict[str, Any], param="result", expected="result")
     if not isinstance(found.get("helios"), dict):
         raise InvalidRequestError(
             f"{path}: got JSON without a helios block, expected a result of helios-serve bench",
@@ -106,7 +100,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_sessions(result: Path) -> list[SessionRecord]:
-    """Read the sessions of a result, which are in a file beside it. Raises InvalidRequestError."""
+    """Read the sessions of a result, which are in a file next to it. Raises InvalidRequestError."""
     path = ResultFiles(result).sessions
     try:
         lines = path.read_bytes().splitlines()

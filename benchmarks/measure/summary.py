@@ -88,7 +88,7 @@ def summarize(
     *,
     per_chunk: bool,
 ) -> MetricSummary:
-    """Summarize the values of each session, of which at least one has some."""
+    """Summarize the values of each session. At least one session has values."""
     factor = 1000 if unit == "ms" else 1
     own = [[factor * value for value in session] for session in values if session]
     flat = np.array([value for session in own for value in session])

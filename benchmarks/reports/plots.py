@@ -212,7 +212,7 @@ def waterfall(axes: Axes, run: LoadRun) -> None:
 
 
 def tenant_shares(axes: Axes, run: LoadRun) -> None:
-    """8: what each tenant got of the frames, beside its weight."""
+    """8: each tenant's share of the frames, next to its weight."""
     frames = {
         tenant: sum(record.frames for record in records)
         for tenant, records in by_tenant(run).items()

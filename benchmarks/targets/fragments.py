@@ -19,7 +19,7 @@ class Fragment(NamedTuple):
 class FragmentReader:
     """Takes pieces of a fragmented MP4, and returns the fragments that they complete.
 
-    Raises ValueError for data that is no MP4.
+    Raises ValueError for data that is not MP4.
     """
 
     def __init__(self) -> None:

@@ -77,10 +77,10 @@ class RealtimeTarget:
                 )
                 metadata = None
             elif message.type is aiohttp.WSMsgType.TEXT:
-                told = json.loads(message.data)
-                if told.get("type") == "video.chunk_metadata":
-                    metadata = told
-                elif self._take(told, record, at):
+                fields = json.loads(message.data)
+                if fields.get("type") == "video.chunk_metadata":
+                    metadata = fields
+                elif self._take(fields, record, at):
                     return
             elif message.type is not aiohttp.WSMsgType.BINARY:
                 raise UnreachableError(f"the server closed the WebSocket ({socket.close_code})")

@@ -90,7 +90,7 @@ def is_image(path: Path) -> bool:
 
 
 def formats_for(path: Path, param: str) -> tuple[str, ...]:
-    """Return the formats that a file may have. HEIF and AVIF are told apart by their brands."""
+    """Return the formats that a file may have. HEIF and AVIF are distinguished by their brands."""
     brands = read_brands(path)
     if any(brand in brands for brand in AVIF_BRANDS):
         if not has_avif():

@@ -116,7 +116,7 @@ def pixels(path: Path, pictures: Iterable[Picture], size: Size) -> bytes:
 def image_files(folder: Path) -> list[Path]:
     """Return the images in a folder in natural order: frame2 before frame10.
 
-    Hidden files are left out: macOS puts `._frame.png`, which is no image, beside `frame.png`.
+    Hidden files are left out: macOS puts `._frame.png`, which is not an image, next to `frame.png`.
     """
     found = (
         path

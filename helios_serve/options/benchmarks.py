@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from helios_serve.options.sampling import NumFrames, StepCount
+from helios_serve.options.sampling import FramesPerSecond, NumFrames, StepCount
 
 Arrival = Literal["gamma", "poisson", "constant", "burst", "series"]
 """How the times between sessions are drawn."""
@@ -148,9 +148,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
             extra={"default": "99, or the length in the dataset"},
         ),
     ] = None
-    fps: Annotated[
-        int, Meta(ge=1, le=120, description="Frames per second.", extra={"metavar": "N"})
-    ] = 24
+    fps: FramesPerSecond = 24
     steps: Annotated[
         tuple[StepCount, ...] | None,
         Meta(

@@ -35,6 +35,9 @@ StepCount = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
 NumFrames = Annotated[
     int, Meta(ge=1, le=MAX_FRAMES, description="Number of frames.", extra={"metavar": "N"})
 ]
+FramesPerSecond = Annotated[
+    int, Meta(ge=1, le=120, description="Frames per second.", extra={"metavar": "N"})
+]
 Seed = Annotated[
     int,
     Meta(
@@ -53,9 +56,7 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
     docs/options.md are generated from them.
     """
 
-    fps: Annotated[
-        int, Meta(ge=1, le=120, description="Frames per second.", extra={"metavar": "N"})
-    ] = 24
+    fps: FramesPerSecond = 24
     steps: Annotated[
         tuple[StepCount, ...] | None,
         Meta(

@@ -1,5 +1,6 @@
 """The latents of many clips, made ahead in a memory map: training then renders nothing."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,25 @@ class LatentPool:
         )
 
 
+def open_halves(path: Path, shape: tuple[int, ...], what: str = "") -> np.memmap:
+    """Map a file of float16 values, which is made if it is missing.
+
+    Raises CheckpointError for a file of another size; `what` says what has the expected one.
+    """
+    num_bytes = math.prod(shape) * np.dtype(np.float16).itemsize
+    if not path.exists():
+        with path.open("wb") as file:
+            file.truncate(num_bytes)
+    if path.stat().st_size != num_bytes:
+        raise CheckpointError(
+            f"{path}: got {path.stat().st_size} bytes, expected {num_bytes}{what}: delete the "
+            "folder to make it anew"
+        )
+    return np.memmap(path, dtype=np.float16, mode="r+", shape=shape)
+
+
 def make_pool(recipe: Recipe, codec: Codec, folder: Path) -> LatentPool:
-    """Open the pool of a training, or make it; an interrupted one goes on where it stopped.
+    """Open the pool of a training, or make it; an interrupted one resumes where it stopped.
 
     Raises CheckpointError for files that do not fit the recipe.
     """
@@ -62,16 +80,8 @@ def make_pool(recipe: Recipe, codec: Codec, folder: Path) -> LatentPool:
     path, names = folder / "latents.float16", folder / "clips.json"
     height, width = recipe.geometry.latent_size
     shape = (recipe.clips, recipe.chunks, LATENT_CHANNELS, CHUNK_LATENTS, height, width)
-    num_bytes = int(np.prod(shape)) * 2
-    if not path.exists():
-        with path.open("wb") as file:
-            file.truncate(num_bytes)
-    if path.stat().st_size != num_bytes:
-        raise CheckpointError(
-            f"{path}: got {path.stat().st_size} bytes, expected {num_bytes} for {recipe.clips} "
-            f"clips of {recipe.chunks} chunks: delete the folder to make it anew"
-        )
-    latents = np.memmap(path, dtype=np.float16, mode="r+", shape=shape)
+    what = f" for {recipe.clips} clips of {recipe.chunks} chunks"
+    latents = open_halves(path, shape, what)
     clips = read_clips(names) if names.exists() else []
     if len(clips) > recipe.clips:
         raise CheckpointError(f"{names}: got {len(clips)} clips, expected {recipe.clips}")

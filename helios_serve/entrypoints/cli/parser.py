@@ -125,7 +125,7 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{PROGRAM}: error: {message}\nTry '{self.prog} --help'.\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Raise ArgumentError for a value that is none of the choices."""
+        """Raise ArgumentError for a value that is not one of the choices."""
         if action.choices is None or value in action.choices:
             return
         hint = did_you_mean(str(value), map(str, action.choices))

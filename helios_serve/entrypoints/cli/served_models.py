@@ -47,5 +47,5 @@ def add_model_names(parser: Any) -> None:
         action="extend",
         metavar="NAME",
         help="names of the models in the API: one for each of several models, or any number for a "
-        "single one, of which responses show the first (default: MODEL itself)",
+        "single one; responses show the first (default: MODEL itself)",
     )

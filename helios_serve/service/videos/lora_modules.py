@@ -23,8 +23,8 @@ class LoraModules:
     def path(self, name: str, tenant: TenantConfig) -> str:
         """Return the path of an adapter.
 
-        Raises ApiError 404 if the server does not offer it to the tenant. An adapter of other
-        tenants is not told apart from an unknown one.
+        Raises ApiError 404 if the server does not offer it to the tenant, with the same message as
+        for an unknown adapter.
         """
         names = self.names(tenant)
         if name not in names:

@@ -18,7 +18,7 @@ from helios_serve.logger import logger
 from helios_serve.model_config import PATCH_DIM, WINDOW_FRAMES
 from helios_serve.model_executor.models.helios.conditioning import draw_chunk_noise
 from helios_serve.model_executor.training.flow_stage import draw_batch
-from helios_serve.model_executor.training.latent_pool import LatentPool
+from helios_serve.model_executor.training.latent_pool import LatentPool, open_halves
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.noising import Endpoints
 from helios_serve.model_executor.training.recipe import Recipe
@@ -76,20 +76,11 @@ def part_sizes(recipe: Recipe) -> list[int]:
 
 
 def make_pairs(recipe: Recipe, pool: LatentPool, teacher: NanoModel, folder: Path) -> PairPool:
-    """Open the pairs of a training, or make them; an interrupted run goes on where it stopped."""
+    """Open the pairs of a training, or make them; an interrupted run resumes where it stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     path, names = folder / "pairs.float16", folder / "captions.jsonl"
     shape = (recipe.pair_batches, recipe.batch, sum(part_sizes(recipe)))
-    num_bytes = int(np.prod(shape)) * 2
-    if not path.exists():
-        with path.open("wb") as file:
-            file.truncate(num_bytes)
-    if path.stat().st_size != num_bytes:
-        raise CheckpointError(
-            f"{path}: got {path.stat().st_size} bytes, expected {num_bytes}: delete the folder to "
-            "make it anew"
-        )
-    rows = np.memmap(path, dtype=np.float16, mode="r+", shape=shape)
+    rows = open_halves(path, shape)
     captions = read_captions(names)
     captions = captions[: len(captions) // CHAINED * CHAINED]
     write_captions(names, captions)

@@ -153,7 +153,7 @@ def drift_figures(cases: list[Case], longs: list[Long]) -> list[Figure]:
 
 
 def image_figures(subject: Subject, count: int) -> list[Figure]:
-    """I2V: the first frame of a scene, and a caption of how it goes on."""
+    """I2V: the first frame of a scene, and a caption of how it continues."""
     cases = draw_cases(subject, count, salt=8)
     frames = torch.stack([rendered(subject, case, 1) for case in cases])
     generator = Generator().manual_seed(0)

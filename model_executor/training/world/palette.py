@@ -66,7 +66,7 @@ RESTING_VERBS = ("sits", "stands")
 JOINING_WORDS = ("over", "on", "in front of")
 
 MIN_CONTRAST = 95.0
-"""The smallest RGB distance between an object and its background: others cannot be told apart."""
+"""The smallest RGB distance of an object and its background: detectors cannot distinguish less."""
 
 
 def background_rows(name: str, height: int) -> NDArray[np.float32]:

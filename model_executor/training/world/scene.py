@@ -85,7 +85,7 @@ class Clip(msgspec.Struct, frozen=True):
         return centres
 
     def scene_at(self, frame: int) -> Scene:
-        """Return the scene of a frame; the last one goes on for ever."""
+        """Return the scene of a frame; the last one has no end."""
         return self.scenes[min(frame // CHUNK_FRAMES, len(self.scenes) - 1)]
 
 

@@ -45,7 +45,7 @@ def add_benchmark(benchmarks: Any) -> None:
         nargs="*",
         type=Path,
         metavar="BASE.json NEW.json",
-        help="results, with the files of their sessions beside them (default: none)",
+        help="results, with the files of their sessions next to them (default: none)",
     )
     add_options(parser.add_argument_group("comparison"), CompareOptions)
     add_options(parser.add_argument_group("servers, with --alternate"), TargetOptions)

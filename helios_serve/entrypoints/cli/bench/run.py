@@ -61,7 +61,7 @@ def finish(measured: "Measured", names: list[str], files: "ResultFiles | None", 
     print(printed(result, names), flush=True)
     if files is not None:
         files.write(result, measured.sent, measured.run.records)
-        print(f"{files.path}: result, with its trace and sessions beside it")
+        print(f"{files.path}: result, with its trace and sessions next to it")
     if measured.run.report.report is not None:
         from helios_serve.benchmarks.reports.run_report import run_report
 

@@ -105,16 +105,11 @@ class Sweep:
 
     def grid(self) -> list[dict[str, Any]]:
         """Read the loads of `--bench-params`. Raises InvalidRequestError."""
+        from helios_serve.benchmarks.load.json_file import read_json
+
         path = Path(self.options.bench_params or "")
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
-        except OSError as error:
-            raise InvalidRequestError(
-                f"got --bench-params {path}, expected a readable file: {error.strerror}",
-                param="bench_params",
-            ) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidRequestError(f"{path}: {error}", param="bench_params") from error
+        kind = list[dict[str, Any]]
+        return read_json(path, kind, param="bench_params", flag="--bench-params")
 
     async def measure_axis(self, size: float, number: int) -> tuple[int, int]:
         """Run a load of a search; a load that is run again gets another seed."""
