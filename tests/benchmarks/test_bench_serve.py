@@ -122,8 +122,8 @@ def test_the_trace_of_a_run_can_be_replayed(url: str, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_writes_what_was_measured(url: str, tmp_path: Path) -> None:
-    flags = ("--request-rate", "20", "--num-prompts", "10000", "--result-dir", str(tmp_path))
-    flags += ("--max-concurrency", "1")
+    load = ("--request-rate", "20", "--num-prompts", "10000", "--max-concurrency", "1")
+    flags = (*load, "--result-dir", str(tmp_path))
     with started("--base-url", url, "--no-self-check", *flags) as process:
         wait_for_load(process, url)
         process.send_signal(signal.SIGINT)
@@ -137,8 +137,8 @@ def test_an_interrupt_writes_what_was_measured(url: str, tmp_path: Path) -> None
 
 
 def test_a_server_that_dies_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
-    flags = ("--request-rate", "20", "--num-prompts", "10000", "--result-dir", str(tmp_path))
-    flags += ("--max-concurrency", "1")
+    load = ("--request-rate", "20", "--num-prompts", "10000", "--max-concurrency", "1")
+    flags = (*load, "--result-dir", str(tmp_path))
     with (
         null_server() as (server, found),
         started("--base-url", found, "--no-self-check", *flags) as process,

@@ -69,14 +69,14 @@ def test_refusals_equal_those_of_the_server(alone: Server, tmp_path: Path) -> No
 
 
 def test_prompt_switches_and_clients_that_leave(alone: Server, tmp_path: Path) -> None:
-    flags = ("--users", "1", "--num-prompts", "1", "--switch-every", "0.05", "--num-frames", "330")
+    flags = ("--users", "1", "--num-prompts", "1", "--switch-every", "0.3", "--num-frames", "660")
     result = bench(alone, tmp_path / "switch", "--endpoint", "/v1/realtime/video", *flags)
     (path,) = (tmp_path / "switch").glob("*.sessions.jsonl")
     (record,) = map(json.loads, path.read_text().splitlines())
     assert len(record["switches"]) >= 2
     assert result["completed"] == 1
     trace = tmp_path / "trace.jsonl"
-    trace.write_text('{"prompt": "a", "num_frames": 33000, "stop_after_ms": 500}\n')
+    trace.write_text('{"prompt": "a", "num_frames": 33000, "stop_after_ms": 1500}\n')
     replay = ("--dataset-name", "trace", "--dataset-path", str(trace), "--num-warmups", "0")
     result = bench(alone, tmp_path / "leave", *replay)
     assert result["helios"]["cancelled"] == 1
