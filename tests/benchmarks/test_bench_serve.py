@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +59,25 @@ def started(*flags: str, **options: Any) -> Iterator[Process]:
             process.kill()
 
 
-def wait_for_load(process: Process) -> None:
-    """Until the load has run for a while."""
+def wait_for_load(process: Process, url: str) -> None:
+    """Until sessions have ended: with one at a time, these are all but the last that was created.
+
+    The server numbers the videos that it is asked for, here as well.
+    """
     assert process.stderr is not None
     assert process.stderr.readline().startswith("the load starts")
-    time.sleep(1.0)
+    first, polls = created(url), 0
+    while created(url) - first - polls < 5:
+        polls += 1
+        time.sleep(0.01)
+
+
+def created(url: str) -> int:
+    """The number of the next video."""
+    request = urllib.request.Request(f"{url}/v1/videos", b"prompt=x")
+    with urllib.request.urlopen(request) as answer:
+        name: str = json.load(answer)["id"]
+    return int(name.removeprefix("video_"))
 
 
 def bench(*flags: str, **options: Any) -> tuple[int, str, str]:
@@ -107,9 +122,10 @@ def test_the_trace_of_a_run_can_be_replayed(url: str, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_writes_what_was_measured(url: str, tmp_path: Path) -> None:
-    flags = ("--request-rate", "20", "--num-prompts", "10000", "--result-dir", str(tmp_path))
+    load = ("--request-rate", "20", "--num-prompts", "10000", "--max-concurrency", "1")
+    flags = (*load, "--result-dir", str(tmp_path))
     with started("--base-url", url, "--no-self-check", *flags) as process:
-        wait_for_load(process)
+        wait_for_load(process, url)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -121,12 +137,13 @@ def test_an_interrupt_writes_what_was_measured(url: str, tmp_path: Path) -> None
 
 
 def test_a_server_that_dies_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
-    flags = ("--request-rate", "20", "--num-prompts", "10000", "--result-dir", str(tmp_path))
+    load = ("--request-rate", "20", "--num-prompts", "10000", "--max-concurrency", "1")
+    flags = (*load, "--result-dir", str(tmp_path))
     with (
         null_server() as (server, found),
         started("--base-url", found, "--no-self-check", *flags) as process,
     ):
-        wait_for_load(process)
+        wait_for_load(process, found)
         server.kill()
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 1

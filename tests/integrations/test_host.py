@@ -12,13 +12,22 @@ from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.errors import EngineDeadError, InvalidRequestError, RequestFailedError
 from helios_serve.integrations.host import EngineHost
 from helios_serve.integrations.settings import EngineSettings
+from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.tensors import as_tensor
 from helios_serve.options.workers import WorkerOptions
-from tests.support.engines import request
+from tests.support.engines import colours, request
 
 SETTINGS = EngineSettings(
     worker=WorkerOptions(device="cpu", batch_invariant=True, history_blocks=500)
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """Pictures are the latents' colours: decoding would take most of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Vae, "decode", lambda _, latents: colours(latents))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def test_a_video_goes_on_from_a_snapshot(host: EngineHost) -> None:
 
 def test_a_prompt_is_switched_at_the_announced_chunk(host: EngineHost) -> None:
     plain = list(host.submit(request("plain", frames=165)).chunks())
-    video = host.submit(request("turning", frames=165))
+    video = host.submit(request("turning", frames=165, max_lead_chunks=1))
     switch = video.switch_prompt("a cat", 0).result()
     turned = list(video.chunks())
     same = [equal(latents([old]), latents([new])) for old, new in zip(plain, turned, strict=True)]

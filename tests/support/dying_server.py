@@ -1,8 +1,8 @@
-"""`helios-serve serve` that is killed by its own hand, at one of several points of its work.
+"""The `helios-serve` command, which sends itself a signal at one of several points of its work.
 
-    python -m tests.support.dying_server POINT COUNT FLAGS...
+    python -m tests.support.dying_server POINT COUNT SIGNAL ARGUMENTS...
 
-SIGKILL comes when POINT is reached for the COUNT-th time.
+SIGNAL, such as SIGKILL, comes when POINT is reached for the COUNT-th time.
 """
 
 import os
@@ -28,28 +28,32 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "after commit": (JobStore, "advance", True),
     "during restart": (EngineCore, "add", True),
 }
-"""What is called there, and whether it is killed behind the call or before it."""
+"""What is called there, and whether the signal comes after the call or before it."""
 
 
-def dying(call: Callable[..., Any], count: int, *, behind: bool) -> Callable[..., Any]:
+def dying(
+    call: Callable[..., Any], count: int, number: signal.Signals, *, behind: bool
+) -> Callable[..., Any]:
     calls = 0
 
     @wraps(call)
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == count and not behind:
-            os.kill(os.getpid(), signal.SIGKILL)
+        is_time = calls == count
+        if is_time and not behind:
+            os.kill(os.getpid(), number)
         result = call(*arguments, **named)
-        if calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if is_time and behind:
+            os.kill(os.getpid(), number)
         return result
 
     return counted
 
 
 if __name__ == "__main__":
-    point, count, *flags = sys.argv[1:]
+    point, count, kind, *arguments = sys.argv[1:]
     owner, name, behind = POINTS[point]
-    setattr(owner, name, dying(getattr(owner, name), int(count), behind=behind))
-    sys.exit(main(flags))
+    number = signal.Signals[kind]
+    setattr(owner, name, dying(getattr(owner, name), int(count), number, behind=behind))
+    sys.exit(main(arguments))

@@ -1,10 +1,8 @@
 """Calls of every kernel on reproducible inputs: for its reference, the interpreter and compilers.
 
-A case takes the kernels to call, so both sides see the same inputs. Run as a script it
-prints, as JSON, how far the kernels are from their references in Triton's interpreter.
+A case takes the kernels to call, so both sides see the same inputs.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -269,7 +267,8 @@ def error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return worst
 
 
-def main() -> None:
+def interpreter_errors() -> dict[str, float]:
+    """How far each kernel is from its reference, in a process with Triton's interpreter."""
     assert os.environ["TRITON_INTERPRET"] == "1"
     errors = {}
     for dtype in (torch.float32, torch.float16):
@@ -278,8 +277,4 @@ def main() -> None:
             expected, got = call(REFERENCE, make), call(triton_kernels(), make)
             assert [item.dtype for item in got] == [item.dtype for item in expected], name
             errors[f"{name}, {dtype}"] = error(got, expected)
-    print(json.dumps(errors))
-
-
-if __name__ == "__main__":
-    main()
+    return errors

@@ -1,8 +1,10 @@
 """A packed forward of a tiny transformer with Triton's kernels and with the reference's.
 
-Run as a script, in Triton's interpreter, it prints how far the flows are apart.
+Run as a script, in Triton's interpreter, it prints as JSON how far the flows are apart, and how far
+each kernel alone is from its reference.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from helios_serve.model_executor.models.helios.inputs import PackSegment
 from helios_serve.model_executor.models.helios.lora import LoraAdapter, LowRank
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.worker.history_pool import HistoryPool
-from tests.support.kernel_cases import error
+from tests.support.kernel_cases import error, interpreter_errors
 
 HEADS, HEAD_DIM, TEXT_DIM, RANK = 2, 32, 24, 3
 
@@ -115,7 +117,8 @@ def main() -> None:
     model = tiny_transformer(torch.device("cpu"))
     expected = flow(model, "reference")
     model.join_projections()
-    print(error([flow(model, "triton")], [expected]))
+    forward = error([flow(model, "triton")], [expected])
+    print(json.dumps({"forward": forward, "kernels": interpreter_errors()}))
 
 
 if __name__ == "__main__":

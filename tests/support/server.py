@@ -73,7 +73,7 @@ def start_server(
     was before it listened."""
     command = [sys.executable, "-m", module, "serve", *flags]
     if dying is not None:
-        command[1:3] = ["-m", "tests.support.dying_server", *dying]
+        command[1:3] = ["-m", "tests.support.dying_server", *dying, "SIGKILL"]
     with log.open("w") if log else nullcontext() as errors:
         process = subprocess.Popen(
             [*command, "--port", "0", "--data-dir", str(folder)],

@@ -31,13 +31,15 @@ from tests.support.engines import (
     store_of,
 )
 from tests.support.ray_cluster import RayCluster
+from tests.support.scripts import with_tests
 from tests.support.tries import tries
 
 MAKES = (
     request("plain", 66, seed=1),
     request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
-    request("wide", 66, seed=3, width=128),
+    request("wide", 66, seed=3, width=128, max_lead_chunks=1),
 )
+"""The last one is read last and waits for its reader, so that something is under way till then."""
 
 
 class Point(NamedTuple):
@@ -172,13 +174,15 @@ LINES = [
             "steps": [1, 1, 1],
         },
     }
-    for index, frames in enumerate((99, 132, 70, 66))
+    for index, frames in enumerate((132, 165, 70, 66))
 ]
 
 
-def batch(folder: Path, output: str) -> list[str]:
+def batch(folder: Path, output: str, dying: tuple[str, ...] = ()) -> list[str]:
+    """The command; `dying` are arguments of dying_server.py, by which it ends itself."""
     (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    command = [sys.executable, "-m", "helios_serve", "run-batch"]
+    module = "tests.support.dying_server" if dying else "helios_serve"
+    command = [sys.executable, "-m", module, *dying, "run-batch"]
     flags = ["--output", str(folder / output), "--batch-invariant", "--history-blocks", "500"]
     return [*command, str(folder / "lines.jsonl"), *flags, "--device", "cpu", "--workers", "2"]
 
@@ -189,23 +193,26 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_batch_that_is_killed_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    """At seeded moments: while it starts, and behind so many files in its store."""
+    """At seeded moments: while it starts, and at a point of one of its first commits."""
     subprocess.run(batch(tmp_path, "undisturbed"), check=True, capture_output=True)
     rng = random.Random(0)
     store, statuses = tmp_path / "output/.helios", []
-    for life in range(LIVES):
+    with subprocess.Popen(batch(tmp_path, "output"), stderr=subprocess.DEVNULL) as starting:
+        time.sleep(rng.uniform(0, 0.3))
+        starting.kill()
+    statuses.append(starting.returncode)
+    for _ in range(1, LIVES):
         had = len(list(store.glob("segments/*/*")))
-        more = had + rng.randint(1, 2) if life else 0
-        running = subprocess.Popen(batch(tmp_path, "output"), stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 120
-            while len(list(store.glob("segments/*/*"))) < more and running.poll() is None:
-                assert time.monotonic() < deadline, "nothing is made"
-                time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.3))
-        finally:
-            running.kill()
-            statuses.append(running.wait())
+        point = rng.choice(("segment written", "before commit", "after commit"))
+        dying = (point, str(rng.randint(1, 2)), "SIGKILL")
+        done = subprocess.run(
+            batch(tmp_path, "output", dying),
+            stderr=subprocess.DEVNULL,
+            env=os.environ | with_tests(),
+            timeout=300,
+            check=False,
+        )
+        statuses.append(done.returncode)
     assert statuses == [-signal.SIGKILL] * LIVES
     assert had > 0
     again = subprocess.run(batch(tmp_path, "output"), check=True, capture_output=True, text=True)

@@ -22,11 +22,12 @@ def test_worker_processes_give_the_latents_of_this_one(
     executor: LocalExecutor, folder: Path, expected: dict[str, Tensor]
 ) -> None:
     service = Service(executor, folder, [worker_config(folder)] * 2)
-    service.add("t2v", "i2v", "v2v")
+    service.add("i2v", "v2v")
     service.run()
     service.check(expected)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
     executor: LocalExecutor, folder: Path
 ) -> None:

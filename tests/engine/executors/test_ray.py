@@ -27,6 +27,8 @@ from helios_serve.options.workers import ROLES, Resources
 from tests.support.ray_cluster import ZONES, RayCluster, half_a_gpu
 from tests.support.service import Service, worker_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -109,7 +111,6 @@ def test_top_level_folders_of_the_repository_are_no_packages_in_an_actor(service
     assert not any(origin.startswith(str(ROOT)) for origin in origins.values())
 
 
-@pytest.mark.slow
 def test_each_role_in_an_actor_of_its_own(
     beside: RayExecutor, folder: Path, expected: dict[str, Tensor]
 ) -> None:
@@ -138,7 +139,6 @@ def test_resources_that_no_node_has_are_told(
         service.wait(lambda: False)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
     beside: RayExecutor, folder: Path
 ) -> None:
@@ -147,7 +147,6 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
         service.wait(lambda: False)
 
 
-@pytest.mark.slow
 def test_workers_come_and_go_at_run_time(service: Service, expected: dict[str, Tensor]) -> None:
     worker_id = service.engine.worker_pool.start(
         worker_config(service.folder, resources=half_a_gpu(zone="a"))
@@ -164,7 +163,6 @@ def test_workers_come_and_go_at_run_time(service: Service, expected: dict[str, T
     service.check(expected)
 
 
-@pytest.mark.slow
 def test_a_worker_that_never_started_can_be_drained(
     service: Service, expected: dict[str, Tensor]
 ) -> None:
@@ -178,7 +176,6 @@ def test_a_worker_that_never_started_can_be_drained(
     service.check(expected)
 
 
-@pytest.mark.slow
 def test_a_replacement_takes_the_place_of_the_dead(service: Service) -> None:
     before = groups()
     (worker_id, _) = service.workers
@@ -189,7 +186,6 @@ def test_a_replacement_takes_the_place_of_the_dead(service: Service) -> None:
     wait_for_only(service)
 
 
-@pytest.mark.slow
 def test_a_killed_node_gives_its_sessions_to_the_other(
     service: Service, beside: RayExecutor, ray_cluster: RayCluster, expected: dict[str, Tensor]
 ) -> None:
@@ -207,7 +203,6 @@ def test_a_killed_node_gives_its_sessions_to_the_other(
     killed = time.monotonic()
     other.wait(lambda: worker_id not in other.workers, timeout=0.01)
     noticed = time.monotonic() - killed
-    other.wait(lambda: all(map(other.pid, other.workers)))
     assert {node["Alive"] for node in ray.nodes()} == {True}, "Ray knew, and need not have"
     steps = other.steps
     other.wait(lambda: other.steps > steps)
@@ -222,7 +217,6 @@ def test_a_killed_node_gives_its_sessions_to_the_other(
     assert zones(service, ray_cluster).keys() == set(ZONES)
 
 
-@pytest.mark.slow
 def test_a_cluster_of_its_own_is_on_the_loopback(tmp_path: Path) -> None:
     script = tmp_path / "alone.py"
     script.write_text(ALONE)
@@ -255,7 +249,6 @@ assert not ray.is_initialized()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["placed", "busy"])
 def test_shutdown_leaves_nothing_behind(service: Service, moment: str) -> None:
     executor = RayExecutor()
@@ -269,7 +262,6 @@ def test_shutdown_leaves_nothing_behind(service: Service, moment: str) -> None:
     wait_for_only(service)
 
 
-@pytest.mark.slow
 def test_a_place_that_is_being_made_is_freed_when_it_is_there(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -418,7 +418,7 @@ def test_counts_and_workers_are_told() -> None:
             await until(lambda: own.stats().scheduler.running == 1)
             (stats,) = (await engine.models.stats()).values()
             assert (stats.workers, stats.scheduler.running, stats.scheduler.waiting) == (3, 1, 0)
-            assert stats.scheduler.used_blocks > 0
+            await until(lambda: own.stats().scheduler.used_blocks > 0)  # after the first chunk
             (reports,) = (await engine.models.workers()).values()
             (busy,) = [report.worker_id for report in reports if report.sessions]
             await engine.models.drain_worker(busy)  # its session goes on elsewhere

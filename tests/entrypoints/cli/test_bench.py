@@ -76,7 +76,7 @@ def test_prompt_switches_and_clients_that_leave(alone: Server, tmp_path: Path) -
     assert len(record["switches"]) >= 2
     assert result["completed"] == 1
     trace = tmp_path / "trace.jsonl"
-    trace.write_text('{"prompt": "a", "num_frames": 660, "stop_after_ms": 1500}\n')
+    trace.write_text('{"prompt": "a", "num_frames": 33000, "stop_after_ms": 1500}\n')
     replay = ("--dataset-name", "trace", "--dataset-path", str(trace), "--num-warmups", "0")
     result = bench(alone, tmp_path / "leave", *replay)
     assert result["helios"]["cancelled"] == 1

@@ -1,11 +1,12 @@
 """Flags, environment variables and files of settings, and what is said of mistakes in them."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,9 +19,24 @@ HEAVY = ("torch", "diffusers", "transformers", "ray")
 """Packages that take seconds to import."""
 
 
+class Refusal(NamedTuple):
+    """What became of a command line: the heavy modules that were imported by then, the exit status,
+    standard error, and the files that are left."""
+
+    heavy: list[str]
+    status: int
+    said: str
+    left: list[str]
+
+
+def without_settings() -> dict[str, str]:
+    """The environment variables that are not ours."""
+    return {name: text for name, text in os.environ.items() if not name.startswith("HELIOS_")}
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("HELIOS_")]:
+    for name in os.environ.keys() - without_settings().keys():
         monkeypatch.delenv(name)
 
 
@@ -302,63 +318,85 @@ def test_bash_completes_a_command_a_flag_and_a_choice(tmp_path: Path) -> None:
         assert done.stdout.decode().split() == [expected]
 
 
-PROGRAM = f"""
-import sys
+REFUSED = [
+    (["generate", "a dog", "--size", "100x64"], "got size 100x64"),
+    (["generate", "a dog", "--steps", "2,2"], "got 2 step counts"),
+    (["generate", "a dog", "--fps", "1000"], "got fps 1000"),
+    (["generate", "a dog", "--guidance-scale", "7"], "got guidance_scale 7.0"),
+    (["generate", "a dog", "--image", "none.png"], "none.png: got no such file"),
+    (["generate", "a dog", "--output", "dog.avi"], "got --output dog.avi, expected a name"),
+    (["generate", "a dog", "--output", "/proc/a.mp4"], "got --output /proc/a.mp4, expected"),
+    (["generate", "a dog", "--output-latents", "x.pt"], "got --output-latents x.pt, exp"),
+    (["generate", " "], "got an empty prompt"),
+    (["generate", ""], "got an empty prompt"),
+    (["generate", "--prompt", ""], "got an empty prompt"),
+    (["generate"], "got no prompt"),
+    (["generate", "a", "--model", "nano-big"], "got model 'nano-big'"),
+    (["generate", "a", "--model", "."], ". is not a Helios checkpoint"),
+    (["generate", "a", "--compile-sizes", "100x64"], "got size 100x64"),
+    (["serve", "--compile-sizes", "100x64", "--port", "0"], "got size 100x64"),
+    (["serve", "--context-parallel", "3", "--port", "0"], "got context parallel 3"),
+    (
+        ["serve", "--host", "192.0.2.1", "--port", "0"],
+        "got --host 192.0.2.1 --port 0, exp",
+    ),
+    (["serve", "--trace", "/proc/trace.json", "--port", "0"], "got --trace /proc/trace.json"),
+    (["serve", "--tenants", "none.toml", "--port", "0"], "none.toml"),
+    (["serve", "--data-dir", "/proc/data", "--port", "0"], "cannot make /proc/data"),
+    (["serve", "--webhook-url", "ftp://x", "--port", "0"], "--webhook-url: "),
+    (["serve", "--ssl-certfile", "none.pem", "--port", "0"], "got --ssl-certfile none.pem"),
+    (["serve", "nano", "nano", "--port", "0"], "got model name 'nano' more than once"),
+    (["run-batch", "notes.txt", "--output", "videos"], "got notes.txt, expected a batch file"),
+    (["run-batch", "lines.jsonl", "--output", "/proc/videos"], "cannot make /proc/videos"),
+]
+"""Command lines that can be refused without torch, and how their errors begin."""
+REFUSING = f"""
+import contextlib, json, os, sys, tempfile
+from pathlib import Path
 from helios_serve.entrypoints.cli.main import main
-try:
-    status = main(sys.argv[1:])
-except SystemExit as end:
-    status = end.code
-print([name for name in {HEAVY} if name in sys.modules], status)
+
+for words in json.loads(sys.argv[1]):
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("notes.txt").write_text("no\\nrequest\\nhere\\n")
+        body = dict(prompt="a dog")
+        Path("lines.jsonl").write_text(json.dumps(dict(custom_id="a", body=body)) + "\\n")
+        with open("stderr", "w+") as errors:
+            os.dup2(errors.fileno(), 2)
+            try:
+                status = main(words)
+            except SystemExit as end:
+                status = end.code
+            sys.stderr.flush()
+            errors.seek(0)
+            said = errors.read()
+        left = sorted(os.listdir())
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    print(json.dumps([words, heavy, status, said, left]))
 """
 
 
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        (["generate", "a dog", "--size", "100x64"], "got size 100x64"),
-        (["generate", "a dog", "--steps", "2,2"], "got 2 step counts"),
-        (["generate", "a dog", "--fps", "1000"], "got fps 1000"),
-        (["generate", "a dog", "--guidance-scale", "7"], "got guidance_scale 7.0"),
-        (["generate", "a dog", "--image", "none.png"], "none.png: got no such file"),
-        (["generate", "a dog", "--output", "dog.avi"], "got --output dog.avi, expected a name"),
-        (["generate", "a dog", "--output", "/proc/a.mp4"], "got --output /proc/a.mp4, expected"),
-        (["generate", "a dog", "--output-latents", "x.pt"], "got --output-latents x.pt, exp"),
-        (["generate", " "], "got an empty prompt"),
-        (["generate", ""], "got an empty prompt"),
-        (["generate", "--prompt", ""], "got an empty prompt"),
-        (["generate"], "got no prompt"),
-        (["generate", "a", "--model", "nano-big"], "got model 'nano-big'"),
-        (["generate", "a", "--model", "."], ". is not a Helios checkpoint"),
-        (["generate", "a", "--compile-sizes", "100x64"], "got size 100x64"),
-        (["serve", "--compile-sizes", "100x64"], "got size 100x64"),
-        (["serve", "--context-parallel", "3"], "got context parallel 3"),
-        (["serve", "--host", "192.0.2.1"], "got --host 192.0.2.1 --port 0, expected a free"),
-        (["serve", "--trace", "/proc/trace.json"], "got --trace /proc/trace.json"),
-        (["serve", "--tenants", "none.toml"], "none.toml"),
-        (["serve", "--data-dir", "/proc/data"], "cannot make /proc/data"),
-        (["serve", "--webhook-url", "ftp://x"], "--webhook-url: "),
-        (["serve", "--ssl-certfile", "none.pem"], "got --ssl-certfile none.pem"),
-        (["serve", "nano", "nano"], "got model name 'nano' more than once"),
-        (["run-batch", "notes.txt", "--output", "videos"], "got notes.txt, expected a batch file"),
-        (["run-batch", "lines.jsonl", "--output", "/proc/videos"], "cannot make /proc/videos"),
-    ],
-)
-def test_what_can_be_refused_without_torch_is(words: list[str], error: str, tmp_path: Path) -> None:
-    """Importing torch takes ten times longer than all of these checks."""
-    (tmp_path / "notes.txt").write_text("no\nrequest\nhere\n")
-    (tmp_path / "lines.jsonl").write_text('{"custom_id": "a", "body": {"prompt": "a dog"}}\n')
-    port = ["--port", "0"] if words[0] == "serve" else []
+@pytest.fixture(scope="module")
+def refusals() -> dict[tuple[str, ...], Refusal]:
+    """Of all command lines of REFUSED, one after the other in a process that has only them."""
+    words = [words for words, _ in REFUSED]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words, *port],
-        cwd=tmp_path,
+        [sys.executable, "-c", REFUSING, json.dumps(words)],
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        env=without_settings() | {"PYTHONSAFEPATH": "1"},
     )
-    assert done.stdout == "[] 2\n", done.stderr
-    (line,) = done.stderr.splitlines()
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return {tuple(words): Refusal(*rest) for words, *rest in found}
+
+
+@pytest.mark.parametrize(("words", "error"), REFUSED)
+def test_what_can_be_refused_without_torch_is(
+    words: list[str], error: str, refusals: dict[tuple[str, ...], Refusal]
+) -> None:
+    """Importing torch takes ten times longer than all of these checks."""
+    refusal = refusals[tuple(words)]
+    assert (refusal.heavy, refusal.status) == ([], 2)
+    (line,) = refusal.said.splitlines()
     assert line.startswith(f"helios-serve: error: {error}")
-    left = {path.name for path in tmp_path.iterdir()} - {"helios-data"}
-    assert left == {"notes.txt", "lines.jsonl"}
+    assert {*refusal.left} - {"helios-data"} == {"notes.txt", "lines.jsonl", "stderr"}

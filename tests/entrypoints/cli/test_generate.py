@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from helios_serve.entrypoints.cli.main import main
 from helios_serve.errors import InvalidRequestError
+from helios_serve.model_executor.models.vae import Vae
 from helios_serve.offline import Helios
 from helios_serve.options.sampling import PromptSwitch, default_size
 from tests.support.command_line import without_progress
+from tests.support.engines import colours
 from tests.support.models import load_model
 from tests.support.video_files import counted, video
 from tests.support.videos import Case, run_sessions
@@ -34,6 +36,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are the latents' colours: decoding would take most of a test."""
+    monkeypatch.setattr(Vae, "decode", lambda _, latents: colours(latents))
 
 
 def count_frames(path: Path) -> int:
@@ -57,6 +65,7 @@ def test_the_file_has_exactly_the_frames_asked_for(
     assert "random weights" in printed.err
 
 
+@pytest.mark.usefixtures("quick")
 def test_seconds_and_fps_give_the_length(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     assert generate("--seconds", 1.5, "--fps", 30, "--output", path) == 0
@@ -65,6 +74,7 @@ def test_seconds_and_fps_give_the_length(tmp_path: Path) -> None:
         assert (stream.frames, stream.average_rate) == (45, Fraction(30))
 
 
+@pytest.mark.usefixtures("quick")
 def test_latents_are_those_of_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "latents.safetensors"
     options = ["--seed", 7, "--num-frames", 66, "--negative-prompt", "static, blurred"]
@@ -99,6 +109,7 @@ def test_every_variant_is_built_in(model: str, tmp_path: Path) -> None:
     assert count_frames(path) == 33
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_video_goes_on_from_an_image_and_from_a_video(tmp_path: Path) -> None:
     first, image, path = (tmp_path / name for name in ("first.mp4", "image.png", "video.mp4"))
     latents = tmp_path / "latents.safetensors"
@@ -207,6 +218,7 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_python_api_streams_and_generates_the_same_video(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "width": 64,

@@ -1,6 +1,7 @@
 """`helios-serve run-batch` on the built-in model, as a user runs it."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from tests.support.command_line import without_progress
 from tests.support.engines import colours, quick_model
 from tests.support.lora_files import write_lora
 from tests.support.picture_files import encoded
+from tests.support.scripts import with_tests
 from tests.support.video_files import counted, video
 
 SMALL = {"prompt": "a dog", "size": "64x64", "steps": [1, 1, 1]}
@@ -108,24 +110,18 @@ def frame_numbers(path: Path) -> list[float]:
         ]
 
 
-def test_the_command_makes_what_it_can_and_says_what_it_cannot(tmp_path: Path) -> None:
-    """With real pictures; slower tests have workers that are processes."""
+def test_the_command_makes_what_it_can_and_says_what_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With real pictures; slower tests run it as a process, with workers that are processes."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.jsonl").write_text(f"{line('sea', num_frames=5, fps=30)}\nnonsense\n")
-    command = [
-        sys.executable,
-        "-m",
-        "helios_serve",
-        "run-batch",
-        "lines.jsonl",
-    ]
     flags = ["--output", "videos", "--device", "cpu", "--executor", "inline"]
-    done = subprocess.run(
-        [*command, *flags], cwd=tmp_path, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == "videos/results.jsonl: 1 videos, 1 failed\n"
-    assert "\nline 2: invalid request: JSON is malformed: " in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main(["run-batch", "lines.jsonl", *flags]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "videos/results.jsonl: 1 videos, 1 failed\n"
+    assert "\nline 2: invalid request: JSON is malformed: " in printed.err
+    assert "Traceback" not in printed.err
     sea, nonsense = map(json.loads, (tmp_path / "videos/results.jsonl").read_text().splitlines())
     assert sea == {
         "custom_id": "sea",
@@ -401,30 +397,23 @@ def test_an_interrupt_while_a_video_is_finished_leaves_no_scratch_file(
 def test_an_interrupted_batch_says_so_and_goes_on(tmp_path: Path) -> None:
     lines = [line("long", num_frames=33 * 12), line("short")]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines))
-    command = [
-        sys.executable,
-        "-m",
-        "helios_serve",
-        "run-batch",
-        "lines.jsonl",
-    ]
-    command += ["--output", "videos", "--device", "cpu", "--history-blocks", "500"]
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("videos/.helios/segments/*/*.m4s")):
-            assert running.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline, "no chunk came"
-            time.sleep(0.02)
-        running.send_signal(signal.SIGINT)
-        _, printed = running.communicate(timeout=60)
-    finally:
-        running.kill()
-        running.wait()
-    assert running.returncode == 130
-    assert printed.endswith("helios-serve: interrupted\n")
-    assert "Traceback" not in printed
+    arguments = ["run-batch", "lines.jsonl", "--output", "videos"]
+    arguments += ["--device", "cpu", "--history-blocks", "500"]
+    after_a_chunk = ["-m", "tests.support.dying_server", "segment written", "1", "SIGINT"]
+    interrupted = subprocess.run(
+        [sys.executable, *after_a_chunk, *arguments],
+        cwd=tmp_path,
+        env=os.environ | with_tests(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert interrupted.returncode == 130
+    assert interrupted.stderr.endswith("helios-serve: interrupted\n")
+    assert "Traceback" not in interrupted.stderr
     assert not list(tmp_path.glob("videos/.*.part"))
+    command = [sys.executable, "-m", "helios_serve", *arguments]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert frame_numbers(tmp_path / "videos/long.mp4") == list(range(33 * 12))
 

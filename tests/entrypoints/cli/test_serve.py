@@ -100,7 +100,7 @@ def test_the_log_says_what_happens_from_the_start_to_the_end(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(20) == 130
+    assert server.process.wait(60) == 130
     text = log.read_text()
     found = [
         re.search(pattern, text, re.M)

@@ -2,8 +2,6 @@
 
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from helios_serve.entrypoints.cli.main import main
 from tests.support.api import error_of, frames_of
 from tests.support.server import running_server
 
@@ -68,27 +67,23 @@ def test_a_server_comes_to_rest_at_a_chunk_edge(tmp_path: Path) -> None:
     ],
 )
 def test_what_keeps_a_server_from_starting_is_one_line(
-    flags: tuple[str, ...], message: str, tmp_path: Path
+    flags: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "helios_serve",
-            "serve",
-            "--port",
-            "0",
-        ]
-        done = subprocess.run(
-            [*command, *(flag.format(port=port) for flag in flags)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    assert done.returncode == 2
+        words = [flag.format(port=port) for flag in flags]
+        try:
+            status: object = main(["serve", "--port", "0", *words])
+        except SystemExit as end:  # argparse's own errors
+            status = end.code
+    assert status == 2
+    said = capsys.readouterr().err
     error = "helios-serve: error: "
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith(error))
+    (line,) = (line for line in said.splitlines() if line.startswith(error))
     assert message in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said

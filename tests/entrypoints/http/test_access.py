@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,8 +23,10 @@ GENERATED = re.compile(r"req_[0-9a-f]{32}")
 class Logged:
     """A server with a JSON log, public metrics, and one tenant with limits."""
 
-    def __init__(self, server: Server, log: Path, key: str) -> None:
+    def __init__(self, server: Server, log: Path, key: str, early: httpx.Response) -> None:
         self.server = server
+        self.early = early
+        """Of `/health`, before there was a worker."""
         self.log = log
         headers = {"authorization": f"Bearer {key}"}
         self.http = httpx.Client(base_url=server.url, timeout=60, headers=headers)
@@ -52,7 +53,10 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
     flags = ("--tenants", str(folder / "tenants.toml"), "--log-format", "json", "--public-metrics")
     log = folder / "log"
     with running_server(folder / "data", "nano", "--device", "cpu", *flags, log=log) as server:
-        made = Logged(server, log, key)
+        with server.workers_stopped():
+            early = httpx.get(f"{server.url}/health")
+            assert httpx.get(f"{server.url}/liveness").status_code == 200
+        made = Logged(server, log, key, early)
         with made.http:
             wait_until_ready(made.http)
             yield made
@@ -131,10 +135,6 @@ def test_requests_are_counted_by_route(logged: Logged) -> None:
     assert (after[0] - before[0], after[1] - before[1]) == (2, 1)
 
 
-def test_a_server_is_ready_when_a_worker_is(tmp_path: Path) -> None:
-    with running_server(tmp_path / "data", "nano", "--device", "cpu") as server:
-        with server.workers_stopped():
-            answer = httpx.get(f"{server.url}/health")
-            assert httpx.get(f"{server.url}/liveness").status_code == 200
-        assert (answer.status_code, answer.json()["status"]) == (503, "starting")
-        server.process.send_signal(signal.SIGTERM)
+def test_a_server_is_ready_when_a_worker_is(logged: Logged) -> None:
+    assert (logged.early.status_code, logged.early.json()["status"]) == (503, "starting")
+    assert logged.http.get("/health").status_code == 200

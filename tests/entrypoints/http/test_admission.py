@@ -1,5 +1,6 @@
 """What is refused was never there, what is accepted stays, and what has ended takes no room."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -96,7 +97,7 @@ def test_forks_are_seen_together_or_not_at_all(crowd: Crowd) -> None:
     http = crowd["forks"]
     parent = http.post("/v1/videos", json=LONG).json()["id"]
     while not http.get(f"/v1/videos/{parent}").json()["chunks_done"]:
-        pass
+        time.sleep(0.01)
     seen: set[str] = set()
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(
@@ -116,7 +117,7 @@ def test_forks_have_seeds_of_their_own_which_they_show(crowd: Crowd) -> None:
     http = crowd["forks"]
     parent = http.post("/v1/videos", json=SMALL | {"num_frames": 33}).json()["id"]
     while http.get(f"/v1/videos/{parent}").json()["status"] != "completed":
-        pass
+        time.sleep(0.01)
     body = {"prompts": [None], "seconds": 1}
     seeds = [SMALL["seed"]]
     for _ in range(2):  # at the same chunk
@@ -136,7 +137,7 @@ def test_a_video_that_has_ended_takes_no_room(crowd: Crowd, ending: str) -> None
         assert answer.status_code == 200, answer.text
         url = f"/v1/videos/{answer.json()['id']}"
         while http.get(url).json()["phase"] != "denoising":
-            pass
+            time.sleep(0.01)
         ended = http.post(f"{url}/cancel") if ending == "cancel" else http.delete(url)
         assert ended.status_code == 200
     clear(http)

@@ -1,6 +1,7 @@
 """Forks: several continuations of one video, each with its own prompt and its own noise."""
 
 import time
+from itertools import combinations
 from typing import Any
 
 import httpx2 as httpx
@@ -23,26 +24,32 @@ def wait_for(http: httpx.Client, video_id: str, field: str, least: Any) -> dict[
 
 
 def content(http: httpx.Client, video_id: str) -> np.ndarray:
-    wait_for(http, video_id, "progress", 100)
     return frames_of(http.get(f"/v1/videos/{video_id}/content").content)
 
 
 def test_a_running_video_is_continued_in_several_ways(http: httpx.Client) -> None:
-    parent = http.post("/v1/videos", json=SMALL | {"num_frames": 9 * CHUNK}).json()["id"]
+    """All three are cancelled when each has a chunk of its own: none of them ends by itself."""
+    parent = http.post("/v1/videos", json=SMALL | {"num_frames": 3300}).json()["id"]
     wait_for(http, parent, "chunks_done", 1)
     answer = http.post(f"/v1/videos/{parent}/fork", json={"prompts": [None, "a cat sleeps"]}).json()
     assert answer["object"] == "list"
+    first = answer["data"][0]["chunks_done"]
+    assert first > 0, "it begins with the chunks that were there"
     for child in answer["data"]:
         assert (child["relation"], child["parent_video_id"]) == ("fork", parent)
-        assert (child["num_frames"], child["prompt"]) == (9 * CHUNK, "a dog runs")
-    original = content(http, parent)
-    same, other = (content(http, child["id"]) for child in answer["data"])
-    assert len(original) == len(same) == len(other) == 9 * CHUNK
-    first = int((original != same).any(axis=(1, 2, 3)).argmax())
-    assert first > 0, "it begins with the chunks that were there"
-    assert first % CHUNK == 0
-    assert np.array_equal(original[:first], other[:first])
-    assert not np.array_equal(same[first:], other[first:])
+        assert (child["num_frames"], child["prompt"]) == (3300, "a dog runs")
+        assert child["chunks_done"] == first
+    videos = [parent, *(child["id"] for child in answer["data"])]
+    for video in videos:
+        wait_for(http, video, "chunks_done", first + 1)
+        http.post(f"/v1/videos/{video}/cancel")
+    common = first * CHUNK
+    original, same, other = (content(http, video)[: common + CHUNK] for video in videos)
+    assert len(original) == len(same) == len(other) == common + CHUNK
+    assert np.array_equal(original[:common], same[:common])
+    assert np.array_equal(original[:common], other[:common])
+    for one, two in combinations((original, same, other), 2):
+        assert not np.array_equal(one[common:], two[common:])
 
 
 def test_a_finished_video_is_forked_for_more_seconds(http: httpx.Client, finished: Any) -> None:
@@ -50,6 +57,7 @@ def test_a_finished_video_is_forked_for_more_seconds(http: httpx.Client, finishe
     answer = http.post(url, json={"prompts": [None], "seconds": 1})
     (child,) = answer.json()["data"]
     assert child["num_frames"] == 2 * CHUNK + 24
+    wait_for(http, child["id"], "progress", 100)
     original, longer = content(http, finished.id), content(http, child["id"])
     assert len(longer) == 2 * CHUNK + 24
     assert np.array_equal(longer[: len(original)], original)
@@ -75,7 +83,8 @@ def test_what_cannot_be_forked_is_refused(
 
 
 def test_a_video_without_a_chunk_and_an_unknown_one_are_refused(http: httpx.Client) -> None:
-    video = http.post("/v1/videos", json=SMALL | {"num_frames": 3300}).json()["id"]
+    slow = {"num_frames": 33, "size": "256x256", "steps": [1000, 1000, 1000]}
+    video = http.post("/v1/videos", json=SMALL | slow).json()["id"]
     answer = http.post(f"/v1/videos/{video}/fork", json={"prompts": ["x"]})
     assert (answer.status_code, error_of(answer)["code"]) == (409, "not_ready")
     http.delete(f"/v1/videos/{video}")
