@@ -107,8 +107,9 @@ def make_app(
     videos = Videos(engine, store, finished, disk, lifecycle, config.retention)
     keeper = Housekeeper(videos, tables, disk, config.retention)
     files = FileApi(tables.files, engine, disk)
-    incoming = folder / "incoming"
-    references = References(incoming, outbound=media, find_file=files.path_of, reserve=disk.reserve)
+    references = References(
+        folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
+    )
     builder = RequestBuilder(engine, references, LoraModules(config.loras))
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
@@ -132,9 +133,7 @@ def make_app(
     routes = [*routes_of(operations), *realtime.routes, *Playground().routes]
     app = Starlette(
         routes=routes,
-        middleware=middleware_of(
-            routes, engine.metrics.http, key_cache, config, Spool(incoming, disk.check_room)
-        ),
+        middleware=middleware_of(routes, engine.metrics.http, key_cache, config, disk),
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
@@ -148,10 +147,11 @@ def middleware_of(
     metrics: HttpMetrics,
     keys: KeyCache,
     config: ServerConfig,
-    spool: Spool,
+    disk: Disk,
 ) -> list[Middleware]:
     """Return the middleware, outermost first."""
     edge = config.edge
+    spool = Spool(disk.folder / "incoming", disk.check_room)
     hosts, origins = parse_allowed(edge.allowed_hosts, edge.allowed_origins)
     return [
         request_ids(),
