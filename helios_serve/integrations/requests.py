@@ -9,10 +9,8 @@ from helios_serve.media.pictures import frames_from
 from helios_serve.model_config import HeliosConfig
 from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import SamplingParams, default_size
+from helios_serve.options.vllm_omni import renamed
 from helios_serve.video_request import Frames, VideoRequest, check_references
-
-SYNONYMS = {"pyramid_num_inference_steps_list": "steps"}
-"""Names of options in diffusers and other servers that differ from ours."""
 
 
 class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +54,7 @@ class ForeignRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def sampling_params(options: Mapping[str, Any], model: str, config: HeliosConfig) -> SamplingParams:
     """Build validated sampling parameters from plain values. Raises InvalidRequestError."""
-    given = {SYNONYMS.get(name, name): value for name, value in options.items()}
-    size = default_size(model)
-    chosen = {name: value for name, value in given.items() if value is not None}
+    size, chosen = default_size(model), renamed(options)
     params = read_options(SamplingParams, size._asdict() | chosen)
     params.resolve(config)
     return params

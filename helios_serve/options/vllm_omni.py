@@ -29,17 +29,34 @@ DECIDED_BY_CHECKPOINT = frozenset(
 MEDIA = ("image", "video")
 
 
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by our names, without those that are None.
+
+    Raises InvalidRequestError for an option that has two different values under its two names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        own = RENAMED.get(name, name)
+        if value is None:
+            continue
+        if found.setdefault(own, value) != value:
+            raise InvalidRequestError(
+                f"got two values for {own}, {found[own]!r} and {value!r}: send only one of them",
+                param=own,
+            )
+    return found
+
+
 def named_as_ours(extra: Mapping[str, Any], medium: str | None = None) -> dict[str, Any]:
     """Return `extra_params` by our names, without those that the checkpoint decides.
 
     `add_noise_to_image_latents` and `add_noise_to_video_latents` count for a request with a
     reference of that kind; with `medium` None, either of them counts. Unknown names are kept.
+    Raises InvalidRequestError as `renamed` does.
     """
-    options = {
-        RENAMED.get(name, name): value
-        for name, value in extra.items()
-        if name not in DECIDED_BY_CHECKPOINT and value is not None
-    }
+    options = renamed(
+        {name: value for name, value in extra.items() if name not in DECIDED_BY_CHECKPOINT}
+    )
     for kind in MEDIA:
         default = getattr(SamplingParams(), f"{kind}_noise_sigma")
         names = (f"{kind}_noise_sigma_min", f"{kind}_noise_sigma_max")

@@ -26,6 +26,12 @@ def test_names_of_diffusers_are_known_and_none_is_the_checkpoints_choice() -> No
     assert params == SamplingParams(width=128, height=64, steps=(1, 2, 3), seed=4)
 
 
+def test_both_names_of_an_option_are_known_wherever_requests_come_from() -> None:
+    options = {"is_amplify_first_chunk": True, "is_skip_first_chunk": True}
+    params = converted(options | {"steps": [1, 2, 3], "amplify_first_chunk": True}).params
+    assert (params.amplify_first_chunk, params.skip_first_chunk) == (True, True)
+
+
 def test_references_are_brought_to_the_size() -> None:
     image = np.zeros((100, 30, 3), np.uint8)
     request = converted({"width": 64, "height": 128}, image=image)
@@ -41,6 +47,11 @@ def test_references_are_brought_to_the_size() -> None:
         ({"seed": "x"}, {}, "got seed 'x', expected 0 to"),
         ({"width": 100}, {}, "got size 100x64, expected"),
         ({"steps": [1]}, {}, "got 1 step counts"),
+        (
+            {"steps": [1, 2, 3], "pyramid_num_inference_steps_list": [3, 2, 1]},
+            {},
+            r"got two values for steps, \[1, 2, 3\] and \[3, 2, 1\]: send only one",
+        ),
         ({}, {"image": 1, "video": 2}, "got both an image and a video"),
     ],
 )

@@ -2,6 +2,7 @@
 
 python omni_program.py latents MODEL OUTPUT    latents of three requests made together
 python omni_program.py abort MODEL OUTPUT      how an aborted request's blocks are freed
+python omni_program.py faults MODEL OUTPUT     how requests end that share a call with failing ones
 """
 
 import asyncio
@@ -17,11 +18,19 @@ import torch
 from vllm_omni.diffusion.data import DiffusionRequestAbortedError, OmniDiffusionConfig
 from vllm_omni.diffusion.diffusion_engine import DiffusionEngine
 from vllm_omni.diffusion.request import OmniDiffusionRequest
+from vllm_omni.diffusion.sched.interface import (
+    CachedRequestData,
+    DiffusionSchedulerOutput,
+    NewRequestData,
+)
 from vllm_omni.entrypoints.async_omni import AsyncOmni
 from vllm_omni.inputs.data import OmniDiffusionSamplingParams
 
 from helios_serve.engine.launch import launch
+from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.integrations import host, vllm_omni
+from helios_serve.integrations.vllm_omni.executor import HeliosExecutor
+from helios_serve.integrations.vllm_omni.session import OmniSession
 from helios_serve.messages import SchedulerOutput
 
 FOLDER = Path(vllm_omni.__file__).parent
@@ -119,6 +128,73 @@ async def abort(model: str, output: Path) -> None:
     output.write_text(json.dumps(report))
 
 
+class Faults:
+    """Failures that no code foresees: of a chunk's future, and of its conversion."""
+
+    def __init__(self) -> None:
+        self._next, self._output = host.HostedVideo._next, OmniSession.output
+
+    async def next(self, video: host.HostedVideo) -> VideoChunk | None:
+        if video.request_id.startswith("no-chunk"):
+            raise KeyError("lost")
+        return await self._next(video)
+
+    def output(self, session: OmniSession, chunk: VideoChunk) -> Any:
+        if session.request.request_id.startswith("no-memory"):
+            raise MemoryError("out of memory")
+        return self._output(session, chunk)
+
+
+def scheduled(names: list[str], *, are_new: bool) -> DiffusionSchedulerOutput:
+    """A call with these requests; that called `odd-size` has a size that the model refuses."""
+    sizes = {"odd-size": (100, 64)}
+    new = [
+        NewRequestData(
+            name,
+            OmniDiffusionRequest(
+                {"prompt": "a dog"}, sampling(66, *sizes.get(name[:8], (64, 64))), name
+            ),
+        )
+        for name in names
+    ]
+    return DiffusionSchedulerOutput(
+        step_id=0,
+        scheduled_new_reqs=new if are_new else [],
+        scheduled_cached_reqs=CachedRequestData([] if are_new else names),
+        finished_req_ids=set(),
+        num_running_reqs=len(names),
+        num_waiting_reqs=0,
+    )
+
+
+async def faults(model: str, output: Path) -> None:
+    """Both kinds of calls that have several requests, each with one request that is sound."""
+    kinds = ("sound", "no-chunk", "no-memory", "odd-size")
+    executor = HeliosExecutor(OmniDiffusionConfig(model=model, max_num_seqs=8))
+    fault, ended = Faults(), {}
+    with (
+        mock.patch.object(host.HostedVideo, "_next", lambda video: fault.next(video)),
+        mock.patch.object(OmniSession, "output", lambda *arguments: fault.output(*arguments)),
+    ):
+        names = [f"{kind}-batch" for kind in kinds]
+        made = executor.execute_batch(scheduled(names, are_new=True))
+        ended |= {name: made[name].result for name in names}
+        names, are_new = [f"{kind}-step" for kind in kinds], True
+        while names:
+            made = executor.execute_step(scheduled(names, are_new=are_new))
+            ended |= {name: made[name].result for name in names if made[name].finished}
+            names, are_new = [name for name in names if name not in ended], False
+    left = list(executor.sessions)
+    executor.shutdown()
+    results = {name: [result.error, result.error_status_code] for name, result in ended.items()}
+    frames = {
+        name: list(result.media.video.tensor.shape)
+        for name, result in ended.items()
+        if result.media is not None
+    }
+    output.write_text(json.dumps({"results": results, "frames": frames, "left": left}))
+
+
 if __name__ == "__main__":
-    program = {"latents": latents, "abort": abort}[sys.argv[1]]
+    program = {"latents": latents, "abort": abort, "faults": faults}[sys.argv[1]]
     asyncio.run(program(sys.argv[2], Path(sys.argv[3])))

@@ -38,6 +38,7 @@ from helios_serve.service.housekeeping import Housekeeper
 from helios_serve.service.key_cache import KeyCache
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.media.references import References
+from helios_serve.service.media.uploads import Spool
 from helios_serve.service.outbound.outbound import Outbound
 from helios_serve.service.rate_limits import RateLimits
 from helios_serve.service.realtime.sessions import RealtimeConfig, RealtimeSessions
@@ -132,7 +133,7 @@ def make_app(
     routes = [*routes_of(operations), *realtime.routes, *Playground().routes]
     app = Starlette(
         routes=routes,
-        middleware=middleware_of(routes, engine.metrics.http, key_cache, config),
+        middleware=middleware_of(routes, engine.metrics.http, key_cache, config, disk),
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
@@ -142,10 +143,15 @@ def make_app(
 
 
 def middleware_of(
-    routes: Sequence[BaseRoute], metrics: HttpMetrics, keys: KeyCache, config: ServerConfig
+    routes: Sequence[BaseRoute],
+    metrics: HttpMetrics,
+    keys: KeyCache,
+    config: ServerConfig,
+    disk: Disk,
 ) -> list[Middleware]:
     """Return the middleware, outermost first."""
     edge = config.edge
+    spool = Spool(disk.folder / "incoming", disk.check_room)
     hosts, origins = parse_allowed(edge.allowed_hosts, edge.allowed_origins)
     return [
         request_ids(),
@@ -154,5 +160,5 @@ def middleware_of(
         *([Middleware(CrossOrigin, origins=origins)] if edge.allowed_origins else ()),
         Middleware(OriginGuard, keys=keys, hosts=hosts, origins=origins),
         Middleware(Authentication, keys, public_metrics=config.public_metrics),
-        Middleware(BodyLimit, limits=BodyLimits(text=edge.max_request_text)),
+        Middleware(BodyLimit, limits=BodyLimits(text=edge.max_request_text, spool=spool)),
     ]

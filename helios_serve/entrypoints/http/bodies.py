@@ -28,7 +28,7 @@ from helios_serve.service.json_text import (
     decode_json,
     too_large,
 )
-from helios_serve.service.media.uploads import Upload
+from helios_serve.service.media.uploads import Spool, Upload
 from helios_serve.service.protocol import Json
 
 MAX_BODY = 512 << 20
@@ -52,10 +52,14 @@ LIMITS = "helios.limits"
 
 
 class BodyLimits(NamedTuple):
-    """Maximum sizes in bytes of a whole body, and of a body without its images and videos."""
+    """Maximum sizes in bytes of a whole body, and of a body without its images and videos.
+
+    `spool` is where uploads are written.
+    """
 
     body: int = MAX_BODY
     text: int = MAX_TEXT
+    spool: Spool = Spool()
 
 
 async def read_body(request: Request, *, takes_media: bool = False) -> Json:
@@ -72,7 +76,7 @@ async def read_body(request: Request, *, takes_media: bool = False) -> Json:
     most = limits.text
     if kind == MULTIPART:
         check_length(request, limits.body if takes_media else most, most)
-        fields = await read_multipart(request.stream(), content_type, most)
+        fields = await read_multipart(request.stream(), content_type, most, limits.spool)
         uploads = [field.value for field in fields if isinstance(field.value, Upload)]
         request.scope.setdefault(UPLOADS, []).extend(uploads)
         body = await asyncio.to_thread(nest, fields)

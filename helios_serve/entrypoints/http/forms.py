@@ -6,7 +6,8 @@ A form is UTF-8, whatever charset the client declares: a codec of its choice may
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from tempfile import SpooledTemporaryFile
+from pathlib import Path
+from tempfile import SpooledTemporaryFile, gettempdir
 from typing import BinaryIO, NamedTuple, cast
 
 from python_multipart.exceptions import FormParserError
@@ -15,7 +16,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from helios_serve.service.errors import ApiError
 from helios_serve.service.json_text import too_large
 from helios_serve.service.media.data_urls import unquote_text
-from helios_serve.service.media.uploads import Upload
+from helios_serve.service.media.uploads import Spool, Upload
+from helios_serve.store.files import storage_errors
 
 MAX_FIELDS, MAX_FILES = 200, 4
 MAX_FIELD = 64 << 20
@@ -46,11 +48,12 @@ class FormParts:
     """Collects the parts of a multipart form. Files are spooled to disk.
 
     Raises ApiError 400 for an invalid form, and 413 for one with too many parts, or whose texts
-    have more than `most` bytes besides references.
+    have more than `most` bytes besides references. Raises StorageError if files have no room.
     """
 
-    def __init__(self, boundary: bytes, most: int) -> None:
+    def __init__(self, boundary: bytes, most: int, spool: Spool) -> None:
         self.most = most
+        self.spool = spool
         self.fields: list[FormField] = []
         self.is_complete = False
         self._parser = MultipartParser(
@@ -70,6 +73,7 @@ class FormParts:
         self._text_left = most
         self._reference_left = MAX_FIELD
         self._num_files = self._num_texts = 0
+        self._file_bytes = self._checked_bytes = 0
         self._begin()
 
     def write(self, data: bytes) -> None:
@@ -117,7 +121,8 @@ class FormParts:
         else:
             self._num_files += 1
             self._filename = decoded(options[b"filename"], "the name of a file")
-            self._file = cast(BinaryIO, SpooledTemporaryFile(MEMORY))  # noqa: SIM115
+            folder = None if self.spool.folder is None else str(self.spool.folder)
+            self._file = cast(BinaryIO, SpooledTemporaryFile(MEMORY, dir=folder))  # noqa: SIM115
         if self._num_texts > MAX_FIELDS or self._num_files > MAX_FILES:
             raise ApiError(
                 413,
@@ -127,7 +132,7 @@ class FormParts:
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
-            self._file.write(data[start:end])
+            self._write(self._file, data[start:end])
             return
         if REFERENCE.fullmatch(self._name):
             self._reference_left -= end - start
@@ -143,6 +148,15 @@ class FormParts:
         if self._text_left < 0:
             raise too_large(self.most)
         self._text += data[start:end]
+
+    def _write(self, file: BinaryIO, data: bytes) -> None:
+        """Write a piece of a file. Room is asked for as the files grow, once for each `MEMORY`."""
+        self._file_bytes += len(data)
+        if self._file_bytes > self._checked_bytes + MEMORY:
+            self.spool.check_room(self._file_bytes)
+            self._checked_bytes = self._file_bytes
+        with storage_errors("write an upload to", self.spool.folder or Path(gettempdir())):
+            file.write(data)
 
     def _end(self) -> None:
         value: bytes | Upload = bytes(self._text)
@@ -160,9 +174,9 @@ class FormParts:
 
 
 async def read_multipart(
-    pieces: AsyncIterator[bytes], content_type: str, most: int
+    pieces: AsyncIterator[bytes], content_type: str, most: int, spool: Spool | None = None
 ) -> list[FormField]:
-    """Return the fields of a multipart form. Raises ApiError as `FormParts` does."""
+    """Return the fields of a multipart form. Raises ApiError or StorageError, as `FormParts`."""
     if len(content_type) > MAX_CONTENT_TYPE:
         raise invalid_form(
             f"got a content-type of {len(content_type)} characters, expected at most "
@@ -173,7 +187,7 @@ async def read_multipart(
     if not boundary:
         raise invalid_form("got multipart/form-data without a boundary, expected one")
     try:
-        parts = FormParts(boundary, most)
+        parts = FormParts(boundary, most, spool or Spool())
     except FormParserError as error:
         raise invalid_form(f"got an invalid boundary: {error}") from error
     try:

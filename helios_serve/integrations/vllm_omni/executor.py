@@ -174,26 +174,30 @@ class HeliosExecutor(DiffusionExecutor):  # type: ignore[misc]
         session = self.open(request)
         try:
             session.open(self.host)
+            self._chunks[request.request_id] = session.next_chunk()
         except Exception as error:
             self.close(session)
             return DiffusionOutput.from_exception(error)
-        self._chunks[request.request_id] = session.next_chunk()
         return None
 
     def _take(self, name: str) -> DiffusionOutput | None:
-        """Return the output of a request's finished chunk, and request the next one."""
+        """Return the output of a request's finished chunk, and request the next one.
+
+        Whatever fails ends this request only: the step goes on for the others.
+        """
         session = self.sessions[name]
         try:
             chunk = self._chunks.pop(name).result()
             assert chunk is not None, "the previous chunk was not the last one"
-        except HeliosError as error:
-            self.close(session)
-            return DiffusionOutput.from_exception(as_omni_error(error))
-        output = session.output(chunk)
-        if output is not None and output.finished:
-            self.close(session)
-        else:
-            self._chunks[name] = session.next_chunk()
+            output = session.output(chunk)
+            if output is None or not output.finished:
+                self._chunks[name] = session.next_chunk()
+                return output
+        except Exception as error:
+            if not isinstance(error, HeliosError):
+                logger.exception("request %s failed", name)
+            output = DiffusionOutput.from_exception(as_omni_error(error))
+        self.close(session)
         return output
 
 

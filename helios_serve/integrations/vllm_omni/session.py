@@ -27,6 +27,7 @@ from helios_serve.errors import (
     HeliosError,
     InvalidRequestError,
     NotAllowedError,
+    describe_error,
 )
 from helios_serve.integrations.host import EngineHost, HostedVideo
 from helios_serve.integrations.vllm_omni.requests import foreign_request
@@ -179,10 +180,10 @@ def tensor(data: TensorData) -> Tensor:
     return flat.view(data.shape)
 
 
-def as_omni_error(error: HeliosError) -> Exception:
+def as_omni_error(error: Exception) -> Exception:
     """Convert an error to vLLM-Omni's. Errors that the client can fix become 4xx."""
     for kind, status in STATUSES:
         if isinstance(error, kind):
             theirs: Exception = OmniClientError(str(error), status_code=status)
             return theirs
-    return RuntimeError(str(error))
+    return RuntimeError(describe_error(error))

@@ -2,7 +2,21 @@
 
 import asyncio
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+
+class Spool(NamedTuple):
+    """Where uploads are written while their request is read: files without a name in `folder`.
+
+    A crash leaves nothing of them. `check_room` is called with the bytes that a request has
+    written, and raises StorageError if there is no room for them. By default, it is the system's
+    folder for temporary files.
+    """
+
+    folder: Path | None = None
+    check_room: Callable[[int], None] = lambda _: None
 
 
 class Upload(NamedTuple):

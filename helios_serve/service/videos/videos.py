@@ -74,7 +74,8 @@ class Videos:
     ) -> list[Video]:
         """Continue a video once for each prompt, and return the new videos.
 
-        Raises ApiError 409 before the first chunk, and what `accept` does; then none is made.
+        Those that another client has already deleted are left out. Raises ApiError 409 before the
+        first chunk, and what `accept` does; then none is made.
         """
         if not job.chunks:
             message = f"video {job.id} is {wire_status(job)} and has no finished chunk"
@@ -88,7 +89,10 @@ class Videos:
             return made
 
         await self.engine.fork(job.id, make)
-        return [await self.describe_id(request.request_id) for request in made]
+        jobs = await asyncio.to_thread(
+            lambda: [self.store.job(request.request_id) for request in made]
+        )
+        return await self.describe_all([child for child in jobs if child is not None])
 
     async def describe(self, job: StoredJob) -> Video:
         """Return a job as an API video, with its current progress."""

@@ -2,15 +2,15 @@
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import torch
 
 from helios_serve.engine.requests.chunk_stream import VideoChunk
-from helios_serve.errors import (
-    InvalidRequestError,
-)
+from helios_serve.errors import InvalidRequestError, RequestFailedError
 from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.options.sampling import PromptSwitch
 from helios_serve.store.video_store import VideoStore
 from tests.support.engines import (
     core,
@@ -18,12 +18,14 @@ from tests.support.engines import (
     fragments,
     indices,
     make,
+    quick_model,
     read,
     request,
     run,
     undisturbed,
     until,
 )
+from tests.support.models import loaded
 
 LONG = 33 * 400
 """More frames than are made in a test: such a request ends because somebody ends it."""
@@ -81,6 +83,35 @@ def test_a_fork_is_of_all_children_or_of_none(is_stored: bool, store: VideoStore
             assert not own.scheduler.sessions  # the child has the parent's model
             await engine.abort("parent")
             await engine.abort("fits")
+
+    run(main())
+
+
+def test_a_child_that_fails_fails_alone(store: VideoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, encoder = core(), loaded(quick_model("nano").text_encoder)
+    encode = encoder.encode
+
+    def encode_or_fail(text: str, *rest: Any) -> Any:
+        if text == "bad":
+            raise RuntimeError("a bad prompt")
+        return encode(text, *rest)
+
+    monkeypatch.setattr(encoder, "encode", encode_or_fail)
+
+    async def main() -> None:
+        async with engine_of(own, store) as engine:
+            await make(engine, request("parent", 33))
+            asked = {"good": "a cat", "bad": "bad", "also good": "a bird"}
+            children = [
+                request(name, 66).with_switch(PromptSwitch(1, asked[name])) for name in asked
+            ]
+            await engine.fork("parent", lambda _: children)
+            for name in ("good", "also good"):
+                assert indices(await read(engine, name)) == [0, 1]
+            with pytest.raises(RequestFailedError, match="RuntimeError: a bad prompt"):
+                await read(engine, "bad")
+            jobs = {job.id: job.status for job in store.jobs()}
+            assert jobs == dict.fromkeys(jobs, "completed") | {"bad": "failed"}
 
     run(main())
 

@@ -68,18 +68,21 @@ def test_a_finished_video_is_forked_for_more_seconds(http: httpx.Client, finishe
     [
         ({"prompts": []}, "prompts", "expected `array` of length >= 1"),
         ({"prompts": ["x"] * 17}, "prompts", "expected `array` of length <= 16"),
+        ({"prompts": ["x", " "], "seconds": 1}, "prompts[1]", "prompts"),
         ({"prompts": ["x"]}, "seconds", "got a finished video without seconds"),
         ({"prompts": ["x"], "seconds": -1}, "seconds", "got -1"),
-        ({"prompts": ["x" * 40_000], "seconds": 1}, "prompt", "32768"),
+        ({"prompts": ["x", "x" * 40_000], "seconds": 1}, "prompt", "32768"),
     ],
 )
 def test_what_cannot_be_forked_is_refused(
     http: httpx.Client, finished: Any, body: dict[str, Any], param: str, message: str
 ) -> None:
+    newest = http.get("/v1/videos").json()["first_id"]
     answer = http.post(f"/v1/videos/{finished.id}/fork", json=body)
     error = error_of(answer)
     assert (answer.status_code, error["param"]) == (400, param)
     assert message in error["message"]
+    assert http.get("/v1/videos").json()["first_id"] == newest, "none was made"
 
 
 def test_a_video_without_a_chunk_and_an_unknown_one_are_refused(http: httpx.Client) -> None:

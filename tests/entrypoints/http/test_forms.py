@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Closes the files of forms, as the server does after the response."""
     files: list[Any] = []
 
-    def spooled(size: int) -> Any:
+    def spooled(size: int, dir: str | None = None) -> Any:  # noqa: ARG001
         files.append(SpooledTemporaryFile(size))  # noqa: SIM115
         return files[-1]
 

@@ -1,8 +1,10 @@
 """A server whose disk is full, or may not take more, or is to forget old videos."""
 
 import resource
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2 as httpx
@@ -47,6 +49,43 @@ def test_a_full_disk_stops_videos_and_nothing_else(tmp_path: Path) -> None:
         assert http.post("/v1/videos/sync", json=BODY).status_code == 200
         until(lambda: http.get(f"/v1/videos/{video}").json()["status"] == "completed")
         assert len(frames_of(http.get(f"/v1/videos/{video}/content").content)) == 33 * 30
+
+
+def unnamed_files(pid: int) -> list[str]:
+    """Files without a name that a process has open."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.append(str(link.readlink()))
+    return [name for name in found if name.endswith("(deleted)")]
+
+
+def test_an_upload_has_its_room_in_the_data_folder_and_a_kill_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    """One upload is beyond --max-disk; another is half sent when the server is killed."""
+    head = 'content-disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    start = f"--B\r\n{head}".encode() + bytes(3 << 20)
+    with running_server(tmp_path / "data", *FLAGS, "--max-disk", "16MB") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+            refused = http.post(
+                "/v1/files", data={"purpose": "batch"}, files={"file": bytes(24 << 20)}
+            )
+        assert (refused.status_code, error_of(refused)["code"]) == (507, "storage")
+        assert "--max-disk" in error_of(refused)["message"]
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            length = f"content-length: {8 << 20}\r\n"
+            kind = "content-type: multipart/form-data; boundary=B\r\n"
+            client.sendall(
+                f"POST /v1/files HTTP/1.1\r\nhost: {host}\r\n{length}{kind}\r\n".encode()
+            )
+            client.sendall(start)
+            incoming = str(tmp_path / "data" / "incoming")
+            until(lambda: any(incoming in name for name in unnamed_files(server.process.pid)))
+            server.process.kill()
+            server.process.wait(60)
+    assert list((tmp_path / "data" / "incoming").iterdir()) == []
 
 
 @pytest.mark.slow

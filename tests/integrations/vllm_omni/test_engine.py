@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ from helios_serve.offline import Helios
 
 PROGRAM = Path(__file__).parents[2] / "support" / "omni_program.py"
 TOLERANCE = 1e-3
+FAULTS = {
+    "no-chunk": ("KeyError: 'lost'", None),
+    "no-memory": ("MemoryError: out of memory", None),
+    "odd-size": ("got size 100x64, expected", 400),
+}
+"""What the requests of `omni_program.py faults` end with: a part of the message, and a status."""
 
 pytestmark = pytest.mark.vllm_omni
 
@@ -58,3 +65,21 @@ def test_an_abort_frees_the_blocks_within_two_steps(
     assert report["heard"][-1] == "aborted"
     assert report["used_before"] > 0 == report["used_behind"]
     assert report["steps"] <= 2
+
+
+def test_a_request_that_fails_in_a_call_of_several_fails_alone(
+    environment: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whatever the exception, and in the executor's both calls that have several requests."""
+    output = tmp_path / "faults.json"
+    run_program(environment, "faults", checkpoints["distilled"], output)
+    report = json.loads(output.read_text())
+    for call in ("batch", "step"):
+        failed = {name: report["results"][f"{name}-{call}"] for name in FAULTS}
+        assert failed == {name: [mock.ANY, status] for name, (_, status) in FAULTS.items()}
+        for name, (text, _) in FAULTS.items():
+            assert text in failed[name][0]
+        assert report["results"][f"sound-{call}"] == [None, None]
+    whole = [1, 66, 64, 64, 3]
+    assert report["frames"] == {"sound-batch": whole, "sound-step": whole}
+    assert report["left"] == []
