@@ -138,6 +138,16 @@ class Metrics:
             "encode_seconds", "Time to encode the prompts and reference of a session", SHORT
         )
 
+    def begin(self, model: str) -> None:
+        """Begin the counters of a model at 0.
+
+        Prometheus does not count the first increase of a counter that was not there before.
+        """
+        self.worker_deaths.labels(model)
+        self.frames.labels(model)
+        for status in ("completed", "failed", "cancelled"):
+            self.requests.labels(model, status)
+
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -354,4 +354,5 @@ def columns_of(row: NewRow, now: float) -> dict[str, Value]:
         "frames_left": max(0, request.params.num_frames - row.frames_before),
         "start_chunk": row.kept_chunk or 0,
         "checksum": crc32(blob),
-    } | dict.fromkeys(STAGE_COLUMNS, 0.0)
+        **dict.fromkeys(STAGE_COLUMNS, 0.0),
+    }
