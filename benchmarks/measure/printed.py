@@ -74,6 +74,13 @@ def rate_lines(result: dict[str, Any]) -> Iterator[str]:
         f"{block['good']} of {block['offered']}: {percent(attained)}",
     )
     yield row("Goodput", f"{result['request_goodput']:.3f} sessions/s")
+    if block["alone_e2el_ms"] is not None:
+        for shape, milliseconds in block["alone_e2el_ms"].items():
+            yield row("End-to-end latency alone", f"{milliseconds:.0f} ms ({shape})")
+    energy = block["energy"]
+    if energy is not None and energy["joules_per_frame"] is not None:
+        sources = " and ".join(energy["by_source"])
+        yield row("Energy of this machine", f"{energy['joules_per_frame']:.3f} J/frame ({sources})")
     if block["cost"] is not None and block["cost"]["per_video_minute"] is not None:
         yield row("Price of a minute of video", f"{block['cost']['per_video_minute']:.4f}")
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from helios_serve import __version__
+from helios_serve.benchmarks.measure.energy import Energy
 from helios_serve.benchmarks.measure.fairness import Fairness, fairness
 from helios_serve.benchmarks.measure.goodput import Slo
 from helios_serve.benchmarks.measure.load_run import LoadRun
@@ -123,8 +124,9 @@ class HeliosBlock(msgspec.Struct, frozen=True, kw_only=True):
     player: PlayerSummary | None
     client: ClientSummary
     server: ServerSummary
-    energy: None = None
+    energy: Energy | None
     cost: Cost | None
+    alone_e2el_ms: dict[str, float] | None
     workload: WorkloadSummary
     machine: Machine
     command: str
@@ -216,7 +218,11 @@ def block_of(run: LoadRun, command: str) -> HeliosBlock:
         player=player_of(records, buffer),
         client=client,
         server=ServerSummary(run.server_version, run.counts),
+        energy=run.energy,
         cost=cost_of(run, frames),
+        alone_e2el_ms=None
+        if run.alone is None
+        else {shape: 1000 * seconds for shape, seconds in run.alone.items()},
         workload=WorkloadSummary(seed, run.workload.sha256, None),
         machine=this_machine(),
         command=command,

@@ -74,7 +74,15 @@ class ResultFiles(NamedTuple):
         write(self.trace, encode_trace(requests))
         write(self.sessions, lines)
         write(self.table, table_of(records, buffer).encode())
+        self.write_result(result)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the JSON file alone. Raises StorageError."""
         write(self.path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+
+    def of_run(self, number: int) -> "ResultFiles":
+        """Return the files of run number `number`, from 0, of several."""
+        return ResultFiles(self.path.with_name(f"{self.path.stem}-{number + 1}.json"))
 
 
 def write(path: Path, data: bytes) -> None:
@@ -97,6 +105,15 @@ def read_result(path: Path) -> dict[str, Any]:
             param="result",
         )
     return found
+
+
+def read_runs(path: Path) -> list[Path]:
+    """Return the results of the runs that a result consists of: itself, if it is one run's.
+
+    Raises InvalidRequestError for a file that is no result.
+    """
+    runs = read_result(path)["helios"].get("runs")
+    return [path.with_name(run["file"]) for run in runs] if runs else [path]
 
 
 def read_sessions(result: Path) -> list[SessionRecord]:
