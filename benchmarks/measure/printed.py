@@ -161,7 +161,9 @@ def client_lines(block: dict[str, Any]) -> Iterator[str]:
         f"{client['lag_p99_ms']:.1f} ms{against}",
     )
     yield row(
-        "its CPU and memory", f"{client['cpu']:.0%} of a core, {client['memory_mib']:.0f} MiB"
+        "its CPU and memory",
+        f"{client['cpu']:.0%} of a core, {client['cpu_ms_per_session']:.1f} ms per session, "
+        f"{client['memory_mib']:.0f} MiB",
     )
 
 
