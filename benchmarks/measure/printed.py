@@ -15,6 +15,21 @@ def printed(result: dict[str, Any], names: list[str]) -> str:
     return "\n".join(lines_of(result, names))
 
 
+def result_line(result: dict[str, Any]) -> str:
+    """Return a result in one line."""
+    block = result["helios"]
+    share = block["slo_attainment"]
+    interval = ""
+    if share["low"] is not None:
+        interval = f" (90% interval {share['low']:.1%} to {share['high']:.1%})"
+    rate = block["frames_per_second"]
+    frames = "" if rate is None else f", {rate:.1f} frames/s"
+    ttfc = block["metrics"].get("ttfc")
+    first = "" if ttfc is None else f", first chunk p50 {ttfc['percentiles']['50']['value']:.0f} ms"
+    bad = "" if block["valid"] else f", INVALID: {'; '.join(block['invalid_because'])}"
+    return f"{block['good']} of {block['offered']} sessions good{interval}{first}{frames}{bad}"
+
+
 def lines_of(result: dict[str, Any], names: list[str]) -> Iterator[str]:
     block = result["helios"]
     yield " Benchmark result ".center(WIDTH, "=")

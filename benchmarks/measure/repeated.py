@@ -85,7 +85,9 @@ def repeated_lines(result: dict[str, Any], names: Sequence[str]) -> Iterator[str
     block = result["helios"]
     yield f" {len(block['runs'])} runs, with intervals over the runs ".center(WIDTH, "=")
     for key, at in block["over_runs"].items():
-        ending = key.partition("_")[2]
+        statistic, _, ending = key.partition("_")
+        if statistic in ("std", "median"):  # p50 is the median
+            continue
         if key in (*RATES, "frames_per_second") or ending.removesuffix("_ms") in names:
             unit = "ms" if ending.endswith("_ms") else "ratio"
             yield row(key, bounded(at["value"], at["low"], at["high"], unit))

@@ -89,17 +89,18 @@ def serve_repeatedly(
     Each run has files of its own; the result has the means. An interrupt ends the last run.
     """
     from helios_serve.benchmarks.load.workload import draw_workload
+    from helios_serve.benchmarks.measure.printed import result_line
     from helios_serve.benchmarks.measure.repeated import repeated_lines, repeated_result
     from helios_serve.benchmarks.measure.result import result_of
     from helios_serve.benchmarks.runner import measure_server
 
     results, paths = [], []
     for number in range(report.num_runs):
-        print(f"run {number + 1} of {report.num_runs}", flush=True)
         own = msgspec.structs.replace(load, seed=load.seed + number)
         again = report if number == 0 else without_preparation(report)
         measured = run_loop(measure_server(draw_workload(own), target, again))
         results.append(result_of(measured.run, command=command_line()) | {"run_number": number})
+        print(f"run {number + 1} of {report.num_runs}: {result_line(results[-1])}", flush=True)
         run_files = None if files is None else files.of_run(number)
         paths.append("" if run_files is None else run_files.path.name)
         if run_files is not None:

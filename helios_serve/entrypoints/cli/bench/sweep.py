@@ -138,6 +138,7 @@ class Sweep:
     ) -> dict[str, Any]:
         """Run a load, and keep its result. `run_number` counts the runs of one load, as vLLM's."""
         from helios_serve.benchmarks.load.workload import draw_workload
+        from helios_serve.benchmarks.measure.printed import result_line
         from helios_serve.benchmarks.measure.result import result_of
         from helios_serve.benchmarks.measure.result_files import ResultFiles
         from helios_serve.benchmarks.runner import measure_server
@@ -150,10 +151,10 @@ class Sweep:
         assert files is not None
         measured = await measure_server(draw_workload(load), self.target, report)
         result = result_of(measured.run, command=command_line()) | {"run_number": run_number}
-        files.write(result, measured.sent, measured.run.records)
         self.results.append(result)
         self.loads.append((name, size))
-        print(line_of(name, size, result), flush=True)
+        print(f"{name} {size:g}: {result_line(result)}", flush=True)
+        files.write(result, measured.sent, measured.run.records)
         return result
 
     def write_summary(self) -> None:
@@ -170,20 +171,6 @@ class Sweep:
             self.loads, self.results, capacity, target=self.options.target, command=command_line()
         )
         write_page(path, text)
-
-
-def line_of(name: str, size: float, result: dict[str, Any]) -> str:
-    block = result["helios"]
-    share = block["slo_attainment"]
-    rate = block["frames_per_second"]
-    frames = "" if rate is None else f", {rate:.1f} frames/s"
-    ttfc = block["metrics"].get("ttfc")
-    first = "" if ttfc is None else f", first chunk p50 {ttfc['percentiles']['50']['value']:.0f} ms"
-    bad = "" if block["valid"] else f", INVALID: {'; '.join(block['invalid_because'])}"
-    return (
-        f"{name} {size:g}: {block['good']} of {block['offered']} sessions good "
-        f"(90% interval {share['low']:.1%} to {share['high']:.1%}){first}{frames}{bad}"
-    )
 
 
 def capacity_text(capacity: "Capacity", options: SweepOptions) -> str:
