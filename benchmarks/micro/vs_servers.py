@@ -57,7 +57,7 @@ def sglang(model: Path, folder: Path) -> Iterator[str]:
 
     os.environ["SGLANG_PLUGINS"] = "none"
     try:
-        with running_sglang(model, folder, {}) as server:
+        with running_sglang(model, folder, {}, "--backend", "sglang") as server:
             yield str(server.http.base_url)
     finally:
         del os.environ["SGLANG_PLUGINS"]
