@@ -57,7 +57,8 @@ def sglang(model: Path, folder: Path) -> Iterator[str]:
 
     os.environ["SGLANG_PLUGINS"] = "none"
     try:
-        with running_sglang(model, folder, {}, "--backend", "sglang") as server:
+        flags = ("--backend", "sglang", "--pipeline-class-name", "HeliosPyramidPipeline")
+        with running_sglang(model, folder, {}, *flags) as server:
             yield str(server.http.base_url)
     finally:
         del os.environ["SGLANG_PLUGINS"]
