@@ -57,7 +57,7 @@ def sglang(model: Path, folder: Path) -> Iterator[str]:
 
     os.environ["SGLANG_PLUGINS"] = "none"
     try:
-        flags = ("--backend", "sglang", "--pipeline-class-name", "HeliosPyramidPipeline")
+        flags = ("--backend", "sglang", "--model-id", "Helios-Distilled")
         with running_sglang(model, folder, {}, *flags) as server:
             yield str(server.http.base_url)
     finally:
