@@ -14,6 +14,7 @@ SLOW := slow and not vllm_omni and not sglang
 BROWSERS := chromium chromium-browser google-chrome
 WHEELS := build/wheels
 NANO := build/nano
+PROMETHEUS := build/prometheus
 GPU_PACKAGES := build/gpu-packages
 # What benchmarks/micro/vae.py and the whole way of benchmarks/micro/denoise.py import beside torch, triton and transformers.
 GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psutil wcwidth
@@ -22,7 +23,7 @@ GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psuti
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install serve docs format lint typecheck test test-slow node browser test-integrations test-vllm-omni test-sglang \
+.PHONY: help install serve docs format lint typecheck test test-slow node browser prometheus test-integrations test-vllm-omni test-sglang \
   tree bench bench-kernels bench-gpu nano-train nano-check wheels wheel clean
 
 # The first target, so that `make` alone prints it.
@@ -76,7 +77,7 @@ test: $(READY)  ## run the fast tests
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not vllm_omni and not sglang"
 
 # In the order of the files, of which the last ones are short: modules of few tests take longest here.
-test-slow: $(READY) node browser  ## run the slow tests: full matrices, faults, soaks, fuzzing
+test-slow: $(READY) node browser prometheus  ## run the slow tests: full matrices, faults, soaks, fuzzing
 	$(BIN)/pytest $(PARALLEL) --no-loadscope-reorder -m "$(SLOW) and not alone"
 	$(BIN)/pytest -m "$(SLOW) and alone"
 
@@ -96,6 +97,13 @@ browser:  ## install Chromium for the playground's tests, unless there is one on
 	else \
 	  echo "The playground's tests need a browser: install one of $(BROWSERS)."; exit 1; \
 	fi
+
+prometheus:  ## get Debian's Prometheus for a test of the dashboard, unless there is one on PATH
+	@command -v prometheus > /dev/null || [ -x $(PROMETHEUS)/usr/bin/prometheus ] || { \
+	  command -v apt-get > /dev/null || { echo "The test of docs/grafana.json needs prometheus on the PATH."; exit 1; }; \
+	  mkdir -p $(PROMETHEUS); if [ "$$(id -u)" = 0 ]; then apt-get update -qq; fi; \
+	  cd $(PROMETHEUS) && apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; \
+	}
 
 test-integrations: test-vllm-omni test-sglang  ## run the tests with the real vLLM-Omni and SGLang
 

@@ -3,9 +3,11 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,7 +18,10 @@ from helios_serve.benchmarks.load.progress import ProgressLine
 from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.self_check import client_floor
 from helios_serve.benchmarks.load.workload import Workload
+from helios_serve.benchmarks.measure.energy import EnergyMeter, local_counters
 from helios_serve.benchmarks.measure.load_run import ClientLoad, LoadRun, window_of
+from helios_serve.benchmarks.measure.metrics import session_metrics
+from helios_serve.benchmarks.measure.record import SessionRecord
 from helios_serve.benchmarks.measure.server_metrics import MetricsSampler
 from helios_serve.benchmarks.targets.realtime import RealtimeTarget
 from helios_serve.benchmarks.targets.server import Capabilities, Server, choose_timing, connected
@@ -49,6 +54,10 @@ async def measure_server(
         timing = choose_timing(options, found)
         floor = None if report.no_self_check else await client_floor(workload, options)
         await warm_up(workload, target_of(server, timing, LoadClock()), options, report)
+        alone = None
+        if report.slo_scale is not None:
+            alone = await time_alone(workload, target_of(server, timing, LoadClock()), options)
+            workload = bounded(workload, alone, report.slo_scale)
         clock = LoadClock()
         sampler = MetricsSampler(server, clock, tenant)
         await sampler.begin()
@@ -61,7 +70,8 @@ async def measure_server(
             timing=timing,
             sampler=sampler,
         )
-        return Measured(with_server(measured.run, found, await sampler.end(), floor), measured.sent)
+        run = with_server(measured.run, found, await sampler.end(), floor)
+        return Measured(run._replace(alone=alone), measured.sent)
 
 
 def with_server(
@@ -100,12 +110,55 @@ async def warm_up(
     )
     async with interruptible(load):
         await load.run()
-    for record in load.records:
+    check_warm_up(load.records)
+
+
+def check_warm_up(records: Sequence[SessionRecord]) -> None:
+    """Raise HeliosError unless all sessions were completed."""
+    for record in records:
         if record.code == "interrupted":
             raise KeyboardInterrupt
         if record.outcome != "completed":
             reason = record.error or record.code
             raise HeliosError(f"a warm-up session ({record.shape}) {record.outcome}: {reason}")
+
+
+async def time_alone(
+    workload: Workload, target: Target, options: TargetOptions
+) -> dict[str, float]:
+    """Return the end-to-end latency of one session of each shape, which the server has for itself.
+
+    Raises HeliosError if one of them fails.
+    """
+    shapes = {request.shape: request for request in workload.requests}
+    requests = tuple(
+        msgspec.structs.replace(request, timestamp=0.0, stop_after_ms=None, switches=())
+        for request in shapes.values()
+    )
+    load = LoadGenerator(
+        Workload(requests, workload.tenants, LoadOptions(users=1)),
+        target,
+        target.clock,
+        timeout=options.session_timeout,
+    )
+    async with interruptible(load):
+        await load.run()
+    check_warm_up(load.records)
+    return {record.shape: session_metrics(record, 0.0).e2el or 0.0 for record in load.records}
+
+
+def bounded(workload: Workload, alone: Mapping[str, float], scale: float) -> Workload:
+    """Bound the latency of each session by `scale` times that of its shape alone.
+
+    Bounds of a trace stay.
+    """
+    requests = tuple(
+        request
+        if request.slo_ms is not None
+        else msgspec.structs.replace(request, slo_ms=1000 * scale * alone[request.shape])
+        for request in workload.requests
+    )
+    return workload._replace(requests=requests)
 
 
 async def measure_target(
@@ -121,7 +174,8 @@ async def measure_target(
     """Run the load against a target, and watch this client, and the server's gauges, meanwhile."""
     load = LoadGenerator(workload, target, clock, timeout=options.session_timeout)
     lag = LagMeter(clock)
-    watching = [lag.run()]
+    energy = EnergyMeter(local_counters() if is_local(options) else ())
+    watching = [lag.run(), energy.run()]
     if sampler is not None:
         watching.append(sampler.run())
     if not report.disable_tqdm:
@@ -144,8 +198,20 @@ async def measure_target(
         ClientLoad(lag.lags, lag.cpu_share, memory_mib(), None),
         samples=[] if sampler is None else sampler.samples,
         stopped_because=load.stopped_because,
+        energy=energy.energy(
+            sum(each.frames for record in load.records for each in record.deliveries)
+        ),
     )
     return Measured(run, load.sent)
+
+
+def is_local(options: TargetOptions) -> bool:
+    """Return whether the server runs on this machine, whose energy is its own."""
+    host = options.host if options.base_url is None else urlsplit(options.base_url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def announce(workload: Workload) -> None:

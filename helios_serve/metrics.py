@@ -15,7 +15,10 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 SHORT = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-LONG = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
+LONG = (
+    *(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
+    *(200.0, 500.0, 1000.0, 2000.0, 5000.0),
+)
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
 MODEL = "model_name"
 """The label of a model, as in vLLM."""
@@ -134,6 +137,16 @@ class Metrics:
         self.encode_seconds = self._histogram(
             "encode_seconds", "Time to encode the prompts and reference of a session", SHORT
         )
+
+    def begin(self, model: str) -> None:
+        """Begin the counters of a model at 0.
+
+        Prometheus does not count the first increase of a counter that was not there before.
+        """
+        self.worker_deaths.labels(model)
+        self.frames.labels(model)
+        for status in ("completed", "failed", "cancelled"):
+            self.requests.labels(model, status)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -9,6 +9,7 @@ import msgspec
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
 from helios_serve.options.fields import check_range
+from helios_serve.options.realtime import Pacing
 from helios_serve.options.sampling import (
     MAX_FRAMES,
     PromptSwitch,
@@ -57,7 +58,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     - `keep_input_latents`: also return the reference's noised latents, which diffusers prepends to
       the video's own.
     - `shown_size`: the size to which frames are scaled and cropped; None keeps the sampled size.
-    - `max_lead_chunks`: generation pauses when it is this many chunks ahead of the reader.
+    - `max_lead_chunks`: generation pauses when it is this many chunks ahead of the reader, or, with
+      `pacing` "media", ahead of what a viewer has seen of the chunks that were read.
     - `parent`: the id of the video that this one was derived from, as `relation` says.
     - `fingerprint`: a hash of the original request, which identifies a retry of it.
     """
@@ -76,6 +78,7 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     output: OutputKind = "frames"
     shown_size: Size | None = None
     max_lead_chunks: int | None = None
+    pacing: Pacing = "reader"
     parent: str | None = None
     relation: Relation | None = None
     fingerprint: str | None = None

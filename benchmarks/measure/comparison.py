@@ -28,7 +28,10 @@ DEFAULT_GATES = (
     "mean_e2el_ms>+5%",
     "frames_per_second<-5%",
 )
-SHOWN = ("ttfc", "icl", "e2el", "needed_buffer", "stall", "switch_latency", "chunk_rtf")
+SHOWN = (
+    *("ttfc", "icl", "e2el", "needed_buffer", "stall"),
+    *("switch_latency", "switch_playback", "chunk_rtf"),
+)
 """Metrics that are compared without a gate as well."""
 GATE = re.compile(r"(\w+)\s*([<>])\s*([+-]?\d+(?:\.\d+)?)%")
 KEY = re.compile(rf"(mean|median|p\d+(?:\.\d+)?)_({'|'.join(METRICS)})(_ms)?")

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from helios_serve.benchmarks.load.workload import Workload
+from helios_serve.benchmarks.measure.energy import Energy
 from helios_serve.benchmarks.measure.record import SessionRecord
 from helios_serve.benchmarks.measure.server_metrics import GaugeSample
 from helios_serve.options.benchmarks import ReportOptions, TargetOptions
@@ -26,7 +27,8 @@ class LoadRun(NamedTuple):
     """One run. `window` and `seconds` are in seconds since the start of the load.
 
     `timing` is a `Timing`, or "engine" without a server. `counts` are the growth of the server's
-    counters, `samples` its gauges over time.
+    counters, `samples` its gauges over time. `alone` are the seconds that a session of each shape
+    takes alone, where --slo-scale asks for them.
     """
 
     workload: Workload
@@ -41,6 +43,8 @@ class LoadRun(NamedTuple):
     counts: dict[str, float] | None = None
     samples: list[GaugeSample] = []
     stopped_because: str | None = None
+    energy: Energy | None = None
+    alone: dict[str, float] | None = None
 
     @property
     def counted(self) -> list[SessionRecord]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from helios_serve.benchmarks.measure.playback import needed_buffer, play
+from helios_serve.benchmarks.measure.playback import needed_buffer, play, shown_at
 from helios_serve.benchmarks.measure.record import SessionRecord
 
 
@@ -16,6 +16,7 @@ class SessionMetrics(NamedTuple):
     - `needed_buffer`: the smallest start-up buffer without a stall.
     - `stall_seconds`, `stalls`, `rebuffer_ratio`: of a player with the given buffer.
     - `switch_latencies`: from a prompt switch to the first chunk that it affects.
+    - `switch_playbacks`: from a prompt switch to when a player shows that chunk.
     """
 
     ttfc: float | None
@@ -33,6 +34,7 @@ class SessionMetrics(NamedTuple):
     stalls: int | None
     rebuffer_ratio: float | None
     switch_latencies: list[float]
+    switch_playbacks: list[float]
 
 
 def session_metrics(record: SessionRecord, buffer: float) -> SessionMetrics:
@@ -66,4 +68,15 @@ def session_metrics(record: SessionRecord, buffer: float) -> SessionMetrics:
         switch_latencies=[
             switch.seen - switch.sent for switch in record.switches if switch.seen is not None
         ],
+        switch_playbacks=switch_playbacks(record, buffer) if chunks else [],
     )
+
+
+def switch_playbacks(record: SessionRecord, buffer: float) -> list[float]:
+    """Return the seconds from each switch to when a player shows the first chunk of it."""
+    shown = shown_at(record.chunks, record.fps, buffer)
+    return [
+        shown[switch.chunk] - switch.sent
+        for switch in record.switches
+        if switch.seen is not None and switch.chunk is not None
+    ]

@@ -27,20 +27,23 @@ def needed_buffer(chunks: Sequence[ChunkRecord], fps: int) -> float:
     return late
 
 
-def stalls(chunks: Sequence[ChunkRecord], fps: int, buffer: float) -> list[tuple[float, float]]:
-    """Return when a player is out of frames, as (start, end).
+def shown_at(chunks: Sequence[ChunkRecord], fps: int, buffer: float) -> list[float]:
+    """Return when a player shows the first frame of each chunk.
 
     It starts `buffer` seconds after the first chunk. It plays on from where it stalled, so that a
     late chunk counts once.
     """
-    found = []
-    shown = chunks[0].at + buffer
+    shown = [chunks[0].at + buffer]
     for before, chunk in zip(chunks, chunks[1:], strict=False):
-        due = shown + before.frames / fps
-        shown = max(chunk.at, due)
-        if shown > due:
-            found.append((due, shown))
-    return found
+        shown.append(max(chunk.at, shown[-1] + before.frames / fps))
+    return shown
+
+
+def stalls(chunks: Sequence[ChunkRecord], fps: int, buffer: float) -> list[tuple[float, float]]:
+    """Return when a player is out of frames, as (start, end)."""
+    shown = shown_at(chunks, fps, buffer)
+    dues = [start + chunk.frames / fps for start, chunk in zip(shown, chunks, strict=True)]
+    return [(due, start) for due, start in zip(dues, shown[1:], strict=False) if start > due]
 
 
 def play(chunks: Sequence[ChunkRecord], fps: int, buffer: float) -> Playback:

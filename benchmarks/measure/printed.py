@@ -15,6 +15,21 @@ def printed(result: dict[str, Any], names: list[str]) -> str:
     return "\n".join(lines_of(result, names))
 
 
+def result_line(result: dict[str, Any]) -> str:
+    """Return a result in one line."""
+    block = result["helios"]
+    share = block["slo_attainment"]
+    interval = ""
+    if share["low"] is not None:
+        interval = f" (90% interval {share['low']:.1%} to {share['high']:.1%})"
+    rate = block["frames_per_second"]
+    frames = "" if rate is None else f", {rate:.1f} frames/s"
+    ttfc = block["metrics"].get("ttfc")
+    first = "" if ttfc is None else f", first chunk p50 {ttfc['percentiles']['50']['value']:.0f} ms"
+    bad = "" if block["valid"] else f", INVALID: {'; '.join(block['invalid_because'])}"
+    return f"{block['good']} of {block['offered']} sessions good{interval}{first}{frames}{bad}"
+
+
 def lines_of(result: dict[str, Any], names: list[str]) -> Iterator[str]:
     block = result["helios"]
     yield " Benchmark result ".center(WIDTH, "=")
@@ -74,6 +89,13 @@ def rate_lines(result: dict[str, Any]) -> Iterator[str]:
         f"{block['good']} of {block['offered']}: {percent(attained)}",
     )
     yield row("Goodput", f"{result['request_goodput']:.3f} sessions/s")
+    if block["alone_e2el_ms"] is not None:
+        for shape, milliseconds in block["alone_e2el_ms"].items():
+            yield row("End-to-end latency alone", f"{milliseconds:.0f} ms ({shape})")
+    energy = block["energy"]
+    if energy is not None and energy["joules_per_frame"] is not None:
+        sources = " and ".join(energy["by_source"])
+        yield row("Energy of this machine", f"{energy['joules_per_frame']:.3f} J/frame ({sources})")
     if block["cost"] is not None and block["cost"]["per_video_minute"] is not None:
         yield row("Price of a minute of video", f"{block['cost']['per_video_minute']:.4f}")
 
@@ -154,7 +176,9 @@ def client_lines(block: dict[str, Any]) -> Iterator[str]:
         f"{client['lag_p99_ms']:.1f} ms{against}",
     )
     yield row(
-        "its CPU and memory", f"{client['cpu']:.0%} of a core, {client['memory_mib']:.0f} MiB"
+        "its CPU and memory",
+        f"{client['cpu']:.0%} of a core, {client['cpu_ms_per_session']:.1f} ms per session, "
+        f"{client['memory_mib']:.0f} MiB",
     )
 
 

@@ -23,7 +23,7 @@ class ChunkRecord(NamedTuple):
 class SwitchRecord(msgspec.Struct):
     """A prompt switch: when it was sent, and when the first chunk that it affects had arrived.
 
-    `chunk` is the number of that chunk, as far as the server says it.
+    `chunk` is the number of that chunk in the session's chunks, once it is known.
     """
 
     event_id: str

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 
 from helios_serve import __version__
+from helios_serve.benchmarks.measure.cost import Cost, cost_of
+from helios_serve.benchmarks.measure.energy import Energy
 from helios_serve.benchmarks.measure.fairness import Fairness, fairness
 from helios_serve.benchmarks.measure.goodput import Slo
 from helios_serve.benchmarks.measure.load_run import LoadRun
@@ -49,11 +51,12 @@ class PlayerSummary(msgspec.Struct, frozen=True):
 
 
 class ClientSummary(msgspec.Struct, frozen=True):
-    """The client's own delay, in milliseconds, its CPU time per second, and its memory."""
+    """The client's own delay, its CPU time per second and per session, and its memory."""
 
     lag_p99_ms: float
     send_lag_p99_ms: float
     cpu: float
+    cpu_ms_per_session: float
     memory_mib: float
     null_ttfc_p99_ms: float | None
     version: str
@@ -74,15 +77,6 @@ class GroupSummary(msgspec.Struct, frozen=True):
     completed: int
     frames: int
     metrics: dict[str, MetricSummary]
-
-
-class Cost(msgspec.Struct, frozen=True):
-    """What the window cost, at the price of a GPU hour, and per minute of delivered video."""
-
-    gpu_hour_price: float
-    num_gpus: int
-    total: float
-    per_video_minute: float | None
 
 
 class WorkloadSummary(msgspec.Struct, frozen=True):
@@ -123,8 +117,9 @@ class HeliosBlock(msgspec.Struct, frozen=True, kw_only=True):
     player: PlayerSummary | None
     client: ClientSummary
     server: ServerSummary
-    energy: None = None
+    energy: Energy | None
     cost: Cost | None
+    alone_e2el_ms: dict[str, float] | None
     workload: WorkloadSummary
     machine: Machine
     command: str
@@ -216,7 +211,11 @@ def block_of(run: LoadRun, command: str) -> HeliosBlock:
         player=player_of(records, buffer),
         client=client,
         server=ServerSummary(run.server_version, run.counts),
+        energy=run.energy,
         cost=cost_of(run, frames),
+        alone_e2el_ms=None
+        if run.alone is None
+        else {shape: 1000 * seconds for shape, seconds in run.alone.items()},
         workload=WorkloadSummary(seed, run.workload.sha256, None),
         machine=this_machine(),
         command=command,
@@ -306,6 +305,7 @@ def client_of(run: LoadRun) -> ClientSummary:
         lag_p99_ms=1000 * quantile(lags, 0.99),
         send_lag_p99_ms=1000 * quantile(sends or [0.0], 0.99),
         cpu=run.client.cpu,
+        cpu_ms_per_session=1000 * run.client.cpu * run.seconds / max(len(run.records), 1),
         memory_mib=run.client.memory_mib,
         null_ttfc_p99_ms=None if floor is None else 1000 * floor,
         version=__version__,
@@ -335,16 +335,6 @@ def invalid_because(
                 "with free cores, or a lower rate"
             )
     return reasons
-
-
-def cost_of(run: LoadRun, frames: int) -> Cost | None:
-    price, gpus = run.report.gpu_hour_price, run.report.num_gpus
-    if price is None or gpus is None:
-        return None
-    total = price * gpus * (run.window[1] - run.window[0]) / 3600
-    fps = {record.fps for record in run.records}
-    minutes = frames / fps.pop() / 60 if len(fps) == 1 else 0.0
-    return Cost(price, gpus, total, total / minutes if minutes else None)
 
 
 def rate_of(load: LoadOptions) -> float | str:

@@ -4,9 +4,12 @@ next to it.
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import msgspec
@@ -67,14 +70,50 @@ class ResultFiles(NamedTuple):
         requests: Sequence[SessionRequest],
         records: Sequence[SessionRecord],
     ) -> None:
-        """Write all files. Raises StorageError, for example on a full disk."""
+        """Write all files.
+
+        Raises StorageError, for example on a full disk. Then they are in the folder for temporary
+        files, if that has room, and the error says so.
+        """
         result["helios"]["workload"]["file"] = self.trace.name
         buffer = result["helios"]["player"]["buffer"] if result["helios"]["player"] else 0.0
         lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
-        write(self.trace, encode_trace(requests))
-        write(self.sessions, lines)
-        write(self.table, table_of(records, buffer).encode())
-        write(self.path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+        write_all(
+            {
+                self.path: json_of(result),
+                self.trace: encode_trace(requests),
+                self.sessions: lines,
+                self.table: table_of(records, buffer).encode(),
+            }
+        )
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the JSON file alone. Raises StorageError as `write` does."""
+        write_all({self.path: json_of(result)})
+
+    def of_run(self, number: int) -> "ResultFiles":
+        """Return the files of run number `number`, from 0, of several."""
+        return ResultFiles(self.path.with_name(f"{self.path.stem}-{number + 1}.json"))
+
+
+def json_of(result: dict[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write files; if that fails, write them to a temporary folder, and raise StorageError."""
+    try:
+        for path, data in files.items():
+            write(path, data)
+    except StorageError as error:
+        folder = Path(mkdtemp(prefix="helios-bench-"))
+        try:
+            for path, data in files.items():
+                write(folder / path.name, data)
+        except StorageError:
+            rmtree(folder)
+            raise error from None
+        raise StorageError(f"{error}; the result is in {folder}") from error
 
 
 def write(path: Path, data: bytes) -> None:
@@ -84,7 +123,8 @@ def write(path: Path, data: bytes) -> None:
         scratch.write_bytes(data)
         scratch.replace(path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
@@ -97,6 +137,15 @@ def read_result(path: Path) -> dict[str, Any]:
             param="result",
         )
     return found
+
+
+def read_runs(path: Path) -> list[Path]:
+    """Return the results of the runs that a result consists of: itself, if it is one run's.
+
+    Raises InvalidRequestError for a file that is no result.
+    """
+    runs = read_result(path)["helios"].get("runs")
+    return [path.with_name(run["file"]) for run in runs] if runs else [path]
 
 
 def read_sessions(result: Path) -> list[SessionRecord]:

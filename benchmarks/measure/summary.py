@@ -43,6 +43,9 @@ METRICS: Mapping[str, Metric] = {
     "switch_latency": Metric(
         "ms", "Prompt switch to its first chunk", lambda own: own.switch_latencies, per_chunk=True
     ),
+    "switch_playback": Metric(
+        "ms", "Prompt switch to its display", lambda own: own.switch_playbacks, per_chunk=True
+    ),
     "chunk_rtf": Metric(
         "ratio", "Real-time factor of chunks", lambda own: own.chunk_rtfs, per_chunk=True
     ),

@@ -1,6 +1,8 @@
 """A server that answers at once: what a client measures against it is the client's own delay.
 
-    python -m helios_serve.benchmarks.targets.null_server [PORT]
+    python -m helios_serve.benchmarks.targets.null_server [PORT [SECONDS]]
+
+With SECONDS, it waits so long before each chunk, which keeps many sessions open.
 
 It speaks `/v1/videos` with its stream, and the realtime WebSocket. Its videos have no pictures.
 """
@@ -22,9 +24,13 @@ PAYLOAD = bytes(2000)
 
 
 class NullServer:
-    """Handlers of the routes. Videos are kept as their numbers of frames."""
+    """Handlers of the routes. Videos are kept as their numbers of frames.
 
-    def __init__(self) -> None:
+    `seconds` is the time before each chunk.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
         self._numbers = count()
         self._frames: dict[str, int] = {}
 
@@ -61,6 +67,7 @@ class NullServer:
         await answer.prepare(request)
         await answer.write(empty_header())
         for frames in chunks_of(self._frames.pop(request.match_info["id"], 33)):
+            await self._wait()
             await answer.write(empty_fragment(frames, PAYLOAD))
         await answer.write_eof()
         return answer
@@ -73,12 +80,17 @@ class NullServer:
         await socket.send_json({"type": "video.start", "request_id": name})
         chunks = chunks_of(int(start.get("num_frames") or 33))
         for frames in chunks:
+            await self._wait()
             await socket.send_json({"type": "video.chunk_metadata", "num_frames": frames})
             await socket.send_bytes(empty_fragment(frames, PAYLOAD))
         done = {"type": "session.done", "request_id": name, "chunks": len(chunks), "stopped": False}
         await socket.send_json(done)
         await socket.close()
         return socket
+
+    async def _wait(self) -> None:
+        if self._seconds:
+            await asyncio.sleep(self._seconds)
 
 
 def chunks_of(num_frames: int) -> list[int]:
@@ -96,9 +108,9 @@ def json_response(body: dict[str, Any]) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, seconds: float) -> None:
     """Serve until cancelled; the first line of the output is the URL."""
-    runner = web.AppRunner(NullServer().app(), access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(NullServer(seconds).app(), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
@@ -111,4 +123,5 @@ async def serve(port: int) -> None:
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(int(sys.argv[1]) if len(sys.argv) > 1 else 0))
+        port, seconds, *_ = (*sys.argv[1:], "0", "0")
+        asyncio.run(serve(int(port), float(seconds)))

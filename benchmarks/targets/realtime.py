@@ -124,7 +124,7 @@ def note_chunk(record: SessionRecord, metadata: Message, chunk: ChunkRecord) -> 
     started = metadata.get("started_event_ids") or ()
     for switch in record.switches:
         if switch.seen is None and switch.event_id in started:
-            switch.seen = chunk.at
+            switch.seen, switch.chunk = chunk.at, len(record.chunks)
     if chunk.frames and metadata.get("kind", "media") == "media":
         record.chunks.append(chunk)
 

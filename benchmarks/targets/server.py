@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -43,7 +44,7 @@ class Server:
     ) -> None:
         self.http = http
         self.options = options
-        self.base_url = (options.base_url or f"http://{options.host}:{options.port}").rstrip("/")
+        self.base_url = parse_url(options)
         self._tenants = tenants
         self._headers = dict(map(parse_header, options.header))
 
@@ -162,6 +163,24 @@ def error_of(status: int, body: bytes) -> Exception:
         pass
     kind = SessionRefusedError if status in REFUSED else SessionFailedError
     return kind(code, f"HTTP {status}: {message}")
+
+
+def parse_url(options: TargetOptions) -> str:
+    """Return the server's URL without a slash at its end. Raises InvalidRequestError."""
+    if options.base_url is None:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        return f"http://{host}:{options.port}"
+    try:
+        parts = urlsplit(options.base_url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        is_valid = False
+    if not is_valid:
+        raise InvalidRequestError(
+            f"got URL {options.base_url!r}, expected one such as http://127.0.0.1:8000",
+            param="base_url",
+        )
+    return options.base_url.rstrip("/")
 
 
 def parse_header(text: str) -> tuple[str, str]:

@@ -311,6 +311,24 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "KEY:VALUE"},
         ),
     ] = ()
+    slo_scale: Annotated[
+        Annotated[float, Meta(ge=1)] | None,
+        Meta(
+            description="A good session's end-to-end latency is at most this many times that of a "
+            "session of its shape that the server has for itself, which is measured before the "
+            "run.",
+            extra={"metavar": "X"},
+        ),
+    ] = None
+    num_runs: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Repeat the run with other seeds, and give intervals over the runs.",
+            extra={"metavar": "N"},
+        ),
+    ] = 1
     percentile_metrics: Annotated[
         str,
         Meta(description="Metrics that are printed.", extra={"metavar": "NAME,..."}),

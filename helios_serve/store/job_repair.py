@@ -1,6 +1,7 @@
 """Jobs whose row and files disagree: where they can resume."""
 
 from helios_serve.logger import logger
+from helios_serve.stage_seconds import NOTHING_SPENT
 from helios_serve.store.all_files import JobFiles
 from helios_serve.store.files import DamagedFileError
 from helios_serve.store.jobs import JobStore, StoredJob
@@ -108,7 +109,7 @@ class JobRepair:
             )
             for chunk in range(job.next_chunk, next_chunk):
                 left = job.frames_after(chunk)
-                self.jobs.advance(job.id, chunk, frames_left=left, device_seconds=0.0)
+                self.jobs.advance(job.id, chunk, frames_left=left, spent=NOTHING_SPENT)
             if next_chunk == kept_chunk:
                 return
         else:

@@ -13,6 +13,7 @@ import msgspec
 from helios_serve.errors import StorageError
 from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_FRAMES
+from helios_serve.stage_seconds import StageSeconds
 from helios_serve.store.database import Database, Value
 from helios_serve.store.usage import USAGE_TABLE, DayUsage, UsageTable
 from helios_serve.video_request import VideoRequest
@@ -26,7 +27,7 @@ CREATE TABLE deleted_jobs (id TEXT PRIMARY KEY NOT NULL);
 CREATE TABLE damaged_jobs AS SELECT * FROM jobs WHERE FALSE;
 """
 """Jobs whose files are still to be deleted, and rows that cannot be read any more."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = f"""
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY NOT NULL,
@@ -44,15 +45,25 @@ CREATE TABLE jobs (
     kept_chunk INTEGER,
     frames_left INTEGER NOT NULL,
     start_chunk INTEGER,
-    checksum INTEGER
+    checksum INTEGER,
+    queue_seconds REAL,
+    encode_seconds REAL,
+    denoise_seconds REAL,
+    decode_seconds REAL
 );
 CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
 {USAGE_TABLE}{SIDE_TABLES}"""
+STAGE_COLUMNS = tuple(f"{stage}_seconds" for stage in StageSeconds._fields)
 MIGRATIONS = {
     2: f"""
 ALTER TABLE jobs ADD COLUMN start_chunk INTEGER;
 ALTER TABLE jobs ADD COLUMN checksum INTEGER;
-{SIDE_TABLES}"""
+{SIDE_TABLES}""",
+    3: "\n".join(
+        f"ALTER TABLE {table} ADD COLUMN {column} REAL;"
+        for table in ("jobs", "damaged_jobs")
+        for column in STAGE_COLUMNS
+    ),
 }
 """Scripts that turn a table of one version into the next version's, by version."""
 
@@ -69,6 +80,8 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     - `start_chunk`: the chunk of the snapshot that the job began with; 0 if it began with its
       request, None if it was stored before this was recorded.
     - `checksum`: CRC-32 of the stored request; None if it was stored before this was recorded.
+    - `queue_seconds`, `encode_seconds`, `denoise_seconds`, `decode_seconds`: the StageSeconds of
+      its committed chunks; None if it was stored before they were recorded.
     """
 
     id: str
@@ -87,6 +100,22 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     frames_left: int
     start_chunk: int | None = None
     checksum: int | None = None
+    queue_seconds: float | None = None
+    encode_seconds: float | None = None
+    denoise_seconds: float | None = None
+    decode_seconds: float | None = None
+
+    @property
+    def spent(self) -> StageSeconds | None:
+        """Time in each stage; None if it was not recorded."""
+        if self.queue_seconds is None:
+            return None
+        return StageSeconds(
+            self.queue_seconds,
+            self.encode_seconds or 0.0,
+            self.denoise_seconds or 0.0,
+            self.decode_seconds or 0.0,
+        )
 
     @property
     def chunks(self) -> range:
@@ -187,13 +216,13 @@ class JobStore:
             request.request_id,
         )
 
-    def advance(self, job_id: str, chunk: int, *, frames_left: int, device_seconds: float) -> None:
+    def advance(self, job_id: str, chunk: int, *, frames_left: int, spent: StageSeconds) -> None:
         """Commit `chunk`: its segment, its snapshot and the usage, in one transaction.
 
-        `frames_left` is the number of frames after the chunk, and `device_seconds` the time that
-        workers spent on it.
+        `frames_left` is the number of frames after the chunk, and `spent` the time that it took.
         """
         now = self._clock()
+        more = ", ".join(f"{column} = {column} + ?" for column in STAGE_COLUMNS)
         with self._table.transaction() as run:
             rows = run(
                 "SELECT tenant, frames_left FROM jobs WHERE id = ? AND next_chunk = ?",
@@ -206,14 +235,15 @@ class JobStore:
             left = min(before, frames_left)  # a chunk that is made again is counted once
             run(
                 "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
-                "frames_left = ?, updated_at = ? WHERE id = ?",
+                f"frames_left = ?, updated_at = ?, {more} WHERE id = ?",
                 chunk + 1,
                 chunk + 1,
                 left,
                 now,
+                *spent,
                 job_id,
             )
-            UsageTable(run).add(tenant, now, before - left, device_seconds)
+            UsageTable(run).add(tenant, now, before - left, spent.on_workers)
 
     def go_back(self, job_id: str, next_chunk: int, kept_chunk: int | None) -> None:
         """Have an unfinished job make the chunks from `next_chunk` on again."""
@@ -324,4 +354,5 @@ def columns_of(row: NewRow, now: float) -> dict[str, Value]:
         "frames_left": max(0, request.params.num_frames - row.frames_before),
         "start_chunk": row.kept_chunk or 0,
         "checksum": crc32(blob),
+        **dict.fromkeys(STAGE_COLUMNS, 0.0),
     }

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
 from helios_serve.messages import Segment
+from helios_serve.stage_seconds import NOTHING_SPENT, StageSeconds
 from helios_serve.store.all_files import JobFiles, NewJob, Unfinished
 from helios_serve.store.database import Database
 from helios_serve.store.disk import Ballast
@@ -109,7 +110,7 @@ class VideoStore:
         chunk: int,
         segment: Segment,
         resume_point: ResumePoint,
-        device_seconds: float = 0.0,
+        spent: StageSeconds = NOTHING_SPENT,
     ) -> bool:
         """Commit a finished chunk and the state after it. Durable when it returns.
 
@@ -129,7 +130,7 @@ class VideoStore:
             self._segments.put(job_id, chunk, segment)
             self._snapshots.put(job_id, resume_point)
             left = job.frames_after(chunk)
-            self._jobs.advance(job_id, chunk, frames_left=left, device_seconds=device_seconds)
+            self._jobs.advance(job_id, chunk, frames_left=left, spent=spent)
             self._snapshots.delete_old(job, chunk + 1)
             return True
 

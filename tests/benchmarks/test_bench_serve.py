@@ -180,6 +180,11 @@ def test_a_full_disk_is_one_line_after_the_result(url: str, tmp_path: Path) -> N
         (("--request-rate", "0"), "expected at least"),
         (("--unknown", "1"), "got unknown flag --unknown"),
         (("--header", "x"), "expected NAME=VALUE"),
+        (("--base-url", "nonsense"), "got URL 'nonsense', expected one such as http://"),
+        (("--base-url", "http://127.0.0.1:99999"), "got URL 'http://127.0.0.1:99999'"),
+        (("--base-url", "ftp://127.0.0.1"), "got URL 'ftp://127.0.0.1'"),
+        (("--slo-scale", "0.5"), "expected at least 1"),
+        (("--num-runs", "0"), "expected 1 to 1000"),
     ],
 )
 def test_bad_input_is_one_line(

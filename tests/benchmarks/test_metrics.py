@@ -71,6 +71,14 @@ def test_switches_that_were_seen_have_a_latency() -> None:
     assert session_metrics(record, 0.0).switch_latencies == [3.0]
 
 
+def test_a_switch_is_shown_when_the_player_comes_to_its_chunk() -> None:
+    """The fourth chunk arrives at 5.5, and is shown at 6; with a buffer of two seconds at 7."""
+    record = session(arrivals=LATE)
+    record.switches = [SwitchRecord("a", 2.0, 5.5, 3), SwitchRecord("b", 6.0)]
+    assert session_metrics(record, 0.0).switch_playbacks == [4.0]
+    assert session_metrics(record, 2.0).switch_playbacks == [5.0]
+
+
 @pytest.mark.parametrize(
     ("bounds", "is_met"),
     [

@@ -169,6 +169,26 @@ def test_files_of_a_result(tmp_path: Path) -> None:
     assert (rows[1]["ttfc_ms"], rows[2]["code"]) == ("3000.000", "queue_full")
 
 
+def test_a_result_that_cannot_be_written_is_kept_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is lost while the load runs, as with a disk that is full or removed."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
+    files = ResultFiles.of(ReportOptions(result_dir=str(tmp_path / "results")), "a.json")
+    assert files is not None
+    (tmp_path / "results").rmdir()
+    (tmp_path / "results").write_text("in its place")
+    run = run_of([session(arrivals=(1.0, 2.0))])
+    with pytest.raises(StorageError, match="cannot write .*a.json.*; the result is in ") as raised:
+        files.write(result_of(run, command="c"), run.workload.requests, run.records)
+    (folder,) = (tmp_path / "other").iterdir()
+    assert str(raised.value).endswith(str(folder))
+    kept = folder / "a.json"
+    assert read_result(kept)["completed"] == 1
+    assert read_sessions(kept) == run.records
+
+
 def test_results_are_written_only_when_asked_for() -> None:
     assert ResultFiles.of(ReportOptions(), "name.json") is None
     assert default_name("helios", "inf qps", "a/b", "d") == "helios-inf_qps-a_b-d.json"

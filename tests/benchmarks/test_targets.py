@@ -156,6 +156,7 @@ def test_a_prompt_switch_is_seen_in_the_chunk_that_it_affects(options: dict[str,
     assert script.switched == ["b"]
     assert switch.sent >= 0.02
     assert switch.seen == records[0].chunks[2].at
+    assert switch.chunk == 2
 
 
 def test_a_client_that_leaves_tells_the_server() -> None:

@@ -25,6 +25,7 @@ CONTRACTS = {
         "model_config",
         "options",
         "size",
+        "stage_seconds",
         "video_request",
     )
 }

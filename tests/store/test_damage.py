@@ -42,7 +42,7 @@ def fragment(chunk: int) -> bytes:
 
 
 def commit(store: VideoStore, chunk: int, job_id: str = "job") -> None:
-    assert store.commit(job_id, chunk, Segment(HEADER, fragment(chunk)), point(chunk + 1), 0.5)
+    assert store.commit(job_id, chunk, Segment(HEADER, fragment(chunk)), point(chunk + 1))
 
 
 def begin(folder: Path, chunks: int = 4, **options: Any) -> None:

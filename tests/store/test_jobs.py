@@ -12,6 +12,7 @@ import pytest
 
 from helios_serve.errors import StorageError
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.stage_seconds import StageSeconds
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
 from helios_serve.video_request import Frames, VideoRequest
 
@@ -55,14 +56,28 @@ def test_a_job_from_its_acceptance_to_its_end(jobs: JobStore) -> None:
         frames_left=99,
         start_chunk=0,
         checksum=crc32(msgspec.msgpack.encode(REQUEST)),
+        queue_seconds=0.0,
+        encode_seconds=0.0,
+        denoise_seconds=0.0,
+        decode_seconds=0.0,
     )
-    jobs.advance("a", 0, frames_left=66, device_seconds=0.0)
-    jobs.advance("a", 2, frames_left=0, device_seconds=0.0)  # not its turn
+    jobs.advance("a", 0, frames_left=66, spent=StageSeconds())
+    jobs.advance("a", 2, frames_left=0, spent=StageSeconds())  # not its turn
     assert columns(jobs.get("a")) == ("in_progress", None, 1, 2.0, None)
     jobs.finish("a", "failed", "no room")
     assert columns(jobs.get("a")) == ("failed", "no room", 1, 4.0, 4.0)
     jobs.delete("a")
     assert jobs.get("a") is None
+
+
+def test_the_time_of_each_stage_adds_up(jobs: JobStore) -> None:
+    jobs.add(REQUEST, num_chunks=2)
+    for chunk, spent in enumerate((StageSeconds(1.0, 2.0, 4.0, 0.5), StageSeconds(denoise=3.0))):
+        jobs.advance("a", chunk, frames_left=0, spent=spent)
+    jobs.advance("a", 1, frames_left=0, spent=StageSeconds(denoise=100.0))  # it was counted
+    job = jobs.get("a")
+    assert job is not None
+    assert job.spent == StageSeconds(1.0, 2.0, 7.0, 0.5)
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
@@ -101,12 +116,12 @@ def test_changes_go_to_a_log_first(path: Path, jobs: JobStore) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (4, "a newer")])
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (5, "a newer")])
 def test_another_schema_is_left_alone(path: Path, version: int, age: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(StorageError, match=f"{age} version.*got schema {version}, expected 3"):
+    with pytest.raises(StorageError, match=f"{age} version.*got schema {version}, expected 4"):
         JobStore(path)
     assert path.read_bytes() == before
 

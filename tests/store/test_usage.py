@@ -14,6 +14,7 @@ import pytest
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.messages import Segment, TensorData
 from helios_serve.options.sampling import SamplingParams
+from helios_serve.stage_seconds import StageSeconds
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.usage import DayUsage
 from helios_serve.store.video_store import VideoStore
@@ -49,7 +50,9 @@ def accept(store: VideoStore, name: str, frames: int = 99, **options: Any) -> No
 
 
 def commit(store: VideoStore, name: str, chunk: int, seconds: float = 0.5) -> bool:
-    return store.commit(name, chunk, Segment(b"h", b"f"), writer.kept_at(chunk + 1), seconds)
+    return store.commit(
+        name, chunk, Segment(b"h", b"f"), writer.kept_at(chunk + 1), StageSeconds(denoise=seconds)
+    )
 
 
 def day(store: VideoStore, which: date = FIRST, tenant: str = "acme") -> tuple[float, ...]:

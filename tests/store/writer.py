@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from helios_serve.messages import Segment, Snapshot
+from helios_serve.stage_seconds import StageSeconds
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import Frames, VideoRequest
@@ -18,6 +19,7 @@ JOB = "job"
 CHUNKS = 2
 SECONDS = 0.25
 """What workers took for each chunk."""
+SPENT = StageSeconds(denoise=SECONDS)
 
 
 def request(job_id: str = JOB) -> VideoRequest:
@@ -41,7 +43,7 @@ def kept_at(chunk: int) -> ResumePoint:
 
 def commit(store: VideoStore, chunk: int, job_id: str = JOB) -> None:
     segment = Segment(b"header", b"fragment %d" % chunk)
-    assert store.commit(job_id, chunk, segment, kept_at(chunk + 1), SECONDS)
+    assert store.commit(job_id, chunk, segment, kept_at(chunk + 1), SPENT)
 
 
 def make_video(store: VideoStore) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from tests.support.scripts import with_tests
@@ -33,6 +33,17 @@ class Server:
         """Its workers, among others."""
         threads = Path(f"/proc/{self.process.pid}/task").iterdir()
         return [int(pid) for item in threads for pid in (item / "children").read_text().split()]
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of its workers."""
+        found = []
+        with suppress(OSError):  # of a process that has just ended
+            for pid in self.children:
+                with suppress(OSError):
+                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        found.append(pid)
+        return found
 
     @contextmanager
     def workers_stopped(self) -> Iterator[None]:

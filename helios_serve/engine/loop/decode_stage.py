@@ -18,6 +18,7 @@ from helios_serve.messages import (
     TensorData,
 )
 from helios_serve.model_config import frames_of_chunk
+from helios_serve.stage_seconds import StageSeconds
 
 PACE_CHUNKS = 8
 """Chunks from whose releases the pace of a video is measured, at most."""
@@ -44,6 +45,7 @@ class ChunkAssembler:
         self._was_accepted = was_accepted
         self._input_seconds = 0.0
         """Time of encoding since the last release."""
+        self._queue_seconds: float | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -52,6 +54,12 @@ class ChunkAssembler:
     def spend(self, cursor: StepCursor, seconds: float) -> None:
         """Record the time of a step; one that is repeated after a crash counts once."""
         self._seconds[cursor] = seconds
+
+    def begin(self, now: float) -> None:
+        """Its first step began at `now`: it waited until then, apart from encoding."""
+        if self._queue_seconds is None:
+            waited = now - self.session.clock.arrival - self._input_seconds
+            self._queue_seconds = max(0.0, waited)
 
     def spend_on_inputs(self, seconds: float) -> None:
         """Record the time of an encode task, which counts with the next chunk.
@@ -90,14 +98,16 @@ class ChunkAssembler:
                 result.latents,
                 result.snapshot,
                 inputs,
-                self._take_spent(result.chunk) + ready.seconds,
+                self._take_spent(result.chunk, ready.seconds),
             )
 
-    def _take_spent(self, chunk: int) -> float:
-        """Seconds of all steps of a chunk, and of encoding, which are then forgotten."""
+    def _take_spent(self, chunk: int, decoding: float) -> StageSeconds:
+        """Time of a chunk, and of waiting and encoding before it, which are then forgotten."""
         cursors = [cursor for cursor in self._seconds if cursor.chunk == chunk]
         encoding, self._input_seconds = self._input_seconds, 0.0
-        return encoding + sum(self._seconds.pop(cursor) for cursor in cursors)
+        waiting, self._queue_seconds = self._queue_seconds or 0.0, 0.0
+        denoising = sum(self._seconds.pop(cursor) for cursor in cursors)
+        return StageSeconds(waiting, encoding, denoising, decoding)
 
 
 class AssignedDecode(NamedTuple):
@@ -168,8 +178,10 @@ class DecodeStage:
 
     def account(self, steps: Sequence[ScheduledStep], seconds: float) -> None:
         """Share the time of a plan among its sessions, in proportion to the cost of their steps."""
+        began = self.scheduler.clock() - seconds
         for step, share in zip(steps, self.scheduler.cost_shares(steps), strict=True):
             if (assembler := self.assemblers.get(step.session_id)) is not None:
+                assembler.begin(began)
                 assembler.spend(step.cursor, share * seconds)
 
     def account_inputs(self, request_id: str, seconds: float) -> None:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from helios_serve.messages import Segment, Snapshot, StepCursor, TensorData
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.stage_seconds import NOTHING_SPENT, StageSeconds
 from helios_serve.video_request import Frames, VideoRequest
 
 
@@ -18,8 +19,8 @@ class ChunkReady(NamedTuple):
     """A decoded chunk, as frames or as a segment. A request's chunks come in order, each once.
 
     `latents` are (1, 16, 9, height / 8, width / 8); `snapshot` resumes the video after this chunk.
-    `input_latents` come with the first chunk of a request that keeps them. `device_seconds` is the
-    chunk's share of the time that workers took for its denoise steps.
+    `input_latents` come with the first chunk of a request that keeps them. `spent` is the time that
+    the chunk took in each stage.
     """
 
     request_id: str
@@ -29,7 +30,7 @@ class ChunkReady(NamedTuple):
     latents: TensorData
     snapshot: Snapshot
     input_latents: TensorData | None = None
-    device_seconds: float = 0.0
+    spent: StageSeconds = NOTHING_SPENT
 
 
 class PromptSwitched(NamedTuple):

@@ -72,6 +72,7 @@ class StepMetrics:
         self.metrics = metrics
         self.model = model
         self._plans: defaultdict[str, deque[StepCounts | None]] = defaultdict(deque)
+        metrics.begin(model)
 
     def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
         self._plans[worker_id].append(self._batch(plan, scheduler))

@@ -20,6 +20,7 @@ from helios_serve.engine.requests.chunk_stream import ChunkStream, VideoChunk
 from helios_serve.engine.requests.chunk_writer import ChunkStored, RequestEvent
 from helios_serve.engine.requests.engine_thread import EngineThread
 from helios_serve.engine.requests.stored_stream import fetch_stored, stored_stream, unknown
+from helios_serve.engine.requests.viewer import Viewer
 from helios_serve.errors import (
     EngineDeadError,
     HeliosError,
@@ -27,7 +28,7 @@ from helios_serve.errors import (
     RequestFailedError,
 )
 from helios_serve.metrics import Metrics
-from helios_serve.model_config import num_chunks
+from helios_serve.model_config import frames_of_chunk, num_chunks
 from helios_serve.options.sampling import PromptSwitch
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
@@ -56,9 +57,13 @@ class RequestHandle:
         self.request_id = request.request_id
         self.model = request.model
         self.tenant = request.tenant
-        self.num_chunks = num_chunks(request.params.num_frames)
+        self.num_frames = request.params.num_frames
+        self.num_chunks = num_chunks(self.num_frames)
         self.seed = request.params.seed
         self.max_lead = request.max_lead_chunks
+        self.viewer: Viewer | None = None
+        if request.pacing == "media":
+            self.viewer = Viewer(stream.read_chunk, request.params.fps, self._on_progress)
         self.thread = thread
         self.stream = stream
         self.counts = counts
@@ -83,7 +88,7 @@ class RequestHandle:
         return self.thread.call(self._pause_or_resume)
 
     def on_step(self, chunk: int) -> None:
-        """Pause the video if it is too far ahead of its reader; in the engine's thread.
+        """Pause the video if it is too far ahead of its reader or viewer; in the engine's thread.
 
         A step of `chunk` was taken. A worker may have planned one more by now, so a chunk beyond
         `max_lead` is only finished if it has at most two steps.
@@ -93,7 +98,7 @@ class RequestHandle:
         if LEAD in self._holds or not self._is_ahead():
             return
         self._holds.add(LEAD)
-        if not self._is_ahead():  # it was read in between, when there was nothing to release yet
+        if not self._is_ahead():  # it was seen in between, when there was nothing to release yet
             self._holds.discard(LEAD)
         self._pause_or_resume(self.thread.core)
 
@@ -121,12 +126,22 @@ class RequestHandle:
 
     def end(self, error: str | None) -> None:
         self.stream.end(error)
+        if self.viewer is not None:
+            self.viewer.leave()
         for _, answer in self._switches:
             settle(answer, no_chunk_left() if error is None else RequestFailedError(error))
         self._switches.clear()
 
     def _on_read(self) -> None:
-        """A chunk was read: resume if the video was paused for its reader."""
+        """A chunk was read for the first time."""
+        if self.viewer is None:
+            self._on_progress()
+        else:
+            chunk = self.stream.read_chunk - 1
+            self.viewer.deliver(chunk, frames_of_chunk(self.num_frames, chunk).length)
+
+    def _on_progress(self) -> None:
+        """The reader or viewer has progressed: resume if the video was paused for that."""
         if LEAD in self._holds and not self._is_ahead():
             with suppress(EngineDeadError):
                 self.release(LEAD)
@@ -139,7 +154,10 @@ class RequestHandle:
             core.scheduler.resume(self.request_id)
 
     def _is_ahead(self) -> bool:
-        return self.max_lead is not None and self._begun >= self.stream.read_chunk + self.max_lead
+        if self.max_lead is None:
+            return False
+        seen = self.stream.read_chunk if self.viewer is None else self.viewer.next_chunk
+        return self._begun >= seen + self.max_lead
 
 
 def in_use(request_id: str) -> InvalidRequestError:

@@ -111,9 +111,7 @@ class ChunkWriter:
             case ChunkReady(request_id=request_id, chunk=chunk):
                 assert event.segment is not None, "a stored video is made in segments"
                 start = ResumePoint(event.snapshot, event.latents)
-                is_stored = self.store.commit(
-                    request_id, chunk, event.segment, start, event.device_seconds
-                )
+                is_stored = self.store.commit(request_id, chunk, event.segment, start, event.spent)
                 return ChunkStored(request_id, chunk) if is_stored else None
             case PromptSwitched(switch=switch) if switch is not None:
                 self.store.update_request(event.request)

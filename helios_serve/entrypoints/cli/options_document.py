@@ -12,6 +12,7 @@ from helios_serve.options.benchmarks import LoadOptions, ReportOptions, TargetOp
 from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.fields import Option, options_of, without_metadata
 from helios_serve.options.host import HostOptions
+from helios_serve.options.realtime import RealtimeOptions
 from helios_serve.options.sampling import SamplingOptions
 from helios_serve.options.scheduling import BatchLimits, SchedulingConfig
 from helios_serve.options.sweeps import CompareOptions, SweepOptions
@@ -39,6 +40,12 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         "realtime sessions.",
         CreateVideo,
         SamplingOptions,
+    ),
+    (
+        "Realtime options",
+        "More fields of `session.start`. See [live.md](live.md).",
+        RealtimeOptions,
+        None,
     ),
     (
         "Model options",
@@ -112,7 +119,7 @@ Every flag of every command, and the environment variable that gives the same. A
 variable, the variable overrides the file of `--config`, and the file overrides the default. See
 [command_line.md](command_line.md).
 """
-WITHOUT_FLAGS = (CreateVideo, SchedulingConfig, HostOptions)
+WITHOUT_FLAGS = (CreateVideo, RealtimeOptions, SchedulingConfig, HostOptions)
 
 
 def document() -> str:

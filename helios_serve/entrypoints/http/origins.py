@@ -34,6 +34,7 @@ EXPOSED = (
     "last-modified",
     "openai-poll-after-ms",
     "retry-after",
+    "server-timing",
     "x-request-id",
     "x-should-retry",
     "x-video-id",

@@ -11,6 +11,8 @@ from starlette.responses import Response, StreamingResponse
 
 from helios_serve.service.errors import ApiError, as_api_error
 from helios_serve.service.protocol import ErrorBody
+from helios_serve.service.videos.video_object import server_timing
+from helios_serve.store.jobs import StoredJob
 
 POLL_HEADERS = {"openai-poll-after-ms": "1000"}
 MAX_RETRY_AFTER = 120
@@ -22,6 +24,12 @@ once.
 def json_response(body: msgspec.Struct, headers: dict[str, str] | None = None) -> Response:
     """Return a response with `body` as JSON."""
     return Response(msgspec.json.encode(body), 200, headers, media_type="application/json")
+
+
+def timing_headers(job: StoredJob) -> dict[str, str]:
+    """Return the header that says where the time of a video went, as far as that is known."""
+    timing = server_timing(job)
+    return {} if timing is None else {"server-timing": timing}
 
 
 def page_response(

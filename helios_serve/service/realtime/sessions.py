@@ -30,14 +30,11 @@ class RealtimeConfig(msgspec.Struct, frozen=True, kw_only=True):
         grace: Seconds for which a session waits for its client to reconnect.
         start: Seconds within which a new connection must start a session.
         idle: Seconds for which a connection may be silent between two sessions.
-        max_lead_chunks: Maximum number of chunks generated ahead of those sent. With 2, one chunk
-            is decoded while the next one is denoised. A new prompt takes effect after them.
     """
 
     grace: float = 30.0
     start: float = 10.0
     idle: float = 60.0
-    max_lead_chunks: int = 2
 
 
 class Reader(Protocol):

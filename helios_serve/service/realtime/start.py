@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from helios_serve.errors import InvalidRequestError
+from helios_serve.options.realtime import RealtimeOptions
 from helios_serve.service.media.references import ReferenceInput
 from helios_serve.service.protocol import Json
 from helios_serve.service.validation import convert
@@ -12,15 +13,10 @@ from helios_serve.service.videos.request_builder import RequestBuilder
 from helios_serve.size import Size
 from helios_serve.video_request import VideoRequest
 
-MAX_LEAD = 32
-"""Maximum of `max_lead_chunks`."""
 
+class SessionOptions(RealtimeOptions, frozen=True, kw_only=True):
+    """RealtimeOptions and the reference."""
 
-class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that `session.start` has in addition to those of a video."""
-
-    format: str = "m4s"
-    max_lead_chunks: int | None = None
     image_reference: "ImageReference | None" = None
 
 
@@ -30,25 +26,23 @@ class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_url: str
 
 
-async def session_request(
-    fields: Json, tenant: str, builder: RequestBuilder, lead: int
-) -> VideoRequest:
+async def session_request(fields: Json, tenant: str, builder: RequestBuilder) -> VideoRequest:
     """Build the request of a session.
 
-    The video is generated at most `max_lead_chunks` chunks ahead of its reader, by default `lead`.
     Raises ApiError or InvalidRequestError for invalid fields.
     """
     fields = flattened(fields)
     own = {name: fields.pop(name) for name in SessionOptions.__struct_fields__ if name in fields}
     options = convert(own, SessionOptions)
-    check_options(options)
     drop_unused(fields, builder)
     given = None
     if options.image_reference is not None:
         source = {"image_url": options.image_reference.image_url}
         given = ReferenceInput(source, "image_reference", "image")
     asked = await builder.make(fields, tenant, given)
-    return msgspec.structs.replace(asked, max_lead_chunks=options.max_lead_chunks or lead)
+    return msgspec.structs.replace(
+        asked, max_lead_chunks=options.max_lead_chunks, pacing=options.pacing
+    )
 
 
 def flattened(fields: Json) -> Json:
@@ -85,17 +79,6 @@ def drop_unused(fields: Json, builder: RequestBuilder) -> None:
         fields.pop("num_inference_steps", None)
 
 
-def check_options(options: SessionOptions) -> None:
-    """Raise InvalidRequestError for invalid session options."""
-    if options.format != "m4s":
-        raise InvalidRequestError(f"got format {options.format!r}, expected m4s", param="format")
-    lead = options.max_lead_chunks
-    if lead is not None and not 1 <= lead <= MAX_LEAD:
-        raise InvalidRequestError(
-            f"got max_lead_chunks {lead}, expected 1 to {MAX_LEAD}", param="max_lead_chunks"
-        )
-
-
 def config_of(request: VideoRequest) -> dict[str, Any]:
     """Return the accepted options of a request, by their names in `session.start`."""
     params = request.params
@@ -106,4 +89,5 @@ def config_of(request: VideoRequest) -> dict[str, Any]:
         "prompt": request.prompt,
         "service_tier": request.tier,
         "max_lead_chunks": request.max_lead_chunks,
+        "pacing": request.pacing,
     }

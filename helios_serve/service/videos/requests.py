@@ -168,6 +168,7 @@ def derived(request: VideoRequest, relation: Relation, **params: Any) -> VideoRe
         request_id=new_id(),
         params=msgspec.structs.replace(request.params, **params),
         max_lead_chunks=None,
+        pacing="reader",
         parent=request.request_id,
         relation=relation,
         fingerprint=None,

@@ -46,7 +46,29 @@ def video_object(
         relation=job.request.relation,
         queue_position=None if progress is None else progress.queue_position,
         eta_seconds=None if progress is None else progress.eta_seconds,
+        inference_time_s=inference_seconds(job),
     )
+
+
+def inference_seconds(job: StoredJob) -> float | None:
+    """Return the seconds from acceptance to the end; None for a job that has not ended."""
+    if job.completed_at is None:
+        return None
+    return round(job.completed_at - job.created_at, 3)
+
+
+def server_timing(job: StoredJob) -> str | None:
+    """Return where the time of a job went, in milliseconds, as the value of `Server-Timing`.
+
+    `queue`, `encode`, `denoise` and `decode` are StageSeconds of the finished chunks; `total` is
+    the time from acceptance to the end, or to the last change. None without a finished
+    chunk, and for jobs of earlier versions. Source: W3C Server Timing.
+    """
+    if job.spent is None or not job.chunks:
+        return None
+    total = (job.completed_at or job.updated_at) - job.created_at
+    parts = job.spent._asdict() | {"total": total}
+    return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in parts.items())
 
 
 def percent_done(job: StoredJob) -> int:

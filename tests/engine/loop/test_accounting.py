@@ -26,6 +26,7 @@ from helios_serve.messages import (
 )
 from helios_serve.model_config import Geometry
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
+from helios_serve.stage_seconds import StageSeconds
 from helios_serve.store.usage import DayUsage
 from helios_serve.store.video_store import VideoStore
 from tests.support.engines import core, make, quick_model, read, request, run, until
@@ -109,6 +110,25 @@ def test_a_steps_time_is_shared_by_cost(store: VideoStore, monkeypatch: pytest.M
     assert any(len(plan) == 2 for plan in plans), "nothing was shared"
 
 
+def test_a_video_waits_until_its_first_step() -> None:
+    """Encoding is not waiting; what a chunk took is reported with it, and once."""
+    wanted = request("a", 66)
+    config = quick_model().config
+    assembler = ChunkAssembler(Session(wanted, wanted.resolve(config), config, arrival=5.0), 0)
+    assembler.spend_on_inputs(0.5)
+    assembler.begin(9.0)
+    assembler.begin(12.0)
+    ready: list[ChunkReady] = []
+    for chunk in range(2):
+        assembler.spend(StepCursor(chunk, 0, 0), 2.0)
+        assembler.receive(ChunkResult("a", chunk, None, None))  # type: ignore[arg-type]
+        ready += assembler.receive_decoded(ChunkDecoded("a", chunk, seconds=0.25))
+    assert [item.spent for item in ready] == [
+        StageSeconds(queue=3.5, encode=0.5, denoise=2.0, decode=0.25),
+        StageSeconds(denoise=2.0, decode=0.25),
+    ]
+
+
 def test_a_step_that_is_taken_again_counts_once() -> None:
     wanted = request("a", 66)
     config = quick_model().config
@@ -123,7 +143,7 @@ def test_a_step_that_is_taken_again_counts_once() -> None:
     ready: list[ChunkReady] = []
     for chunk in (1, 0):
         ready += assembler.receive_decoded(ChunkDecoded("a", chunk, seconds=0.5))
-    assert [(item.chunk, item.device_seconds) for item in ready] == [(0, 2.25), (1, 2.0)]
+    assert [(item.chunk, item.spent.on_workers) for item in ready] == [(0, 2.25), (1, 2.0)]
 
 
 def test_a_restart_counts_every_frame_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

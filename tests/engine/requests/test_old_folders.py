@@ -115,8 +115,9 @@ def test_a_folder_is_migrated_once(old: Path) -> None:
     for _ in range(2):
         VideoStore(old).close()
     with closing(sqlite3.connect(old / "jobs.sqlite3")) as rows:
-        assert rows.execute("PRAGMA user_version").fetchone() == (3,)
-        assert rows.execute("SELECT DISTINCT checksum FROM jobs").fetchall() == [(None,)]
+        assert rows.execute("PRAGMA user_version").fetchone() == (4,)
+        for column in ("checksum", "queue_seconds", "decode_seconds"):
+            assert rows.execute(f"SELECT DISTINCT {column} FROM jobs").fetchall() == [(None,)]
 
 
 STEPS = {1: "ALTER TABLE t ADD COLUMN b;", 2: "UPDATE t SET b = a || '!';"}

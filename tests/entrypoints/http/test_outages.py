@@ -19,20 +19,10 @@ def kill_workers_until(server: Server, reached: Callable[[], bool], seconds: flo
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
-        for pid in worker_processes(server):
+        for pid in server.workers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-
-
-def worker_processes(server: Server) -> list[int]:
-    found = []
-    with suppress(OSError):  # of a process that has just ended
-        for pid in server.children:
-            with suppress(OSError):
-                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-    return found
 
 
 @pytest.mark.slow

@@ -124,6 +124,7 @@ def test_no_message_kills_the_connection(server: Server) -> None:
             (start(model="sora"), "model_not_found", "one of: nano"),
             (start(nonsense=1), "invalid_value", "nonsense"),
             (start(max_lead_chunks=0), "invalid_value", "expected 1 to 32"),
+            (start(pacing="slow"), "invalid_value", "expected media or reader"),
             (start(extra_params={"pyramid_num_stages": 2}), "invalid_value", "expected 3: "),
             (start(extra_params={"is_enable_stage2": False}), "invalid_value", "expected True"),
             (start(extra_params={"other": 1}), "invalid_value", "other"),
@@ -235,9 +236,32 @@ def test_chunks_name_the_interactions_that_they_are_made_under() -> None:
 
 def test_what_is_made_from_a_sessions_video_waits_for_no_reader() -> None:
     params = SamplingParams(num_frames=33)
-    asked = VideoRequest(request_id="a", prompt="waves", params=params, max_lead_chunks=2)
+    asked = VideoRequest(
+        request_id="a", prompt="waves", params=params, max_lead_chunks=2, pacing="media"
+    )
     longer = extension(asked, ExtendVideo(video={"id": "a"}))
-    assert remix(asked, "a storm").max_lead_chunks is longer.max_lead_chunks is None
+    for made in (remix(asked, "a storm"), longer):
+        assert (made.max_lead_chunks, made.pacing) == (None, "reader")
+
+
+def test_a_session_on_the_media_clock_stays_close_to_its_viewer(
+    server: Server, http: httpx.Client
+) -> None:
+    """At one frame a second, none of its chunks is seen within this test."""
+    with realtime_client(server.url) as client:
+        client.say("session.start", prompt="waves", size="64x64", num_frames=330, fps=1,
+                   pacing="media", max_lead_chunks=2)  # fmt: skip
+        started = client.started()
+        video, config = started["request_id"], started["config"]
+        assert (config["pacing"], config["max_lead_chunks"]) == ("media", 2)
+        assert [client.hear_chunk().metadata["generation_chunk_index"] for _ in range(2)] == [0, 1]
+        assert wait_until(http, video, "paused")["chunks_done"] == 2
+        switch = http.post(f"/v1/videos/{video}/prompt", json={"prompt": "a storm"}).json()
+        assert switch["chunk"] in (2, 3)
+        client.say("session.ping")
+        assert client.hear() == {"type": "session.pong"}
+        http.delete(f"/v1/videos/{video}")
+        client.rest()
 
 
 def test_a_session_waits_for_its_client_and_goes_on_where_it_was(

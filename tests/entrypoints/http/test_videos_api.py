@@ -24,6 +24,30 @@ def test_a_video_is_created_polled_and_downloaded(client: openai.OpenAI, finishe
     assert frames_of(data).shape == (40, 64, 64, 3)
 
 
+def test_a_video_says_where_its_time_went(http: httpx.Client, finished: Any) -> None:
+    answers = [http.get(f"/v1/videos/{finished.id}{part}") for part in ("", "/content")]
+    spent = {
+        name: float(text.removeprefix("dur=")) / 1000
+        for name, text in (
+            entry.split(";") for entry in answers[0].headers["server-timing"].split(", ")
+        )
+    }
+    assert answers[1].headers["server-timing"] == answers[0].headers["server-timing"]
+    assert list(spent) == ["queue", "encode", "denoise", "decode", "total"]
+    assert min(spent["encode"], spent["denoise"], spent["decode"]) > 0
+    assert spent["queue"] + spent["encode"] + spent["denoise"] < spent["total"]
+    assert answers[0].json()["inference_time_s"] == pytest.approx(spent["total"], abs=0.001)
+
+
+def test_a_video_in_the_making_has_no_inference_time(http: httpx.Client) -> None:
+    body = {"prompt": "waves", "num_frames": 3300, "size": "64x64"}
+    made = http.post("/v1/videos", json=body)
+    assert made.json()["inference_time_s"] is None
+    assert "server-timing" not in made.headers
+    ended = http.post(f"/v1/videos/{made.json()['id']}/cancel").json()
+    assert ended["inference_time_s"] >= 0
+
+
 def test_pictures_of_a_video_can_be_had(client: openai.OpenAI, finished: Any) -> None:
     first = Image.open(
         io.BytesIO(client.videos.download_content(finished.id, variant="thumbnail").read())

@@ -4,12 +4,25 @@ The package of the benchmarks is imported only when one runs: `serve` never load
 """
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from helios_serve.entrypoints.cli.bench import compare, offline, sweep, trace
-from helios_serve.entrypoints.cli.bench.run import check_report, files_of, finish, run_loop
+from helios_serve.entrypoints.cli.bench.run import (
+    INVALID,
+    check_report,
+    command_line,
+    files_of,
+    finish,
+    run_loop,
+    without_preparation,
+)
 from helios_serve.entrypoints.cli.flags import add_options, read_flags
 from helios_serve.options.benchmarks import LoadOptions, ReportOptions, TargetOptions
+
+if TYPE_CHECKING:
+    from helios_serve.benchmarks.measure.result_files import ResultFiles
 
 SERVE_EPILOG = """\
 Every latency counts from the time at which a session was intended to start. Exit status: 0 for a
@@ -57,6 +70,46 @@ def serve(arguments: argparse.Namespace) -> int:
     from helios_serve.benchmarks.targets.dialects import extra_body
 
     extra_body(target)
-    workload = draw_workload(load)
     files = files_of(report, target.backend, load, target.model)
+    if report.num_runs > 1:
+        return serve_repeatedly(load, target, report, names, files)
+    workload = draw_workload(load)
     return finish(run_loop(measure_server(workload, target, report)), names, files)
+
+
+def serve_repeatedly(
+    load: LoadOptions,
+    target: TargetOptions,
+    report: ReportOptions,
+    names: list[str],
+    files: "ResultFiles | None",
+) -> int:
+    """Run the load several times with a seed for each, and print intervals over the runs.
+
+    Each run has files of its own; the result has the means. An interrupt ends the last run.
+    """
+    from helios_serve.benchmarks.load.workload import draw_workload
+    from helios_serve.benchmarks.measure.printed import result_line
+    from helios_serve.benchmarks.measure.repeated import repeated_lines, repeated_result
+    from helios_serve.benchmarks.measure.result import result_of
+    from helios_serve.benchmarks.runner import measure_server
+
+    results, paths = [], []
+    for number in range(report.num_runs):
+        own = msgspec.structs.replace(load, seed=load.seed + number)
+        again = report if number == 0 else without_preparation(report)
+        measured = run_loop(measure_server(draw_workload(own), target, again))
+        results.append(result_of(measured.run, command=command_line()) | {"run_number": number})
+        print(f"run {number + 1} of {report.num_runs}: {result_line(results[-1])}", flush=True)
+        run_files = None if files is None else files.of_run(number)
+        paths.append("" if run_files is None else run_files.path.name)
+        if run_files is not None:
+            run_files.write(results[-1], measured.sent, measured.run.records)
+        if measured.run.stopped_because is not None:
+            break
+    result = repeated_result(results, paths)
+    print("\n".join(repeated_lines(result, names)), flush=True)
+    if files is not None:
+        files.write_result(result)
+        print(f"{files.path}: result; {', '.join(paths)}: its runs")
+    return 0 if result["helios"]["valid"] else INVALID

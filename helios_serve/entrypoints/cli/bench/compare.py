@@ -50,7 +50,7 @@ def add_benchmark(benchmarks: Any) -> None:
     add_options(parser.add_argument_group("comparison"), CompareOptions)
     add_options(parser.add_argument_group("servers, with --alternate"), TargetOptions)
     add_options(parser.add_argument_group("load, with --alternate"), LoadOptions)
-    add_options(parser.add_argument_group("results"), ReportOptions)
+    add_options(parser.add_argument_group("results"), ReportOptions, exclude=("num_runs",))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,15 +83,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compare_files(base: Path, new: Path, gates: "list[Gate]") -> "list[Compared]":
+    """Compare two results; of results of several runs, run by run."""
     from helios_serve.benchmarks.measure.comparison import (
         Side,
         check_comparable,
         compare,
+        compare_rounds,
         usable_gates,
     )
-    from helios_serve.benchmarks.measure.result_files import read_result, read_sessions
+    from helios_serve.benchmarks.measure.result_files import read_result, read_runs, read_sessions
 
-    one, other = (Side(str(path), read_result(path), read_sessions(path)) for path in (base, new))
+    def sides(path: Path) -> "list[Side]":
+        return [Side(str(run), read_result(run), read_sessions(run)) for run in read_runs(path)]
+
+    found = sides(base), sides(new)
+    if len(found[0]) != len(found[1]):
+        raise InvalidRequestError(
+            f"got {len(found[0])} and {len(found[1])} runs, expected as many of each result",
+            param="results",
+        )
+    pairs = list(zip(*found, strict=True))
+    if len(pairs) > 1:
+        for pair in pairs:
+            check_comparable(*pair)
+        return compare_rounds(pairs, gates or usable_gates(*pairs[0]))
+    one, other = pairs[0]
     check_comparable(one, other)
     digests = {side.result["helios"]["workload"]["sha256"] for side in (one, other)}
     if len(digests) > 1:

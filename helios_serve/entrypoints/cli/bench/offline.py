@@ -64,7 +64,9 @@ def add_benchmarks(benchmarks: Any) -> None:
         add_model_flags(parser)
         add_worker_flags(parser)
         add_options(parser.add_argument_group("load"), LoadOptions, exclude=TIMES)
-        add_options(parser.add_argument_group("results"), ReportOptions)
+        add_options(
+            parser.add_argument_group("results"), ReportOptions, exclude=("slo_scale", "num_runs")
+        )
 
 
 def throughput(arguments: argparse.Namespace) -> int:

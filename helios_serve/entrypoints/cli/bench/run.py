@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.options.benchmarks import LoadOptions, ReportOptions
 
@@ -50,6 +52,11 @@ def files_of(
     return ResultFiles.of(
         report, default_name(backend, rate, model, time.strftime("%Y%m%d-%H%M%S"))
     )
+
+
+def without_preparation(report: ReportOptions) -> ReportOptions:
+    """Return the options of a further run: the server is warm, and the client was checked."""
+    return msgspec.structs.replace(report, num_warmups=0, no_self_check=True)
 
 
 def finish(measured: "Measured", names: list[str], files: "ResultFiles | None", **top: Any) -> int:

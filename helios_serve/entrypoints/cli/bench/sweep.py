@@ -10,6 +10,7 @@ from helios_serve.entrypoints.cli.bench.run import (
     check_report,
     command_line,
     run_loop,
+    without_preparation,
     write_page,
 )
 from helios_serve.entrypoints.cli.flags import add_options, read_flags
@@ -56,6 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_report(report)
     if (options.bench_params is None) == (options.search is None):
         raise InvalidRequestError("expected either --bench-params or --search", param="search")
+    if options.search is not None and report.num_runs > 1:
+        raise InvalidRequestError(
+            "got --num-runs with --search, expected --max-runs", param="num_runs"
+        )
     sweep = Sweep(options, load, target, report)
     capacity = run_loop(sweep.run())
     sweep.write_summary()
@@ -90,7 +95,9 @@ class Sweep:
         if self.options.search is None:
             for number, changes in enumerate(self.grid()):
                 load = read_options(LoadOptions, msgspec.structs.asdict(self.load) | changes)
-                await self.measure(load, "run", float(number))
+                for run_number in range(self.report.num_runs):
+                    seeded = msgspec.structs.replace(load, seed=load.seed + run_number)
+                    await self.measure(seeded, "run", float(number), run_number)
             return None
         from helios_serve.benchmarks.load.search import CapacitySearch
 
@@ -126,24 +133,28 @@ class Sweep:
             )
         return block["good"], block["offered"]
 
-    async def measure(self, load: LoadOptions, name: str, size: float) -> dict[str, Any]:
+    async def measure(
+        self, load: LoadOptions, name: str, size: float, run_number: int = 0
+    ) -> dict[str, Any]:
+        """Run a load, and keep its result. `run_number` counts the runs of one load, as vLLM's."""
         from helios_serve.benchmarks.load.workload import draw_workload
+        from helios_serve.benchmarks.measure.printed import result_line
         from helios_serve.benchmarks.measure.result import result_of
         from helios_serve.benchmarks.measure.result_files import ResultFiles
         from helios_serve.benchmarks.runner import measure_server
 
         report = msgspec.structs.replace(self.report, result_dir=str(self.folder))
-        if self.results:  # the server is warm, and the client has been checked
-            report = msgspec.structs.replace(report, num_warmups=0, no_self_check=True)
+        if self.results:
+            report = without_preparation(report)
         report = msgspec.structs.replace(report, result_filename=None)
         files = ResultFiles.of(report, f"{len(self.results) + 1:03}.json")
         assert files is not None
         measured = await measure_server(draw_workload(load), self.target, report)
-        result = result_of(measured.run, command=command_line())
-        files.write(result, measured.sent, measured.run.records)
+        result = result_of(measured.run, command=command_line()) | {"run_number": run_number}
         self.results.append(result)
         self.loads.append((name, size))
-        print(line_of(name, size, result), flush=True)
+        print(f"{name} {size:g}: {result_line(result)}", flush=True)
+        files.write(result, measured.sent, measured.run.records)
         return result
 
     def write_summary(self) -> None:
@@ -160,20 +171,6 @@ class Sweep:
             self.loads, self.results, capacity, target=self.options.target, command=command_line()
         )
         write_page(path, text)
-
-
-def line_of(name: str, size: float, result: dict[str, Any]) -> str:
-    block = result["helios"]
-    share = block["slo_attainment"]
-    rate = block["frames_per_second"]
-    frames = "" if rate is None else f", {rate:.1f} frames/s"
-    ttfc = block["metrics"].get("ttfc")
-    first = "" if ttfc is None else f", first chunk p50 {ttfc['percentiles']['50']['value']:.0f} ms"
-    bad = "" if block["valid"] else f", INVALID: {'; '.join(block['invalid_because'])}"
-    return (
-        f"{name} {size:g}: {block['good']} of {block['offered']} sessions good "
-        f"(90% interval {share['low']:.1%} to {share['high']:.1%}){first}{frames}{bad}"
-    )
 
 
 def capacity_text(capacity: "Capacity", options: SweepOptions) -> str:

@@ -163,9 +163,7 @@ class RealtimeConnection:
         self._check_no_session()
         self._timeout.reschedule(None)
         try:
-            asked = await session_request(
-                fields, tenant_of(self.socket), self.builder, self.config.max_lead_chunks
-            )
+            asked = await session_request(fields, tenant_of(self.socket), self.builder)
             await self.videos.accept(asked)
         except BaseException:
             self._start_timeout()

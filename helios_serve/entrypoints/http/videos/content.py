@@ -11,7 +11,7 @@ from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operation
 from helios_serve.entrypoints.http.queries import first_chunk_query
 from helios_serve.entrypoints.http.ranges import StoredFileResponse
-from helios_serve.entrypoints.http.responses import live_response
+from helios_serve.entrypoints.http.responses import live_response, timing_headers
 from helios_serve.errors import InvalidRequestError, RequestFailedError
 from helios_serve.service.protocol import Json
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
@@ -60,7 +60,9 @@ class ContentApi:
             )
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
         path = await self.videos.finished(job, variant)
-        return StoredFileResponse(path, media_type=MEDIA_TYPES[variant])
+        return StoredFileResponse(
+            path, media_type=MEDIA_TYPES[variant], headers=timing_headers(job)
+        )
 
     async def stream(self, request: Request) -> Response:
         """Stream the video as fragmented MP4 while it is generated.

@@ -21,7 +21,12 @@ from helios_serve.entrypoints.http.operations import (
 from helios_serve.entrypoints.http.paths import route_path
 from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.ranges import StoredFileResponse
-from helios_serve.entrypoints.http.responses import POLL_HEADERS, json_response, page_response
+from helios_serve.entrypoints.http.responses import (
+    POLL_HEADERS,
+    json_response,
+    page_response,
+    timing_headers,
+)
 from helios_serve.errors import HeliosError, InvalidRequestError, RequestFailedError
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.service.errors import ApiError, not_found
@@ -183,10 +188,10 @@ class VideoApi:
         finally:
             for task in (done, gone):
                 task.cancel()
-        path = await self.videos.finished(await self.videos.find(name, tenant_of(request)), "video")
-        return StoredFileResponse(
-            path, media_type=MEDIA_TYPES["video"], headers={"x-video-id": name}
-        )
+        job = await self.videos.find(name, tenant_of(request))
+        path = await self.videos.finished(job, "video")
+        headers = {"x-video-id": name} | timing_headers(job)
+        return StoredFileResponse(path, media_type=MEDIA_TYPES["video"], headers=headers)
 
     async def list_page(self, request: Request) -> Response:
         """List the tenant's videos, newest first (or `order=asc`).
@@ -209,13 +214,13 @@ class VideoApi:
     async def retrieve(self, request: Request) -> Response:
         """Return a video.
 
-        A running one has `openai-poll-after-ms`. Raises ApiError 404 if there is none.
+        A running one has `openai-poll-after-ms`, and one with finished chunks has `server-timing`.
+        Raises ApiError 404 if there is none.
         """
-        video = await self.videos.describe(
-            await self.videos.find(request.path_params["video_id"], tenant_of(request))
-        )
+        job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        video = await self.videos.describe(job)
         headers = {} if video.status in ("completed", "failed") else POLL_HEADERS
-        return json_response(video, headers)
+        return json_response(video, headers | timing_headers(job))
 
     async def delete(self, request: Request) -> Response:
         """Delete a video and all its files. A running video is aborted."""
