@@ -72,6 +72,11 @@ class Device:
         busy, whole = self._busy.pop(stage), now - self._since.pop(stage)
         return busy / whole if whole > 0 else 1.0
 
+    def busy(self, stage: Stage, now: float) -> float:
+        """Seconds of the whole device that a running stage has had since it began."""
+        self._advance(now)
+        return self._busy[stage]
+
     def realtime_share(self, more: float = 0.0) -> float:
         """The part of the device that steps of priority sessions take, with `more` FLOP/s."""
         return self.step_rate.seconds(self.realtime_load + more)
