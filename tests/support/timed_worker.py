@@ -19,6 +19,7 @@ from helios_serve.messages import (
 )
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.options.engine import EngineConfig
+from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import WorkerConfig
 from tests.support.scheduling import CONFIG, SESSION_BLOCKS, Past, read
 
@@ -31,11 +32,13 @@ ENOUGH_TIME = 1e6
 class TimedWorker:
     """An executor of one worker, which does one command of each kind at a time.
 
-    `waits` has the seconds for which each plan waited behind the one before.
+    A decode task takes `decode` seconds. `waits` has the seconds for which each plan
+    waited behind the one before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decode: float = DECODE) -> None:
         self.now = 0.0
+        self.decode = decode
         self.core: EngineCore | None = None
         self.free_at: dict[type[WorkerCommand], float] = {}
         self.ends: list[tuple[float, int, WorkerEvent]] = [
@@ -85,7 +88,8 @@ class TimedWorker:
                 prompts = tuple(map(read, command.prompts))
                 return ENCODE, InputsEncoded(command.session_id, prompts, seconds=ENCODE)
             case DecodeTask():
-                return DECODE, ChunkDecoded(command.session_id, command.chunk, seconds=DECODE)
+                done = ChunkDecoded(command.session_id, command.chunk, seconds=self.decode)
+                return self.decode, done
             case SchedulerOutput():
                 seconds = STEP * len(command.scheduled_steps)
                 return seconds, StepsDone(RunnerOutput(tuple(self._chunks(command))), seconds)
@@ -103,9 +107,14 @@ class TimedWorker:
         return made
 
 
-def timed_engine(worker: TimedWorker) -> EngineCore:
+def timed_engine(worker: TimedWorker, scheduling: SchedulingConfig | None = None) -> EngineCore:
     """An engine on the worker, which has all roles and no deadline."""
     roles = WorkerConfig(roles=("encode", "denoise", "decode"))
-    config = EngineConfig(workers=(roles,), step_deadline=ENOUGH_TIME, start_deadline=ENOUGH_TIME)
+    config = EngineConfig(
+        workers=(roles,),
+        step_deadline=ENOUGH_TIME,
+        start_deadline=ENOUGH_TIME,
+        scheduling=scheduling or SchedulingConfig(),
+    )
     worker.core = EngineCore(worker, CONFIG, config, clock=lambda: worker.now)
     return worker.core
