@@ -1,9 +1,11 @@
-"""How long one `schedule()` takes with many live sessions, on a fake executor.
+"""What the scheduler's decisions cost, on a fake executor.
 
     python benchmarks/micro/scheduler.py [--output results.json] [--plot growth.png]
 
-64 workers, sessions of 20 tenants in all tiers and several sizes. Each worker keeps two plans, as
-in service; sessions that end are replaced by new ones. What is timed is `schedule()` alone.
+Sessions of 20 tenants in all tiers and several sizes. Each worker keeps two plans, as in service;
+sessions that end are replaced by new ones. First, `schedule()` alone is timed on 64 workers. Then
+plans per second of CPU time are counted, with all that the scheduler does between two plans, for
+several numbers of workers. Under overload all blocks are taken and as many sessions wait.
 """
 
 import argparse
@@ -13,7 +15,9 @@ import json
 import platform
 import random
 import time
+import tracemalloc
 from pathlib import Path
+from typing import NamedTuple
 
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
@@ -27,16 +31,33 @@ from helios_serve.video_request import VideoRequest
 
 WORKERS, QUEUE_DEPTH = 64, 2
 LIVE = (100, 300, 1000, 3000, 10000)
-AIMS = {1000: 1e-3, 10000: 5e-3}
+AIMS = {1000: 1e-3, 10000: 5e-4}
+PER_WORKER = 4
+"""Sessions that a worker has room for, where plans are counted."""
+MEMORY_AIM_MB = 200
+
+
+class Case(NamedTuple):
+    """A number of workers, whether more sessions wait, and the plans per CPU second to reach."""
+
+    workers: int
+    is_overloaded: bool
+    aim: float | None = None
+
+
+CASES = (Case(1, False), Case(64, False, 12e3), Case(64, True, 12e3), Case(1000, False, 5e3))
 SIZES = ((640, 384), (384, 640), (256, 256), (832, 448))
 PROMPT = EncodedPrompt("x", TensorData(b"", (60, 4096), "bfloat16"))
 TIERS: tuple[ServiceTier, ...] = ("default", "default", "default", "flex", "priority")
 
 
 class Load:
-    """A scheduler with a steady number of live sessions."""
+    """A scheduler with a steady number of live sessions, and `room` for some on each worker."""
 
-    def __init__(self, live: int, seed: int = 0) -> None:
+    def __init__(
+        self, live: int, *, workers: int = WORKERS, room: int | None = None, seed: int = 0
+    ) -> None:
+        self.cpu_seconds = 0.0
         self.rng = random.Random(seed)
         self.numbers = itertools.count()
         self.config = open_checkpoint("BestWishYsh/Helios-Distilled", "dummy").config
@@ -45,8 +66,8 @@ class Load:
         self.scheduler = Scheduler(scheduling, time.monotonic)
         self.live = live
         largest = max(HistoryManager.peak_blocks(Geometry(h, w)) for w, h in SIZES)
-        for index in range(WORKERS):
-            most = 2 + 2 * live // WORKERS
+        most = 2 + 2 * live // workers if room is None else room
+        for index in range(workers):
             self.scheduler.add_worker(f"worker-{index}", largest * most, 64 * most)
         self.refill()
 
@@ -64,7 +85,9 @@ class Load:
             params = request.resolve(self.config)
             session = Session(request, params, self.config, arrival=time.monotonic())
             session.prompts.learn(PROMPT)
+            started = time.thread_time()
             self.scheduler.add_session(session)
+            self.cpu_seconds += time.thread_time() - started
 
     def run(self, calls: int) -> list[float]:
         """Seconds of each of `calls` calls of schedule(), one worker after the other."""
@@ -78,6 +101,47 @@ class Load:
             self.scheduler.schedule(worker)
             spent.append(time.perf_counter() - started)
         return spent
+
+    def plans_per_cpu_second(self, plans: int) -> float:
+        """Of plans with steps; what making the sessions costs is not counted."""
+        done, self.cpu_seconds = 0, 0.0
+        workers = itertools.cycle(self.scheduler.workers.values())
+        while done < plans:
+            worker = next(workers)
+            started = time.thread_time()
+            if len(worker.plans) >= QUEUE_DEPTH:
+                self.scheduler.update_from_output(worker)
+            done += bool(self.scheduler.schedule(worker).scheduled_steps)
+            self.cpu_seconds += time.thread_time() - started
+            self.refill()
+        return done / self.cpu_seconds
+
+
+def block_memory_mb(workers: int) -> float:
+    """Megabytes of the block ids of workers with room for PER_WORKER sessions each."""
+    largest = max(HistoryManager.peak_blocks(Geometry(h, w)) for w, h in SIZES)
+    tracemalloc.start()
+    managers = [HistoryManager(largest * PER_WORKER) for _ in range(workers)]
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(managers) == workers
+    return taken / 1e6
+
+
+def count_plans(plans: int) -> list[dict[str, float | None]]:
+    """Print and return plans per CPU second of all cases."""
+    rows: list[dict[str, float | None]] = []
+    print(f"{'workers':>8} {'overload':>8} {'plans / CPU s':>14}   aim")
+    for workers, is_overloaded, aim in CASES:
+        live = workers * PER_WORKER * (2 if is_overloaded else 1)
+        load = Load(live, workers=workers, room=PER_WORKER if is_overloaded else 2 * PER_WORKER)
+        load.plans_per_cpu_second(plans // 4)
+        gc.collect()
+        gc.freeze()
+        rate = load.plans_per_cpu_second(plans)
+        rows.append({"workers": workers, "overload": is_overloaded, "plans": rate, "aim": aim})
+        print(f"{workers:>8} {is_overloaded!s:>8} {rate:>14.0f}   {aim or ''}", flush=True)
+    return rows
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -112,6 +176,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     arguments = parser.parse_args()
+    counts = count_plans(arguments.calls)
+    memory = block_memory_mb(1000)
+    print(f"block ids of 1,000 workers: {memory:.0f} MB   {MEMORY_AIM_MB}")
     rows = []
     print(f"{'live':>6} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}   aim for p99")
     for live in LIVE:
@@ -128,6 +195,7 @@ def main() -> None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         machine = f"{platform.machine()} CPU, Python {platform.python_version()}"
         result = {"machine": machine, "workers": WORKERS, "rows": rows}
+        result |= {"plans_per_cpu_second": counts, "block_ids_mb": memory}
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     if arguments.plot is not None:
         draw(rows, arguments.plot)

@@ -1,5 +1,6 @@
 """What the device of one worker is busy with, and how fast stages are on it."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -8,14 +9,19 @@ from helios_serve.core.stage_queue import Claim, StageQueue
 
 Stage = Literal["encode", "denoise", "decode"]
 
+RATE_SECONDS = 5.0
+"""Seconds of work in which the weight of what was measured before falls by a factor of e."""
 RATE_MEMORY = 0.9
-"""Factor by which each measurement scales the sums of all earlier ones."""
+"""Factor by which a measurement reduces that weight at most, so that one long job does not decide
+by what rate the next one is charged."""
 
 
 class Rate:
     """Work per second as measured; 0 before the first measurement.
 
-    Both sums fade, so that a short measurement has little weight.
+    Work and time are summed up, so that a short measurement has little weight. Both sums fade with
+    the time that is added. The first measurement counts until there is a second one: it is slow
+    where libraries are loaded and kernels are chosen or compiled.
     """
 
     def __init__(self) -> None:
@@ -25,9 +31,11 @@ class Rate:
     def measure(self, work: float, seconds: float) -> None:
         """Add `work` that took `seconds`; nothing if that was not measured."""
         if work and seconds > 0:
-            self._done = RATE_MEMORY * self._done + work
-            self._spent = RATE_MEMORY * self._spent + seconds
-            self.value = self._done / self._spent
+            is_first, fade = not self.value, max(RATE_MEMORY, math.exp(-seconds / RATE_SECONDS))
+            done, spent = fade * self._done + work, fade * self._spent + seconds
+            self.value = done / spent
+            if not is_first:
+                self._done, self._spent = done, spent
 
     def seconds(self, work: float) -> float:
         """Seconds that `work` takes; 0 before the first measurement."""
@@ -71,6 +79,11 @@ class Device:
         self._advance(now)
         busy, whole = self._busy.pop(stage), now - self._since.pop(stage)
         return busy / whole if whole > 0 else 1.0
+
+    def busy(self, stage: Stage, now: float) -> float:
+        """Seconds of the whole device that a running stage has had since it began."""
+        self._advance(now)
+        return self._busy[stage]
 
     def realtime_share(self, more: float = 0.0) -> float:
         """The part of the device that steps of priority sessions take, with `more` FLOP/s."""

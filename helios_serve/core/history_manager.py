@@ -1,5 +1,6 @@
 """The histories of sessions in the blocks of one worker's pool."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from helios_serve.messages import NULL_BLOCK, ChunkBlocks
@@ -12,15 +13,16 @@ Frame = tuple[int, ...]
 class BlockPool:
     """Allocates and frees block ids in O(1) each; block 0 is the null block, never allocated.
 
-    A block is immutable once written, so it is shared by counting references.
+    A block is immutable once written, so it is shared by counting references. Ids and counts are
+    kept in arrays, 8 bytes a block: there may be thousands of workers.
     """
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 2:
             raise ValueError(f"got {num_blocks} blocks, expected at least 2 (block 0 is the null)")
         self.num_blocks = num_blocks
-        self._free = list(range(num_blocks - 1, 0, -1))
-        self._ref_cnt = [0] * num_blocks
+        self._free = array("i", range(num_blocks - 1, 0, -1))
+        self._ref_cnt = array("i", bytes(4 * num_blocks))
 
     @property
     def num_free(self) -> int:
@@ -57,7 +59,7 @@ class BlockPool:
         for table in tables:
             for block in table:
                 expected[block] += block != NULL_BLOCK
-        assert expected == self._ref_cnt, "reference counts differ from the block tables"
+        assert expected == self._ref_cnt.tolist(), "reference counts differ from the block tables"
         assert len(set(self._free)) == len(self._free), "a block is free twice"
         held = {block for block, count in enumerate(expected) if count}
         assert held.isdisjoint(self._free), "a held block is free"

@@ -1,6 +1,7 @@
 """Waiting sessions, and the worker that each of them gets."""
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from helios_serve.core.admission import Admission
 from helios_serve.core.fair_queue import FairQueue
@@ -145,6 +146,14 @@ def expected_wait(worker: WorkerState) -> tuple[float, str]:
     return worker.outstanding_cost / (worker.rate or 1.0), worker.worker_id
 
 
+class Attempt(NamedTuple):
+    """To place a session that needs `text_rows`, after a number of changes."""
+
+    changes: int
+    session_id: str
+    text_rows: int
+
+
 class Placement:
     """Moves sessions from the waiting room onto workers, off them, and out.
 
@@ -163,11 +172,16 @@ class Placement:
         self.unplaceable: list[str] = []
         self.preemptions = 0
         self.is_closed = False
+        self._changes = 0
+        """Counts whatever may have made room on a worker."""
+        self._failed: dict[bool, Attempt] = {}
+        """The last attempt to place the head of a line, if it found no room."""
 
     def configure(self, config: SchedulingConfig) -> None:
         """Set weights and limits; accepted sessions stay."""
         self.policy.config = self.admission.config = config
         self.waiting.configure(config)
+        self.change()
         for worker in self.workers.values():
             worker.queue.configure(config)
 
@@ -185,8 +199,15 @@ class Placement:
         self.sessions[session.session_id] = session
         self.waiting.join(session)
 
+    def change(self) -> None:
+        """Room was made on some worker, or may be by eviction: waiting sessions may fit now."""
+        self._changes += 1
+
     def place_waiting(self) -> None:
-        """Give workers to waiting sessions: priority first, then the others in fair order."""
+        """Give workers to waiting sessions: priority first, then the others in fair order.
+
+        An attempt that failed is repeated only after a change.
+        """
         if not self.is_closed and self._place_line(is_priority=True):
             self._place_line(is_priority=False)
 
@@ -198,6 +219,7 @@ class Placement:
             self.settle(session, worker)
         else:
             session.is_leaving = True
+        self.change()
 
     def settle(self, session: Session, worker: WorkerState) -> None:
         """Remove a session from its worker if it has ended or is evicted, and no step is in flight.
@@ -207,11 +229,13 @@ class Placement:
         if session.in_flight:
             return
         if session.status is SessionStatus.PREEMPTED:
+            self.change()
             worker.release(session)
             self._requeue(session)
         elif session.status.is_finished or session.is_planned:
             if not session.status.is_finished:
                 session.status = SessionStatus.FINISHED_COMPLETED
+            self.change()
             worker.release(session)
             self._forget(session)
 
@@ -224,6 +248,7 @@ class Placement:
     def remove_worker(self, worker: WorkerState) -> None:
         """Forget a worker; its sessions wait to resume at their last chunk edge."""
         del self.workers[worker.worker_id]
+        self.change()
         for session in list(worker.queue.sessions.values()):
             if session.status.is_finished:
                 self._forget(session)
@@ -241,6 +266,12 @@ class Placement:
         assert placed | waiting == self.sessions.keys(), "a session was lost"
         self.admission.check_integrity(self.sessions.values(), waiting)
         live = [session for session in self.sessions.values() if session.is_priority]
+        for is_priority, attempt in self._failed.items():
+            head = self.waiting.head(is_priority=is_priority)
+            if head is not None and self._attempt(head) == attempt:
+                assert self.policy.choose(head, self.workers.values()) is None, "there is room"
+                victims = [worker.evictable(head) for worker in self.workers.values()]
+                assert not any(victims), "room could be made"
         self.realtime.check_integrity(sum(session.cost.decode_rate for session in live))
 
     def _place_line(self, *, is_priority: bool) -> bool:
@@ -250,15 +281,22 @@ class Placement:
                 self.unplaceable.append(session.session_id)
                 self.waiting.step_aside(session)
                 continue
+            attempt = self._attempt(session)
+            if self._failed.get(is_priority) == attempt:
+                return False
             worker = self.policy.choose(session, self.workers.values())
             if worker is None and self._make_room(session):
                 worker = self.policy.choose(session, self.workers.values())
             if worker is None:
+                self._failed[is_priority] = attempt
                 return False
             self.waiting.serve(session)
             self.admission.start(session)
             worker.place(session)
         return True
+
+    def _attempt(self, session: Session) -> Attempt:
+        return Attempt(self._changes, session.session_id, session.prompts.text_rows)
 
     def _make_room(self, session: Session) -> bool:
         """Evict what has to give way to `session`; returns whether there is room at once."""

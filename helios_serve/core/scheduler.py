@@ -133,6 +133,7 @@ class Scheduler:
             clock=self.clock,
         )
         self.workers[worker_id] = worker
+        self.placement.change()
         self.placement.place_waiting()
         return worker
 
@@ -175,6 +176,7 @@ class Scheduler:
         session = self.sessions[session_id]
         if session.worker_id is not None:
             self.workers[session.worker_id].reserve_text(session)
+            self.placement.change()
         elif session.is_ready:
             self.waiting.line_up(session)
             self.placement.place_waiting()
@@ -232,6 +234,7 @@ class Scheduler:
         else:
             worker = self.workers[session.worker_id]
             worker.queue.withdraw(session)
+            self.placement.change()
             self.placement.admission.finish(session)
             self.placement.settle(session, worker)
         self.placement.place_waiting()
@@ -247,6 +250,7 @@ class Scheduler:
             worker = self.workers[session.worker_id]
             session.status = SessionStatus.PAUSED
             worker.queue.withdraw(session)
+            self.placement.change()
             if session.is_leaving and not session.is_planned:  # it would not come to an edge
                 self.placement.evict(session, worker)
         self.placement.place_waiting()
@@ -284,6 +288,7 @@ class Scheduler:
     def drain(self, worker: WorkerState) -> None:
         """Place no more sessions on the worker; those it has leave it at their next chunk edges."""
         worker.device.is_draining = True
+        self.placement.change()
         for session in list(worker.queue.sessions.values()):
             if not session.is_going:
                 self.placement.evict(session, worker)
@@ -359,6 +364,8 @@ class Scheduler:
         session.advance()
         if session.cursor.chunk > cursor.chunk:
             worker.history.end_chunk(name)
+        if session.is_planned:
+            self.placement.change()  # its room is as good as free
         session.in_flight += 1
         worker.outstanding_cost -= cost
         worker.queue.charge(session, cost)

@@ -8,6 +8,7 @@ import msgspec
 
 from helios_serve.core.device import Device, Rate
 from helios_serve.core.history_manager import HistoryManager
+from helios_serve.core.plan_pace import PlanPace
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
 from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
@@ -93,6 +94,7 @@ class WorkerState:
         self.text_rows = text_rows
         self.queue = device.step_queue = StageQueue(config, StepOrder(config, device, decode_rate))
         self.plans: deque[Plan] = deque()
+        self.pace = PlanPace(device)
         self.opening: list[NewSession] = []
         self.closing: list[str] = []
         self.reserved_blocks = 0
@@ -194,6 +196,10 @@ class WorkerState:
             self.plans.append(Plan(output, cost))
         return output
 
+    def next_plan_at(self, now: float) -> float:
+        """When it should be given its next plan; see PlanPace."""
+        return self.pace.next_at([plan.cost for plan in self.plans], now)
+
     def finish_plan(self, seconds: float) -> Plan:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
@@ -201,6 +207,7 @@ class WorkerState:
         if self.plans:
             self.device.begin("denoise", now)
         self.device.step_rate.measure(plan.cost, seconds)
+        self.pace.measure(plan.cost, seconds)
         return plan
 
     def take_opening(self) -> tuple[NewSession, ...]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from helios_serve.core.device import Device
+from helios_serve.core.device import Device, Rate
 from helios_serve.core.queued_task import MAX_LONE_LOSSES, MAX_LOSSES, SUSPECT_AFTER, QueuedTask
 from helios_serve.core.session import Session
 from helios_serve.core.task_queue import TaskQueue
@@ -183,3 +183,17 @@ def test_stages_that_run_together_share_their_device() -> None:
     assert device.end("decode", 5.0) == pytest.approx(3 / 4)
     device.begin("decode", 7.0)
     assert device.end("decode", 8.0) == 1.0
+
+
+def test_a_rate_forgets_the_first_measurement_and_fades_by_time() -> None:
+    rate = Rate()
+    rate.measure(1.0, 10.0)  # libraries are loaded
+    assert rate.value == 0.1
+    for _ in range(200):
+        rate.measure(1.0, 0.1)
+    assert rate.value == pytest.approx(10.0)
+    rate.measure(1.0, 0.2)  # one of many short ones
+    assert rate.value > 9.5
+    for _ in range(40):
+        rate.measure(20.0, 1.0)
+    assert rate.value == pytest.approx(20.0, rel=0.05)

@@ -4,6 +4,7 @@ Its workers keep books of what real ones would hold, and check each plan against
 run on one worker at the same time share its device equally.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from helios_serve.core.cost import encode_cost
 from helios_serve.core.decode_lead import DecodeLead
 from helios_serve.core.device import Device, Stage
+from helios_serve.core.plan_pace import QUEUE_DEPTH
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
@@ -38,7 +40,6 @@ from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.video_request import Frames, VideoRequest
 
 RATE = 1e15
-QUEUE_DEPTH = 2
 SESSION_BLOCKS = 60 * 29
 TEXT_ROWS = 100_000
 
@@ -445,11 +446,13 @@ class World:
     def _advance_to(self, name: str, stage: Stage) -> None:
         """Let time pass until the worker has done the stage's job."""
         left = self.jobs[name].left
-        seconds = max(0.0, left[stage] * len(left))
+        self._pass_time(max(0.0, left[stage] * len(left)))
+        del left[stage]
+
+    def _pass_time(self, seconds: float) -> None:
         self.now += seconds
         for jobs in self.jobs.values():
             jobs.advance(seconds)
-        del left[stage]
 
     def drain(self, name: str) -> None:
         """Give the worker nothing new."""
@@ -472,16 +475,23 @@ class World:
         if self.decode_rate is not None:
             self.lead.update()
         for name in self.queues:
-            while self.plan(name):
+            while self.worker(name).next_plan_at(self.now) <= self.now and self.plan(name):
                 pass
 
     def tick(self) -> bool:
-        """Fill all queues, then let the job that ends first return; False if there is none."""
+        """Give out all work, also what is to be given out until the job that ends first returns;
+        False if there is none."""
         self.dispatch()
-        busy = [name for name, jobs in self.jobs.items() if jobs.left]
-        if not busy:
+        while busy := [name for name, jobs in self.jobs.items() if jobs.left]:
+            name = min(busy, key=lambda name: self.jobs[name].next_end)
+            times = (self.worker(name).next_plan_at(self.now) for name in self.queues)
+            pause = min((at for at in times if at > self.now), default=math.inf) - self.now
+            if pause >= self.jobs[name].next_end:
+                break
+            self._pass_time(pause)
+            self.dispatch()
+        else:
             return False
-        name = min(busy, key=lambda name: self.jobs[name].next_end)
         stage = self.jobs[name].first
         if stage == "denoise":
             self.finish_one(name)

@@ -1,6 +1,5 @@
 """Denoised chunks on their way through decoding workers to the requests' events."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,15 +19,9 @@ from helios_serve.messages import (
 from helios_serve.model_config import frames_of_chunk
 from helios_serve.stage_seconds import StageSeconds
 
-PACE_CHUNKS = 8
-"""Chunks from whose releases the pace of a video is measured, at most."""
-
 
 class ChunkAssembler:
-    """The chunks of one request: kept until they are decoded, released in order, each once.
-
-    `delivered_at` are the times of the last releases, in seconds of the scheduler's clock.
-    """
+    """The chunks of one request: kept until they are decoded, released in order, each once."""
 
     def __init__(self, session: Session, first_chunk: int, *, was_accepted: bool = False) -> None:
         self.session = session
@@ -37,12 +30,12 @@ class ChunkAssembler:
         self.output = session.request.output
         self.shown_size = session.request.shown_size
         self.next_chunk = first_chunk
-        self.delivered_at: deque[float] = deque(maxlen=PACE_CHUNKS + 1)
         self.input_latents: TensorData | None = None
         self._results: dict[int, ChunkResult] = {}
         self._decoded: dict[int, ChunkDecoded] = {}
         self._seconds: dict[StepCursor, float] = {}
-        self._was_accepted = was_accepted
+        self._is_repeated = was_accepted
+        """Whether what is encoded was encoded before a restart."""
         self._input_seconds = 0.0
         """Time of encoding since the last release."""
         self._queue_seconds: float | None = None
@@ -50,6 +43,11 @@ class ChunkAssembler:
     @property
     def is_complete(self) -> bool:
         return self.next_chunk == self.params.num_chunks
+
+    @property
+    def num_left(self) -> int:
+        """Chunks that are still to be released."""
+        return self.params.num_chunks - self.next_chunk
 
     def spend(self, cursor: StepCursor, seconds: float) -> None:
         """Record the time of a step; one that is repeated after a crash counts once."""
@@ -66,7 +64,7 @@ class ChunkAssembler:
 
         What is encoded again after a restart, before any chunk, does not count.
         """
-        if self.delivered_at or not self._was_accepted:
+        if not self._is_repeated:
             self._input_seconds += seconds
 
     def receive(self, result: ChunkResult) -> DecodeTask:
@@ -89,6 +87,7 @@ class ChunkAssembler:
             ready = self._decoded.pop(self.next_chunk)
             result = self._results.pop(self.next_chunk)
             self.next_chunk += 1
+            self._is_repeated = False
             inputs, self.input_latents = self.input_latents, None
             yield ChunkReady(
                 self.request_id,
@@ -167,7 +166,6 @@ class DecodeStage:
         """Take a decoded chunk; yields every chunk that is next in order, and the end."""
         assembler = self.assemblers[event.session_id]
         for ready in assembler.receive_decoded(event):
-            assembler.delivered_at.append(self.scheduler.clock())
             self.scheduler.deliver_chunk(assembler.session, ready.chunk)
             yield ready
         if assembler.is_complete:

@@ -1,5 +1,6 @@
 """The engine's loop: takes requests, sends plans and tasks to workers, returns chunks of video."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -38,8 +39,6 @@ from helios_serve.options.sampling import PromptSwitch
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.video_request import VideoRequest
 
-QUEUE_DEPTH = 2
-"""Plans that a worker has at a time, so that it never waits for the next."""
 MAX_DEATHS = 3
 """Workers that die at the same step of a lone request before it is taken to be the cause."""
 
@@ -218,26 +217,35 @@ class EngineCore:
 
         Raises HeliosError if no worker is left, or starting, for some role.
         """
-        self._dispatch()
-        events = self._receive(timeout)
+        next_plan_at = self._dispatch()
+        events = self._receive(max(0.0, min(timeout, next_plan_at - self.clock())))
         self.worker_pool.reap()
         return events
 
-    def _dispatch(self) -> None:
-        """Assign tasks to idle workers, and plan steps for those with fewer plans than allowed."""
+    def _dispatch(self) -> float:
+        """Assign tasks to idle workers, and plan steps for those that need a plan now.
+
+        Returns when the next plan is to be sent if nothing happens before.
+        """
         now = self.clock()
         for worker_id, encode in self.encode_stage.assign(self.worker_pool.ready("encode"), now):
             self.executor.submit(worker_id, encode)
         for worker_id, decode in self.decode_stage.assign(self.worker_pool.ready("decode"), now):
             self.executor.submit(worker_id, decode)
         self.decode_stage.lead.update()
+        later = math.inf
         for worker, state in self.worker_pool.scheduled():
-            for plan in self._plans(worker, state):
+            for plan in self._plans(worker, state, now):
                 self.executor.submit(worker.worker_id, plan)
+            if (next_at := state.next_plan_at(now)) > now:
+                later = min(later, next_at)
+        return later
 
-    def _plans(self, worker: WorkerHandle, state: WorkerState) -> Iterator[SchedulerOutput]:
-        """The plans that the worker can take now."""
-        while not worker.has_suspect and len(state.plans) < QUEUE_DEPTH:
+    def _plans(
+        self, worker: WorkerHandle, state: WorkerState, now: float
+    ) -> Iterator[SchedulerOutput]:
+        """The plans that the worker needs now."""
+        while not worker.has_suspect and state.next_plan_at(now) <= now:
             was_idle = not state.plans
             plan = self.scheduler.schedule(state)
             if plan.is_empty:

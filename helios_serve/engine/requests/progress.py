@@ -1,29 +1,31 @@
 """The progress of a request, and how long it will still take."""
 
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
+from helios_serve.core.device import Device, Stage
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
-from helios_serve.core.stage_queue import FlowKey, flow_of
+from helios_serve.core.stage_queue import flow_of
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
-from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.engine.requests.forecast import Load, StageForecast
 
 Phase = Literal["encoding", "queued", "paused", "denoising", "decoding"]
+BUSY: tuple[Stage, ...] = ("denoise", "decode")
+"""Stages whose jobs under way count as remaining work until they end."""
 
 
 class Progress(NamedTuple):
     """What happens to a request, and the seconds until its last chunk is delivered.
 
     `queue_position` counts from 1 for a request that no worker denoises yet. `eta_seconds` follows
-    from the pace of the chunks from the second one on. Before, it is estimated from the costs of
-    all stages; None until these were measured.
+    from the costs of all requests, the measured rates of the stages and the scheduler's policy;
+    None until the rates were measured.
     """
 
     phase: Phase
@@ -38,17 +40,17 @@ def progress_of(core: EngineCore, request_id: str) -> Progress:
 
 def progress_of_some(core: EngineCore, request_ids: Sequence[str]) -> dict[str, Progress]:
     """Of several requests, whose estimates share what is computed over all sessions."""
-    costs = StageCosts(core)
-    return {request_id: progress_with(costs, core, request_id) for request_id in request_ids}
+    remaining = RemainingTime(core)
+    return {request_id: progress_with(remaining, core, request_id) for request_id in request_ids}
 
 
-def progress_with(costs: "StageCosts", core: EngineCore, request_id: str) -> Progress:
+def progress_with(remaining: "RemainingTime", core: EngineCore, request_id: str) -> Progress:
     session = core.scheduler.sessions.get(request_id)
     assembler = core.decode_stage.assemblers.get(request_id)
     return Progress(
         "decoding" if session is None else phase_of(session, core.scheduler),
         None if session is None else queue_position(session, core.scheduler),
-        None if assembler is None else eta(assembler, costs, core.clock()),
+        None if assembler is None else remaining.of(assembler),
     )
 
 
@@ -68,24 +70,6 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
     return sum(other.clock.arrival <= arrival for other in scheduler.waiting)
 
 
-def eta(assembler: ChunkAssembler, costs: "StageCosts", now: float) -> float | None:
-    """Seconds until the request has delivered its last chunk; None if nothing is known yet."""
-    pace, delivered = measured_pace(assembler.delivered_at), assembler.delivered_at
-    if pace is None and assembler.session.worker_id is None and not delivered:
-        return costs.seconds_in_queue(assembler)
-    pace = pace or costs.pace(assembler.session)
-    if pace is None:
-        return None
-    chunks = assembler.params.num_chunks - assembler.next_chunk
-    since = now - delivered[-1] if delivered else costs.seconds_spent(assembler.session)
-    return chunks * pace - min(since, pace)
-
-
-def measured_pace(times: Sequence[float]) -> float | None:
-    """Seconds from one chunk to the next, from the times of the last ones."""
-    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
-
-
 class Backlog(NamedTuple):
     """The work of all requests in the order of their arrival.
 
@@ -97,92 +81,110 @@ class Backlog(NamedTuple):
     pixels: list[float]
 
 
-class StageCosts:
-    """Seconds that requests take of the stages, from their costs and the measured rates.
+class RemainingTime:
+    """Seconds until requests end, from what they cost, the measured rates and the policy.
 
-    Valid at the moment at which it was made.
+    Valid at the moment at which it was made, in seconds of the engine's clock. Requests that arrive
+    later are not foreseen.
     """
 
     def __init__(self, core: EngineCore) -> None:
         self.scheduler = core.scheduler
         self.assemblers = core.decode_stage.assemblers
         self.decode_rate = core.scheduler.decoding.rate
+        self.now = core.clock()
         devices = core.scheduler.devices.values()
-        self.decoders = max(1, sum("decode" in device.roles for device in devices))
-        self._flows_by_worker: dict[str, Counter[FlowKey]] = {}
+        self.decoders = [device for device in devices if "decode" in device.roles]
+        self._by_worker: dict[str, StageForecast] = {}
 
-    def pace(self, session: Session) -> float | None:
-        """Seconds from one chunk to the next, as sessions share their worker and the decoders."""
+    def of(self, assembler: ChunkAssembler) -> float | None:
+        """Seconds until the request has delivered its last chunk; None if no rate is known."""
+        session = assembler.session
         worker = self.scheduler.workers.get(session.worker_id or "")
-        if worker is None or not (worker.rate and self.decode_rate.value):
+        if not self.decode_rate.value or (worker is not None and not worker.rate):
             return None
-        steps = session.cost.chunk / worker.rate / self._step_share(session, worker)
-        decode = self.decode_rate.seconds(session.cost.decode)
-        if "decode" in worker.device.roles:
-            return steps + decode / self._step_share(session, worker)
-        share = share_of(session, self.flows, self.scheduler.config)
-        return max(steps, decode / share / self.decoders)
+        if worker is not None and "decode" in worker.device.roles:
+            return self._on_worker(assembler, worker)
+        decoding = self._in_decoders(assembler)
+        if session.is_planned and not session.in_flight:
+            return decoding
+        if worker is None:
+            return self._in_queue(assembler)
+        steps = self._on_worker(assembler, worker)
+        return max(steps + self.decode_rate.seconds(session.cost.decode), decoding)
 
-    def seconds_spent(self, session: Session) -> float:
-        """Seconds that the steps have taken that are done of the chunk under way."""
-        worker = self.scheduler.workers.get(session.worker_id or "")
-        if worker is None or not worker.rate:
+    def _on_worker(self, assembler: ChunkAssembler, worker: WorkerState) -> float:
+        """Seconds until its worker has done all for the request."""
+        forecast = self._by_worker.get(worker.worker_id)
+        if forecast is None:
+            forecast = self._by_worker[worker.worker_id] = StageForecast(
+                self._active_loads(worker), self.scheduler.config
+            )
+        load = self._load(assembler, worker)
+        if not load.chunks:
             return 0.0
-        whole = session.cost.of_chunk(session.cursor.chunk)
-        done = whole - session.cost.left_in_chunk(session.cursor)
-        return done / worker.rate / self._step_share(session, worker)
+        planned = sum(plan.cost for plan in worker.plans) / worker.rate
+        seconds = forecast.seconds(load, is_included=not assembler.session.clock.is_paused)
+        return max(0.0, seconds + planned - self._busy(worker.device))
 
-    def seconds_in_queue(self, assembler: ChunkAssembler) -> float | None:
+    def _in_decoders(self, assembler: ChunkAssembler) -> float:
+        """Seconds until decoders that do nothing else have done all for the request."""
+        is_included = not assembler.session.clock.is_paused
+        seconds = self._decoding.seconds(self._load(assembler, None), is_included=is_included)
+        busy = sum(self._busy(device) for device in self.decoders)
+        return max(0.0, seconds - busy) / max(1, len(self.decoders))
+
+    def _in_queue(self, assembler: ChunkAssembler) -> float | None:
         """Seconds until a waiting request ends, if all that came before it is done before it."""
         workers = self.scheduler.workers.values()
         rate = sum(worker.rate for worker in workers)
-        if not (rate and self.decode_rate.value):
+        if not rate:
             return None
-        last = bisect_right(self.backlog.arrivals, assembler.session.clock.arrival) - 1
-        steps = self.backlog.steps[last] / rate
-        decode = self.decode_rate.seconds(self.backlog.pixels[last]) / self.decoders
+        last = bisect_right(self._backlog.arrivals, assembler.session.clock.arrival) - 1
+        steps = self._backlog.steps[last] / rate
+        pixels = self._backlog.pixels[last]
+        decode = self.decode_rate.seconds(pixels) / max(1, len(self.decoders))
         is_shared = any("decode" in worker.device.roles for worker in workers)
         return steps + decode if is_shared else max(steps, decode)
 
+    def _active_loads(self, worker: WorkerState | None) -> Iterator[Load]:
+        """Of the requests of a worker, or of all for the decoders."""
+        for assembler in self.assemblers.values():
+            session = assembler.session
+            if session.clock.is_paused or not (
+                worker is None or session.worker_id == worker.worker_id
+            ):
+                continue
+            load = self._load(assembler, worker)
+            if load.chunks:
+                yield load
+
+    def _load(self, assembler: ChunkAssembler, worker: WorkerState | None) -> Load:
+        """What a request takes of a worker, decoding included if that decodes, or of decoders."""
+        session, left = assembler.session, assembler.num_left
+        chunk = seconds = 0.0
+        if worker is None or "decode" in worker.device.roles:
+            chunk = self.decode_rate.seconds(session.cost.decode)
+            seconds = left * chunk
+        if worker is not None:
+            chunk += session.cost.chunk / worker.rate
+            seconds += session.remaining_cost / worker.rate
+        return Load(flow_of(session), seconds / chunk, seconds)
+
+    def _busy(self, device: Device) -> float:
+        """Seconds that the device has spent on plans and decode tasks which it is still at."""
+        running = [stage for stage in BUSY if device.is_running(stage)]
+        return sum(device.busy(stage, self.now) for stage in running)
+
     @cached_property
-    def backlog(self) -> Backlog:
+    def _decoding(self) -> StageForecast:
+        return StageForecast(self._active_loads(None), self.scheduler.config)
+
+    @cached_property
+    def _backlog(self) -> Backlog:
         items = sorted(self.assemblers.values(), key=lambda item: item.session.clock.arrival)
-        pixels = (
-            (item.params.num_chunks - item.next_chunk) * item.session.cost.decode for item in items
-        )
         return Backlog(
             [item.session.clock.arrival for item in items],
             list(accumulate(item.session.remaining_cost for item in items)),
-            list(accumulate(pixels)),
+            list(accumulate(item.num_left * item.session.cost.decode for item in items)),
         )
-
-    @cached_property
-    def flows(self) -> Counter[FlowKey]:
-        """The flows of all requests."""
-        return active_flows(assembler.session for assembler in self.assemblers.values())
-
-    def _step_share(self, session: Session, worker: WorkerState) -> float:
-        flows = self._flows_by_worker.get(worker.worker_id)
-        if flows is None:
-            flows = active_flows(worker.queue.sessions.values())
-            self._flows_by_worker[worker.worker_id] = flows
-        return share_of(session, flows, self.scheduler.config)
-
-
-def active_flows(sessions: Iterable[Session]) -> Counter[FlowKey]:
-    """The numbers of sessions that are not paused, by flow."""
-    return Counter(flow_of(session) for session in sessions if not session.clock.is_paused)
-
-
-def share_of(session: Session, active: Counter[FlowKey], config: SchedulingConfig) -> float:
-    """The part of a stage that `session` gets among `active` flows, even if it is paused itself."""
-    mine = flow_of(session)
-    flows = active + Counter([mine]) if session.clock.is_paused else active
-    members = max(1, flows[mine])
-    priority = sum(number for flow, number in flows.items() if flow.is_priority)
-    others = {flow: config.weight(*flow) for flow in flows if not flow.is_priority}
-    if session.is_priority:
-        return (1 - config.batch_share if others else 1.0) / max(1, priority)
-    part = config.batch_share if priority else 1.0
-    weights = sum((others | {mine: config.weight(*mine)}).values())
-    return max(part, 1e-3) * config.weight(*mine) / weights / members

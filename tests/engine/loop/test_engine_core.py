@@ -11,8 +11,9 @@ import torch
 
 from helios_serve.core.decode_lead import CHUNKS_AHEAD, DECODE_AHEAD
 from helios_serve.core.history_manager import HistoryManager
+from helios_serve.core.plan_pace import QUEUE_DEPTH
 from helios_serve.engine.inline_engine import InlineEngine
-from helios_serve.engine.loop.engine_core import QUEUE_DEPTH, EngineCore
+from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.events import ChunkReady, EngineEvent
 from helios_serve.errors import CheckpointError, InvalidRequestError
 from helios_serve.model_config import Geometry
