@@ -20,7 +20,8 @@ from helios_serve.benchmarks.load.arrivals import (
     VaryingArrivals,
     draw_times,
 )
-from helios_serve.benchmarks.load.prompts import prompts_of, text_of
+from helios_serve.benchmarks.load.json_file import text_of
+from helios_serve.benchmarks.load.prompts import prompts_of
 from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.shapes import DEFAULT_FRAMES, ShapeMix
 from helios_serve.benchmarks.load.tenants import LoadTenant, LoadTenants

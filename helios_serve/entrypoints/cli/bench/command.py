@@ -6,7 +6,7 @@ The package of the benchmarks is imported only when one runs: `serve` never load
 import argparse
 from typing import Any
 
-from helios_serve.entrypoints.cli.bench import compare, offline, sweep, trace
+from helios_serve.entrypoints.cli.bench import compare, heliosbench, offline, sweep, trace
 from helios_serve.entrypoints.cli.bench.run import check_report, files_of, finish, run_loop
 from helios_serve.entrypoints.cli.flags import add_options, read_flags
 from helios_serve.options.benchmarks import LoadOptions, ReportOptions, TargetOptions
@@ -25,13 +25,16 @@ examples:
 
 def add_command(commands: Any) -> None:
     """Register the command and its benchmarks."""
-    parser = commands.add_parser("bench", help="measure the speed of a video server")
+    parser = commands.add_parser(
+        "bench", help="measure the speed of a video server, and the quality of its videos"
+    )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_serve(benchmarks)
     offline.add_benchmarks(benchmarks)
     sweep.add_benchmark(benchmarks)
     compare.add_benchmark(benchmarks)
     trace.add_benchmark(benchmarks)
+    heliosbench.add_benchmark(benchmarks)
 
 
 def add_serve(benchmarks: Any) -> None:
