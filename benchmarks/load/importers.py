@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from helios_serve.benchmarks.load.prompts import text_of
+from helios_serve.benchmarks.load.json_file import text_of
 from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.trace_file import parse_line, read_lines
 from helios_serve.errors import InvalidRequestError

@@ -1,4 +1,4 @@
-"""JSON files that users give to a benchmark."""
+"""Text and JSON files that users give to a benchmark."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -27,3 +27,14 @@ def read_json(
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path}: {error}", param=param) from error
+
+
+def text_of(path: Path, param: str = "dataset_path") -> str:
+    """Read a text file in UTF-8. Raises InvalidRequestError with `param`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidRequestError(
+            f"got {path}, expected a readable text file: {reason}", param=param
+        ) from error

@@ -1,6 +1,5 @@
 """Prompts of a load: drawn words, a file, or HeliosBench's CSV."""
 
-import csv
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from helios_serve.benchmarks.load.json_file import text_of
 from helios_serve.benchmarks.load.trace_file import read_lines
+from helios_serve.benchmarks.quality.cases import read_cases
 from helios_serve.errors import InvalidRequestError
-from helios_serve.model_config import num_chunks
 from helios_serve.options.benchmarks import Dataset
 
 SUBJECTS = ("a dog", "a tram", "an old sailor", "a paper boat", "two foxes", "a street musician")
@@ -18,7 +18,6 @@ ACTIONS = ("runs", "drifts", "turns slowly", "waits", "climbs", "dances")
 PLACES = ("over a green hill", "in heavy rain", "through a market", "by the sea", "at night")
 LIGHTS = ("golden hour", "overcast", "neon light", "soft morning light", "backlit")
 PARTS: tuple[tuple[str, ...], ...] = (SUBJECTS, ACTIONS, PLACES, LIGHTS)
-HEADER = ("id", "prompt", "duration")
 
 PromptFields = dict[str, Any]
 """Fields of a session that come with a prompt: `prompt`, and for some `num_frames` and others."""
@@ -64,41 +63,13 @@ def custom(path: Path) -> list[PromptFields]:
                     f"{where}: missing prompt, expected text", param="dataset_path"
                 )
         return [fields for _, fields in lines]
-    return [{"prompt": line.strip()} for line in text_of(path).splitlines() if line.strip()]
+    texts = map(str.strip, text_of(path).splitlines())
+    return [{"prompt": text} for text in texts if text]
 
 
 def heliosbench(path: Path) -> list[PromptFields]:
-    """Read HeliosBench's CSV with the columns id, prompt and duration (in frames).
-
-    A session asks for the frames that the official pipeline returns for a duration, (33k - 1) // 4
-    * 4 + 1 with k chunks: 129 for 120. Otherwise the windows of its metrics would be shifted.
-    """
-    rows = csv.DictReader(text_of(path).splitlines())
-    if tuple(rows.fieldnames or ()) != HEADER:
-        raise InvalidRequestError(
-            f"{path}, line 1: got columns {rows.fieldnames}, expected {','.join(HEADER)}",
-            param="dataset_path",
-        )
-    found = []
-    for number, row in enumerate(rows, start=2):
-        try:
-            chunks = num_chunks(int(row["duration"]))
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError(
-                f"{path}, line {number}: got duration {row['duration']!r}, expected a number of "
-                "frames",
-                param="dataset_path",
-            ) from error
-        frames = (33 * chunks - 1) // 4 * 4 + 1
-        found.append({"prompt": row["prompt"], "num_frames": frames, "heliosbench_id": row["id"]})
-    return found
-
-
-def text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidRequestError(
-            f"got {path}, expected a readable text file: {reason}", param="dataset_path"
-        ) from error
+    """Read HeliosBench's CSV. A session asks for the frames that the official pipeline returns."""
+    return [
+        {"prompt": case.prompt, "num_frames": case.num_frames, "heliosbench_id": str(case.id)}
+        for case in read_cases(path, param="dataset_path")
+    ]

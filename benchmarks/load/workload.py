@@ -21,7 +21,8 @@ from helios_serve.benchmarks.load.arrivals import (
     VaryingArrivals,
     draw_times,
 )
-from helios_serve.benchmarks.load.prompts import prompts_of, text_of
+from helios_serve.benchmarks.load.json_file import text_of
+from helios_serve.benchmarks.load.prompts import prompts_of
 from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.tenants import LoadTenant, LoadTenants
 from helios_serve.benchmarks.load.trace_file import encode_trace, parse_line, read_trace

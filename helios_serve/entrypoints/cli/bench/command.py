@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helios_serve.entrypoints.cli.bench import compare, offline, sweep, trace
+from helios_serve.entrypoints.cli.bench import compare, heliosbench, offline, sweep, trace
 from helios_serve.entrypoints.cli.bench.run import (
     INVALID,
     check_report,
@@ -38,13 +38,16 @@ examples:
 
 def add_command(commands: Any) -> None:
     """Register the command and its benchmarks."""
-    parser = commands.add_parser("bench", help="measure the speed of a video server")
+    parser = commands.add_parser(
+        "bench", help="measure the speed of a video server, and the quality of its videos"
+    )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     add_serve(benchmarks)
     offline.add_benchmarks(benchmarks)
     sweep.add_benchmark(benchmarks)
     compare.add_benchmark(benchmarks)
     trace.add_benchmark(benchmarks)
+    heliosbench.add_benchmark(benchmarks)
 
 
 def add_serve(benchmarks: Any) -> None:

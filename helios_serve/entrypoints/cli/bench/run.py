@@ -118,12 +118,12 @@ def command_line() -> str:
     return shlex.join(words)
 
 
-def require(package: str) -> None:
-    """Raise HeliosError if a package of the extra `bench` is not installed."""
+def require(package: str, *, extra: str = "bench") -> None:
+    """Raise HeliosError if a package of an extra is not installed."""
     try:
         import_module(package)
     except ImportError as error:
         raise HeliosError(
             f"cannot import {package}: install the benchmarks with "
-            "`pip install 'helios-serve[bench]'`"
+            f"`pip install 'helios-serve[{extra}]'`"
         ) from error
