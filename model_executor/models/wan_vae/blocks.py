@@ -47,7 +47,8 @@ class AttentionBlock(nn.Module):
         """Frames (n, h, w, channels) -> the same shape."""
         qkv = conv_frames(self.norm(frames), self.to_qkv.weight, self.to_qkv.bias)
         rows = qkv.flatten(1, 2).unsqueeze(1)  # (n, 1 head, h * w, 3 * channels)
-        mixed = F.scaled_dot_product_attention(*rows.chunk(3, dim=-1))
+        query, key, value = rows.chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(query, key, value)
         mixed = mixed.view(frames.shape)
         return conv_frames(mixed, self.proj.weight, self.proj.bias).add_(frames)
 
@@ -64,4 +65,5 @@ class MidBlock(nn.Module):
         """Frames (n, h, w, channels) -> the same shape."""
         frames = self.resnets[0](frames, state)
         frames = self.attentions[0](frames)
-        return self.resnets[1](frames, state)
+        mixed: Tensor = self.resnets[1](frames, state)
+        return mixed

@@ -69,7 +69,8 @@ class CausalConv3d(nn.Module):
         past = state.past(self.name)
         joined = frames if past is None else torch.cat([past, frames])
         state.keep(self.name, joined)
-        return self(joined)
+        convolved: Tensor = self(joined)
+        return convolved
 
 
 def conv_frames(

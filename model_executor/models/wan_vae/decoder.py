@@ -102,7 +102,7 @@ class Decoder(nn.Module):
             return
         _, height, width, channels = frames.shape
         doubled = 2 * height * 2 * width * (channels // 2)
-        pieces = frames.split(max(1, room // doubled))
+        pieces = torch.split(frames, max(1, room // doubled))
         del frames
         keeps = state.keeps
         for number, piece in enumerate(pieces, start=1):
@@ -119,7 +119,7 @@ def decode_video(decoder: Decoder, latents: Tensor) -> Tensor:
     state = CausalState()
     first, rest = latents[:1], latents[1:]
     state.keeps = len(rest) > 0
-    video = decoder(first, state)
+    video: Tensor = decoder(first, state)
     if len(rest) == 0:
         return video
     state.keeps = False

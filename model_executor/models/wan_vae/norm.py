@@ -32,4 +32,5 @@ def norm_conv(norm: ChannelNorm, conv: CausalConv3d, frames: Tensor, state: Caus
     past = state.past(conv.name)
     joined = kernels_of(frames).norm_silu(frames, norm.gamma.flatten(), past)
     state.keep(conv.name, joined)
-    return conv(joined)
+    convolved: Tensor = conv(joined)
+    return convolved

@@ -30,6 +30,7 @@ class Upsample(nn.Module):
         if self.time_conv is not None:
             frames = self._double(self.time_conv, frames, state)
         conv = self.resample[1]
+        assert isinstance(conv, nn.Conv2d)
         return conv_doubled(frames, conv.weight, conv.bias)
 
     def _double(self, conv: CausalConv3d, frames: Tensor, state: CausalState) -> Tensor:
@@ -37,7 +38,9 @@ class Upsample(nn.Module):
             # The first frame passes, and the second has no past: the convolution never sees it.
             state.keep(conv.name, frames[:0])
             return frames
-        doubled = conv.extend(frames, state).unflatten(-1, (2, -1))
+        doubled = conv.extend(frames, state)
+        count, height, width, channels = doubled.shape
+        doubled = doubled.reshape(count, height, width, 2, channels // 2)
         return doubled.permute(0, 3, 1, 2, 4).flatten(0, 1)
 
 
@@ -57,7 +60,8 @@ def conv_doubled(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     padded = nn.functional.pad(frames, (0, 0, 1, 1, 1, 1))
     made = conv_frames(
         padded, folded.to(weight.dtype), None if bias is None else bias.repeat(4), padded=False
-    ).unflatten(-1, (2, 2, channels))
+    )
+    made = made.view(*made.shape[:3], 2, 2, channels)
     for row in range(2):
         for column in range(2):
             out[:, :, row, :, column] = made[
