@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helios_serve.kernels.registry import NormSilu
+
 TAPS = 3
 """Frames that each convolution in time sees: two past ones and its own."""
 PAST = TAPS - 1
@@ -19,9 +21,11 @@ class CausalState:
     A coder gives each of its convolutions a name, extends the state with every group of frames, and
     keeps nothing itself: so a state continues a video wherever it is passed. An empty state begins
     one. With `keeps` off the frames of the next group are not remembered, since none follows.
+    `norm_silu` is the kernel of the frames' device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, norm_silu: NormSilu) -> None:
+        self.norm_silu = norm_silu
         self.keeps = True
         self.frames: dict[str, Tensor] = {}
 

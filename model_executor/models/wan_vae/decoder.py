@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.model_executor.models.wan_vae.blocks import MidBlock, ResidualBlock
 from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d, CausalState
 from helios_serve.model_executor.models.wan_vae.norm import ChannelNorm, norm_conv
@@ -116,7 +117,7 @@ def decode_video(decoder: Decoder, latents: Tensor) -> Tensor:
 
     The first latent frame is a group of its own, the others are the second group.
     """
-    state = CausalState()
+    state = CausalState(kernels_of(latents).norm_silu)
     first, rest = latents[:1], latents[1:]
     state.keeps = len(rest) > 0
     video: Tensor = decoder(first, state)

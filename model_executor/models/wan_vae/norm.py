@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from helios_serve.kernels.registry import kernels_of
 from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d, CausalState
 
 EPS = 1e-12
@@ -30,7 +29,7 @@ class ChannelNorm(nn.Module):
 def norm_conv(norm: ChannelNorm, conv: CausalConv3d, frames: Tensor, state: CausalState) -> Tensor:
     """Norm, SiLU and convolution of the next frames: (n, h, w, c) -> (n, h, w, out)."""
     past = state.past(conv.name)
-    joined = kernels_of(frames).norm_silu(frames, norm.gamma.flatten(), past)
+    joined = state.norm_silu(frames, norm.gamma.flatten(), past)
     state.keep(conv.name, joined)
     convolved: Tensor = conv(joined)
     return convolved
