@@ -13,6 +13,9 @@ from helios_serve.kernels.fp8 import FP8, LARGEST, SMALLEST_SCALE, Quantized
 from helios_serve.kernels.rope import PackedRope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run, join
 
+SHORTEST = 1e-12
+"""Shorter vectors are divided by this in place of their length, as in torch's F.normalize."""
+
 
 def gather_window(pool: Tensor, window: Tensor, places: Tensor) -> Tensor:
     """See `registry.GatherWindow`."""
@@ -183,3 +186,20 @@ def quantize_rows(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
     scale = (largest.float() / LARGEST).clamp_(min=SMALLEST_SCALE)
     return Quantized((rows / scale).to(dtype), scale)
+
+
+def norm_silu(frames: Tensor, weight: Tensor, past: Tensor | None) -> Tensor:
+    """See `registry.NormSilu`."""
+    before = 0 if past is None else len(past)
+    out = frames.new_empty(before + len(frames), *frames.shape[1:])
+    if past is not None:
+        out[:before] = past
+    wide = frames if frames.dtype.itemsize > 2 else frames.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(SHORTEST)
+    scale = weight.to(wide.dtype) * weight.numel() ** 0.5
+    if wide is frames:
+        normed = torch.div(frames, length, out=out[before:]).mul_(scale)
+        F.silu(normed, inplace=True)
+    else:
+        out[before:] = F.silu(wide.div_(length).mul_(scale), inplace=True)
+    return out

@@ -195,6 +195,19 @@ class QuantizeRows(Protocol):
         """
 
 
+class NormSilu(Protocol):
+    def __call__(self, frames: Tensor, weight: Tensor, past: Tensor | None) -> Tensor:
+        """RMS norm over the channels of each pixel, times `weight`, SiLU, after past frames.
+
+        `frames` is (n, height, width, channels), contiguous, `weight` (channels,) in its dtype.
+        `past` (k, height, width, channels) are results of earlier calls. Computes in fp32, or in
+        fp64 for fp64, and rounds once. Returns new frames (k + n, height, width, channels): the
+        past ones, followed by those made of `frames`.
+
+        Source: the blocks of Wan 2.1's VAE (arXiv 2503.20314), as in diffusers' AutoencoderKLWan.
+        """
+
+
 class Kernels(NamedTuple):
     """Every kernel by one implementation."""
 
@@ -208,6 +221,7 @@ class Kernels(NamedTuple):
     enter_stage: EnterStage
     dmd_step: DmdStep
     quantize_rows: QuantizeRows
+    norm_silu: NormSilu
 
 
 REFERENCE = Kernels(
@@ -221,6 +235,7 @@ REFERENCE = Kernels(
     enter_stage=reference.enter_stage,
     dmd_step=reference.dmd_step,
     quantize_rows=reference.quantize_rows,
+    norm_silu=reference.norm_silu,
 )
 
 
@@ -235,6 +250,7 @@ def triton_kernels() -> Kernels:
         norm_modulate,
     )
     from helios_serve.kernels.triton.norm_rope import norm_rope_, qk_norm_rope_
+    from helios_serve.kernels.triton.norm_silu import norm_silu
     from helios_serve.kernels.triton.quantize_rows import quantize_rows
     from helios_serve.kernels.triton.sampler import dmd_step, enter_stage
 
@@ -249,6 +265,7 @@ def triton_kernels() -> Kernels:
         enter_stage=enter_stage,
         dmd_step=dmd_step,
         quantize_rows=quantize_rows,
+        norm_silu=norm_silu,
     )
 
 

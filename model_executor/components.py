@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -14,6 +13,7 @@ from helios_serve.model_config import LATENT_CHANNELS, HeliosConfig
 from helios_serve.model_executor.models.helios.config import read_json
 from helios_serve.model_executor.models.helios.lora import LoraLinear
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae
 from helios_serve.model_executor.weights import Component
 from helios_serve.options.workers import Quantization, Role
 
@@ -115,7 +115,7 @@ def build_vae(folder: Path, decode_dtype: torch.dtype) -> Part:
     """Build the VAE in fp32, as its checkpoints document, with a decoder in `decode_dtype`."""
     settings = read_json(folder, "vae/config.json")
     with torch.device("meta"):
-        module = AutoencoderKLWan.from_config(settings)
+        module = build_wan_vae(settings)
     component = Component(
         folder / "vae",
         rename=lambda key: key,

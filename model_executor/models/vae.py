@@ -15,6 +15,8 @@ from helios_serve.errors import DeviceError
 from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, Geometry
 from helios_serve.model_executor.models.helios.conditioning import Posterior
+from helios_serve.model_executor.models.wan_vae.autoencoder import decode_latents
+from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d
 
 MAX_CACHED_BYTES = 256 << 20
 """Maximum bytes of cached posteriors."""
@@ -26,10 +28,11 @@ STANCE = "eager_on_recompile"
 
 
 class Vae:
-    """Wraps diffusers' AutoencoderKLWan.
+    """Wraps the module that `build_wan_vae` builds.
 
-    Each chunk is decoded independently, with an empty causal cache. The cache belongs to `model`,
-    so `encode` and `decode`, which two threads may call, exclude each other. Posteriors of
+    Each chunk is decoded independently, with an empty causal state. The encoder's cache belongs to
+    `model`, and so do its weights on the device, so `encode` and `decode`, which two threads may
+    call, exclude each other. Posteriors of
     references are cached by shape and hash of the pixels. `model` is used on `device`, and only
     within the context `on_device`, so its weights may be offloaded otherwise. The decoder may have
     another dtype than fp32; latents are scaled in fp32 in any case.
@@ -71,12 +74,12 @@ class Vae:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the CPU."""
-        raw = latents[None].to(self.device, torch.float32) / self._scale + self._mean
+        raw = (latents[None].to(self.device, torch.float32) / self._scale + self._mean)[0]
         raw = raw.to(self.model.post_quant_conv.weight.dtype)
         with self._lock, self.on_device, self._stance():
-            video: Tensor = self.model.decode(raw, return_dict=False)[0][0]
+            video = decode_latents(self.model, raw)
         pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0).contiguous().cpu()
+        return pixels.cpu()
 
     def compile(self, sizes: Sequence[Geometry]) -> None:
         """Compile the decoder for frames of `sizes`. Call it before serving.
@@ -120,7 +123,7 @@ def put_channels_last(model: nn.Module) -> None:
     """
     layouts = {5: torch.channels_last_3d, 4: torch.channels_last}
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | CausalConv3d):
             layout = layouts[module.weight.dim()]
             module.weight.data = module.weight.data.contiguous(memory_format=layout)
 

@@ -28,8 +28,9 @@ LAYOUTS: dict[str, tuple[Run, ...]] = {
         Run(10, 13, 0),
     ),
 }
-NOT_AT_START = {"quantize_rows_kernel"}
-"""What a worker does not compile when it starts: only some models or options launch it."""
+NOT_AT_START = {"quantize_rows_kernel", "norm_silu_kernel"}
+"""What a denoising worker does not compile when it starts: only some options, or the VAE's decoder,
+launch it."""
 HEADS = {"3 x 32": (3, 32), "5 x 24": (5, 24), "11 x 128": (11, 128), "40 x 128": (40, 128)}
 
 
@@ -187,6 +188,18 @@ def quantize_case(rows: int, dim: int, dtype: torch.dtype) -> Call:
     return call
 
 
+def norm_silu_case(shape: tuple[int, int, int, int], past: int) -> Call:
+    """Frames of which one pixel is zero; `past` frames before them."""
+
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
+        frames, weight = make.values(*shape), make.values(shape[-1], seed=1)
+        frames[0, 0, 0] = 0
+        before = make.values(past, *shape[1:], seed=2) if past else None
+        return [kernels.norm_silu(frames, weight, before)]
+
+    return call
+
+
 def small_cases() -> dict[str, Call]:
     """Awkward sizes of all kernels, of few programs each."""
     cases: dict[str, Call] = {}
@@ -223,6 +236,10 @@ def small_cases() -> dict[str, Call]:
     for dim in (24, 176, 1000):
         # Not to float8: the interpreter rounds towards zero there.
         cases[f"quantize {dim}"] = quantize_case(5, dim, torch.float32)
+    for channels in (8, 24, 96):
+        for past in (0, 2):
+            case = norm_silu_case((3, 5, 7, channels), past)
+            cases[f"norm and SiLU, {channels} channels, {past} past"] = case
     for next_sigma in (None, 0.31234567891):
         cases[f"DMD to {next_sigma}"] = dmd_case(50, next_sigma)
         cases[f"DMD of float32 to {next_sigma}"] = dmd_case(7, next_sigma, torch.float32)
@@ -247,6 +264,10 @@ def large_cases() -> dict[str, Call]:
         "gather": gather_case(4800, 64),
         "quantize": quantize_case(296, 5120, FP8),
         "quantize wide rows": quantize_case(296, 13824, FP8),
+        "norm and SiLU of 96 channels": norm_silu_case((4, 24, 40, 96), 2),
+        "norm and SiLU of 192 channels": norm_silu_case((4, 24, 40, 192), 2),
+        "norm and SiLU of 384 channels": norm_silu_case((4, 24, 40, 384), 2),
+        "norm and SiLU of the first frame": norm_silu_case((1, 48, 80, 384), 0),
         "stage": stage_case((12, 20)),
         "stage from float32": lambda kernels, make: stage_case((12, 20), make.dtype)(
             kernels, make._replace(dtype=torch.float32)

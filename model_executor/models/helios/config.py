@@ -55,6 +55,9 @@ ASSUMED: dict[str, dict[str, tuple[Any, ...]]] = {
         "z_dim": (LATENT_CHANNELS,),
         "scale_factor_spatial": (LATENT_STRIDE,),
         "scale_factor_temporal": (4,),
+        "is_residual": (False,),
+        "patch_size": (None,),
+        "out_channels": (3,),
     },
 }
 

@@ -1,0 +1,127 @@
+"""The decoder of the Wan VAE, which makes videos of any length group by group."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from helios_serve.kernels.registry import kernels_of
+from helios_serve.model_executor.models.wan_vae.blocks import MidBlock, ResidualBlock
+from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d, CausalState
+from helios_serve.model_executor.models.wan_vae.norm import ChannelNorm, norm_conv
+from helios_serve.model_executor.models.wan_vae.resample import Upsample
+
+RGB = 3
+FRAMES_OF_LATENT = 4
+STRIDE = 8
+"""Frames of a latent frame (one for the first of a video), and pixels of a latent one's side."""
+MOST_VALUES = 1 << 30
+"""Values of one activation at most, in half precision: below what int32 counts."""
+
+
+class UpBlock(nn.Module):
+    """The residual blocks of one resolution, and the way to the next one."""
+
+    def __init__(
+        self, in_channels: int, channels: int, depth: int, upsample: Upsample | None
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * (depth - 1)
+        self.resnets = nn.ModuleList(ResidualBlock(width, channels) for width in widths)
+        self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
+
+
+class Decoder(nn.Module):
+    """The decoder of AutoencoderKLWan, with its parameters.
+
+    - `dim`: channels at the full resolution, times the first of `dim_mult`.
+    - `z_dim`: channels of the latents.
+    - `dim_mult`: factors of `dim`, from the full resolution to the latents'.
+    - `num_res_blocks`: residual blocks of a resolution, less one.
+    - `upsample_in_time`: whether each upsampling doubles the frames, from the latents up.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        z_dim: int,
+        *,
+        dim_mult: Sequence[int],
+        num_res_blocks: int,
+        upsample_in_time: Sequence[bool],
+    ) -> None:
+        super().__init__()
+        widths = [dim * factor for factor in reversed(dim_mult)]
+        self.conv_in = CausalConv3d(z_dim, widths[0], (3, 3, 3))
+        self.mid_block = MidBlock(widths[0])
+        self.up_blocks = nn.ModuleList()
+        width_in = widths[0]
+        for level, width in enumerate(widths):
+            is_last = level == len(widths) - 1
+            upsample = None if is_last else Upsample(width, in_time=upsample_in_time[level])
+            self.up_blocks.append(UpBlock(width_in, width, num_res_blocks + 1, upsample))
+            width_in = width // 2
+        self.norm_out = ChannelNorm(widths[-1], 3)
+        self.conv_out = CausalConv3d(widths[-1], RGB, (3, 3, 3))
+        for name, module in self.named_modules():
+            if isinstance(module, CausalConv3d):
+                module.name = name
+
+    def forward(self, latents: Tensor, state: CausalState) -> Tensor:
+        """Decode the next latents: (n, h, w, z_dim) -> RGB (frames, 8 * h, 8 * w, 3).
+
+        The first latent frame of a video is to come alone, and makes one frame; each later one
+        makes four. `state` is extended.
+        """
+        frames = self.conv_in.extend(latents, state)
+        frames = self.mid_block(frames, state)
+        return torch.cat(list(self._climb(0, frames, state, self._room(latents))))
+
+    def _room(self, latents: Tensor) -> int:
+        """Return how many values an activation may have.
+
+        In full precision, which is for CPUs, as many as the frames of one latent frame, which are
+        decoded in no more memory than by diffusers; a GPU has all frames of a chunk at once.
+        """
+        _, height, width, _ = latents.shape
+        pixels = STRIDE * height * STRIDE * width
+        one = FRAMES_OF_LATENT * pixels * self.norm_out.gamma.numel()
+        return max(one, MOST_VALUES) if latents.dtype.itemsize == 2 else one
+
+    def _climb(self, level: int, frames: Tensor, state: CausalState, room: int) -> Iterator[Tensor]:
+        """Yield videos that follow one another, made of `frames` at a resolution.
+
+        Higher resolutions take as few frames at a time as there is room for, and pieces climb one
+        by one, so that few large activations exist at a time.
+        """
+        block = self.up_blocks[level]
+        assert isinstance(block, UpBlock)
+        for resnet in block.resnets:
+            frames = resnet(frames, state)
+        if block.upsamplers is None:
+            yield norm_conv(self.norm_out, self.conv_out, frames, state)
+            return
+        _, height, width, channels = frames.shape
+        doubled = 2 * height * 2 * width * (channels // 2)
+        pieces = torch.split(frames, max(1, room // doubled))
+        del frames
+        keeps = state.keeps
+        for number, piece in enumerate(pieces, start=1):
+            state.keeps = keeps or number < len(pieces)
+            yield from self._climb(level + 1, block.upsamplers[0](piece, state), state, room)
+        state.keeps = keeps
+
+
+def decode_video(decoder: Decoder, latents: Tensor) -> Tensor:
+    """Decode a whole video: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
+
+    The first latent frame is a group of its own, the others are the second group.
+    """
+    state = CausalState(kernels_of(latents).norm_silu)
+    first, rest = latents[:1], latents[1:]
+    state.keeps = len(rest) > 0
+    video: Tensor = decoder(first, state)
+    if len(rest) == 0:
+        return video
+    state.keeps = False
+    return torch.cat([video, decoder(rest, state)])

@@ -1,0 +1,63 @@
+"""The decoder against diffusers': the same parameters, the same pictures."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
+from torch import Tensor, nn
+
+from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae, decode_latents
+
+NANO: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+PUBLISHED: dict[str, Any] = {}
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@torch.inference_mode()
+def both(widths: dict[str, Any], latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Decode with diffusers and with ours, and random weights."""
+    torch.manual_seed(0)
+    reference = AutoencoderKLWan(**widths).eval()
+    for name, parameter in reference.named_parameters():
+        if "gamma" in name:
+            parameter.normal_(1, 0.2)
+    own = build_wan_vae(dict(reference.config)).eval()
+    own.load_state_dict(reference.state_dict())
+    for model in (reference, own):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(latents.dtype)
+    expected = reference.decode(latents[None]).sample[0].permute(1, 2, 3, 0)
+    return decode_latents(own, latents), expected
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_videos_of_any_length_equal_those_of_diffusers(
+    count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # diffusers rounds to fp32 before it repeats pixels, whatever their dtype.
+    monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)
+    latents = torch.randn(16, count, 6, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    got, expected = both(NANO, latents)
+    assert got.shape == expected.shape == (4 * count - 3, 48, 64, 3)
+    assert expected.std() > 0.1
+    assert (got - expected).abs().max() < TOLERANCES[dtype]
+
+
+@pytest.mark.slow
+def test_the_published_widths_equal_those_of_diffusers() -> None:
+    latents = torch.randn(16, 9, 8, 16, generator=torch.Generator().manual_seed(1))
+    got, expected = both(PUBLISHED, latents)
+    assert (got - expected).abs().max() < 1e-5
+
+
+def test_parameters_have_the_names_shapes_and_order_of_checkpoints() -> None:
+    with torch.device("meta"):
+        reference, own = AutoencoderKLWan(), build_wan_vae({})
+    shapes = [
+        [(name, tensor.shape) for name, tensor in model.state_dict().items()]
+        for model in (reference, own)
+    ]
+    assert shapes[0] == shapes[1]
