@@ -171,7 +171,8 @@ async def faults(model: str, output: Path) -> None:
     """Both kinds of calls that have several requests, each with one request that is sound."""
     kinds = ("sound", "no-chunk", "no-memory", "odd-size")
     executor = HeliosExecutor(OmniDiffusionConfig(model=model, max_num_seqs=8))
-    fault, ended = Faults(), {}
+    fault = Faults()
+    ended: dict[str, Any] = {}
     with (
         mock.patch.object(host.HostedVideo, "_next", lambda video: fault.next(video)),
         mock.patch.object(OmniSession, "output", lambda *arguments: fault.output(*arguments)),

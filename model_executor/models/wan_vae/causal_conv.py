@@ -107,8 +107,9 @@ def conv_pairs(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     plus = conv_frames(odd[:-1] + even[1:], outer + inner, bias)
     minus = conv_frames(even[1:] - odd[:-1], outer - inner, None)
     out = plus.new_empty(count, *plus.shape[1:])
-    torch.add(plus, minus, out=out[0:paired:2])
-    torch.sub(plus, minus, out=out[1:paired:2])
+    # Not torch.add(..., out=...): the compiler does not take parts of a tensor there.
+    out[0:paired:2].copy_(plus).add_(minus)
+    out[1:paired:2].copy_(plus).sub_(minus)
     out[0:paired:2] += conv_frames(even[:-1] - even[1:], first, None)
     out[1:paired:2] -= conv_frames(odd[:-1] - odd[1:], last, None)
     if paired < count:

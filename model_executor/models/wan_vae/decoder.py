@@ -1,6 +1,6 @@
 """The decoder of the Wan VAE, which makes videos of any length group by group."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         """
         frames = self.conv_in.extend(latents, state)
         frames = self.mid_block(frames, state)
-        return torch.cat(list(self._climb(0, frames, state, self._room(latents))))
+        return torch.cat(self._climb(0, frames, state, self._room(latents)))
 
     def _room(self, latents: Tensor) -> int:
         """Return how many values an activation may have.
@@ -88,8 +88,8 @@ class Decoder(nn.Module):
         one = FRAMES_OF_LATENT * pixels * self.norm_out.gamma.numel()
         return max(one, MOST_VALUES) if latents.dtype.itemsize == 2 else one
 
-    def _climb(self, level: int, frames: Tensor, state: CausalState, room: int) -> Iterator[Tensor]:
-        """Yield videos that follow one another, made of `frames` at a resolution.
+    def _climb(self, level: int, frames: Tensor, state: CausalState, room: int) -> list[Tensor]:
+        """Return videos that follow one another, made of `frames` at a resolution.
 
         Higher resolutions take as few frames at a time as there is room for, and pieces climb one
         by one, so that few large activations exist at a time.
@@ -99,17 +99,17 @@ class Decoder(nn.Module):
         for resnet in block.resnets:
             frames = resnet(frames, state)
         if block.upsamplers is None:
-            yield norm_conv(self.norm_out, self.conv_out, frames, state)
-            return
+            return [norm_conv(self.norm_out, self.conv_out, frames, state)]
         _, height, width, channels = frames.shape
         doubled = 2 * height * 2 * width * (channels // 2)
         pieces = torch.split(frames, max(1, room // doubled))
         del frames
-        keeps = state.keeps
+        keeps, made = state.keeps, []
         for number, piece in enumerate(pieces, start=1):
             state.keeps = keeps or number < len(pieces)
-            yield from self._climb(level + 1, block.upsamplers[0](piece, state), state, room)
+            made += self._climb(level + 1, block.upsamplers[0](piece, state), state, room)
         state.keeps = keeps
+        return made
 
 
 def decode_video(decoder: Decoder, latents: Tensor) -> Tensor:
