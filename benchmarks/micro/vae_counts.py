@@ -20,11 +20,11 @@ from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS
 from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae, decode_latents
 
 
-class Count(TorchDispatchMode):
+class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
     """Counts what is dispatched while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
         self.bytes = 0
 
