@@ -31,7 +31,10 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """`count` blocks with one reference each; the caller has checked `num_free`."""
         assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
-        blocks = [self._free.pop() for _ in range(count)]
+        kept = self.num_free - count
+        blocks = self._free[kept:].tolist()
+        blocks.reverse()
+        del self._free[kept:]
         for block in blocks:
             self._ref_cnt[block] = 1
         return blocks
