@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TextIO
 
 from helios_serve.errors import HeliosError, InvalidRequestError
 
@@ -62,6 +62,20 @@ class DiscreetFormatter(logging.Formatter):
         return "".join(lines).rstrip()
 
 
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to standard error as it is when a record comes.
+
+    A program in which a command runs may replace and close it, as pytest does.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute of the base class
+        return sys.stderr
+
+
 def show_logs(level: int = logging.INFO) -> None:
     """Write the package's records of `level` and above to standard error.
 
@@ -93,7 +107,7 @@ def log_thread(failed: threading.ExceptHookArgs) -> None:
 
 def stderr_handler(log_format: str | None) -> logging.Handler:
     """Return a handler for a server's format, or for the plain lines of a command."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     if log_format is None:
         handler.setFormatter(DiscreetFormatter("helios-serve: %(message)s"))
         return handler

@@ -1,6 +1,8 @@
 """What is logged of errors that nobody expected."""
 
 import asyncio
+import contextlib
+import io
 import logging
 import sys
 import threading
@@ -94,3 +96,17 @@ def test_work_that_fails_alone_is_told_in_the_same_way(
     text = capsys.readouterr().err
     assert "KeyError" in text
     assert SECRET not in text
+
+
+def test_records_go_to_the_standard_error_of_the_moment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command runs in a program that replaces standard error for a while."""
+    for name, value in {"handlers": [], "propagate": True, "level": logger.level}.items():
+        monkeypatch.setattr(logger, name, value)
+    with io.StringIO() as replaced, contextlib.redirect_stderr(replaced):
+        show_logs()
+        logger.info("first")
+        assert replaced.getvalue() == "helios-serve: first\n"
+    logger.info("second")
+    assert capsys.readouterr().err == "helios-serve: second\n"
