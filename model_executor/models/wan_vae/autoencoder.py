@@ -7,18 +7,18 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from helios_serve.model_executor.models.wan_vae.causal_conv import conv_frames
-from helios_serve.model_executor.models.wan_vae.decoder import Decoder, decode_video
+from helios_serve.model_executor.models.wan_vae.decoder import WanDecoder, decode_video
 
 
 def build_wan_vae(settings: dict[str, Any]) -> Any:
-    """Return diffusers' AutoencoderKLWan of a configuration, with `Decoder` as its decoder.
+    """Return diffusers' AutoencoderKLWan of a configuration, with `WanDecoder` as its decoder.
 
     Parameters have the same names, shapes and order. Decode with `decode_latents`: diffusers' own
     `decode` does not know the decoder.
     """
     model = AutoencoderKLWan.from_config(settings)
     config = model.config
-    model.decoder = Decoder(
+    model.decoder = WanDecoder(
         config.decoder_base_dim or config.base_dim,
         config.z_dim,
         dim_mult=config.dim_mult,

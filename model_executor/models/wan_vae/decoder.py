@@ -31,7 +31,7 @@ class UpBlock(nn.Module):
         self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
 
 
-class Decoder(nn.Module):
+class WanDecoder(nn.Module):
     """The decoder of AutoencoderKLWan, with its parameters.
 
     - `dim`: channels at the full resolution, times the first of `dim_mult`.
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
         return made
 
 
-def decode_video(decoder: Decoder, latents: Tensor) -> Tensor:
+def decode_video(decoder: WanDecoder, latents: Tensor) -> Tensor:
     """Decode a whole video: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
 
     The first latent frame is a group of its own, the others are the second group.
