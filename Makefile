@@ -117,6 +117,8 @@ test-sglang: $(READY)  ## run the tests with the real SGLang, in an environment 
 
 bench: $(READY)  ## run the CPU benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/micro/vae.py --size 128x64 --rounds 3 --compile --output benchmarks/results/vae_cpu.json
+	$(BIN)/python benchmarks/micro/vae_vs_diffusers.py --model nano --output benchmarks/results/vae_vs_diffusers_nano.json
+	$(BIN)/python benchmarks/micro/vae_vs_diffusers.py --output benchmarks/results/vae_vs_diffusers.json
 	$(BIN)/python benchmarks/micro/vs_diffusers.py --output benchmarks/results/vs_diffusers_cpu.json
 	$(BIN)/python benchmarks/micro/vs_diffusers.py --sessions 4 --size 128x64 \
 	  --output benchmarks/results/vs_diffusers_packed_cpu.json
