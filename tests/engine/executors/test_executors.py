@@ -179,8 +179,9 @@ def test_a_worker_that_hangs_is_replaced_after_its_deadline(
     service.add("t2v")
     service.wait(lambda: service.steps >= 8 and bool(service.busy))
     (worker_id,) = service.busy
-    busy_for = time.monotonic() - service.engine.worker_pool.workers[worker_id].busy_since
+    busy_since = service.engine.worker_pool.workers[worker_id].busy_since
     service.kill(worker_id, signal.SIGSTOP)
+    busy_for = time.monotonic() - busy_since
     noticed, resumed = service.time_to_resume(worker_id)
     assert 3.0 < busy_for + noticed < 30
     print(f"hung: noticed after {noticed:.3f} s, resumed after {resumed:.3f} s")
