@@ -174,12 +174,13 @@ def test_a_worker_that_hangs_is_replaced_after_its_deadline(
     address: str | None, folder: Path, expected: dict[str, Tensor]
 ) -> None:
     executor = start_executor(address)
-    worker = worker_config(folder, resources=half_a_gpu())
-    service = Service(executor, folder, [worker], step_deadline=3.0)
+    config = worker_config(folder, resources=half_a_gpu())
+    service = Service(executor, folder, [config], step_deadline=3.0)
     service.add("t2v")
     service.wait(lambda: service.steps >= 8 and bool(service.busy))
     (worker_id,) = service.busy
-    busy_since = service.engine.worker_pool.workers[worker_id].busy_since
+    worker = service.engine.worker_pool.workers[worker_id]
+    busy_since = min([worker.busy_since, *(task.assigned_at for task in worker.tasks)])
     service.kill(worker_id, signal.SIGSTOP)
     busy_for = time.monotonic() - busy_since
     noticed, resumed = service.time_to_resume(worker_id)
