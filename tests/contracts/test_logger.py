@@ -102,6 +102,7 @@ def test_records_go_to_the_standard_error_of_the_moment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command runs in a program that replaces standard error for a while."""
+    monkeypatch.delenv(FORMAT_VARIABLE, raising=False)
     for name, value in {"handlers": [], "propagate": True, "level": logger.level}.items():
         monkeypatch.setattr(logger, name, value)
     with io.StringIO() as replaced, contextlib.redirect_stderr(replaced):
