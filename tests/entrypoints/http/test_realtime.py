@@ -386,8 +386,8 @@ def test_a_session_can_be_resumed_when_the_server_was_killed(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_connection_that_says_nothing_is_closed(server: Server) -> None:
+    started = time.monotonic()
     with realtime_client(server.url) as client:
-        started = time.monotonic()
         client.say("session.ping")
         assert client.hear_text() == {"type": "session.pong"}
         answer = client.hear_text()
