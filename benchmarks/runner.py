@@ -102,15 +102,18 @@ async def warm_up(
     )
     if not requests:
         return
-    load = LoadGenerator(
-        Workload(requests, workload.tenants, LoadOptions()),
-        target,
-        target.clock,
-        timeout=options.session_timeout,
-    )
+    await run_all(Workload(requests, workload.tenants, LoadOptions()), target, options)
+
+
+async def run_all(
+    workload: Workload, target: Target, options: TargetOptions
+) -> Sequence[SessionRecord]:
+    """Run sessions that do not count as the load. Raises HeliosError if one of them fails."""
+    load = LoadGenerator(workload, target, target.clock, timeout=options.session_timeout)
     async with interruptible(load):
         await load.run()
     check_warm_up(load.records)
+    return load.records
 
 
 def check_warm_up(records: Sequence[SessionRecord]) -> None:
@@ -135,16 +138,9 @@ async def time_alone(
         msgspec.structs.replace(request, timestamp=0.0, stop_after_ms=None, switches=())
         for request in shapes.values()
     )
-    load = LoadGenerator(
-        Workload(requests, workload.tenants, LoadOptions(users=1)),
-        target,
-        target.clock,
-        timeout=options.session_timeout,
-    )
-    async with interruptible(load):
-        await load.run()
-    check_warm_up(load.records)
-    return {record.shape: session_metrics(record, 0.0).e2el or 0.0 for record in load.records}
+    alone = Workload(requests, workload.tenants, LoadOptions(users=1))
+    records = await run_all(alone, target, options)
+    return {record.shape: session_metrics(record, 0.0).e2el or 0.0 for record in records}
 
 
 def bounded(workload: Workload, alone: Mapping[str, float], scale: float) -> Workload:

@@ -142,7 +142,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def read_runs(path: Path) -> list[Path]:
     """Return the results of the runs that a result consists of: itself, if it is one run's.
 
-    Raises InvalidRequestError for a file that is no result.
+    Raises InvalidRequestError for a file that is not a result.
     """
     runs = read_result(path)["helios"].get("runs")
     return [path.with_name(run["file"]) for run in runs] if runs else [path]

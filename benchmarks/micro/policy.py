@@ -246,7 +246,7 @@ def eta(server: Server, arguments: argparse.Namespace) -> Iterator[Result]:
             for item in server.watch(videos, bottleneck):
                 assert item.ended_at is not None
                 judged = item.chunks[FIRST_CHUNKS - 1 : -1]
-                told = [
+                estimates = [
                     {
                         "chunk": index,
                         "eta": -1.0 if chunk.eta is None else chunk.eta,
@@ -255,12 +255,12 @@ def eta(server: Server, arguments: argparse.Namespace) -> Iterator[Result]:
                     for index, chunk in enumerate(judged, start=FIRST_CHUNKS)
                 ]
                 chunk = (item.ended_at - item.chunks[0].at) / (item.video.chunks - 1)
-                errors = [abs(row["eta"] - row["actual"]) for row in told]
+                errors = [abs(row["eta"] - row["actual"]) for row in estimates]
                 met = [
                     error <= max(ETA_ERROR * row["actual"], chunk)
-                    for error, row in zip(errors, told, strict=True)
+                    for error, row in zip(errors, estimates, strict=True)
                 ]
-                figures = {"within": f"{sum(met)} of {len(met)}", "told": told}
+                figures = {"within": f"{sum(met)} of {len(met)}", "estimates": estimates}
                 yield Result(f"eta, {name}, {item.name}, {bottleneck}", figures, all(met))
 
 
@@ -274,15 +274,15 @@ GOALS: dict[str, Callable[[Server, argparse.Namespace], Iterator[Result]]] = {
 
 def show(result: Result) -> None:
     """Print a result; estimates as predicted/actual seconds at each chunk."""
-    told = " ".join(
-        f"{row['eta']:.1f}/{row['actual']:.1f}" for row in result.figures.get("told", ())
+    estimates = " ".join(
+        f"{row['eta']:.1f}/{row['actual']:.1f}" for row in result.figures.get("estimates", ())
     )
     rest = ", ".join(
         f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
         for key, value in result.figures.items()
-        if key != "told"
+        if key != "estimates"
     )
-    print("met   " if result.is_met else "MISSED", f"{result.what}: {rest}", told, flush=True)
+    print("met   " if result.is_met else "MISSED", f"{result.what}: {rest}", estimates, flush=True)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ SHORTEST_PERIOD = 2.0
 
 
 class Continuity(NamedTuple):
-    """How a video goes on from frame to frame. None where a video is too short to say.
+    """Continuity from frame to frame. None where a video is too short to measure it.
 
     - `flicker`: 1 - mean absolute difference of neighbouring frames / 255, as VBench's
       `temporal_flickering`; 1 for a still video.

@@ -26,11 +26,9 @@ class BenchMetric(NamedTuple):
     """A metric: the script that computes it, and what it takes to get each rating.
 
     `thresholds` lead to the ratings 10, 9, ... 2 and else 1. Smaller values are better for drift.
-    `value` is the key of a video's value in the results file.
     """
 
     script: str
-    value: str
     weight_short: float | None
     weight_long: float
     thresholds: tuple[float, ...]
@@ -55,37 +53,26 @@ class BenchMetric(NamedTuple):
 RISING = tuple(round(0.01 * index, 2) for index in range(1, 10))
 NATURAL = (0.65, 0.60, 0.55, 0.50, 0.45, 0.40, 0.30, 0.25, 0.20)
 METRICS: Mapping[str, BenchMetric] = {
-    "aesthetic": BenchMetric("0_get_aesthetic.py", "aesthetic_score", 0.10, 0.03, falling(0.70)),
-    "motion_amplitude": BenchMetric(
-        "1_get_motion_amplitude.py", "motion_fb", 0.10, 0.03, falling(0.45)
-    ),
+    "aesthetic": BenchMetric("0_get_aesthetic.py", 0.10, 0.03, falling(0.70)),
+    "motion_amplitude": BenchMetric("1_get_motion_amplitude.py", 0.10, 0.03, falling(0.45)),
     "motion_smoothness": BenchMetric(
         "2_get_motion_smoothness.py",
-        "motion_smoothness_score",
         0.10,
         0.03,
         falling(0.99, step=0.01),
     ),
-    "semantic": BenchMetric(
-        "3_get_semantic.py", "semantic_score", 0.35, 0.255, falling(0.30, step=0.01)
-    ),
-    "naturalness": BenchMetric("4_get_naturalness.py", "naturalness_score", 0.35, 0.255, NATURAL),
-    "drifting_aesthetic": BenchMetric(
-        "5_get_drifting_aesthetic.py", "drift_aesthetic_score", None, 0.099, RISING
-    ),
+    "semantic": BenchMetric("3_get_semantic.py", 0.35, 0.255, falling(0.30, step=0.01)),
+    "naturalness": BenchMetric("4_get_naturalness.py", 0.35, 0.255, NATURAL),
+    "drifting_aesthetic": BenchMetric("5_get_drifting_aesthetic.py", None, 0.099, RISING),
     "drifting_motion_smoothness": BenchMetric(
         "6_get_drifting_motion_smoothness.py",
-        "drift_motion_smoothness_score",
         None,
         0.099,
         RISING,
     ),
-    "drifting_semantic": BenchMetric(
-        "7_get_drifting_semantic.py", "drift_semantic_score", None, 0.099, RISING
-    ),
+    "drifting_semantic": BenchMetric("7_get_drifting_semantic.py", None, 0.099, RISING),
     "drifting_naturalness": BenchMetric(
         "8_get_drifting_naturalness.py",
-        "drift_naturalness_score",
         None,
         0.099,
         tuple(round(0.04 + 0.02 * index, 2) for index in range(1, 10)),
@@ -99,13 +86,11 @@ def results_file(metric: str) -> str:
     return f"{metric}_results.json"
 
 
-def results_of(metric: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return a results file of a metric: rows with id, video_name and the metric's value."""
-    key = METRICS[metric].value
-    average = "average_drift_score" if METRICS[metric].is_drift else "average_score"
+def motion_results(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the results file of motion_amplitude: rows with id, video_name and motion_fb."""
     return {
-        "metric": key if metric == "motion_amplitude" else metric,
-        average: sum(row[key] for row in rows) / len(rows),
+        "metric": "motion_fb",
+        "average_score": sum(row["motion_fb"] for row in rows) / len(rows),
         "num_videos": len(rows),
         "per_video_results": sorted(rows, key=lambda row: int(row["id"])),
     }

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from helios_serve.benchmarks.quality.official import METRICS
+from helios_serve.benchmarks.quality.official import METRICS, results_file
 from helios_serve.errors import HeliosError, InvalidRequestError
 
 WEIGHTS = {
@@ -63,7 +63,7 @@ def run_script(
         raise HeliosError(
             f"cannot run --official-python {python}: {error.strerror or error}"
         ) from error
-    written = results / videos.resolve().name / f"{metric}_results.json"
+    written = results / videos.resolve().name / results_file(metric)
     if status or not written.exists():
         raise HeliosError(
             f"{METRICS[metric].script} ended with status {status} and "

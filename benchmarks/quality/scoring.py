@@ -14,7 +14,7 @@ from helios_serve.benchmarks.quality.cases import BenchVideo
 from helios_serve.benchmarks.quality.continuity import continuity_of, thumbnail
 from helios_serve.benchmarks.quality.drift import Look, drift_of
 from helios_serve.benchmarks.quality.frames import frame_rate, frames_of, official_frames
-from helios_serve.benchmarks.quality.official import as_json, results_file, results_of
+from helios_serve.benchmarks.quality.official import as_json, motion_results, results_file
 from helios_serve.benchmarks.quality.optical_flow import MotionMeter, gray_of, motion_amplitude
 
 OWN_RESULTS = "helios_results.json"
@@ -54,28 +54,30 @@ def score_folder(
 ) -> FolderScores:
     """Score the videos of a folder, and write `helios_results.json` and the official file.
 
-    Scores of files that did not change are kept, and each new one is written at once: a run that
-    was interrupted goes on. Raises InvalidRequestError for a file that is not a video, and
+    Scores of files that did not change are kept, and each new one is written at once, so that an
+    interrupted run continues. Raises InvalidRequestError for a file that is not a video, and
     StorageError.
     """
     results.mkdir(parents=True, exist_ok=True)
     known = known_scores(results / OWN_RESULTS)
     scores: list[VideoScore] = []
+    found = FolderScores(random_weights=random_weights)
     for video in videos:
         digest = hashlib.sha256(video.path.read_bytes()).hexdigest()
-        score = known.get((video.path.name, digest)) or score_video(video, digest)
+        kept = known.get((video.path.name, digest))
+        score = kept or score_video(video, digest)
         scores.append(score)
         found = FolderScores(random_weights=random_weights, videos=tuple(scores))
-        write(results / OWN_RESULTS, as_json(content_of(found)))
+        if kept is None or len(scores) == len(videos):
+            write(results / OWN_RESULTS, as_json(content_of(found)))
         on_score(score)
-    found = FolderScores(random_weights=random_weights, videos=tuple(scores))
     rows = [
         {"id": score.id, "video_name": score.video_name, "motion_fb": score.motion_fb}
         for score in scores
     ]
     path = results / results_file("motion_amplitude")
     if rows and not random_weights:
-        write(path, as_json(results_of("motion_amplitude", rows)))
+        write(path, as_json(motion_results(rows)))
     return found
 
 

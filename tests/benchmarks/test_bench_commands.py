@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from helios_serve.benchmarks.load.trace_file import read_trace
-from helios_serve.benchmarks.measure import result
 from helios_serve.benchmarks.measure.result import result_of
 from helios_serve.benchmarks.measure.result_files import ResultFiles
 from helios_serve.entrypoints.cli.main import main
@@ -17,11 +16,7 @@ from helios_serve.video_request import VideoRequest
 from tests.benchmarks.test_bench_serve import null_server
 from tests.support.bench_records import run_of, session
 
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine delays these tests, which is not what they are about."""
-    monkeypatch.setattr(result, "MAX_LAG", 60.0)
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.fixture(scope="module")

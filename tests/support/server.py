@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from tests.support.processes import children, is_python_child
 from tests.support.scripts import with_tests
 
 URL = re.compile(r"https?://\S+(?=/v1/videos)")
@@ -37,13 +38,7 @@ class Server:
     @property
     def workers(self) -> list[int]:
         """Process ids of its workers."""
-        found = []
-        with suppress(OSError):  # of a process that has just ended
-            for pid in self.children:
-                with suppress(OSError):
-                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        found.append(pid)
-        return found
+        return [pid for pid in children(self.process.pid) if is_python_child(pid)]
 
     @contextmanager
     def workers_stopped(self) -> Iterator[None]:

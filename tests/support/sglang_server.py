@@ -18,6 +18,8 @@ import msgpack
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
+from tests.support.processes import children, is_python_child
+
 BUILDER = Path(__file__).parents[1] / "integrations" / "environments" / "build.py"
 START_SECONDS = 240.0
 VIDEO_SECONDS = 120.0
@@ -172,22 +174,6 @@ def wait_ready(server: SGLang, process: "subprocess.Popen[bytes]") -> None:
         except httpx2.TransportError:
             pass
         time.sleep(0.2)
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    with suppress(OSError):  # it has ended
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def is_python_child(pid: int) -> bool:
-    """Whether it was started by `multiprocessing`, to run a function."""
-    try:
-        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def free_port() -> int:
