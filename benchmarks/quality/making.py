@@ -1,6 +1,7 @@
 """Makes the videos of HeliosBench with a server."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,11 +45,22 @@ class BenchRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Made(NamedTuple):
-    """The cases whose videos were made, were there already, and failed (with the reason)."""
+    """The cases whose videos were made, were there already, and failed (with the reason).
+
+    `seconds` is the time that all of it took.
+    """
 
     made: list[BenchCase]
     kept: list[BenchCase]
     failed: dict[int, str]
+    seconds: float
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Frames of the videos that were made, divided by the time; None if none was made."""
+        if not self.made:
+            return None
+        return sum(case.num_frames for case in self.made) / self.seconds
 
 
 class ServerMaker:
@@ -115,6 +127,7 @@ async def make_videos(
     made: list[BenchCase] = []
     failed: dict[int, str] = {}
     places = asyncio.Semaphore(at_once)
+    begun = time.perf_counter()
 
     async def one(case: BenchCase) -> None:
         async with places:
@@ -136,7 +149,7 @@ async def make_videos(
                 group.create_task(one(case))
     except* (HeliosError, OSError) as errors:
         raise first_of(errors) from None
-    return Made(made, kept, failed)
+    return Made(made, kept, failed, time.perf_counter() - begun)
 
 
 def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:

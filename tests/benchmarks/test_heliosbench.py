@@ -404,7 +404,9 @@ def test_generate_score_and_merge_with_a_server_and_without(
         base = server.url
         assert main([*command, "--videos", str(tmp_path / "served"), "--base-url", base]) == 0
         assert main([*command, "--videos", str(tmp_path / "served"), "--base-url", base]) == 0
-    assert "0 made, 2 kept, 0 failed" in capsys.readouterr().out
+    _, _, second = capsys.readouterr().out.partition("2 made, 0 kept, 0 failed")
+    assert " frames/s, all videos together: throughput score " in second
+    assert second.endswith("0 made, 2 kept, 0 failed\n")
     assert main([*command, "--videos", str(tmp_path / "own"), "--offline", "nano"]) == 0
     for name in ("1_33_ori33.mp4", "2_40_ori65.mp4"):
         both = [frames_of(tmp_path / folder / name) for folder in ("served", "own")]

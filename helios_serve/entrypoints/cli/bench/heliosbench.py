@@ -166,10 +166,14 @@ def generate(arguments: argparse.Namespace) -> int:
     """Make the videos that a folder lacks. Returns the exit status."""
     require("aiohttp")
     from helios_serve.benchmarks.quality.cases import read_cases
+    from helios_serve.benchmarks.quality.official import throughput_score
 
     cases = chosen(read_cases(arguments.prompts), arguments.ids)
     made = run_loop(make_all(arguments, cases))
     print(f"{len(made.made)} made, {len(made.kept)} kept, {len(made.failed)} failed")
+    if (rate := made.frames_per_second) is not None:
+        score = throughput_score(rate)
+        print(f"{rate:.2f} frames/s, all videos together: throughput score {score} of HeliosBench")
     return FAILED if made.failed else 0
 
 
