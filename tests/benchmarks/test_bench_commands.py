@@ -53,7 +53,7 @@ def test_compare_ends_with_its_verdict(
     assert main(["bench", "compare", base, new, *gates]) == status
     said = capsys.readouterr().out
     assert {0: "no regression", 1: "REGRESSION", 3: "INCONCLUSIVE"}[status] in said
-    assert "note: the results are of different workloads" not in said
+    assert "note: the results come from different workloads" not in said
     assert "<svg" in page.read_text()
 
 

@@ -413,7 +413,7 @@ def test_generate_score_and_merge_with_a_server_and_without(
         found = ["--prompts", str(prompts), "--videos", str(tmp_path / folder)]
         found += ["--results", str(tmp_path / "results")]
         assert main(["bench", "heliosbench", "score", *found]) == 0
-    assert "machinery only: the weights are random" in capsys.readouterr().out
+    assert "no ratings: with random weights" in capsys.readouterr().out
     one, other = (
         json.loads((tmp_path / "results" / folder / "helios_results.json").read_text())["averages"]
         for folder in ("served", "own")

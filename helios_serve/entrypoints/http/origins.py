@@ -167,7 +167,7 @@ class OriginGuard:
         """Return whether a page of another origin sends a request.
 
         Browsers send `origin` with everything but plain GET requests, and `sec-fetch-site` with
-        everything. A page's images and videos have `referer` only.
+        everything. Requests for a page's images and videos may have `referer` only.
         """
         text = headers.get("origin")
         site = headers.get("sec-fetch-site", "none")
