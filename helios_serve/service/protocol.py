@@ -11,7 +11,7 @@ from helios_serve.store.batches import BatchStatus, LineError
 from helios_serve.video_request import Relation
 
 MAX_FORKS = 16
-"""Videos that one request may fork off."""
+"""Maximum number of videos that one request may fork."""
 Prompt = Annotated[str, Meta(pattern=r"\S", extra={"allowed": "text that is not blank"})]
 BatchKey = Annotated[str, Meta(max_length=64)]
 BatchValue = Annotated[str, Meta(max_length=512)]
@@ -44,10 +44,10 @@ class VideoError(msgspec.Struct, frozen=True):
 
 
 class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A LoRA adapter that the server offers, by the names that vLLM-Omni's clients use.
+    """A LoRA adapter that the server offers. The fields have vLLM-Omni's names.
 
-    `int_id` and `lora_int_id` are accepted and not used. There is no path: adapters are files of
-    the server, which `--lora-modules` offers by name.
+    `int_id` and `lora_int_id` are accepted and ignored. There is no path: `--lora-modules` offers
+    adapters by name.
     """
 
     name: str | None = None

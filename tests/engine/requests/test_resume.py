@@ -324,7 +324,7 @@ def test_a_video_waits_for_its_model(tmp_path: Path, caplog: pytest.LogCaptureFi
         async with opened(tmp_path, model="nano-mid") as engine:
             with pytest.raises(RequestFailedError, match=message):
                 await read(engine, "plain")
-            assert "job plain waits for model 'nano', which is not served now" in caplog.messages
+            assert "job plain waits: its model 'nano' is not served" in caplog.messages
         async with opened(tmp_path) as engine:
             await check(engine, plain)
 
