@@ -1,4 +1,4 @@
-"""Usage of tenants by day, in a table of the jobs' database."""
+"""The usage of tenants by day, in a table of the jobs' database."""
 
 from datetime import UTC, date, datetime, timedelta
 

@@ -342,7 +342,10 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         (["empty.jsonl"], "got empty file empty.jsonl"),
         (["lines.jsonl", "--output", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
         (["lines.jsonl", "--data-dir", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
-        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server: each server"),
+        (
+            ["lines.jsonl", "--data-dir", "taken"],
+            "taken is in use by another server: stop that server",
+        ),
         (["lines.jsonl", "--trace", "no/trace.json"], "got --trace no/trace.json, expected a w"),
         (
             ["lines.jsonl", "--model", "no/model"],
