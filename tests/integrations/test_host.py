@@ -159,7 +159,7 @@ def test_settings_are_plain_values() -> None:
         ({"executor": "mp"}, "helios: got executor 'mp', expected inline or local or ray"),
         ({"quantization": "fp4"}, "helios: got quantization 'fp4', expected fp8"),
         ({"workers": ["x"]}, "got workers 'x', expected N, N:ROLES"),
-        ({"workers": ["1:denoise"]}, "of which none is to encode or decode"),
+        ({"workers": ["1:denoise"]}, "got no worker to encode or decode"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, object], message: str) -> None:

@@ -353,7 +353,7 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         ),
         (
             ["lines.jsonl", "--workers", "1:denoise"],
-            "got workers of which none is to encode or d",
+            "got no worker to encode or d",
         ),
     ],
 )
