@@ -26,7 +26,7 @@ from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
 RUN_FILE = "helios_run.json"
 FRAMES_PER_SECOND = 24
 RETRY_SECONDS = 2.0
-"""Wait after a refusal (429, 503): the server is busy with other videos."""
+"""Seconds to wait after a refusal (429, 503), while the server is busy with other videos."""
 
 Make = Callable[[BenchCase, Path], Awaitable[None]]
 """Makes the video of a case, and writes it to a file."""
@@ -107,7 +107,7 @@ async def make_videos(
 ) -> Made:
     """Make the videos that a folder lacks, `at_once` of them at a time.
 
-    A video that fails ends only itself. Raises HeliosError if the server is lost.
+    A video that fails does not stop the others. Raises HeliosError if the server is lost.
     """
     present = {video.case.id for video in find_videos(folder, list(cases))}
     kept = [case for case in cases if case.id in present]
@@ -155,8 +155,9 @@ def count_frames(path: Path) -> int:
 
 
 def begin_run(folder: Path, run: BenchRun) -> None:
-    """Note how the videos of a folder are made. Raises InvalidRequestError if some of them were
-    made in another way, and StorageError.
+    """Record how the videos of a folder are made.
+
+    Raises InvalidRequestError if some of them were made in another way, and StorageError.
     """
     path = folder / RUN_FILE
     try:
