@@ -1,4 +1,4 @@
-"""The latents of many clips, made ahead in a memory map: training then renders nothing."""
+"""The latents of many clips, computed in advance in a memory map: training renders nothing."""
 
 import math
 from pathlib import Path

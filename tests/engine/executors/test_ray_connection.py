@@ -59,7 +59,7 @@ def test_a_dead_address_is_refused_at_once(dead: str) -> None:
     [
         ("127.0.0.1:99999", "Port out of range"),
         ("localhost:ray", "Port could not be cast to integer"),
-        ("ray://localhost", "it has no host and port"),
+        ("ray://localhost", "the address lacks a host or a port"),
         ("[::1:6379", "Invalid IPv6 URL"),
     ],
 )
