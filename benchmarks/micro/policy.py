@@ -7,9 +7,9 @@ Starts servers of its own with the built-in model and puts loads of two tenants 
 - weights: two tenants with weights 3:1, each with more requests than its share allows. The server's
   chunks must be divided by 3:1 within 10 %, where decoding is the bottleneck and where denoising
   is.
-- priority: a priority session beside six default ones, and alone. Its longest gap between two
-  chunks must be at most 2.5 times that of the session alone.
-- flex: a flex session beside six default ones must get chunks.
+- priority: a priority session together with six default ones, and alone. Its longest gap between
+  two chunks must be at most 2.5 times that of the session alone.
+- flex: a flex session must get chunks while six default ones run.
 - eta: the estimated remaining time of each video, asked at each of its chunks, against the time
   that it then took. From the second chunk on, it must be within 25 %, or within the average time
   between two chunks of the video, since the next chunk may come a little sooner or later.

@@ -81,7 +81,7 @@ class VideosTarget:
         return video
 
     async def _watch_media(self, record: SessionRecord) -> None:
-        """Read the growing MP4: a chunk has come when its last byte has."""
+        """Read the growing MP4. A chunk counts as received when its last byte arrives."""
         reader = FragmentReader()
         path = f"{VIDEOS}/{record.video_id}/stream"
         async with self.server.request("GET", path, record.tenant) as answer:
@@ -96,7 +96,7 @@ class VideosTarget:
         await self._check_end(record)
 
     async def _watch_events(self, record: SessionRecord) -> None:
-        """Read server-sent events: a chunk has come when an event says so."""
+        """Read server-sent events. A chunk counts as received when its event arrives."""
         path = f"{VIDEOS}/{record.video_id}/events"
         async with self.server.request("GET", path, record.tenant) as answer:
             async for line in lines_of(answer):

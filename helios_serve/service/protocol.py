@@ -157,9 +157,9 @@ class Video(msgspec.Struct, kw_only=True):
     """A video and its progress. Times are Unix seconds; `progress` is 0 to 100.
 
     The fields from `num_frames` on are not part of OpenAI's API. `inference_time_s` is the time
-    from acceptance to the end, as in vLLM-Omni; null while the video is made. `relation` says how
-    the video was derived from its parent. A continuation contains only the new frames, because its
-    parent has no snapshot to resume from.
+    from acceptance to the end, as in vLLM-Omni; null until then. `relation` says how the video was
+    derived from its parent. A continuation contains only the new frames, because its parent has no
+    snapshot to resume from.
     """
 
     id: str

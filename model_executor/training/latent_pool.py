@@ -65,8 +65,8 @@ def open_halves(path: Path, shape: tuple[int, ...], what: str = "") -> np.memmap
             file.truncate(num_bytes)
     if path.stat().st_size != num_bytes:
         raise CheckpointError(
-            f"{path}: got {path.stat().st_size} bytes, expected {num_bytes}{what}: delete the "
-            "folder to make it anew"
+            f"{path}: got {path.stat().st_size} bytes, expected {num_bytes}{what}: "
+            "delete the folder to create it again"
         )
     return np.memmap(path, dtype=np.float16, mode="r+", shape=shape)
 

@@ -180,9 +180,9 @@ class EngineCore:
         session = self.scheduler.sessions.get(request_id)
         if session is None or session.status.is_finished or session.is_planned:
             is_made = request_id in self.decode_stage.assemblers
-            why = ", whose last chunk is made already" if is_made else ""
+            why = ", whose last chunk is already denoised" if is_made else ""
             raise InvalidRequestError(
-                f"got {request_id!r} to switch the prompt of{why}, expected a video in the making",
+                f"got {request_id!r} to switch the prompt of{why}, expected a running video",
                 param="request_id",
             )
         switch = PromptSwitch(0, prompt, transition_chunks)

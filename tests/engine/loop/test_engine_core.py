@@ -319,9 +319,9 @@ def test_a_switch_behind_the_last_step_is_refused_by_what_is_true(
     engine.add_request(CASE.request("done"))
     viewer = Viewer(engine)
     viewer.wait(lambda: "done" not in engine.scheduler.sessions)
-    with pytest.raises(InvalidRequestError, match="'done' .* whose last chunk is made already"):
+    with pytest.raises(InvalidRequestError, match="'done' .* whose last chunk is already denoised"):
         engine.switch_prompt("done", "a cat")
-    with pytest.raises(InvalidRequestError, match="'nobody' .* expected a video in the making"):
+    with pytest.raises(InvalidRequestError, match="'nobody' .* expected a running video"):
         engine.switch_prompt("nobody", "a cat")
     may_decode.set()
     viewer.finish()

@@ -283,10 +283,10 @@ def test_only_a_video_in_the_making_can_be_switched(view: View) -> None:
         viewer.engine.switch_prompt("a", "\ud800")
     viewer.wait(lambda: session.is_planned)
     for name in ("a", "unknown"):
-        with pytest.raises(InvalidRequestError, match="expected a video in the making"):
+        with pytest.raises(InvalidRequestError, match="expected a running video"):
             viewer.engine.switch_prompt(name, NEW)
     viewer.finish()
-    with pytest.raises(InvalidRequestError, match="expected a video in the making"):
+    with pytest.raises(InvalidRequestError, match="expected a running video"):
         viewer.engine.switch_prompt("a", NEW)
     assert not viewer.switches
 

@@ -151,7 +151,7 @@ def test_switches_that_cannot_be_made_are_refused(store: VideoStore) -> None:
             with pytest.raises(InvalidRequestError, match="got request id 'a', expected one that"):
                 await engine.switch_prompt("a", "a cat")
             await engine.submit(request("a", 33))  # one chunk: it has begun, or is about to
-            with pytest.raises(InvalidRequestError, match="no chunk left|a video in the making"):
+            with pytest.raises(InvalidRequestError, match="no chunk left|a running video"):
                 await engine.switch_prompt("a", "a cat")
             await engine.submit(request("b", LONG, max_lead_chunks=1))
             with pytest.raises(InvalidRequestError, match="a lone surrogate at 0"):

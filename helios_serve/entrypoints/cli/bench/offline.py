@@ -45,7 +45,7 @@ TIMES = (
     "ramp_up_start_rps", "ramp_up_end_rps", "trace_speed", "users", "think_time",
     "max_concurrency", "duration", "tenants", "cancel_share", "switch_every", "task",
 )  # fmt: skip
-"""Load options that these scenarios set themselves, so that they are no flags here."""
+"""Load options that these scenarios set themselves, and that are therefore not flags."""
 OFFLINE = "offline"
 
 
