@@ -395,7 +395,7 @@ def test_a_folder_holds_videos_that_were_made_in_one_way(tmp_path: Path) -> None
 def test_generate_score_and_merge_with_a_server_and_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All that a user types. Both ways make the same videos from the same seed."""
+    """All commands of a user. Both ways make the same videos from the same seed."""
     prompts = tmp_path / "p.csv"
     prompts.write_text("id,prompt,duration\n1,a calm sea,33\n2,a dog runs,40\n")
     given = ("--prompts", str(prompts), "--width", "64", "--height", "64", "--seed", "3")

@@ -107,7 +107,7 @@ def test_a_worker_that_cannot_start_is_told() -> None:
 
 
 def test_a_host_without_workers_is_dead_after_a_while() -> None:
-    """Its workers worked before, so they are started again; none of them can be."""
+    """Its workers were ready before, so they are restarted, but cannot start."""
     options = {"executor": "local", "device": "cpu", "exit_without_workers": 0.5}
     host = EngineHost("nano", EngineSettings.read(options, "test"))
     reasons: list[str] = []

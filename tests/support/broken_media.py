@@ -138,7 +138,7 @@ def huge_jpeg() -> bytes:
 
 
 def fuzzed(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Return files with some bytes changed. A few of them can still be decoded."""
+    """Yield files with some bytes changed. A few of them can still be decoded."""
     draw = random.Random(seed)
     sources = {
         "png": picture(),

@@ -436,7 +436,7 @@ class World:
                 self._decoded(chunk.session, chunk.task.chunk)
 
     def _finish_bookkeeping(self, name: str) -> None:
-        """Return plans without steps, which take no time, and begin the next one with steps."""
+        """Let the worker return plans without steps at once, and begin the next one with steps."""
         queue = self.queues[name]
         while queue and not queue[0].output.scheduled_steps:
             queue.popleft()

@@ -103,10 +103,10 @@ class RequestHandle:
         self._pause_or_resume(self.thread.core)
 
     def await_switch(self, prompt: str) -> AwaitedSwitch:
-        """Wait for the switch to `prompt`.
+        """Return a handle that awaits the switch to `prompt`.
 
-        The answer raises InvalidRequestError if no chunk is left for the prompt, and
-        RequestFailedError if the request ends before that is known.
+        Its answer raises InvalidRequestError if no chunk is left for the prompt, and
+        RequestFailedError if the request fails before that is known.
         """
         answer: asyncio.Future[PromptSwitch] = asyncio.get_running_loop().create_future()
         self._switches.append(switch := AwaitedSwitch(prompt, answer))
