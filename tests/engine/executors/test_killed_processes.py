@@ -178,7 +178,7 @@ LINES = [
 
 
 def batch(folder: Path, output: str, dying: tuple[str, ...] = ()) -> list[str]:
-    """Return the command of a batch. With `dying`, arguments of dying_server.py, it kills itself."""
+    """Return the command of a batch. With `dying` (see dying_server.py), it kills itself."""
     (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     module = "tests.support.dying_server" if dying else "helios_serve"
     command = [sys.executable, "-m", module, *dying, "run-batch"]
