@@ -81,7 +81,9 @@ async def null_server() -> AsyncIterator[str]:
     try:
         url = (await process.stdout.readline()).decode().strip()
         if not url:
-            raise HeliosError("the null server of the self-check did not start")
+            raise HeliosError(
+                "the null server of the self-check did not start; --no-self-check skips it"
+            )
         yield url
     finally:
         process.terminate()

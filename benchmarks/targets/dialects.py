@@ -94,8 +94,8 @@ def size_of(request: SessionRequest) -> str | None:
 def only_text(request: SessionRequest, backend: Backend) -> None:
     if request.task != "t2v" or request.image or request.video:
         raise InvalidRequestError(
-            f"got task {request.task} with --backend {backend}, expected t2v: its references are "
-            "not supported here",
+            f"got task {request.task} with --backend {backend}, expected t2v: "
+            "this benchmark cannot send references to it",
             param="task",
         )
 

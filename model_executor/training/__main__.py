@@ -31,7 +31,9 @@ def main() -> int:
             return 0
         for stage in STAGES if arguments.command == "all" else (arguments.command,):
             if not training.run(stage, cpu_seconds=arguments.cpu_seconds):
-                logger.info("%s: stopped at its budget; the same command continues it", stage)
+                logger.info(
+                    "%s: stopped after --cpu-seconds; run the same command to continue", stage
+                )
                 break
     except HeliosError as error:
         logger.error("%s", error)

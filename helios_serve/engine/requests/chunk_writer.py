@@ -101,7 +101,7 @@ class ChunkWriter:
             if stored is not None:
                 self.publish(stored)
         except Exception as error:  # of any kind: the thread also serves other requests
-            logger.error("storing of %s failed", event.request_id, exc_info=error)
+            logger.error("cannot store an event of %s", event.request_id, exc_info=error)
             self._stopped.add(event.request_id)
             self.on_error(event.request_id, public_message(error))
 

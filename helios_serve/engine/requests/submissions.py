@@ -231,7 +231,7 @@ class Submissions:
             if self.store is None:
                 await self.withdraw(submission.request, describe_error(error))
                 raise
-            logger.error("job %s waits for the next start: %s", name, describe_error(error))
+            logger.error("job %s resumes at the next start: %s", name, describe_error(error))
             self.active.end(name, describe_error(error))
 
     async def _release(self, submissions: Sequence[Submission]) -> None:

@@ -158,8 +158,8 @@ class OriginGuard:
         if not is_open(path) and self.is_foreign(headers, host or ""):
             raise ApiError(
                 403,
-                "request of a page of another origin, expected one of --allowed-origins; or "
-                "create an API key",
+                "got a request from a page of another origin, expected one of "
+                "--allowed-origins; or create an API key",
                 code="origin_not_allowed",
             )
 

@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     load, target = read_flags(arguments, LoadOptions), read_flags(arguments, TargetOptions)
     check_report(report)
     if (options.bench_params is None) == (options.search is None):
-        raise InvalidRequestError("expected either --bench-params or --search", param="search")
+        raise InvalidRequestError(
+            "got both or none of --bench-params and --search, expected one of them", param="search"
+        )
     if options.search is not None and report.num_runs > 1:
         raise InvalidRequestError(
             "got --num-runs with --search, expected --max-runs", param="num_runs"
