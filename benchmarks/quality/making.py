@@ -44,7 +44,7 @@ class BenchRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Made(NamedTuple):
-    """The cases whose videos were made, were there already, and failed (with the reason)."""
+    """The cases whose videos were made, existed already, or failed (with the reason)."""
 
     made: list[BenchCase]
     kept: list[BenchCase]

@@ -55,9 +55,10 @@ class LatentPool:
 
 
 def open_halves(path: Path, shape: tuple[int, ...], what: str = "") -> np.memmap:
-    """Map a file of float16 values, which is made if it is missing.
+    """Map a file of float16 values, which is created if it is missing.
 
-    Raises CheckpointError for a file of another size; `what` says what has the expected one.
+    Raises CheckpointError for a file of another size. `what` is added to the expected size in the
+    message.
     """
     num_bytes = math.prod(shape) * np.dtype(np.float16).itemsize
     if not path.exists():
