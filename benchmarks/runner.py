@@ -1,4 +1,4 @@
-"""Runs a benchmark from end to end: self-check, warm-up, load, and what was measured."""
+"""Runs a benchmark from end to end: self-check, warm-up and load."""
 
 import asyncio
 import signal
@@ -34,7 +34,7 @@ REALTIME = "/v1/realtime/video"
 
 
 class Measured(NamedTuple):
-    """A run, and the sessions that it asked for, in the order in which they were started."""
+    """A run, and the requests of its sessions in the order in which they were started."""
 
     run: LoadRun
     sent: list[SessionRequest]
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 async def measure_server(
     workload: Workload, options: TargetOptions, report: ReportOptions
 ) -> Measured:
-    """Load a server, and return what was measured.
+    """Put load on a server, and return what was measured.
 
     After an interrupt it returns what was measured so far. Raises HeliosError if the server cannot
     be reached or fails the warm-up, and InvalidRequestError for options that do not fit it.
@@ -90,9 +90,9 @@ def target_of(server: Server, timing: Timing, clock: LoadClock) -> Target:
 async def warm_up(
     workload: Workload, target: Target, options: TargetOptions, report: ReportOptions
 ) -> None:
-    """Run sessions of the load's shapes, different ones first. They are not counted.
+    """Run uncounted sessions of the load's shapes, different ones first.
 
-    Raises HeliosError if one of them fails: then the load would measure errors.
+    Raises HeliosError if one of them fails, because the load would then measure errors.
     """
     shapes = {request.shape: request for request in workload.requests}
     chosen = [*shapes.values(), *workload.requests][: report.num_warmups]
@@ -129,7 +129,7 @@ def check_warm_up(records: Sequence[SessionRecord]) -> None:
 async def time_alone(
     workload: Workload, target: Target, options: TargetOptions
 ) -> dict[str, float]:
-    """Return the end-to-end latency of one session of each shape, which the server has for itself.
+    """Return the end-to-end latency of one session of each shape that runs alone.
 
     Raises HeliosError if one of them fails.
     """
@@ -146,7 +146,7 @@ async def time_alone(
 def bounded(workload: Workload, alone: Mapping[str, float], scale: float) -> Workload:
     """Bound the latency of each session by `scale` times that of its shape alone.
 
-    Bounds of a trace stay.
+    Bounds from a trace are kept.
     """
     requests = tuple(
         request
@@ -167,7 +167,7 @@ async def measure_target(
     timing: str,
     sampler: MetricsSampler | None = None,
 ) -> Measured:
-    """Run the load against a target, and watch this client, and the server's gauges, meanwhile."""
+    """Run the load against a target, and record this client's delay and the server's gauges."""
     load = LoadGenerator(workload, target, clock, timeout=options.session_timeout)
     lag = LagMeter(clock)
     energy = EnergyMeter(local_counters() if is_local(options) else ())
@@ -202,7 +202,7 @@ async def measure_target(
 
 
 def is_local(options: TargetOptions) -> bool:
-    """Return whether the server runs on this machine, whose energy is its own."""
+    """Return whether the server runs on this machine, whose counters then include its energy."""
     host = options.host if options.base_url is None else urlsplit(options.base_url).hostname or ""
     try:
         return ip_address(host).is_loopback
@@ -211,7 +211,7 @@ def is_local(options: TargetOptions) -> bool:
 
 
 def announce(workload: Workload) -> None:
-    """Say what begins: from here on an interrupt keeps what was measured."""
+    """Print that the load starts. From here on, an interrupt keeps what was measured."""
     last, users = workload.requests[-1].intended, workload.options.users
     load = f"{len(workload.requests)} sessions in {last:.0f} s"
     if users is not None:

@@ -63,9 +63,9 @@ class DiscreetFormatter(logging.Formatter):
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to standard error as it is when a record comes.
+    """Writes each record to the current standard error.
 
-    A program in which a command runs may replace and close it, as pytest does.
+    A program may replace and close that while a command runs, as pytest does.
     """
 
     def __init__(self) -> None:

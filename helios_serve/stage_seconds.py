@@ -1,4 +1,4 @@
-"""Where the time of a video went, by stage."""
+"""The time that a video spent in each stage."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class StageSeconds(NamedTuple):
 
     @property
     def on_workers(self) -> float:
-        """Time of workers."""
+        """The seconds that workers spent."""
         return self.encode + self.denoise + self.decode
 
 

@@ -112,7 +112,7 @@ def runs(path: AttentionPath, device: torch.device) -> bool:
 
 
 def triton_lack(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run on `device`, or None if they can."""
+    """Return why Triton kernels cannot run on `device`; None if they can."""
     if not is_installed("triton"):
         return "the package triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

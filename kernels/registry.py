@@ -187,9 +187,9 @@ class QuantizeRows(Protocol):
         """Divide each row by a scale that puts its largest entry at the largest float8.
 
         `rows` is (rows, n) at any row stride. Returns values (rows, n) and fp32 scales (rows, 1).
-        Float8 entries are off by at most a sixteenth, and those below a 28672nd of their row's
-        largest by at most a sixteenth of that. With another `dtype` the quotients are not rounded
-        to float8.
+        Rounding to float8 changes an entry by at most 1/16 of its value; for entries below 1/28672
+        of their row's largest, by at most 1/16 of that bound. With another `dtype` the quotients
+        are not rounded to float8.
 
         Source: dynamic row-wise scaling, as torch._scaled_mm takes it.
         """

@@ -116,7 +116,7 @@ def group_by_layer(file: LoraFile, known: Mapping[str, str]) -> dict[str, dict[P
 
 
 def parse_keys(file: LoraFile) -> list[TensorName]:
-    """Take the keys of all tensors apart. Raises CheckpointError for tensors of other kinds."""
+    """Split the keys of all tensors. Raises CheckpointError for tensors of other kinds."""
     names = {key: parse_key(key) for key in sorted(file.tensors)}
     for key, name in names.items():
         kind = kind_of(key)

@@ -55,7 +55,7 @@ WAN_NAMES = (
 
 
 class TensorName(NamedTuple):
-    """The key of a tensor, taken apart.
+    """The key of a tensor, split into its parts.
 
     - `key`: the whole key.
     - `layer`: the layer's name without prefixes, in the file's own words.
@@ -70,7 +70,7 @@ class TensorName(NamedTuple):
 
 
 def parse_key(key: str) -> TensorName | None:
-    """Take a key apart; None if it is no tensor of a LoRA layer."""
+    """Split a key into its parts; None if it is not a tensor of a LoRA layer."""
     if (match := TENSOR.fullmatch(key)) is not None:
         return TensorName(key, bare(match["layer"]), PARTS[match["part"]], match["adapter"])
     if (match := ALPHA.fullmatch(key)) is not None:
@@ -86,7 +86,7 @@ def bare(layer: str) -> str:
 
 
 def kind_of(key: str) -> str | None:
-    """Return what kind of adapter a key belongs to, if it is one that is not supported."""
+    """Return the kind of unsupported adapter that a key belongs to; None for other keys."""
     return next((kind for pattern, kind in OTHER_KINDS.items() if re.search(pattern, key)), None)
 
 

@@ -134,7 +134,7 @@ def peft_settings(source: str, values: Mapping[str, Any]) -> Settings:
 
 
 def flat_settings(source: str, header: Mapping[str, str]) -> list[Settings]:
-    """Read strengths that stand in the header of a safetensors file by themselves."""
+    """Read strengths from single keys in the header of a safetensors file."""
     own = {key.removeprefix(PREFIX): value for key, value in header.items()}
     alpha = next((key for key in ALPHA_KEYS if key in own), None)
     rank = next((key for key in RANK_KEYS if key in own), None)

@@ -26,7 +26,7 @@ from helios_serve.model_executor.weights import weight_bytes
 from helios_serve.options.workers import WorkerConfig, WorkerGroup
 
 PATIENCE_SECONDS = 10.0
-"""Time for which a worker waits for memory that a process which has just ended still holds."""
+"""Time for which a worker waits until the system has freed the memory of an ended process."""
 POLL_SECONDS = 0.25
 HISTORY, LOADING = "history", "loading"
 """Names of what takes memory besides the parts of a checkpoint."""
@@ -72,13 +72,13 @@ class MemoryCheck:
         self.check_host(groups, patience=patience)
 
     def on_host(self, worker: WorkerConfig) -> Amounts:
-        """Return what a worker takes of the host's memory: all, if the host is its device."""
+        """Return what a worker takes of the host's memory: everything if its device is the CPU."""
         if device_of(worker).type == "cpu":
             return self.on_device(worker) + self._kept_on_host(worker)
         return self._kept_on_host(worker)
 
     def on_device(self, worker: WorkerConfig) -> Amounts:
-        """Return what a worker takes of its device's memory at most."""
+        """Return the most that a worker takes of its device's memory, by part."""
         amounts, largest = Amounts(), 0
         for name, placement in self._placements(worker):
             amounts[name] = placement.device_bytes
@@ -160,7 +160,7 @@ def wait_for(needed: int, measure: Callable[[], Memory], patience: float) -> int
 
 
 def fewer(amounts: Amounts, count: int, free: int) -> Iterator[str]:
-    """Yield how many of `count` equal workers fit, and how small a history pool does."""
+    """Yield advice: how many of `count` equal workers fit, and how large a history pool fits."""
     if count > 1 and (fitting := count * free // amounts.total()) > 0:
         yield f"use {fitting} of the {count} workers"
     if (left := free - (amounts.total() - amounts[HISTORY])) > 0 < amounts[HISTORY]:
@@ -170,7 +170,7 @@ def fewer(amounts: Amounts, count: int, free: int) -> Iterator[str]:
 def savings(
     groups: Sequence[WorkerGroup], amounts_of: Callable[[WorkerConfig], Amounts], free: int
 ) -> Iterator[str]:
-    """Yield the options with which all workers fit, without those that only add to them."""
+    """Yield the smallest sets of options with which all workers fit."""
     found: list[dict[str, object]] = []
     for options in SAVINGS:
         if any(fitting.items() <= options.items() for fitting in found):

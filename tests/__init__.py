@@ -1,1 +1,1 @@
-"""The tests, and what they share in `tests.support`."""
+"""The tests, and their helpers in `tests.support`."""

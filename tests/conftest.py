@@ -1,6 +1,6 @@
 """Checkpoints and models that tests share.
 
-Nothing here imports torch before a test needs it: the rooms of plain Python do without.
+Nothing here imports torch before a test needs it, because tests of plain Python do without.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""What is asked of a server, and when: arrivals, shapes, prompts, traces, and the generator."""
+"""The load on a server: arrivals, shapes, prompts, traces, and the generator that runs it."""

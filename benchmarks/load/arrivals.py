@@ -111,7 +111,7 @@ class Ramp:
     def for_sessions(
         cls, start: float, end: float, num: int, *, is_exponential: bool = False
     ) -> "Ramp":
-        """Return the ramp during which `num` sessions are expected: its mean rate is known."""
+        """Return a ramp just long enough for `num` expected sessions."""
         mean = (start + end) / 2
         if is_exponential and start != end:
             mean = (end - start) / math.log(end / start)

@@ -49,9 +49,7 @@ def omni_fields(line: str, where: str, num_frames: int) -> dict[str, Any]:
 
 
 def mooncake(path: Path, num_frames: int) -> list[SessionRequest]:
-    """Read Mooncake's JSON lines. Only their timestamps, in milliseconds, mean something
-    for videos.
-    """
+    """Read the timestamps (milliseconds) of Mooncake's JSON lines. Other fields describe text."""
     return [
         parse_line(fields | {"prompt": "a video", "num_frames": num_frames}, where)
         for where, fields in read_lines(path)
@@ -65,7 +63,7 @@ IMPORTERS: dict[str, Callable[[Path, int], list[SessionRequest]]] = {
 
 
 def described(requests: Sequence[SessionRequest]) -> Iterator[str]:
-    """Yield lines that say what a trace asks for, and when."""
+    """Yield the lines of a summary of a trace."""
     times = np.array([request.intended for request in requests])
     gaps = np.diff(times)
     seconds = float(times[-1] - times[0])

@@ -1,4 +1,4 @@
-"""The client's own delay: how late its event loop runs what is due."""
+"""Measures the client's own delay: how late its event loop runs callbacks."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ class LagMeter:
 
 def memory_mib() -> float:
     """Return the most memory that this process has used, in MiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 

@@ -10,11 +10,11 @@ from helios_serve.benchmarks.load.generator import LoadGenerator
 
 PERIOD = 0.5
 PLAIN_PERIOD = 10.0
-"""Seconds between lines where the output is no terminal."""
+"""Seconds between lines if the output is not a terminal."""
 
 
 class ProgressLine:
-    """Shows how far a run is: on one line of a terminal, or as a line from time to time."""
+    """Shows the progress of a run: one updated line on a terminal, else a line every 10 s."""
 
     def __init__(self, load: LoadGenerator, clock: LoadClock, output: TextIO | None = None) -> None:
         self._load = load
@@ -22,7 +22,7 @@ class ProgressLine:
         self._output = sys.stderr if output is None else output
 
     async def run(self) -> None:
-        """Show it until cancelled."""
+        """Show the line until cancelled."""
         is_terminal = self._output.isatty()
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Prompts of a load: drawn words, a file, or HeliosBench's CSV."""
+"""Prompts of a load: random words, a file, or HeliosBench's CSV."""
 
 from collections.abc import Iterator
 from itertools import cycle
@@ -46,7 +46,7 @@ def prompts_of(
 
 
 def random_prompts(random: np.random.Generator) -> Iterator[PromptFields]:
-    """Yield sentences of drawn words. Their number keeps a server from caching them."""
+    """Yield sentences of random words. Each has a number, so that no server can cache it."""
     while True:
         words = [part[int(random.integers(len(part)))] for part in PARTS]
         number = random.integers(1_000_000)

@@ -19,8 +19,8 @@ FRAMES = 33
 def reference_of(request: SessionRequest) -> dict[str, str] | None:
     """Return the JSON form of a session's reference, or None if it has none.
 
-    A session of the task i2v or v2v without a file gets a made one. Raises InvalidRequestError for
-    a file that cannot be read.
+    For the tasks i2v and v2v without a file, one is generated. Raises InvalidRequestError for a
+    file that cannot be read.
     """
     if request.video is not None or (request.task == "v2v" and request.image is None):
         return {"video_url": file_url(request.video) if request.video else made_video()}
@@ -63,7 +63,7 @@ def made_video() -> str:
 
 
 def pixels(count: int) -> NDArray[np.uint8]:
-    """Frames with a gradient that moves: uint8, (count, height, width, 3)."""
+    """Return frames with a moving gradient: uint8, (count, height, width, 3)."""
     width, height = SIZE
     across = np.linspace(0, 255, width)[None, None, :, None]
     down = np.linspace(0, 255, height)[None, :, None, None]

@@ -1,4 +1,4 @@
-"""A session that is asked for: one line of trace.jsonl."""
+"""The request for one session: a line of trace.jsonl."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ DEFAULT_TENANT = "default"
 
 
 class SessionRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One session. Times are milliseconds from its intended start.
+    """The request for one session. Times are milliseconds from its intended start.
 
     - `timestamp`: the intended start, in milliseconds since the start of the load.
     - `width`, `height`, `steps`, `tier`: None leaves the choice to the server.
@@ -18,7 +18,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     - `switches`: prompt switches, as (time, prompt).
     - `stop_after_ms`: when the client leaves.
     - `slo_ms`: a bound of its end-to-end latency, which a good session meets.
-    - `extra`: keys of the line that are not known; they are kept, and not sent.
+    - `extra`: unknown keys of the line, which are kept but not sent.
     """
 
     timestamp: float = msgspec.field(default=0.0)

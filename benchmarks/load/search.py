@@ -1,4 +1,4 @@
-"""Searches for the largest load that a server carries."""
+"""Searches for the largest load that a server can carry."""
 
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
@@ -24,7 +24,7 @@ class Tried(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """The largest load that passed, the smallest that did not, and all that were tried.
+    """The largest load that passed, the smallest one that did not, and all loads that were tried.
 
     `passed` is None if not even the first load passed, `failed` if none failed.
     """
@@ -35,15 +35,17 @@ class Capacity(NamedTuple):
 
 
 Measure = Callable[[float, int], Awaitable[tuple[int, int]]]
-"""Runs a load; its second argument counts the runs of the same load. Returns good and offered."""
+"""Runs a load, and returns the numbers of good and of offered sessions. The second argument counts
+the runs of the same load.
+"""
 
 
 class CapacitySearch:
     """Doubles a load until it fails, and then halves the interval until it is narrow enough.
 
     A load passes if the lower bound of its share of good sessions is at least `target`, and fails
-    if the upper bound is below it. An undecided one is run again, at most `max_runs` times, with
-    all its sessions together. One that stays undecided does not count as carried.
+    if the upper bound is below it. An undecided load is run again, at most `max_runs` times, and
+    sessions of all its runs count. A load that stays undecided counts as failed.
 
     - `resolution`: the search ends when the loads that passed and failed differ by this share.
     - `is_whole`: loads are whole numbers, such as users.

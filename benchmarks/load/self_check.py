@@ -1,4 +1,4 @@
-"""The client's own floor: the load against a server that answers at once."""
+"""Measures the client's own delay: runs the load against a server that answers at once."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ async def run_against_null(workload: Workload, options: TargetOptions) -> list[S
 
 
 def check_workload(workload: Workload) -> Workload:
-    """Return a load of the same shapes at about the same rate, for SECONDS, at even times."""
+    """Return a load of the same shapes at about the same rate, evenly spread over SECONDS."""
     last = workload.requests[-1].intended
     rate = len(workload.requests) / last if last and not workload.is_closed else MIN_RATE
     rate = min(max(rate, MIN_RATE), MAX_RATE)
@@ -81,7 +81,9 @@ async def null_server() -> AsyncIterator[str]:
     try:
         url = (await process.stdout.readline()).decode().strip()
         if not url:
-            raise HeliosError("the null server of the self-check did not start")
+            raise HeliosError(
+                "the null server of the self-check did not start; --no-self-check skips it"
+            )
         yield url
     finally:
         process.terminate()

@@ -33,11 +33,11 @@ DEFAULT_SESSIONS = 32
 DEFAULT_FRAMES = 99
 MAX_SESSIONS = 1_000_000
 CLOSED_SESSIONS = 20_000
-"""Sessions that are drawn for a closed loop of a given duration: more than it can take."""
+"""Sessions that are drawn for a closed loop of a given duration: more than it can run."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A kind of session. Fields that are None are the load's own."""
+    """A kind of session. None: the value is that of the load's option."""
 
     width: int | None = None
     height: int | None = None
@@ -83,9 +83,9 @@ class ShapeMix:
 
 
 class Workload(NamedTuple):
-    """The sessions of a run in order of time, who starts them, and the options they are drawn from.
+    """The sessions of a run in order of time, their tenants, and the options of the load.
 
-    In a closed loop their times are not used.
+    In a closed loop, the times are not used.
     """
 
     requests: tuple[SessionRequest, ...]
@@ -98,12 +98,12 @@ class Workload(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Digest of the trace: two runs with the same one asked for the same."""
+        """Digest of the trace. Runs with equal digests send the same requests."""
         return hashlib.sha256(encode_trace(self.requests)).hexdigest()
 
 
 class Streams(NamedTuple):
-    """A random generator for each thing that is drawn, so that none of them shifts another."""
+    """A random generator for each kind of value, so that drawing one does not change the others."""
 
     arrivals: np.random.Generator
     shapes: np.random.Generator
@@ -162,7 +162,7 @@ def check(options: LoadOptions) -> None:
 
 
 def replayed(options: LoadOptions) -> list[SessionRequest]:
-    """Read the trace, as far as the options ask for it."""
+    """Return the sessions of the trace that the options select, at the requested speed."""
     if options.dataset_path is None:
         raise InvalidRequestError(
             "missing --dataset-path, expected a trace.jsonl", param="dataset_path"
@@ -176,7 +176,7 @@ def replayed(options: LoadOptions) -> list[SessionRequest]:
 
 
 def drawn(options: LoadOptions, tenants: LoadTenants) -> list[SessionRequest]:
-    """Draw times and tenants first, then what each session asks for."""
+    """Draw all times and tenants, then the request of each session."""
     streams = Streams.of(options.seed)
     prompts = prompts_of(options.dataset_name, options.dataset_path, streams.prompts)
     shapes = ShapeMix.of(options)
@@ -189,7 +189,7 @@ def drawn(options: LoadOptions, tenants: LoadTenants) -> list[SessionRequest]:
 def arrivals(
     options: LoadOptions, tenants: LoadTenants, streams: Streams
 ) -> Iterator[tuple[float, LoadTenant]]:
-    """Yield the time and the tenant of each session; tenants with a rate have their own times."""
+    """Yield the time and the tenant of each session. Tenants with a rate have their own times."""
     num, duration = options.num_prompts, options.duration
     if num is None and duration is None:
         num = DEFAULT_SESSIONS
@@ -266,8 +266,9 @@ def request_of(
     shapes: ShapeMix,
     streams: Streams,
 ) -> SessionRequest:
-    """Draw what a session asks for. The prompt's own fields win over the shape, and that over
-    the load's.
+    """Draw the request of a session.
+
+    Fields that come with the prompt override the shape, and the shape overrides the load's options.
     """
     shape = shapes.draw(streams.shapes)
     own = {
@@ -296,7 +297,7 @@ def request_of(
 def with_behaviour(
     request: SessionRequest, options: LoadOptions, random: np.random.Generator
 ) -> SessionRequest:
-    """Draw prompt switches, and when the client leaves."""
+    """Draw prompt switches, and the time at which the client leaves."""
     seconds = request.num_frames / request.fps
     switches: list[tuple[float, str]] = []
     if options.switch_every is not None:

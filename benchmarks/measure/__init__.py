@@ -1,1 +1,1 @@
-"""What was measured: session records, playback, statistics, summaries and results."""
+"""Measurements: session records, playback, statistics, summaries and results."""

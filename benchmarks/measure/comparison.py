@@ -38,7 +38,7 @@ KEY = re.compile(rf"(mean|median|p\d+(?:\.\d+)?)_({'|'.join(METRICS)})(_ms)?")
 
 
 class Gate(NamedTuple):
-    """A regression is a value of `key` that is more than `limit` times the base's, or less."""
+    """Fails if the new value of `key` is above (or below) `limit` times the base's."""
 
     key: str
     is_upper: bool
@@ -58,7 +58,7 @@ class Gate(NamedTuple):
         return cls(match[1], match[2] == ">", 1 + float(match[3]) / 100)
 
     def judge(self, ratio: Estimate) -> Verdict:
-        """Whether the whole interval of a ratio is on one side of the limit."""
+        """Return the verdict: undecided unless the whole interval is on one side of the limit."""
         if ratio.low is None or ratio.high is None:
             return "inconclusive"
         worst, best = (ratio.low, ratio.high) if self.is_upper else (ratio.high, ratio.low)
@@ -113,8 +113,8 @@ def check_comparable(base: Side, new: Side) -> None:
 def compare(base: Side, new: Side, gates: Sequence[Gate], seed: int = 0) -> list[Compared]:
     """Compare two runs. Bounds come from a bootstrap that draws sessions of both.
 
-    Sessions of one run share its moment: where runs differ among each other by more than their
-    sessions do, compare several pairs of runs with `compare_rounds`.
+    Sessions of one run share the state of the machine. If runs differ by more than their sessions,
+    compare several pairs of runs with `compare_rounds`.
     """
     found = []
     for key, gate in keys_of(base, new, gates):
@@ -162,7 +162,8 @@ def keys_of(base: Side, new: Side, gates: Sequence[Gate]) -> list[tuple[str, Gat
         for side in (base, new):
             if value_of(side, key) is None:
                 raise InvalidRequestError(
-                    f"{side.name}: got no {key}, expected it for --fail-on", param="fail_on"
+                    f"{side.name}: got no {key}, which --fail-on needs",
+                    param="fail_on",
                 )
     both = base.result["helios"]["metrics"].keys() & new.result["helios"]["metrics"].keys()
     rest = [
@@ -189,7 +190,7 @@ def frames_of(record: SessionRecord, side: Side) -> float:
 RATES: dict[str, Callable[[SessionRecord, Side], float]] = {
     "frames_per_second": frames_of,
 }
-"""Rates, as what each session adds to them."""
+"""Rates, by name, each with the function that returns a session's contribution."""
 
 
 def value_of(side: Side, key: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Energy that this machine's GPUs and processors took during a run, where counters tell it.
+"""Energy that this machine's GPUs and processors used during a run, if counters can be read.
 
 GPUs: NVML's counter (package nvidia-ml-py), from Volta on. Processors: RAPL's counters of packages
 in /sys/class/powercap, which often only root may read. Both count the whole machine.
@@ -17,9 +17,9 @@ PERIOD = 10.0
 
 
 class Energy(msgspec.Struct, frozen=True):
-    """Joules of the whole load, by source ("nvml", "rapl"), and per frame that was delivered in it.
+    """Joules of the whole load, by source ("nvml", "rapl"), and per delivered frame.
 
-    Only the sources that could be read count.
+    Sources that could not be read are left out.
     """
 
     joules: float
@@ -33,11 +33,11 @@ class Counter(Protocol):
     source: str
 
     def grown(self) -> float:
-        """Joules since the last call, or since it was made."""
+        """Return the joules since the last call, or since the counter was created."""
 
 
 class RaplCounter:
-    """One package of processors. Its counter begins again at 0 when it is full."""
+    """The counter of one processor package, which wraps around to 0."""
 
     source = "rapl"
 
@@ -75,14 +75,14 @@ class NvmlCounter:
 
 
 class EnergyMeter:
-    """Adds up counters while it runs."""
+    """Adds up the energy of counters while it runs."""
 
     def __init__(self, counters: Sequence[Counter]) -> None:
         self._counters = list(counters)
         self._joules: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Measure until cancelled. A counter begins again when it is full, so it is read often."""
+        """Measure until cancelled. Counters wrap around, so they are read often."""
         try:
             while True:
                 await asyncio.sleep(PERIOD)
@@ -91,7 +91,7 @@ class EnergyMeter:
             self.update()
 
     def update(self) -> None:
-        """Add what was taken since the last call. A source that fails counts no more."""
+        """Add the energy since the last call. A source that fails is left out from then on."""
         for counter in list(self._counters):
             if counter not in self._counters:
                 continue
@@ -115,7 +115,7 @@ def local_counters(powercap: Path = POWERCAP) -> list[Counter]:
     """Return the counters of this machine that can be read."""
     found: list[Counter] = []
     for folder in sorted(powercap.glob("intel-rapl:*")):
-        if folder.name.count(":") == 1:  # the others are parts of a package
+        if folder.name.count(":") == 1:  # others belong to parts of a package
             with suppress(OSError, ValueError):
                 found.append(RaplCounter(folder))
     for index in range(num_gpus()):

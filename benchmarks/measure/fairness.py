@@ -15,7 +15,9 @@ Span = tuple[float, float]
 
 
 class TenantShare(msgspec.Struct, frozen=True):
-    """What a tenant got: the share of the window in which it was backlogged, and the frames per
+    """The service that a tenant got.
+
+    `backlogged` is the share of the window in which it was backlogged, and `rate` its frames per
     second of that time, divided by its weight.
     """
 
@@ -29,7 +31,7 @@ class Fairness(msgspec.Struct, frozen=True):
     """Jain's index over the counted tenants, and the best served one against the worst.
 
     None: fewer than two tenants were backlogged long enough to be compared. A small tenant that got
-    all it asked for is no unfairness.
+    all it wanted does not count as unfairness.
     """
 
     jain: float | None
@@ -86,7 +88,7 @@ def share_of(
 
 
 def waits(record: SessionRecord, buffer: float) -> list[Span]:
-    """Return when a session waits for the server."""
+    """Return the times during which a session waits for the server."""
     if not record.chunks:
         return [(record.intended, record.intended if record.ended is None else record.ended)]
     first = (record.intended, record.chunks[0].at)

@@ -24,11 +24,11 @@ class Slo(NamedTuple):
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Slo":
-        """Parse KEY:VALUE, in milliseconds as vLLM's. Raises InvalidRequestError."""
+        """Parse KEY:VALUE, in milliseconds as in vLLM. Raises InvalidRequestError."""
         return cls(tuple(map(parse_objective, texts)))
 
     def is_met(self, record: SessionRecord, buffer: float) -> bool:
-        """Whether a session was completed within all bounds, and within its own of a trace.
+        """Return whether a session was completed within all bounds, its own from a trace included.
 
         `buffer` is the player's start-up buffer in seconds. A value that the timing mode cannot
         give, such as ttfc with polling, is not met.

@@ -1,4 +1,4 @@
-"""Everything that one run of a load gave, before it is summarized."""
+"""The raw measurements of one run of a load."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class LoadRun(NamedTuple):
 
     `timing` is a `Timing`, or "engine" without a server. `counts` are the growth of the server's
     counters, `samples` its gauges over time. `alone` are the seconds that a session of each shape
-    takes alone, where --slo-scale asks for them.
+    takes alone, with --slo-scale.
     """
 
     workload: Workload
@@ -48,7 +48,7 @@ class LoadRun(NamedTuple):
 
     @property
     def counted(self) -> list[SessionRecord]:
-        """The sessions of the measurement, without the warm-up."""
+        """The sessions that are measured, without those of the warm-up."""
         return [record for record in self.records if record.is_counted]
 
 

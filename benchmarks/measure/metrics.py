@@ -7,7 +7,7 @@ from helios_serve.benchmarks.measure.record import SessionRecord
 
 
 class SessionMetrics(NamedTuple):
-    """What a session's user felt. None: it did not come to that, or the timing cannot tell.
+    """The metrics of a session. None: it did not get so far, or the timing mode cannot tell.
 
     - `ttfc`: time to the first chunk; `e2el`: to the last one.
     - `service_ttfc`, `service_e2el`: the same from when the request was sent.

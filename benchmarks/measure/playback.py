@@ -7,7 +7,7 @@ from helios_serve.benchmarks.measure.record import ChunkRecord
 
 
 class Playback(NamedTuple):
-    """What a viewer saw. Seconds; the wait for the start is not a stall (CTA-2066)."""
+    """What a viewer experienced, in seconds. The wait for the start is not a stall (CTA-2066)."""
 
     stalls: int
     stall_seconds: float
@@ -30,8 +30,8 @@ def needed_buffer(chunks: Sequence[ChunkRecord], fps: int) -> float:
 def shown_at(chunks: Sequence[ChunkRecord], fps: int, buffer: float) -> list[float]:
     """Return when a player shows the first frame of each chunk.
 
-    It starts `buffer` seconds after the first chunk. It plays on from where it stalled, so that a
-    late chunk counts once.
+    It starts `buffer` seconds after the first chunk. After a stall it continues where it was, so
+    that a late chunk delays all later ones.
     """
     shown = [chunks[0].at + buffer]
     for before, chunk in zip(chunks, chunks[1:], strict=False):

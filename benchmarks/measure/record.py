@@ -1,4 +1,4 @@
-"""Session records: what the client saw of each session. One is a line of sessions.jsonl."""
+"""Session records: what the client observed of each session. Each is a line of sessions.jsonl."""
 
 from typing import Literal, NamedTuple
 
@@ -97,8 +97,9 @@ class SessionRecord(msgspec.Struct, kw_only=True):
 
     @property
     def is_served(self) -> bool:
-        """Whether its chunks are samples of the server's service: it was not cut short by the
-        server.
+        """Whether its chunks count as samples of the server's speed.
+
+        They do not if the server cut the session short.
         """
         return self.outcome in ("completed", "cancelled")
 

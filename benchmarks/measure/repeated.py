@@ -1,7 +1,7 @@
 """Several runs of one load: means of the runs' values, with intervals over the runs.
 
-A percentile is one of each run. Values of all runs are never thrown together: they share the
-moments of their runs.
+A percentile is computed for each run. Values of different runs are never pooled, because those of
+one run are correlated.
 """
 
 from collections.abc import Iterator, Sequence

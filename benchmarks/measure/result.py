@@ -38,8 +38,8 @@ STALL_FREE_BUFFERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 class PlayerSummary(msgspec.Struct, frozen=True):
     """Playback with a start-up buffer of `buffer` seconds.
 
-    `stall_free_by_buffer` is the share of served sessions that no buffer of that many seconds lets
-    stall: the distribution of needed_buffer.
+    `stall_free_by_buffer` is the share of served sessions without a stall, by seconds of start-up
+    buffer: the distribution of needed_buffer.
     """
 
     buffer: float
@@ -64,7 +64,7 @@ class ClientSummary(msgspec.Struct, frozen=True):
 
 
 class ServerSummary(msgspec.Struct, frozen=True):
-    """What the server says: its version, and by how much its counters have grown."""
+    """What the server reports: its version, and the increase of its counters."""
 
     version: str | None
     metrics_delta: dict[str, float] | None
@@ -80,7 +80,7 @@ class GroupSummary(msgspec.Struct, frozen=True):
 
 
 class WorkloadSummary(msgspec.Struct, frozen=True):
-    """Where the load came from: enough to ask for the same again."""
+    """The source of the load, which suffices to repeat it."""
 
     seed: int
     sha256: str
@@ -88,7 +88,7 @@ class WorkloadSummary(msgspec.Struct, frozen=True):
 
 
 class HeliosBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """What vLLM's keys have no place for. Times are seconds unless a name ends with _ms."""
+    """Results without a key in vLLM's format. Times are seconds unless a name ends with _ms."""
 
     schema: int = SCHEMA
     valid: bool
@@ -231,7 +231,7 @@ def frames_in(records: Sequence[SessionRecord], window: tuple[float, float]) -> 
 
 
 def groups(run: LoadRun, names: Mapping[int, str]) -> dict[str, GroupSummary]:
-    """Summarize the sessions of each name. One name is no grouping."""
+    """Summarize the sessions of each name; nothing if there is only one name."""
     percentiles = percentiles_of(run.report.metric_percentiles)
     found = {}
     for name in sorted(set(names.values())) if len(set(names.values())) > 1 else ():
@@ -267,7 +267,7 @@ def by_chunk(
 def polled_low(
     records: Sequence[SessionRecord], percentiles: Sequence[float], seed: int
 ) -> MetricSummary | None:
-    """Summarize the lower ends of polled latencies: the truth lies between these and `e2el`."""
+    """Summarize lower bounds of polled latencies. True values lie between these and `e2el`."""
     lows = [
         [record.polled[0] - record.intended]
         for record in records
@@ -316,7 +316,7 @@ def client_of(run: LoadRun) -> ClientSummary:
 def invalid_because(
     run: LoadRun, outcomes: Outcomes, client: ClientSummary, metrics: Mapping[str, MetricSummary]
 ) -> list[str]:
-    """Return why the run's numbers are not to be used."""
+    """Return the reasons why the run's numbers must not be used."""
     reasons = []
     if run.stopped_because is not None:
         reasons.append(run.stopped_because)
@@ -338,7 +338,7 @@ def invalid_because(
 
 
 def rate_of(load: LoadOptions) -> float | str:
-    """Return the rate that was asked for, in sessions per second; vLLM writes "inf"."""
+    """Return the requested rate in sessions per second; "inf" is a string, as in vLLM."""
     return "inf" if math.isinf(load.request_rate) else load.request_rate
 
 

@@ -38,7 +38,7 @@ class ResultFiles(NamedTuple):
     def of(cls, report: ReportOptions, default_name: str) -> "ResultFiles | None":
         """Return the files that the options ask for, or None.
 
-        Their folder is made, and tried, so that a run does not end without a place for its result.
+        Their folder is created and tested for writing, so that no result is lost after a run.
         Raises StorageError.
         """
         if not (report.save_result or report.result_dir or report.result_filename):
@@ -72,8 +72,8 @@ class ResultFiles(NamedTuple):
     ) -> None:
         """Write all files.
 
-        Raises StorageError, for example on a full disk. Then they are in the folder for temporary
-        files, if that has room, and the error says so.
+        Raises StorageError, for example on a full disk. Then they are written to the folder for
+        temporary files if possible, and the error says so.
         """
         result["helios"]["workload"]["file"] = self.trace.name
         buffer = result["helios"]["player"]["buffer"] if result["helios"]["player"] else 0.0

@@ -27,7 +27,7 @@ class GaugeSample(msgspec.Struct):
 
 
 class MetricsSampler:
-    """Reads /metrics before, during and after a run; a server without it gives nothing."""
+    """Reads /metrics before, during and after a run. A server without it has no samples."""
 
     def __init__(self, server: Server, clock: LoadClock, tenant: str) -> None:
         self.server = server
@@ -47,7 +47,7 @@ class MetricsSampler:
             await asyncio.sleep(PERIOD)
 
     async def end(self) -> Values | None:
-        """Return by how much each count has grown since `begin`; None without metrics."""
+        """Return the increase of each count since `begin`; None without metrics."""
         after = await self._counts()
         if after is None or self._before is None:
             return None

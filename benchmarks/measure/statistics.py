@@ -30,7 +30,7 @@ Values = Sequence[float] | NDArray[np.float64]
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A value with its bounds; None: there are too few samples for one."""
+    """A value with its bounds. A bound is None if there are too few samples."""
 
     value: float
     low: float | None

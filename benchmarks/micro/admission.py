@@ -1,4 +1,4 @@
-"""How long users wait for their first chunk when they come one after the other.
+"""Measures how long users wait for their first chunk when they arrive one after the other.
 
     python benchmarks/micro/admission.py [--model nano] [--workers 1] [--output results.json]
 
@@ -31,7 +31,7 @@ AIM = 2.5
 
 
 class Bench:
-    """An engine with loaded workers, and requests that are added on a timetable."""
+    """An engine with loaded workers, to which requests are added at given times."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -47,7 +47,7 @@ class Bench:
         self._number = 0
 
     def run(self, starts: list[float]) -> tuple[list[float], float]:
-        """Start a session at each of `starts`; seconds to its first chunk, and until all ended."""
+        """Start a session at each of `starts`. Returns seconds to first chunks, and to the end."""
         waiting = list(starts)
         first: dict[str, float] = {}
         begun: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""How fast the published transformer denoises here, and how near that is to what it could be.
+"""Measures the published transformer's speed, relative to what this machine could reach.
 
     python benchmarks/micro/denoise.py --output results.json
     python benchmarks/micro/denoise.py --model nano --size 128x64
@@ -8,9 +8,9 @@ measured in the same run; the time that they predict for a forward, by its count
 what the forward is compared with. This part needs torch, numpy, msgspec and safetensors, and on a
 GPU Triton.
 
-With diffusers, transformers and av there follows the whole way: an engine with the VAE decoding
-beside the steps and every chunk encoded as MP4, and diffusers' pipeline on the same weights; with
---official FOLDER the transformer of the official repository too.
+With diffusers, transformers and av, the whole pipeline is measured as well: an engine that decodes
+concurrently with the steps and encodes every chunk as MP4, and diffusers' pipeline on the same
+weights; with --official FOLDER the transformer of the official repository too.
 """
 
 import argparse
@@ -56,11 +56,11 @@ PROMPT_TOKENS = 40
 STEPS = ((1, 1, 1), (2, 2, 2))
 CHUNKS = 4
 WHOLE_WAY = ("av", "diffusers", "transformers")
-"""What the VAE and MP4 need."""
+"""Packages that the VAE and MP4 need."""
 
 
 class Clock:
-    """Seconds of work on a device, which runs on by itself."""
+    """Measures the seconds of work on a device, which runs asynchronously."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +71,7 @@ class Clock:
         return time.perf_counter()
 
     def median(self, work: Callable[[], object], rounds: int) -> float:
-        """Of `rounds` runs, after one that is not counted."""
+        """Return the median seconds of `rounds` runs, after one that is not counted."""
         work()
         times = []
         for _ in range(rounds):
@@ -82,7 +82,7 @@ class Clock:
 
 
 class Rates:
-    """What this machine does at best, measured."""
+    """The measured maximum rates of this machine."""
 
     def __init__(self, clock: Clock, dtype: torch.dtype, rounds: int) -> None:
         self.clock, self.dtype, self.rounds = clock, dtype, rounds
@@ -91,7 +91,7 @@ class Rates:
         self.copy = self._copy()
 
     def attention(self, tokens: int, heads: int, head_dim: int) -> float:
-        """FLOP/s of torch's attention among that many tokens."""
+        """Return the FLOP/s of torch's attention among this number of tokens."""
         query = self._random(1, heads, tokens, head_dim)
         seconds = self.clock.median(
             lambda: F.scaled_dot_product_attention(query, query, query), self.rounds
@@ -99,12 +99,12 @@ class Rates:
         return 4 * heads * head_dim * tokens**2 / seconds
 
     def _matmul(self) -> float:
-        """FLOP/s of a large square product of random numbers: zeros are quicker."""
+        """Return the FLOP/s of a large square product of random numbers (zeros are faster)."""
         a, b = (self._random(self.side, self.side) for _ in range(2))
         return 2 * self.side**3 / self.clock.median(lambda: a @ b, self.rounds)
 
     def _copy(self) -> float:
-        """Bytes a second, read and written."""
+        """Return the bytes per second, read and written, of a large copy."""
         source = self._random(8 * self.side, self.side)
         target = torch.empty_like(source)
         return 2 * source.nbytes / self.clock.median(lambda: target.copy_(source), self.rounds)
@@ -114,7 +114,7 @@ class Rates:
 
 
 class Bench:
-    """One transformer with random weights, and sessions of one video each on it."""
+    """A transformer with random weights, and sessions of one video each."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device = resolve_device(arguments.device)
@@ -135,7 +135,7 @@ class Bench:
         self.transformer = module.eval().requires_grad_(False)
 
     def step_times(self, steps: tuple[int, ...]) -> list[list[float]]:
-        """Seconds of every step of every chunk of one video: chunk by chunk."""
+        """Return the seconds of every step of a video, chunk by chunk."""
         per_chunk = sum(steps)
         times = list(self._steps(steps))
         return [times[start : start + per_chunk] for start in range(0, len(times), per_chunk)]
@@ -165,12 +165,12 @@ class Bench:
 
 
 def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, float]]:
-    """Each stage's step beside what the machine's rates predict for it."""
+    """Measure a step of each stage, and compare it with the time that the rates predict."""
     model = bench.config.transformer
     chunks = bench.step_times((2, 2, 2))[1:]
     rows = []
     for stage in range(bench.config.stages):
-        # The second step of a stage: the first one also enters it.
+        # Measure the second step of a stage: the first one also enters the stage.
         seconds = statistics.median(chunk[2 * stage + 1] for chunk in chunks)
         flops = forward_flops(bench.config, bench.geometry, stage)
         tokens = bench.geometry.history_tokens + bench.geometry.noise_tokens(
@@ -197,7 +197,7 @@ def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, float]]:
 
 
 def measure_chunks(bench: Bench) -> list[dict[str, Any]]:
-    """Frames a second of denoising alone, the first chunk left out."""
+    """Return the frames per second of denoising alone, without the first chunk."""
     rows = []
     for steps in STEPS:
         seconds = statistics.median(sum(chunk) for chunk in bench.step_times(steps)[1:])
@@ -207,7 +207,7 @@ def measure_chunks(bench: Bench) -> list[dict[str, Any]]:
 
 
 def measure_whole_way(arguments: argparse.Namespace, config: HeliosConfig) -> list[dict[str, Any]]:
-    """Frames a second from the first finished chunk to the last: denoised, decoded, encoded."""
+    """Return the frames per second of the whole pipeline, after the first finished chunk."""
     from helios_serve.engine.loop.engine_core import EngineCore
     from helios_serve.engine.loop.events import ChunkReady, RequestFailed
     from helios_serve.model_executor.executor.inline import InlineExecutor
@@ -246,7 +246,7 @@ def measure_whole_way(arguments: argparse.Namespace, config: HeliosConfig) -> li
 def measure_diffusers(
     arguments: argparse.Namespace, config: HeliosConfig, device: str, dtype: str
 ) -> dict[str, Any]:
-    """What vs_diffusers.py finds in a process of its own, which has the memory for itself."""
+    """Return the result of vs_diffusers.py, run in a process of its own for its memory."""
     model = config.transformer
     flags = {
         "--device": device,
@@ -277,13 +277,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", *sorted(DTYPES)), default="auto")
     parser.add_argument("--quantization", choices=("fp8",), help="of our transformer")
-    parser.add_argument("--model", default=MODEL, help=f"of which configuration ({MODEL})")
+    parser.add_argument(
+        "--model", default=MODEL, help=f"published model whose configuration is used ({MODEL})"
+    )
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
     parser.add_argument(
         "--official",
         type=Path,
         metavar="FOLDER",
-        help="a checkout of the official repository, to measure beside diffusers",
+        help="a checkout of the official repository, to measure it as well",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, metavar="FILE.json")

@@ -1,10 +1,10 @@
-"""How fast the server answers what needs no generation, while a crowd keeps it busy.
+"""Measures the latency of requests that generate nothing, while many clients keep the server busy.
 
     python benchmarks/micro/edge.py [--clients 200] [--seconds 60] [--output results.json]
 
-Starts a server of its own with the built-in model. The crowd creates videos, polls, streams, and
-goes away in the middle; it is in a process of its own, so that its work is not taken for the
-server's. One more client asks for one thing after the other and measures how long each takes.
+Starts a server of its own with the built-in model. The clients create videos, poll, stream, and
+disconnect at any time. They run in a process of their own, so that their work does not count as the
+server's. One more client sends one request after another, and measures the latency of each.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from helios_serve.options.workers import DEFAULT_MODEL
 AIM_MS = 50.0
 PATIENCE = 120.0
 PAUSE_SECONDS = 0.005
-"""Between two questions: the one who measures should be no crowd itself."""
+"""Seconds between two measured requests, so that measuring adds little load."""
 
 
 class Client:
-    """One of the crowd: creates a video, and then looks at it in its own way."""
+    """A client that creates videos, and reads each in a random way."""
 
     def __init__(self, http: httpx.AsyncClient, arguments: argparse.Namespace, seed: int) -> None:
         self.http = http
@@ -46,7 +46,7 @@ class Client:
         self.random = random.Random(seed)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Run until cancelled."""
         looks = (self.poll, self.stream, self.leave)
         while True:
             await asyncio.sleep(self.random.uniform(0.2, 1.0))
@@ -73,7 +73,7 @@ class Client:
 
 
 def crowd(url: str, arguments: argparse.Namespace) -> None:
-    """The crowd's process: it is killed when it is not needed any more."""
+    """Run all clients in this process, until it is killed."""
 
     async def run() -> None:
         limits = httpx.Limits(max_connections=None)
@@ -88,7 +88,7 @@ def crowd(url: str, arguments: argparse.Namespace) -> None:
 
 
 class Meter:
-    """Asks one thing after the other; seconds that each took, by route."""
+    """Sends one request after another, and records the seconds of each, by route."""
 
     def __init__(self, http: httpx.Client, finished: list[str]) -> None:
         self.http = http
@@ -138,7 +138,7 @@ class Meter:
 
 @contextmanager
 def server(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """The address of a server that runs as users start it."""
+    """Start a server as users do, and yield its address."""
     flags = ("--port", "0", "--data-dir", str(folder), "--device", arguments.device)
     limit = ("--max-queued", str(arguments.max_queued), "--drain-timeout", "1")
     process = subprocess.Popen(
@@ -158,7 +158,7 @@ def server(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
 
 
 def make_finished(http: httpx.Client, arguments: argparse.Namespace) -> list[str]:
-    """Names of short videos that are over."""
+    """Create short videos, and return their ids when they are finished."""
     body = {
         "prompt": "a dog runs",
         "size": "x".join(map(str, arguments.size)),
@@ -180,7 +180,9 @@ def main() -> None:
     parser.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", default=(64, 64))
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--deletes", type=int, default=20, help="videos to be deleted meanwhile")
+    parser.add_argument(
+        "--deletes", type=int, default=20, help="number of videos that are deleted meanwhile"
+    )
     parser.add_argument("--max-queued", type=int, default=100)
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
@@ -193,7 +195,7 @@ def main() -> None:
         busy = multiprocessing.get_context("spawn").Process(target=crowd, args=(url, arguments))
         busy.start()
         try:
-            time.sleep(min(10.0, arguments.seconds))  # until everybody is there
+            time.sleep(min(10.0, arguments.seconds))  # until all clients have started
             meter.run(arguments.seconds)
         finally:
             busy.kill()

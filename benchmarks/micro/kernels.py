@@ -1,4 +1,4 @@
-"""Each Triton kernel against its torch reference, on a GPU: time, GB/s, share of a copy's GB/s.
+"""Compares each Triton kernel with its torch reference on a GPU: time, and share of a copy's GB/s.
 
     make bench-kernels          # needs torch, triton and this repository, nothing else
     python benchmarks/micro/kernels.py [--size 640x384] [--heads 40] [--output results.json]
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 def session_sizes(arguments: argparse.Namespace) -> Sizes:
-    """Patch counts of the windows, as the model lays them out."""
+    """Return the token counts of a session, as the model lays them out."""
     width, height = (int(part) for part in arguments.size.split("x"))
     rows, cols = height // 16, width // 16
     long = 4 * math.ceil(rows / 4) * math.ceil(cols / 4)
@@ -66,7 +66,7 @@ def size_of(*tensors: Tensor) -> int:
 
 
 def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
-    """Norms, residuals and RoPE over the tokens of one session, in bf16."""
+    """Return norms, residuals and RoPE over the tokens of one session, in bf16."""
     normal = partial(torch.randn, dtype=torch.bfloat16, device=device)
     rows = PackRows(
         [Run(0, sizes.history, 0, is_history=True), Run(sizes.history, sizes.tokens, 1)], device
@@ -113,7 +113,7 @@ def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
 def sampler_works(
     sizes: Sizes, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Work]:
-    """What happens once a step or a stage: small, so launches count."""
+    """Return the kernels that run once per step or stage, whose launches matter."""
     width, height = (int(part) for part in arguments.size.split("x"))
     grid = height // 32, width // 32
     blocks = 20 * math.ceil(height / 64) * math.ceil(width / 64)
@@ -143,14 +143,14 @@ def sampler_works(
 
 
 def measure(call: Callable[[], object]) -> float:
-    """Median milliseconds, with cold caches."""
+    """Return the median milliseconds of a call, with cold caches."""
     from triton.testing import do_bench
 
     return float(do_bench(call, warmup=50, rep=200, return_mode="median"))
 
 
 def compare(works: dict[str, Work], copy_rate: float) -> list[dict[str, Any]]:
-    """Kernel and reference, and what share of the copy bandwidth the kernel reaches."""
+    """Time each kernel and its reference, and print the kernel's share of the copy bandwidth."""
     results = []
     for name, work in works.items():
         ours, theirs = (
@@ -174,7 +174,7 @@ def compare(works: dict[str, Work], copy_rate: float) -> list[dict[str, Any]]:
 
 
 def compare_attention(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
-    """Every path for self-attention; ours and SDPA for text with a bias."""
+    """Time every path for self-attention, and ours and SDPA for text with a bias."""
     own = triton_kernels().attention
     shape = (3, sizes.tokens, sizes.heads, sizes.head_dim)
     query, key, value = torch.randn(shape, dtype=torch.bfloat16, device=device).unbind()
@@ -210,7 +210,7 @@ def time_attention(
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """GB/s, read and written, of a copy far larger than the caches."""
+    """Return the GB/s, read and written, of a copy far larger than the caches."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / measure(lambda: target.copy_(source)) / 1e6

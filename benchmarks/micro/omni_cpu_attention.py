@@ -1,4 +1,4 @@
-"""Attention of vLLM-Omni without a GPU: its own of plain torch, which knows platforms by name."""
+"""vLLM-Omni's own attention in plain torch, made available on a CPU."""
 
 from typing import Any
 

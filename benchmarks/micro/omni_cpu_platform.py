@@ -1,7 +1,6 @@
-"""A platform without a GPU for vLLM-Omni, so that its own Helios can be timed on one.
+"""A CPU platform for vLLM-Omni, with which its own Helios can be timed without a GPU.
 
-vs_vllm_omni.py puts it on the path, with the entry point by which it is found. Nothing of ours
-needs it.
+vs_vllm_omni.py puts it on the path, with an entry point. helios-serve does not need it.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,7 @@ from vllm_omni.platforms.interface import OmniPlatform, OmniPlatformEnum
 
 
 class CpuOmniPlatform(OmniPlatform, CpuPlatform):  # type: ignore[misc]
-    """What a worker asks of its platform, answered for the CPU."""
+    """The platform interface of vLLM-Omni's workers, for the CPU."""
 
     _omni_enum = OmniPlatformEnum.OOT
 
@@ -23,7 +22,7 @@ class CpuOmniPlatform(OmniPlatform, CpuPlatform):  # type: ignore[misc]
 
     @classmethod
     def set_device(cls, device: torch.device) -> None:
-        """There is one."""
+        """Do nothing: there is only one device."""
 
     @classmethod
     def get_device_count(cls) -> int:
@@ -31,11 +30,11 @@ class CpuOmniPlatform(OmniPlatform, CpuPlatform):  # type: ignore[misc]
 
     @classmethod
     def synchronize(cls) -> None:
-        """Nothing is under way."""
+        """Do nothing: a CPU computes synchronously."""
 
     @classmethod
     def empty_cache(cls) -> None:
-        """Nothing is cached."""
+        """Do nothing: there is no cache."""
 
     @classmethod
     def supports_torch_inductor(cls) -> bool:
@@ -63,7 +62,7 @@ class CpuOmniPlatform(OmniPlatform, CpuPlatform):  # type: ignore[misc]
 
     @classmethod
     def reset_peak_memory_stats(cls) -> None:
-        """Memory is not counted."""
+        """Do nothing: memory is not measured."""
 
     @classmethod
     def create_autocast_context(cls, **_: Any) -> AbstractContextManager[None]:

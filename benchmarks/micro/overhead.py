@@ -1,10 +1,10 @@
-"""What a denoise step costs beside the transformer's forward.
+"""Measures what a denoise step costs in addition to the transformer's forward.
 
     python benchmarks/micro/overhead.py [--executors inline local ray] [--output results.json]
 
-Sessions of one long chunk run on one worker, which does nothing else: a second one encodes and
-decodes. The time from step to step, less what the worker spent in the forward, is what scheduling,
-messages, packing and sampling cost where they do not hide behind the forward.
+Sessions of one long chunk run on a worker that only denoises; a second worker encodes and decodes.
+The time from step to step, less the worker's time in the forward, is the cost of scheduling,
+messages, packing and sampling that does not overlap with the forward.
 """
 
 import argparse
@@ -37,7 +37,7 @@ AIM_MS = 5.0
 
 
 class Meter:
-    """Stands before an executor and notes when the denoising worker's plans come back."""
+    """Wraps an executor, and records when the denoising worker returns plans."""
 
     def __init__(self, engine: EngineCore) -> None:
         self._poll = engine.executor.poll
@@ -54,7 +54,7 @@ class Meter:
         return received
 
     def overhead(self) -> tuple[float, float, int]:
-        """Milliseconds a step outside the forward and in it, and the number of steps."""
+        """Return the milliseconds per step outside of the forward and in it, and the steps."""
         count = len(self.arrivals) - WARM_UP - 1
         wall = self.arrivals[-2] - self.arrivals[WARM_UP]
         forward = sum(self.forwards[WARM_UP + 1 : -1])

@@ -1,14 +1,15 @@
-"""Whether a real server keeps what its scheduling policy says, whichever stage is the bottleneck.
+"""Checks that a real server follows its scheduling policy, whichever stage is the bottleneck.
 
     python benchmarks/micro/policy.py [weights priority flex eta] [--seconds 180] [--output FILE]
 
 Starts servers of its own with the built-in model and puts loads of two tenants on them:
 
-- weights: two tenants with weights 3:1, each with more to make than it gets. The server's chunks
-  must be divided by 3:1 within 10 %, where decoding is the bottleneck and where denoising is.
-- priority: a priority session beside six default ones, and alone. Its longest gap between two
-  chunks must be at most 2.5 times that of the session alone.
-- flex: a flex session beside six default ones must get chunks.
+- weights: two tenants with weights 3:1, each with more requests than its share allows. The server's
+  chunks must be divided by 3:1 within 10 %, where decoding is the bottleneck and where denoising
+  is.
+- priority: a priority session together with six default ones, and alone. Its longest gap between
+  two chunks must be at most 2.5 times that of the session alone.
+- flex: a flex session must get chunks while six default ones run.
 - eta: the estimated remaining time of each video, asked at each of its chunks, against the time
   that it then took. From the second chunk on, it must be within 25 %, or within the average time
   between two chunks of the video, since the next chunk may come a little sooner or later.
@@ -39,18 +40,18 @@ from helios_serve.options.workers import DEFAULT_MODEL
 CHUNK_FRAMES = 33
 POLL_SECONDS = 0.15
 ENDLESS = 400
-"""Chunks of a video that is not to end during a measurement."""
+"""Chunks of a video that is long enough not to end during a measurement."""
 SIZE = {"decode": (64, 64), "denoise": (64, 64)}
 STEPS = {"decode": (2, 2, 2), "denoise": (20, 20, 20)}
-"""By the stage that is the bottleneck of the built-in model."""
+"""Options that make a stage the bottleneck of the built-in model."""
 WEIGHTS = {"heavy": 3.0, "light": 1.0}
 MAX_GAP_RATIO, SHARE_ERROR, ETA_ERROR = 2.5, 0.1, 0.25
 FIRST_CHUNKS = 2
-"""Chunks of a video after which its estimates are judged."""
+"""Chunks of a video after which its estimates are checked."""
 
 
 class Video(NamedTuple):
-    """A video to ask for, `after` seconds after the others."""
+    """A video to create, `after` seconds after the others."""
 
     chunks: int = ENDLESS
     tenant: str = "heavy"
@@ -59,14 +60,14 @@ class Video(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A chunk that was delivered, and what the server then said of the remaining time."""
+    """A delivered chunk, and the server's estimate of the remaining time at that moment."""
 
     at: float
     eta: float | None
 
 
 class Watched:
-    """A video that a thread asks for, and watches until it ends or `stop` is set."""
+    """A video that a thread creates, and watches until it ends or `stop` is set."""
 
     def __init__(self, name: str, video: Video) -> None:
         self.name = name
@@ -101,12 +102,12 @@ class Watched:
             http.delete(path)
 
     def between(self, start: float, end: float) -> int:
-        """Chunks that came in a window."""
+        """Return the chunks that arrived from `start` to `end`."""
         return sum(start < chunk.at <= end for chunk in self.chunks)
 
 
 class Server:
-    """A server with tenants whose keys are known."""
+    """A running server, with the keys of its tenants."""
 
     def __init__(self, url: str, keys: dict[str, str]) -> None:
         self.url = url
@@ -124,7 +125,7 @@ class Server:
         *,
         until_first: bool = False,
     ) -> list[Watched]:
-        """Make videos at once: for some `seconds`, until the first one ends, or until all do."""
+        """Create videos concurrently. Watch them for `seconds`, or until the first or all end."""
         stop = threading.Event()
         watched = [Watched(f"{v.tenant}-{index}", v) for index, v in enumerate(videos)]
         threads = [
@@ -145,7 +146,7 @@ class Server:
 
 @contextmanager
 def running(arguments: argparse.Namespace) -> Iterator[Server]:
-    """A server as users start it, warmed up."""
+    """Start a server as users do, warm it up, and yield it."""
     command = [sys.executable, "-m", "helios_serve"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -181,7 +182,7 @@ def running(arguments: argparse.Namespace) -> Iterator[Server]:
 
 
 class Result(NamedTuple):
-    """What one load showed; `is_met` is whether that is what the policy promises."""
+    """The result of a load. `is_met`: it is what the policy promises."""
 
     what: str
     figures: dict[str, Any]
@@ -219,7 +220,7 @@ def priority(server: Server, arguments: argparse.Namespace) -> Iterator[Result]:
 
 
 def longest_gap(item: Watched) -> float:
-    """Seconds between two chunks, at most."""
+    """Return the longest time between two chunks, in seconds."""
     times = [chunk.at for chunk in item.chunks]
     return max(after - before for before, after in zip(times, times[1:], strict=False))
 
@@ -273,7 +274,7 @@ GOALS: dict[str, Callable[[Server, argparse.Namespace], Iterator[Result]]] = {
 
 
 def show(result: Result) -> None:
-    """Print a result; estimates as predicted/actual seconds at each chunk."""
+    """Print a result. Estimates are shown as predicted/actual seconds at each chunk."""
     estimates = " ".join(
         f"{row['eta']:.1f}/{row['actual']:.1f}" for row in result.figures.get("estimates", ())
     )

@@ -1,4 +1,4 @@
-"""What the scheduler's decisions cost, on a fake executor.
+"""Measures the cost of the scheduler's decisions, with a fake executor.
 
     python benchmarks/micro/scheduler.py [--output results.json] [--plot growth.png]
 
@@ -33,7 +33,7 @@ WORKERS, QUEUE_DEPTH = 64, 2
 LIVE = (100, 300, 1000, 3000, 10000)
 AIMS = {1000: 1e-3, 10000: 5e-4}
 PER_WORKER = 4
-"""Sessions that a worker has room for, where plans are counted."""
+"""Sessions for which a worker has room while plans are counted."""
 MEMORY_AIM_MB = 200
 
 
@@ -52,7 +52,7 @@ TIERS: tuple[ServiceTier, ...] = ("default", "default", "default", "flex", "prio
 
 
 class Load:
-    """A scheduler with a steady number of live sessions, and `room` for some on each worker."""
+    """A scheduler with a constant number of live sessions, `room` of which fit on each worker."""
 
     def __init__(
         self, live: int, *, workers: int = WORKERS, room: int | None = None, seed: int = 0
@@ -90,7 +90,7 @@ class Load:
             self.cpu_seconds += time.thread_time() - started
 
     def run(self, calls: int) -> list[float]:
-        """Seconds of each of `calls` calls of schedule(), one worker after the other."""
+        """Return the seconds of each of `calls` calls of schedule(), with workers taking turns."""
         spent = []
         workers = itertools.cycle(self.scheduler.workers.values())
         for worker in itertools.islice(workers, calls):
@@ -103,7 +103,7 @@ class Load:
         return spent
 
     def plans_per_cpu_second(self, plans: int) -> float:
-        """Of plans with steps; what making the sessions costs is not counted."""
+        """Return plans with steps per CPU second, without the cost of creating sessions."""
         done, self.cpu_seconds = 0, 0.0
         workers = itertools.cycle(self.scheduler.workers.values())
         while done < plans:
@@ -118,7 +118,7 @@ class Load:
 
 
 def block_memory_mb(workers: int) -> float:
-    """Megabytes of the block ids of workers with room for PER_WORKER sessions each."""
+    """Return the megabytes of block ids of workers with room for PER_WORKER sessions each."""
     largest = max(HistoryManager.peak_blocks(Geometry(h, w)) for w, h in SIZES)
     tracemalloc.start()
     managers = [HistoryManager(largest * PER_WORKER) for _ in range(workers)]
@@ -149,7 +149,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def draw(rows: list[dict[str, float]], path: Path) -> None:
-    """Percentiles over the number of live sessions."""
+    """Plot percentiles over the number of live sessions."""
     import matplotlib as mpl
 
     mpl.use("Agg")

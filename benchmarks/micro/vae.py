@@ -1,4 +1,4 @@
-"""How long the VAE takes for a chunk in each precision and memory layout, and what that costs.
+"""Measures the VAE's time for a chunk, and its error, in each precision and memory layout.
 
     python benchmarks/micro/vae.py --compile --output results.json
     python benchmarks/micro/vae.py --model nano --size 128x64
@@ -39,7 +39,7 @@ PRECISIONS = {
 
 
 VARIANTS = ["contiguous", "channels last"]
-"""How weights of convolutions are laid out."""
+"""Memory layout of convolution weights."""
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Vae:
@@ -59,7 +59,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def psnr(frames: Tensor, reference: Tensor) -> float:
-    """dB between two videos of uint8; infinite where they are equal."""
+    """Return the PSNR of two uint8 videos in dB; infinite if they are equal."""
     error = (frames.double() - reference.double()).square().mean() / 255**2
     return -10 * float(error.log10())
 
@@ -106,10 +106,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--model", default=MODEL, help=f"of which configuration ({MODEL})")
+    parser.add_argument(
+        "--model", default=MODEL, help=f"published model whose configuration is used ({MODEL})"
+    )
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="and with a compiled decoder")
+    parser.add_argument("--compile", action="store_true", help="also measure a compiled decoder")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     return parser.parse_args()
 

@@ -21,7 +21,7 @@ from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae
 
 
 class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
-    """Counts what is dispatched while it is entered."""
+    """Counts dispatched operations inside the context."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -39,7 +39,7 @@ Decode = Callable[[Tensor], Tensor]
 
 
 class Seconds(NamedTuple):
-    """Time of a decode: on the clock, and of all cores together."""
+    """Wall time of a decode, and CPU time of all cores."""
 
     wall: float
     cpu: float
@@ -77,7 +77,7 @@ def timed(decode: Decode, latents: Tensor) -> tuple[Tensor, Seconds]:
 
 
 def compare(model: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
-    """Time both in turns, after a decode of each that does not count."""
+    """Time both in turns, after an uncounted decode of each."""
     latents = draw_latents(geometry)
     decoders = {name: decoder(name, model) for name in (OWN, DIFFUSERS)}
     times: dict[str, list[Seconds]] = {name: [] for name in decoders}

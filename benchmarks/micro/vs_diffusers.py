@@ -72,7 +72,7 @@ KINDS = {"matmul": ("mm", "linear"), "attention": ("attention", "flash", "fmha")
 
 
 class Order(NamedTuple):
-    """One session: its prompt as the text encoder read it, (rows, TEXT_DIM), and how to sample."""
+    """A session: its encoded prompt, (rows, TEXT_DIM), and its sampling options."""
 
     name: str
     states: Tensor
@@ -81,7 +81,7 @@ class Order(NamedTuple):
 
 
 def make_transformer(arguments: argparse.Namespace, dtype: torch.dtype) -> Any:
-    """diffusers' transformer with random weights, on the device."""
+    """Return diffusers' transformer with random weights, on the device."""
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -105,10 +105,10 @@ def make_transformer(arguments: argparse.Namespace, dtype: torch.dtype) -> Any:
 
 
 def official_transformer(folder: Path, module: Any, device: str) -> Any:
-    """That of the official repository in `folder`, with the tensors of diffusers' `module`.
+    """Return the transformer of the official repository in `folder`, with `module`'s tensors.
 
-    On a GPU it is set up as its own inference script does; attention is torch's where the kernels
-    that the script fetches are not to be had.
+    On a GPU it is set up as in its own inference script. Attention is torch's if the kernels that
+    the script downloads are not available.
     """
     if not (folder / "helios" / "diffusers_version").is_dir():
         raise SystemExit(f"--official: got {folder}, expected a checkout of the Helios repository")
@@ -117,7 +117,7 @@ def official_transformer(folder: Path, module: Any, device: str) -> Any:
     with torch.device("meta"):
         official = theirs.HeliosTransformer3DModel.from_config(module.config)
     official.load_state_dict(module.state_dict(), assign=True)
-    config = module.config  # of RoPE's tables, which are no part of the state
+    config = module.config  # of RoPE's tables, which the state does not contain
     official.rope = theirs.HeliosRotaryPosEmbed(config.rope_dim, config.rope_theta).to(device)
     if device != "cpu":
         if importlib.util.find_spec("kernels") is None:
@@ -131,7 +131,7 @@ def official_transformer(folder: Path, module: Any, device: str) -> Any:
 
 
 def without_kernels() -> ModuleType:
-    """In place of the hub's package of that name: it has none, which the official code can bear."""
+    """Replaces the hub's package `kernels`, without which the official code works, too."""
 
     def get_kernel(name: str) -> None:
         raise ImportError(f"{name}: the package kernels is not installed")
@@ -145,7 +145,7 @@ def set_fastest_attention(official: Any) -> str:
     for backend in ("_flash_3_hub", "flash_hub", "_native_flash"):
         try:
             official.set_attention_backend(backend)
-        except Exception as error:  # each backend fails in a way of its own
+        except Exception as error:  # each backend raises other errors
             print(f"official: no attention by {backend}: {str(error).splitlines()[0]}")
         else:
             return backend
@@ -228,7 +228,7 @@ def our_side(
 def our_transformer(
     module: Any, device: torch.device, dtype: torch.dtype
 ) -> tuple[HeliosConfig, HeliosTransformer]:
-    """Ours with the tensors of diffusers' `module`: they are there once, where both agree."""
+    """Return our transformer with the tensors of diffusers' `module`, shared if layouts agree."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_json(folder, "model_index.json", model_index("distilled"))
@@ -254,7 +254,7 @@ def timed(run: Callable[[], list[Tensor]]) -> tuple[float, Tensor]:
 def take_turns(
     sides: dict[str, Callable[[], list[Tensor]]], rounds: int, tolerance: float
 ) -> tuple[dict[str, list[float]], float, float]:
-    """Each side's seconds by round, and how far ours is from diffusers: at most, and rms."""
+    """Return each side's seconds by round, and our largest and rms difference from diffusers."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     error = rms = 0.0
     for number in range(rounds + 1):
@@ -270,7 +270,7 @@ def take_turns(
                 )
             if name == "helios-serve":
                 error, rms = max(error, worst), max(rms, difference.square().mean().sqrt().item())
-        if number == 0:  # warms all up
+        if number == 0:  # round 0 warms up all sides
             continue
         for name, seconds in taken.items():
             times[name].append(seconds)
@@ -283,12 +283,12 @@ def describe_times(seconds: dict[str, float]) -> str:
 
 
 def typical_split(run: Callable[[], list[Tensor]], device: str) -> dict[str, float]:
-    """That of the middle one of three runs, by what is neither matmul nor attention."""
+    """Return the split of the median of three runs, by the share of other operators."""
     return sorted((split(run, device) for _ in range(3)), key=lambda item: item["other"])[1]
 
 
 def split(run: Callable[[], list[Tensor]], device: str) -> dict[str, float]:
-    """Shares of the operators' own time; on a GPU, of its kernels: Triton's have no operator."""
+    """Return operators' shares of the time; on a GPU, kernels', as Triton's have no operator."""
     on_device = device != "cpu"
     own_time = attrgetter("self_device_time_total" if on_device else "self_cpu_time_total")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
@@ -322,7 +322,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    parser.add_argument("--their-dtype", choices=sorted(DTYPES), help="that of --dtype")
+    parser.add_argument("--their-dtype", choices=sorted(DTYPES), help="the same as --dtype")
     parser.add_argument(
         "--official", type=Path, metavar="FOLDER", help="a checkout of the official repository"
     )
@@ -339,7 +339,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_orders(arguments: argparse.Namespace) -> list[Order]:
-    """The sessions: each has a prompt of its own length, and every other one half of the steps."""
+    """Return the sessions. Prompts differ in length, and every other session has half the steps."""
     generator = torch.Generator().manual_seed(1)
     orders = []
     for number in range(arguments.sessions):

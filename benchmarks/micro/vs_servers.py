@@ -1,4 +1,4 @@
-"""Our server, vLLM-Omni with its own Helios and SGLang with its own, under one load, in turns.
+"""Compares our server with vLLM-Omni's and SGLang's own Helios, under the same load, in turns.
 
     python benchmarks/micro/vs_servers.py [--servers helios vllm-omni sglang] [--rounds 3]
         [--model FOLDER] [--result-dir results/peers] [-- FLAGS OF bench serve]
@@ -40,7 +40,7 @@ def helios(model: Path, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def vllm_omni(model: Path, folder: Path) -> Iterator[str]:
-    """Its own Helios, which makes one video at a time."""
+    """Run vLLM-Omni with its own Helios, which makes one video at a time, and yield its URL."""
     from omni_server import environment, omni_server
     from vs_vllm_omni import cpu_platform
 
@@ -52,7 +52,7 @@ def vllm_omni(model: Path, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def sglang(model: Path, folder: Path) -> Iterator[str]:
-    """Its own Helios: our plugin is not selected."""
+    """Run SGLang with its own Helios (our plugin is not selected), and yield its URL."""
     from sglang_server import running_sglang
 
     os.environ["SGLANG_PLUGINS"] = "none"
@@ -68,7 +68,7 @@ SERVERS = {"helios": helios, "vllm-omni": vllm_omni, "sglang": sglang}
 
 
 def measure(name: str, model: Path, arguments: argparse.Namespace, number: int) -> int:
-    """Start a server, load it, and stop it. Returns the status of the benchmark."""
+    """Start a server, put the load on it, and stop it. Returns the benchmark's exit status."""
     with tempfile.TemporaryDirectory() as folder, SERVERS[name](model, Path(folder)) as url:
         command = [
             *(sys.executable, "-P", "-m", "helios_serve", "bench", "serve"),

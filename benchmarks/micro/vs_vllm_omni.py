@@ -1,4 +1,4 @@
-"""vLLM-Omni's own Helios and ours, inside the same server, on the same requests.
+"""Compares vLLM-Omni's own Helios with ours, inside the same server, on the same requests.
 
     python benchmarks/micro/vs_vllm_omni.py [--model FOLDER] [--output results.json]
 
@@ -35,7 +35,7 @@ STREAMING = ("--step-execution", "--diffusion-streaming-output")
 
 
 class Watched(NamedTuple):
-    """What a client saw: seconds since the first session began, and frames."""
+    """What a client received: seconds since the first session began, and frames."""
 
     begun: float
     first_chunk: float
@@ -44,7 +44,7 @@ class Watched(NamedTuple):
 
 
 def watch(server: OmniServer, begun: float, delay: float, fields: dict[str, Any]) -> Watched:
-    """A session that starts `delay` seconds after the first."""
+    """Run a session that starts `delay` seconds after the first."""
     time.sleep(max(0, begun + delay - time.perf_counter()))
     came, frames = [], 0
     with realtime_client(server.url) as client:
@@ -58,7 +58,7 @@ def watch(server: OmniServer, begun: float, delay: float, fields: dict[str, Any]
 
 
 def run(server: OmniServer, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All sessions; the summary of what their clients saw."""
+    """Run all sessions, and return a summary of what their clients received."""
     watch(server, time.perf_counter(), 0, fields(arguments, seed=0, frames=33))
     begun = time.perf_counter()
     with ThreadPoolExecutor(arguments.sessions) as pool:
@@ -81,7 +81,7 @@ def run(server: OmniServer, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def fields(arguments: argparse.Namespace, *, seed: int, frames: int) -> dict[str, Any]:
-    """The fields of a session, the same for both. Ours ignores what only vLLM-Omni's needs."""
+    """Return the fields of a session, the same for both. Ours ignores those for vLLM-Omni's."""
     width, height = arguments.size
     return {
         "prompt": "a dog runs over a green hill",
@@ -99,7 +99,7 @@ def fields(arguments: argparse.Namespace, *, seed: int, frames: int) -> dict[str
 
 
 def cpu_platform(folder: Path) -> Path:
-    """A folder for the path of Python on which vLLM-Omni finds a platform without a GPU."""
+    """Write a folder for Python's path in which vLLM-Omni finds the CPU platform. Returns it."""
     metadata = folder / "omni_cpu_platform-0.dist-info"
     metadata.mkdir(parents=True, exist_ok=True)
     (metadata / "METADATA").write_text(

@@ -1,1 +1,1 @@
-"""HeliosBench, and measures of our own: what videos look like, not how fast they come."""
+"""The quality of videos: HeliosBench, and measures of our own."""

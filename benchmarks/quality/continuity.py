@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from helios_serve.model_config import CHUNK_FRAMES
 
 THUMBNAIL = 16
-"""Width and height of the pictures in which repetition is looked for."""
+"""Width and height of the pictures that are compared to find repetition."""
 SHORTEST_PERIOD = 2.0
-"""Seconds after which a picture that comes again counts as repeated."""
+"""Minimum seconds between two similar pictures that count as repetition."""
 
 
 class Continuity(NamedTuple):

@@ -27,7 +27,7 @@ from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
 RUN_FILE = "helios_run.json"
 FRAMES_PER_SECOND = 24
 RETRY_SECONDS = 2.0
-"""Wait after a refusal (429, 503): the server is busy with other videos."""
+"""Seconds to wait after a refusal (429, 503), while the server is busy with other videos."""
 
 Make = Callable[[BenchCase, Path], Awaitable[None]]
 """Makes the video of a case, and writes it to a file."""
@@ -45,7 +45,7 @@ class BenchRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Made(NamedTuple):
-    """The cases whose videos were made, were there already, and failed (with the reason).
+    """The cases whose videos were made, existed already, or failed (with the reason).
 
     `seconds` is the time that all of it took.
     """
@@ -119,7 +119,7 @@ async def make_videos(
 ) -> Made:
     """Make the videos that a folder lacks, `at_once` of them at a time.
 
-    A video that fails ends only itself. Raises HeliosError if the server is lost.
+    A video that fails does not stop the others. Raises HeliosError if the server is lost.
     """
     present = {video.case.id for video in find_videos(folder, list(cases))}
     kept = [case for case in cases if case.id in present]
@@ -168,8 +168,9 @@ def count_frames(path: Path) -> int:
 
 
 def begin_run(folder: Path, run: BenchRun) -> None:
-    """Note how the videos of a folder are made. Raises InvalidRequestError if some of them were
-    made in another way, and StorageError.
+    """Record how the videos of a folder are made.
+
+    Raises InvalidRequestError if some of them were made in another way, and StorageError.
     """
     path = folder / RUN_FILE
     try:

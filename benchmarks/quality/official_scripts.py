@@ -20,8 +20,9 @@ WEIGHTS = {
 }
 """Files that a metric and its drift need, in the folder of the scripts."""
 RUNNABLE = tuple(name for name in METRICS if name.removeprefix("drifting_") in WEIGHTS)
-"""Metrics of scripts that need files only. Naturalness asks a model of OpenAI: run that yourself,
-with an API key, and put its results next to the others."""
+"""Metrics of scripts that need files only. Naturalness calls a model of OpenAI: run its script
+yourself, with an API key, and put its results next to the others.
+"""
 
 
 def check_scripts(folder: Path, metrics: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Dense optical flow by Farneback's method, and what it says of motion."""
+"""Dense optical flow by Farneback's method, and measures of motion from it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

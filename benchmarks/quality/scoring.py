@@ -1,4 +1,4 @@
-"""Scores a folder of videos: what can be computed without weights of other models."""
+"""Scores a folder of videos with the measures that need no weights of other models."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ OWN_MEASURES = (
 
 
 class VideoScore(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of a video. `digest` is the SHA-256 of its file."""
+    """The measures of a video. `digest` is the SHA-256 of its file."""
 
     id: int
     video_name: str

@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file, which loads nothing from outside."""
+"""The HTML page of a report: a single file without external resources."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -53,7 +53,7 @@ def plots(parts: Iterable[str]) -> str:
 
 
 def numbers(items: Iterable[tuple[str, str]]) -> str:
-    """Return large numbers with what they are."""
+    """Return numbers in large type, each with its label."""
     cells = (
         f'<div class="number"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
         for name, value in items

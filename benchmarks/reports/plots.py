@@ -229,7 +229,7 @@ def tenant_shares(axes: Axes, run: LoadRun) -> None:
 
 
 def send_lags(axes: Axes, run: LoadRun) -> None:
-    """9: how late this client sent sessions that it could send."""
+    """9: how late this client sent sessions that were ready to send."""
     lags = [
         1000 * (record.sent - record.released) for record in run.records if record.sent is not None
     ]

@@ -48,7 +48,7 @@ PANELS = (
     Panel("Tenants", "Frames of each tenant, and its weight.", plots.tenant_shares),
     Panel(
         "This client",
-        "Its own delay, which no latency should be near to.",
+        "How late this client sent sessions. Latencies must be much longer than this.",
         plots.send_lags,
     ),
     Panel(

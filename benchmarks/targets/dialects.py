@@ -1,4 +1,4 @@
-"""How servers want a request for a video to be written."""
+"""The request bodies that different servers expect."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ MULTIPART = ("vllm-omni",)
 
 
 def body_of(request: SessionRequest, options: TargetOptions) -> dict[str, Any]:
-    """Return the fields of a request. Raises InvalidRequestError for a shape it cannot ask for."""
+    """Return the fields of a request. Raises InvalidRequestError if the server has none for it."""
     fields = FIELDS[options.backend](request)
     if options.model is not None:
         fields["model"] = options.model
@@ -32,7 +32,7 @@ def extra_body(options: TargetOptions) -> dict[str, Any]:
 
 
 def helios(request: SessionRequest) -> dict[str, Any]:
-    """Ours: JSON with all sampling options by name."""
+    """helios-serve: JSON with all sampling options by name."""
     fields = given(
         prompt=request.prompt,
         width=request.width,
@@ -94,8 +94,8 @@ def size_of(request: SessionRequest) -> str | None:
 def only_text(request: SessionRequest, backend: Backend) -> None:
     if request.task != "t2v" or request.image or request.video:
         raise InvalidRequestError(
-            f"got task {request.task} with --backend {backend}, expected t2v: its references are "
-            "not supported here",
+            f"got task {request.task} with --backend {backend}, expected t2v: "
+            "this benchmark cannot send references to it",
             param="task",
         )
 

@@ -1,8 +1,8 @@
-"""A server that answers at once: what a client measures against it is the client's own delay.
+"""A server that answers at once, so that a client measures only its own delay.
 
     python -m helios_serve.benchmarks.targets.null_server [PORT [SECONDS]]
 
-With SECONDS, it waits so long before each chunk, which keeps many sessions open.
+With SECONDS, it waits that long before each chunk, so that many sessions stay open.
 
 It speaks `/v1/videos` with its stream, and the realtime WebSocket. Its videos have no pictures.
 """

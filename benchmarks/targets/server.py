@@ -81,7 +81,7 @@ class Server:
         return found
 
     async def wait_until_ready(self, tenant: str) -> Capabilities:
-        """Wait until the server answers, and look at what it has.
+        """Wait until the server answers, and find out its capabilities.
 
         Raises HeliosError if it does not answer within `--ready-check-timeout-sec`.
         """
@@ -126,7 +126,7 @@ class Server:
 
 @asynccontextmanager
 async def connected(options: TargetOptions, tenants: LoadTenants) -> AsyncIterator[Server]:
-    """Yield a server with a connection pool that limits nothing."""
+    """Yield a server with an unlimited connection pool."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30)
     async with aiohttp.ClientSession(

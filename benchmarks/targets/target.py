@@ -1,4 +1,4 @@
-"""What a load generator needs of a server."""
+"""The interface of a server for the load generator."""
 
 from typing import Protocol
 
@@ -43,4 +43,4 @@ class Target(Protocol):
         """
 
     async def leave(self, record: SessionRecord) -> None:
-        """Tell the server that the client of an abandoned session has left. Raises nothing."""
+        """Tell the server that the client of an abandoned session has left. Never raises."""

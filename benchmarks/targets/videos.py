@@ -56,7 +56,7 @@ class VideosTarget:
             await asyncio.wait((switching,))
 
     async def leave(self, record: SessionRecord) -> None:
-        """Cancel the job; a server without that route has it deleted."""
+        """Cancel the job, or delete it if the server has no route for that."""
         if record.video_id is None:
             return
         path = f"{VIDEOS}/{record.video_id}"
@@ -81,7 +81,7 @@ class VideosTarget:
         return video
 
     async def _watch_media(self, record: SessionRecord) -> None:
-        """Read the growing MP4: a chunk has come when its last byte has."""
+        """Read the growing MP4. A chunk counts as received when its last byte arrives."""
         reader = FragmentReader()
         path = f"{VIDEOS}/{record.video_id}/stream"
         async with self.server.request("GET", path, record.tenant) as answer:
@@ -96,7 +96,7 @@ class VideosTarget:
         await self._check_end(record)
 
     async def _watch_events(self, record: SessionRecord) -> None:
-        """Read server-sent events: a chunk has come when an event says so."""
+        """Read server-sent events. A chunk counts as received when its event arrives."""
         path = f"{VIDEOS}/{record.video_id}/events"
         async with self.server.request("GET", path, record.tenant) as answer:
             async for line in lines_of(answer):
@@ -109,7 +109,7 @@ class VideosTarget:
         await self._check_end(record)
 
     async def _check_end(self, record: SessionRecord) -> None:
-        """Raise SessionFailedError if the video ended early. A whole one needs no question."""
+        """Raise SessionFailedError if the video ended early."""
         if record.frames < record.num_frames:
             check_video(await self._video("GET", f"{VIDEOS}/{record.video_id}", record))
             raise SessionFailedError(
@@ -130,7 +130,7 @@ class VideosTarget:
             before = sent
 
     async def _switch(self, request: SessionRequest, record: SessionRecord) -> None:
-        """Switch the prompt at its times. What the server does not accept is never seen."""
+        """Switch the prompt at its times. A switch that the server rejects is never `seen`."""
         for milliseconds, prompt in request.switches:
             await self.clock.sleep_until(record.intended + milliseconds / 1000)
             switch = SwitchRecord(uuid4().hex, self.clock.now())

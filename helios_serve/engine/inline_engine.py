@@ -56,7 +56,7 @@ class InlineEngine:
         return self.checkpoint.config
 
     def load(self) -> LoadedModel:
-        """The model, loaded if it was not yet."""
+        """Return the model, which the first call loads."""
         if self._model is None:
             self._model = load_checkpoint(
                 self.checkpoint, self.device, self.dtype, options=self.options
@@ -64,16 +64,16 @@ class InlineEngine:
         return self._model
 
     def check(self, request: VideoRequest) -> None:
-        """Raise InvalidRequestError or CheckpointError for what cannot be made; loads nothing."""
+        """Raise InvalidRequestError or CheckpointError for an invalid request. Loads no weights."""
         request.resolve(self.config)
         if request.lora is not None:
             skeleton = build_transformer(self.checkpoint.folder, self.config, self.dtype).module
             load_adapter(request.lora, skeleton, request.lora_scale)
 
     def generate(self, request: VideoRequest) -> Iterator[StepDone | ChunkReady]:
-        """Run a checked request to its end; raises HeliosError if it fails on the way.
+        """Generate the video of a checked request. Raises HeliosError if that fails.
 
-        The history pool is made for the request: exactly what one session of its size can hold.
+        The history pool has exactly the blocks that one session of the request's size needs.
         """
         model = self.load()
         geometry = Geometry(request.params.height, request.params.width)

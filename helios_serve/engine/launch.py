@@ -30,7 +30,7 @@ def launch(
     """Return an engine whose workers are starting.
 
     `name` stands for the model in traces and metrics, instead of `model`. Workers of a server are
-    started again without end if their starts fail.
+    restarted without limit if their starts fail.
 
     Raises CheckpointError for an invalid model, and DeviceError for an option that its workers or
     the executor cannot honor.
@@ -41,7 +41,7 @@ def launch(
         check_context_parallel(group.config, checkpoint.config)
         if kind == "inline":
             check_thread(group.config)
-    if kind != "ray":  # whose workers run anywhere, and check their own memory
+    if kind != "ray":  # Ray's workers may run on other machines, and check their own memory
         MemoryCheck(model, checkpoint.folder, checkpoint.config).check_host(groups)
     config = EngineConfig(
         workers=tuple(group.config for group in groups for _ in range(group.count)),
@@ -58,12 +58,12 @@ def launch(
 
 
 def read_model_config(model: str, load_format: LoadFormat) -> HeliosConfig:
-    """The configuration of a model; reads no weights. Raises CheckpointError."""
+    """Return the configuration of a model, without reading weights. Raises CheckpointError."""
     return open_checkpoint(model, load_format).config
 
 
 def make_executor(kind: ExecutorKind, ray_address: str | None) -> Executor:
-    """Executors are imported when they are needed: importing Ray takes seconds."""
+    """Return an executor. It is imported only now, because importing Ray takes seconds."""
     match kind:
         case "inline":
             from helios_serve.model_executor.executor.inline import InlineExecutor

@@ -1,4 +1,4 @@
-"""Checks before torch is imported, which takes seconds: what fails here fails at once."""
+"""Checks that run before torch is imported, which takes seconds, so that errors appear at once."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from helios_serve.options.workers import ExecutorKind, WorkerGroup
 def check_model(
     model: str, groups: Sequence[WorkerGroup], kind: ExecutorKind
 ) -> HeliosConfig | None:
-    """Check a model and the options of its workers, as far as this needs no download.
+    """Check a model and the options of its workers, as far as possible without a download.
 
     Returns the model's configuration, or None for a model on the hub that is not a published one.
     Raises CheckpointError, DeviceError or InvalidRequestError.

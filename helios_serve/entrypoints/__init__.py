@@ -1,1 +1,1 @@
-"""What users touch: the HTTP API and the command line."""
+"""The interfaces for users: the HTTP API and the command line."""

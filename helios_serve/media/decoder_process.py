@@ -34,7 +34,7 @@ from helios_serve.media.references import load_reference
 def main(limits_json: str) -> None:
     """Answer jobs until standard input is closed."""
     limits = msgspec.json.decode(limits_json, type=DecodeLimits)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends its processes itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the server ends its processes itself
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = None  # `references` has a lower limit and a better message
     answers = private_stdout()
@@ -85,7 +85,7 @@ def extend_cpu_limit(seconds: int) -> None:
 
 
 def decode(job: DecodeJob) -> DecodeAnswer:
-    """Run a job. Any exception counts as a fault of the file, which alone differs between jobs."""
+    """Run a job. Any exception is blamed on the file, because only files differ between jobs."""
     path = Path(job.path)
     try:
         kind, frames = load_reference(path, width=job.width, height=job.height, kind=job.kind)

@@ -69,7 +69,7 @@ def split_wide(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def wide_range(image: Image.Image, pixels: Pixels) -> int:
-    """Return the value of white."""
+    """Return the pixel value that means white."""
     if image.mode.startswith("I;16"):
         (bits,) = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
         return int((1 << bits) - 1)

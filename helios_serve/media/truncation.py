@@ -1,4 +1,4 @@
-"""Notices video files that were cut off: FFmpeg reads what there is, as if it were all.
+"""Detects video files that were cut off, which FFmpeg reads as if they were complete.
 
 A container that states its own length is checked against the length of the file. Streams without
 one (MPEG-TS, live WebM, fragmented MP4 between two fragments) can end anywhere.
@@ -21,7 +21,7 @@ CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 KINDS = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx", b"uuid")
 """Boxes with which an MP4 or QuickTime file starts."""
 FLV_METADATA, FLV_SIZE = 4096, b"filesize\0"
-"""Where the size of an FLV file is searched, and what precedes it: its name and a number's type."""
+"""Bytes of an FLV file that are searched for its size, and the name and type that precede it."""
 UNKNOWN_RIFF = (0, 0xFFFFFFFF)
 
 

@@ -31,7 +31,7 @@ JITTER = (Fraction(1, 2), Fraction(3, 2))
 
 
 class FrameLimit(NamedTuple):
-    """The most frames of a video, and the words for it in an error."""
+    """The maximum number of frames of a video, and its text in error messages."""
 
     frames: int
     expected: str
@@ -78,7 +78,7 @@ def read_pictures(path: Path, shown: Sequence[int], size: Size) -> Iterator[Pict
 
 
 def video_track(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    """Return the first video track that is enabled, or else the first; cover art is none.
+    """Return the first enabled video track, or else the first. Cover art does not count.
 
     A track of one image, or in an image format, counts as cover art if there is another.
     """

@@ -45,7 +45,7 @@ TURNS = {
     (True, False, True): Image.Transpose.ROTATE_90,
     (True, True, True): Image.Transpose.TRANSVERSE,
 }
-"""Transpositions by whether axes are swapped, and then x and y are mirrored."""
+"""Transpositions by three flags: the axes are swapped, then x is mirrored, and y is mirrored."""
 SWAPPING = {turn for (swaps, _, _), turn in TURNS.items() if swaps}
 SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
@@ -90,7 +90,7 @@ def colors_of(frame: av.VideoFrame, size: Size) -> Image.Image:
 
 
 def source_matrix(frame: av.VideoFrame) -> Colorspace | None:
-    """Return the YUV matrix of a frame that states none; None for others."""
+    """Return the YUV matrix to assume for a frame that states none; None if it states one."""
     if frame.colorspace != UNSPECIFIED_MATRIX or frame.format.is_rgb:
         return None
     if PRIMARIES.get(frame.color_primaries) == "bt2020":

@@ -19,7 +19,7 @@ Backend = Literal["helios", "vllm-omni", "sglang", "openai-videos"]
 """Which dialect of the video API the server speaks."""
 Endpoint = Literal["/v1/videos", "/v1/realtime/video"]
 Timing = Literal["media", "events", "poll"]
-"""What a chunk's time is: its last media byte, the event that names it, or a poll."""
+"""What sets the time of a chunk: its last media byte, the event that announces it, or a poll."""
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +130,8 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(
-            description="Sessions that run at the same time at most; others wait in the client, "
-            "and their latencies include the wait.",
+            description="Maximum number of concurrent sessions; others wait in the client, and "
+            "their latencies include the wait.",
             extra={"metavar": "N"},
         ),
     ] = None
@@ -223,7 +223,7 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "/v1/videos"
     model: Annotated[
         str | None,
-        Meta(description="Model to ask for.", extra={"default": "the server's first"}),
+        Meta(description="Model to request.", extra={"default": "the server's first"}),
     ] = None
     header: Annotated[
         tuple[str, ...],
@@ -262,7 +262,7 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.1,
             le=86_400,
-            description="Seconds after its intended time at which a session is given up.",
+            description="Seconds after its intended start at which a session is abandoned.",
             extra={"metavar": "SECONDS"},
         ),
     ] = 3600.0
@@ -283,7 +283,7 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Sessions before the run, of the same shapes, which are not counted.",
+            description="Sessions of the same shapes before the run, which are not counted.",
             extra={"metavar": "N"},
         ),
     ] = 1
@@ -306,7 +306,7 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
     goodput: Annotated[
         tuple[str, ...],
         Meta(
-            description="What a good session meets, in milliseconds: ttfc, e2el, icl (largest), "
+            description="Bounds of a good session in milliseconds: ttfc, e2el, icl (largest), "
             "stall (sum), and the ratio rtf; such as ttfc:2000 stall:0.",
             extra={"metavar": "KEY:VALUE"},
         ),
@@ -314,9 +314,8 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
     slo_scale: Annotated[
         Annotated[float, Meta(ge=1)] | None,
         Meta(
-            description="A good session's end-to-end latency is at most this many times that of a "
-            "session of its shape that the server has for itself, which is measured before the "
-            "run.",
+            description="Maximum end-to-end latency of a good session, as a multiple of that of a "
+            "session of its shape that runs alone, which is measured before the run.",
             extra={"metavar": "X"},
         ),
     ] = None

@@ -14,7 +14,7 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
     allowed_hosts: Annotated[
         tuple[str, ...],
         Meta(
-            description="Names by which this server may be reached, besides IP addresses, "
+            description="Names by which this server may be reached, in addition to IP addresses, "
             "localhost and names without a dot; *.DOMAIN allows all its subdomains, * any name. "
             "Checked while there are no API keys.",
             extra={"metavar": "HOST,...", "parser": "names"},

@@ -10,9 +10,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Configuration of an engine.
 
     A worker is replaced if it does not start within `start_deadline` seconds, or does not finish a
-    plan, an encode task or a decode task within `step_deadline` seconds. It is not started again
-    after `max_failed_starts` failed starts in a row; None: it is, with growing delays, once any
-    worker has been ready.
+    plan, an encode task or a decode task within `step_deadline` seconds. It is given up after
+    `max_failed_starts` failed starts in a row. With None, it is restarted without limit, with
+    growing delays, once any worker has been ready.
     """
 
     workers: tuple[WorkerConfig, ...] = (WorkerConfig(),)

@@ -19,13 +19,13 @@ Options = TypeVar("Options", bound=msgspec.Struct)
 
 FIELD = re.compile(r"field `([^`]+)`")
 PLACE = re.compile(r"`\$\.([^`]+)`")
-"""Match the unknown or missing field that msgspec's messages name, and the place of the error."""
+"""Match the unknown or missing field, and the path of the error, in msgspec's messages."""
 MAX_SHOWN = 80
 """Maximum number of characters of an invalid value in a message."""
 
 
 class Option(NamedTuple):
-    """A field of a struct.
+    """An option: a field of a struct.
 
     `kind` is its type without None; `extra` is the `extra` of its msgspec.Meta.
     """

@@ -34,8 +34,8 @@ class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(
             ge=0,
-            description="Seconds without any worker that can be started after which the engine "
-            "counts as dead, and the server's health check fails.",
+            description="If no worker can be started for this many seconds, the engine counts as "
+            "dead, and the server's health check fails.",
             extra={"metavar": "SECONDS"},
         ),
     ] = 60.0

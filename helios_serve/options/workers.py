@@ -188,7 +188,7 @@ def check_roles(groups: Iterable[WorkerGroup]) -> None:
     covered = {role for group in groups for role in group.config.roles}
     if idle := [role for role in ROLES if role not in covered]:
         raise InvalidRequestError(
-            f"got workers of which none is to {' or '.join(idle)}, expected at least one",
+            f"got no worker to {' or '.join(idle)}, expected at least one",
             param="workers",
         )
 

@@ -103,7 +103,7 @@ class StringEnd(NamedTuple):
 
 
 def end_of_string(data: Buffer, start: int) -> StringEnd:
-    """Return the end of the string at `start`. It is searched for at the speed of memory.
+    """Return the end of the string at `start`, found at the speed of memory.
 
     A string without an end reaches to the end of the text, or past MAX_TOKENS escaped quotes.
     """

@@ -11,7 +11,7 @@ from helios_serve.store.batches import BatchStatus, LineError
 from helios_serve.video_request import Relation
 
 MAX_FORKS = 16
-"""Videos that one request may fork off."""
+"""Maximum number of videos that one request may fork."""
 Prompt = Annotated[str, Meta(pattern=r"\S", extra={"allowed": "text that is not blank"})]
 BatchKey = Annotated[str, Meta(max_length=64)]
 BatchValue = Annotated[str, Meta(max_length=512)]
@@ -44,10 +44,10 @@ class VideoError(msgspec.Struct, frozen=True):
 
 
 class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A LoRA adapter that the server offers, by the names that vLLM-Omni's clients use.
+    """A LoRA adapter that the server offers. The fields have vLLM-Omni's names.
 
-    `int_id` and `lora_int_id` are accepted and not used. There is no path: adapters are files of
-    the server, which `--lora-modules` offers by name.
+    `int_id` and `lora_int_id` are accepted and ignored. There is no path: `--lora-modules` offers
+    adapters by name.
     """
 
     name: str | None = None
@@ -157,9 +157,9 @@ class Video(msgspec.Struct, kw_only=True):
     """A video and its progress. Times are Unix seconds; `progress` is 0 to 100.
 
     The fields from `num_frames` on are not part of OpenAI's API. `inference_time_s` is the time
-    from acceptance to the end, as in vLLM-Omni; null while the video is made. `relation` says how
-    the video was derived from its parent. A continuation contains only the new frames, because its
-    parent has no snapshot to resume from.
+    from acceptance to the end, as in vLLM-Omni; null until then. `relation` says how the video was
+    derived from its parent. A continuation contains only the new frames, because its parent has no
+    snapshot to resume from.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""What a tenant may still request, as OpenAI's rate-limit headers say it."""
+"""What a tenant may still request, as headers with OpenAI's names."""
 
 import asyncio
 import time

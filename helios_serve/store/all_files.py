@@ -1,4 +1,4 @@
-"""All files of jobs, of every kind."""
+"""The files of jobs: segments, snapshots and references."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +74,7 @@ class JobFiles:
         return NewRow(request, num_chunks, first_chunk, next_chunk, chunk, frames_before)
 
     def load(self, job: StoredJob) -> Unfinished:
-        """Return how a job resumes. Raises DamagedFileError."""
+        """Return the job with what it needs to resume. Raises DamagedFileError."""
         if job.kept_chunk is not None:
             resume_point = self.snapshots.get(job.id, job.kept_chunk)
             return Unfinished(job.request, resume_point, job.first_chunk, job.next_chunk)

@@ -32,8 +32,8 @@ def write_checked(path: Path, data: bytes) -> None:
 def read_checked(path: Path, is_old: Callable[[bytes], bool]) -> bytes:
     """Return the content of a file.
 
-    `is_old` tells whether content without a head looks like that of an earlier version, which is
-    returned as it is. Raises DamagedFileError for a missing file and for any other content.
+    `is_old` returns whether a file without a head looks like one of an earlier version, which is
+    returned unchecked. Raises DamagedFileError if the file is missing or has other content.
     """
     data = read_file(path)
     if len(data) >= HEAD.size:
@@ -47,7 +47,7 @@ def read_checked(path: Path, is_old: Callable[[bytes], bool]) -> bytes:
             return content
     if is_old(data):
         return data
-    raise DamagedFileError(f"{path} is damaged: its first bytes are not those of such a file")
+    raise DamagedFileError(f"{path} is damaged: its first bytes are invalid")
 
 
 def is_old_segment(data: bytes) -> bool:
@@ -55,7 +55,7 @@ def is_old_segment(data: bytes) -> bool:
 
 
 def is_old_struct(data: bytes) -> bool:
-    """A msgpack map; what follows is checked when it is decoded."""
+    """Return whether `data` starts like a msgpack map. Decoding checks the rest."""
     return bool(data) and (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF))
 
 

@@ -19,11 +19,11 @@ Run = Callable[..., list[sqlite3.Row]]
 class Database:
     """A SQLite file with the tables of `schema`, a script that is run when the file is created.
 
-    `version` is stored in the file and must be changed with the schema. `migrations` are the
-    scripts that lead from an earlier version to the next, by the earlier one; they are run in
-    order, each in a transaction of its own. The tables are always in the file itself, not only in
-    its write-ahead log. Thread-safe. Raises StorageError if the file is damaged, has a version that
-    no migration leads from, or cannot be written.
+    `version` is stored in the file and must be changed with the schema. `migrations` maps a version
+    to the script that converts its tables to the next version. They are run in order, each in its
+    own transaction. The tables are always in the file itself, not only in its write-ahead log.
+    Thread-safe. Raises StorageError if the file is damaged, has a version without a migration, or
+    cannot be written.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Database:
             yield lambda statement, *values: self._connection.execute(statement, values).fetchall()
 
     def checkpoint(self) -> None:
-        """Copy what is in the write-ahead log to the file, so that losing the log loses little."""
+        """Copy the write-ahead log to the file, so that little is lost if the log is lost."""
         self.run("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:

@@ -16,9 +16,9 @@ RESERVE = 256 << 20
 
 BALLAST = "ballast"
 BALLAST_BYTES = 4 << 20
-"""Size of the file that is given up so that videos and files can be deleted on a full disk."""
+"""Size of the ballast file, which is deleted on a full disk so that other files can be deleted."""
 MIN_FREE = 1 << 20
-"""Bytes without which a server cannot open its databases."""
+"""Free bytes that a server needs to open its databases."""
 
 
 class Disk:
@@ -90,9 +90,10 @@ class Disk:
 
 
 class Ballast:
-    """A file in the data folder `folder` that is given up when the disk is full.
+    """A file in the data folder `folder` that is deleted when the disk is full.
 
-    Deleting a video takes room in a table first. On a full disk that room is the ballast's.
+    Deleting a video first writes to a table. On a full disk, deleting the ballast makes room for
+    that.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,7 +113,7 @@ class Ballast:
                 self.path.unlink(missing_ok=True)
 
     def release(self) -> bool:
-        """Give up the file. Returns whether there was one."""
+        """Delete the file. Returns whether there was one."""
         try:
             self.path.unlink()
         except OSError:
@@ -120,13 +121,13 @@ class Ballast:
         return True
 
     def release_if_full(self) -> None:
-        """Give up the file if a server could not open its databases otherwise."""
+        """Delete the file if a server could not open its databases otherwise."""
         with suppress(OSError):
             if shutil.disk_usage(self.path.parent).free < MIN_FREE:
                 self.release()
 
     def spend(self, deletion: Callable[[], None]) -> None:
-        """Call `deletion`; if the disk fails, give up the file and call it again.
+        """Call `deletion`. If the disk fails, delete the file and call `deletion` again.
 
         Raises StorageError if that fails too.
         """

@@ -30,7 +30,10 @@ class DamagedFileError(StorageError):
 
 @contextmanager
 def storage_errors(doing: str, path: Path) -> Iterator[None]:
-    """Raise an OSError of the block as StorageError: cannot `doing` `path`, and the reason."""
+    """Convert an OSError of the block to a StorageError: "cannot DOING PATH: REASON".
+
+    `doing` is a verb, such as "read".
+    """
     try:
         yield
     except OSError as error:
@@ -40,7 +43,9 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
 def open_private(path: str | Path, flags: int) -> int:
     """Open or create a file, as the `opener` of `open`, and restrict it to its owner."""
     descriptor = os.open(path, flags, FILE_MODE)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):  # rather than /dev/stdout
+    if stat.S_ISREG(
+        os.fstat(descriptor).st_mode
+    ):  # a device such as /dev/stdout keeps its permissions
         os.fchmod(descriptor, FILE_MODE)
     return descriptor
 
@@ -161,5 +166,5 @@ def take_lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(
-            f"{folder} is in use by another server: each server needs its own folder"
+            f"{folder} is in use by another server: stop that server, or use another folder"
         ) from error

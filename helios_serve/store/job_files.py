@@ -59,7 +59,7 @@ class JobFolders(ABC):
         remove(self.folder(job_id))
 
     def sweep(self, jobs: Iterable[StoredJob], deleted: Iterable[str], lost: LostAndFound) -> None:
-        """Leave only the files that are `committed`.
+        """Keep only the files that are `committed`.
 
         Files of `deleted` jobs, temporary files and those that are `uncommitted` are deleted. All
         others are moved to `lost`: the table may have lost the rows that name them.
@@ -93,7 +93,7 @@ class JobFolders(ABC):
 
     @abstractmethod
     def uncommitted(self, job: StoredJob) -> Collection[str]:
-        """Return the names of the files that a crash leaves behind in a commit or a cleanup."""
+        """Return the names of files that a crash during a commit or a cleanup may leave."""
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -129,8 +129,8 @@ class SegmentStore(JobFolders):
     def whole_until(self, job: StoredJob) -> int:
         """Return the first chunk of a job whose segment is missing or damaged.
 
-        Without a whole header it is at most the last committed one: that chunk's segment brings the
-        header again. Raises StorageError if the disk fails.
+        If the header is damaged, it is at most the last committed chunk, whose new segment brings a
+        new header. Raises StorageError if the disk fails.
         """
         chunk = job.first_chunk
         with suppress(DamagedFileError):
@@ -152,7 +152,7 @@ class SegmentStore(JobFolders):
         return names | {HEADER} if names else set()
 
     def uncommitted(self, job: StoredJob) -> set[str]:
-        """The segment of a chunk whose commit a crash has cut."""
+        """Return the segment of the next chunk, whose commit a crash may have interrupted."""
         return {HEADER, fragment_name(job.next_chunk)}
 
     def _has_header(self, job_id: str, header: bytes) -> bool:
@@ -170,7 +170,7 @@ def fragment_name(chunk: int) -> str:
 
 
 class Media(msgspec.Struct, frozen=True):
-    """The reference of a request: what `VideoRequest.without_media` removes."""
+    """The reference of a request: the fields that `VideoRequest.without_media` removes."""
 
     image: Frames | None
     video: Frames | None
@@ -196,7 +196,7 @@ class InputStore(JobFolders):
         return {MEDIA} if job.has_media else set()
 
     def uncommitted(self, job: StoredJob) -> set[str]:  # noqa: ARG002
-        """None: a reference is written before its job is."""
+        """Return nothing: no commit writes references."""
         return set()
 
     def _path(self, job_id: str) -> Path:

@@ -1,4 +1,4 @@
-"""Jobs whose row and files disagree: where they can resume."""
+"""Repairs jobs whose row and files disagree."""
 
 from helios_serve.logger import logger
 from helios_serve.stage_seconds import NOTHING_SPENT
@@ -17,9 +17,9 @@ class JobRepair:
     """Finds the last chunk edge at which an unfinished job can resume.
 
     Files are checked by their checksums. A job goes back if chunks or snapshots are missing or
-    damaged; the chunks after the edge are made again. It goes forward if at least two more chunks
-    are whole than its row says: then the rows of committed chunks were lost. One more is what a
-    crash in a commit leaves behind, and is made again.
+    damaged, and the chunks after the edge are generated again. It goes forward if the files have at
+    least two more whole chunks than its row says, because then committed changes of the row were
+    lost. A single one is left by a crash during a commit, and is generated again.
     """
 
     def __init__(self, jobs: JobStore, files: JobFiles) -> None:
@@ -28,9 +28,9 @@ class JobRepair:
         self.segments, self.snapshots = files.segments, files.snapshots
 
     def reconcile(self, table: str) -> None:
-        """Have tables and folders agree, when the store is opened.
+        """Make tables and folders agree when the store is opened.
 
-        `table` is the name of the tables' file, for messages. Raises StorageError if the disk
+        `table` is the name of the database file, for messages. Raises StorageError if the disk
         fails.
         """
         self.jobs.set_damaged_aside()
@@ -45,7 +45,7 @@ class JobRepair:
             self.jobs.forget_deleted(job_id)
 
     def repair_or_fail(self, job: StoredJob) -> bool:
-        """Repair a job; end it as failed, and return False, if it cannot be resumed."""
+        """Repair a job. If it cannot be resumed, end it as failed and return False."""
         try:
             self.repair(job)
         except DamagedFileError as error:
@@ -55,9 +55,9 @@ class JobRepair:
         return True
 
     def repair(self, job: StoredJob) -> None:
-        """Set the chunk at which a job stands to what its files allow.
+        """Set the next chunk of a job to the last one at which its files allow it to resume.
 
-        Raises DamagedFileError if it can start nowhere, and StorageError if the disk fails.
+        Raises DamagedFileError if there is none, and StorageError if the disk fails.
         """
         whole = self.segments.whole_until(job)
         for chunk in self.snapshots.chunks(job.id):
@@ -71,7 +71,7 @@ class JobRepair:
         self._start_again(job)
 
     def _can_stay(self, job: StoredJob, whole: int) -> bool:
-        """Whether a job can resume where its row says."""
+        """Return whether a job can resume where its row says."""
         if whole < job.next_chunk or job.kept_chunk is None:
             return whole >= job.next_chunk
         try:
@@ -81,10 +81,10 @@ class JobRepair:
         return True
 
     def _edge_with(self, job: StoredJob, chunk: int, whole: int) -> int | None:
-        """The next chunk of a job that resumes from its snapshot at `chunk`, or None.
+        """Return the next chunk of a job that resumes from its snapshot at `chunk`, or None.
 
-        The chunks before `whole` are. The snapshot's tail can be decoded again in place of the
-        segment before it.
+        All chunks before `whole` are whole. The snapshot's tail can be decoded again in place of
+        the segment before it.
         """
         if chunk < job.first_chunk or chunk - 1 > whole:
             return None
@@ -102,7 +102,7 @@ class JobRepair:
             return
         if next_chunk > job.next_chunk:
             logger.warning(
-                "job %s: goes forward from chunk %d to %d, whose segments are there",
+                "job %s: goes forward from chunk %d to %d, because the segments between them exist",
                 job.id,
                 job.next_chunk,
                 next_chunk,
@@ -119,8 +119,10 @@ class JobRepair:
         self.jobs.go_back(job.id, next_chunk, kept_chunk)
 
     def _start_again(self, job: StoredJob) -> None:
-        """Have a job begin with its request. Raises DamagedFileError if it began with a snapshot,
-        or its reference is damaged."""
+        """Restart a job from its request.
+
+        Raises DamagedFileError if it began with a snapshot, or its reference is damaged.
+        """
         is_own = job.start_chunk == 0 or (
             job.start_chunk is None and job.request.relation not in FROM_SNAPSHOTS
         )
@@ -128,5 +130,7 @@ class JobRepair:
             raise DamagedFileError(f"no snapshot of job {job.id} can be used")
         self.files.inputs.whole_request(job)
         if job.next_chunk or job.kept_chunk is not None:
-            logger.warning("job %s: starts again; chunk %d was its next", job.id, job.next_chunk)
+            logger.warning(
+                "job %s: starts again at chunk 0, instead of chunk %d", job.id, job.next_chunk
+            )
             self.jobs.go_back(job.id, 0, None)

@@ -65,7 +65,7 @@ ALTER TABLE jobs ADD COLUMN checksum INTEGER;
         for column in STAGE_COLUMNS
     ),
 }
-"""Scripts that turn a table of one version into the next version's, by version."""
+"""Scripts that convert the tables of a version to the next version, by version."""
 
 
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +107,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def spent(self) -> StageSeconds | None:
-        """Time in each stage; None if it was not recorded."""
+        """The time in each stage; None if it was not recorded."""
         if self.queue_seconds is None:
             return None
         return StageSeconds(
@@ -123,7 +123,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
         return range(self.first_chunk, self.next_chunk)
 
     def frames_after(self, chunk: int) -> int:
-        """Frames of the video after `chunk`."""
+        """Return the number of frames of the video after `chunk`."""
         return max(0, self.request.params.num_frames - CHUNK_FRAMES * (chunk + 1))
 
     @property
@@ -132,7 +132,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewRow(NamedTuple):
-    """A job to add, whose first `frames_before` frames exist already. Fields as in StoredJob."""
+    """A job to add. `frames_before` frames of it exist already. Other fields: see StoredJob."""
 
     request: VideoRequest
     num_chunks: int
@@ -143,9 +143,10 @@ class NewRow(NamedTuple):
 
 
 class JobStore:
-    """The table of jobs, one row each. Every change is durable when the method returns.
+    """The table of jobs, with a row for each.
 
-    Thread-safe. Raises StorageError as `Database` does.
+    Every change is durable when the method returns. Thread-safe. Raises StorageError as `Database`
+    does.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -164,9 +165,9 @@ class JobStore:
     def add_all(self, rows: Sequence[NewRow], frames_per_day: int | None = None) -> None:
         """Add jobs in one transaction.
 
-        The frames that do not exist yet are charged to the tenant's daily limit, `frames_per_day`.
-        Raises CapacityError if they exceed what is left of it, and InvalidRequestError if those of
-        one job exceed the limit itself; then none is added.
+        Frames that do not exist yet are charged to the tenant's daily limit, `frames_per_day`.
+        Raises CapacityError if they exceed what is left of the limit, and InvalidRequestError if
+        one job alone exceeds the limit. Then none is added.
         """
         now = self._clock()
         with self._table.transaction() as run:
@@ -232,7 +233,7 @@ class JobStore:
             if not rows:
                 return
             tenant, before = rows[0]
-            left = min(before, frames_left)  # a chunk that is made again is counted once
+            left = min(before, frames_left)  # a chunk that is generated again counts once
             run(
                 "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
                 f"frames_left = ?, updated_at = ?, {more} WHERE id = ?",
@@ -246,7 +247,7 @@ class JobStore:
             UsageTable(run).add(tenant, now, before - left, spent.on_workers)
 
     def go_back(self, job_id: str, next_chunk: int, kept_chunk: int | None) -> None:
-        """Have an unfinished job make the chunks from `next_chunk` on again."""
+        """Set an unfinished job back, so that chunks from `next_chunk` on are generated again."""
         self._table.run(
             "UPDATE jobs SET next_chunk = ?, kept_chunk = ?, updated_at = ? WHERE id = ?",
             next_chunk,
@@ -295,11 +296,11 @@ class JobStore:
         return [row["id"] for row in self._table.run("SELECT id FROM deleted_jobs")]
 
     def forget_deleted(self, job_id: str) -> None:
-        """The files of a deleted job are deleted."""
+        """Forget a deleted job, after its files were deleted."""
         self._table.run("DELETE FROM deleted_jobs WHERE id = ?", job_id)
 
     def set_damaged_aside(self) -> list[str]:
-        """Move rows whose request cannot be read to the table `damaged_jobs`; returns their ids."""
+        """Move rows whose request cannot be read to the table `damaged_jobs`. Returns their ids."""
         damaged = []
         for row in self._table.run("SELECT * FROM jobs"):
             try:
@@ -336,7 +337,7 @@ class JobStore:
 
 
 def columns_of(row: NewRow, now: float) -> dict[str, Value]:
-    """The columns of a job that is accepted at time `now`."""
+    """Return the columns of a job that is accepted at time `now`."""
     request = row.request
     blob = msgspec.msgpack.encode(request.without_media())
     return {

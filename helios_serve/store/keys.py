@@ -27,7 +27,8 @@ from helios_serve.store.files import (
 
 DATABASE = "keys.sqlite3"
 IN_USE = "keys.in-use"
-"""Empty file that exists once a key was created: without it, a lost table would open the server."""
+"""Empty file that exists once a key was created: keys are then needed even if their table is lost.
+"""
 PREFIX = "sk-helios-"
 KEY_BYTES = 32
 """Random bytes in a key: enough entropy that a plain, unsalted hash is safe."""

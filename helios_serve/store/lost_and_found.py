@@ -1,4 +1,4 @@
-"""Where files go that the tables do not name, when the store is opened."""
+"""The folder for files that no table names when the store is opened."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ FOLDER = "lost+found"
 
 
 class LostAndFound:
-    """Sets files of the data folder `root` aside in `lost+found`, in a folder named by the time.
+    """Moves files of the data folder `root` to `lost+found`, into a folder named by the time.
 
     Files without a row in a table may be all that is left of videos whose rows were lost, so they
     are never deleted. Below the folder they keep the paths that they had below `root`.
@@ -19,7 +19,7 @@ class LostAndFound:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.taken: list[Path] = []
-        """Where the files are now."""
+        """The folder to which files were moved."""
         self._folder = root / FOLDER / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}"
 
     def take(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class LostAndFound:
         self.taken.append(target)
 
     def report(self, table: str) -> None:
-        """Log what was taken, if anything, because `table` does not name it."""
+        """Log which files were moved, if any, because `table` does not name them."""
         if self.taken:
             names = ", ".join(str(path.relative_to(self._folder)) for path in self.taken[:5])
             more = ", ..." if len(self.taken) > 5 else ""

@@ -56,7 +56,7 @@ class ServiceTables:
             self._opened = opened.pop_all()
 
     def checkpoint(self) -> None:
-        """Make losing the database's write-ahead log lose little."""
+        """Copy the write-ahead log to the database, so that little is lost if the log is lost."""
         self._database.checkpoint()
 
     def close(self) -> None:

@@ -36,10 +36,10 @@ class SnapshotStore(JobFolders):
         return read_struct(self.folder(job_id) / snapshot_name(chunk), ResumePoint)
 
     def delete_old(self, job: StoredJob, next_chunk: int) -> None:
-        """Delete the snapshots that a job needs no more when it stands at `next_chunk`.
+        """Delete the snapshots that a job with this `next_chunk` no longer needs.
 
-        It keeps the last one, the one before, to which it goes back if the last one is damaged, and
-        the one that it began with.
+        It keeps the last one, the one before, in case the last one is damaged, and the one that it
+        began with.
         """
         kept = {
             snapshot_name(chunk) for chunk in (next_chunk, next_chunk - 1, job.start_chunk or 0)
@@ -66,7 +66,7 @@ class SnapshotStore(JobFolders):
         }
 
     def uncommitted(self, job: StoredJob) -> set[str]:
-        """The snapshot of a chunk whose commit a crash has cut, and those that are not needed."""
+        """Return the snapshot of an interrupted commit, and those that are no longer needed."""
         last = -1 if job.kept_chunk is None else job.kept_chunk
         return {snapshot_name(chunk) for chunk in (*range(last), job.next_chunk + 1)}
 

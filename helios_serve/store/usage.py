@@ -1,4 +1,4 @@
-"""Usage of tenants by day, in a table of the jobs' database."""
+"""The usage of tenants by day, in a table of the jobs' database."""
 
 from datetime import UTC, date, datetime, timedelta
 
@@ -72,7 +72,7 @@ class UsageTable:
         self._add(tenant, day, requests=1, granted=frames)
 
     def refund(self, tenant: str, asked_at: float, frames: int, requests: int = 0) -> None:
-        """Return frames and requests that were charged at `asked_at` but will not be generated."""
+        """Refund frames and requests, charged at `asked_at`, that will not be generated."""
         self._add(tenant, day_of(asked_at), requests=-requests, granted=-frames)
 
     def add(self, tenant: str, now: float, frames: int, device_seconds: float) -> None:

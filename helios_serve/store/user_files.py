@@ -158,12 +158,12 @@ class UserFileStore:
         remove(hidden)
 
     def _reconcile(self, lost: LostAndFound) -> None:
-        """Have the table and the folder agree."""
+        """Make the table and the folder agree."""
         known = {row["id"]: row["size"] for row in self._table.run("SELECT id, size FROM files")}
         found = {path.name: path for path in self.folder.iterdir()}
         for name, path in found.items():
             if name.startswith("."):
-                if name[1:] in known and name[1:] not in found:  # it was being deleted
+                if name[1:] in known and name[1:] not in found:  # a crash interrupted its deletion
                     self._table.run("DELETE FROM files WHERE id = ?", name[1:])
                     del known[name[1:]]
                 remove(path)

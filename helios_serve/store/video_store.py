@@ -196,7 +196,7 @@ class VideoStore:
             return self._snapshots.get(job_id, job.kept_chunk)
 
     def job_to_continue(self, job_id: str) -> tuple[StoredJob | None, ResumePoint | None]:
-        """Return a job and its resume point, both of the same moment. None for what is missing."""
+        """Return a job and its resume point, read at the same moment; None if missing."""
         with self._lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.kept_chunk is None:
@@ -249,13 +249,13 @@ class VideoStore:
 
 
 def check_unused(jobs: JobStore, job_id: str) -> None:
-    """Raise InvalidRequestError for the id of a stored job."""
+    """Raise InvalidRequestError if a stored job has the id."""
     if jobs.get(job_id) is not None:
         raise InvalidRequestError(f"got request id {job_id!r}, which is in use", param="request_id")
 
 
 def check_database(folder: Path, stores: Iterable[JobFolders]) -> None:
-    """Raise StorageError if the database was lost: the sweep would delete every video."""
+    """Raise StorageError if the database was lost: the sweep would move every video away."""
     path = folder / DATABASE
     if path.exists() and path.stat().st_size:
         return

@@ -15,7 +15,7 @@ import ray
 from helios_serve.errors import DeviceError
 
 ALONE: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.2"}
-"""Keeps a cluster that we start local. Ray would replace 127.0.0.1 by the outer address."""
+"""Keeps a cluster that we start on loopback. Ray would replace 127.0.0.1 by an outer address."""
 TCP_SECONDS = 3.0
 PROBE_SECONDS = 18.0
 """How long a cluster may take to accept a connection. Ray itself may wait for minutes."""
@@ -30,7 +30,7 @@ except BaseException as error:
     print(f"{type(error).__name__}: {error}")
     sys.exit(1)
 """
-"""Connects like this process will. Ray's core ends the process when some of its checks fail."""
+"""A program that connects as this process will. Ray's core may end a process that tries."""
 
 
 class RayConnection:
@@ -120,7 +120,7 @@ def check_port(address: str) -> None:
     except ValueError as error:
         raise no_cluster(address, str(error)) from error
     if not host or port is None:
-        raise no_cluster(address, "it has no host and port")
+        raise no_cluster(address, "the address lacks a host or a port")
     try:
         socket.create_connection((host, port), timeout=TCP_SECONDS).close()
     except OSError as error:

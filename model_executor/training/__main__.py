@@ -31,7 +31,9 @@ def main() -> int:
             return 0
         for stage in STAGES if arguments.command == "all" else (arguments.command,):
             if not training.run(stage, cpu_seconds=arguments.cpu_seconds):
-                logger.info("%s: stopped at its budget; the same command continues it", stage)
+                logger.info(
+                    "%s: stopped after --cpu-seconds; run the same command to continue", stage
+                )
                 break
     except HeliosError as error:
         logger.error("%s", error)
@@ -40,7 +42,7 @@ def main() -> int:
 
 
 def check(training: Training, arguments: argparse.Namespace) -> int:
-    """Print the gates' figures; the status is 1 if one misses its limit."""
+    """Measure the gates and print their figures. Returns 1 if one misses its limit, else 0."""
     figures = training.check(arguments.gates, arguments.videos, drifting=arguments.variant)
     print(as_table(figures))
     return int(not all(figure.passes for figure in figures))
@@ -50,14 +52,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--folder", type=Path, default=Path("build/nano"), help="where to keep it")
-    common.add_argument("--recipe", type=Path, help="JSON file of a new folder's settings")
+    common.add_argument(
+        "--folder", type=Path, default=Path("build/nano"), help="folder of the training"
+    )
+    common.add_argument("--recipe", type=Path, help="JSON file with the recipe of a new training")
     common.add_argument("--threads", type=int, default=1, help="threads of torch")
     for name in ("all", *STAGES):
         stage = commands.add_parser(name, parents=[common], help=f"run or continue: {name}")
-        stage.add_argument("--cpu-seconds", type=float, help="stop a stage after so many")
+        stage.add_argument("--cpu-seconds", type=float, help="stop a stage after this time")
     gates = commands.add_parser("check", parents=[common], help="measure the gates")
-    gates.add_argument("--gates", default="ABCD", help="letters of the gates")
+    gates.add_argument("--gates", default="ABCD", help="gates to measure")
     gates.add_argument("--videos", type=int, default=200, help="captions of B and C; a tenth for D")
     gates.add_argument(
         "--variant", choices=get_args(Variant), default="distilled", help="the variant of gate D"

@@ -70,7 +70,7 @@ class BlockShape(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What all blocks share.
+    """The inputs that all blocks share.
 
     `history_times` (1, 6, dim) and `noise_times` (batch, 6, dim) are modulations; `turns` the cos
     and sin of each token, (batch or 1, 1, tokens, head_dim / 2) each; `text` (batch, rows, dim) and

@@ -41,7 +41,7 @@ PROBE_STEPS: dict[Variant, tuple[int, ...]] = {"base": (16,), "mid": (8, 8, 8)}
 
 
 class FlowBatch(NamedTuple):
-    """What a step learns from: history windows, the chunks that follow, and their captions.
+    """The training data of a step: history windows, the chunks that follow, and their captions.
 
     `offsets` are the first latent frames of the chunks, which only absolute RoPE uses.
     """

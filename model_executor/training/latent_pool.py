@@ -1,4 +1,4 @@
-"""The latents of many clips, made ahead in a memory map: training then renders nothing."""
+"""The latents of many clips, computed in advance in a memory map: training renders nothing."""
 
 import math
 from pathlib import Path
@@ -55,9 +55,10 @@ class LatentPool:
 
 
 def open_halves(path: Path, shape: tuple[int, ...], what: str = "") -> np.memmap:
-    """Map a file of float16 values, which is made if it is missing.
+    """Map a file of float16 values, which is created if it is missing.
 
-    Raises CheckpointError for a file of another size; `what` says what has the expected one.
+    Raises CheckpointError for a file of another size. `what` is added to the expected size in the
+    message.
     """
     num_bytes = math.prod(shape) * np.dtype(np.float16).itemsize
     if not path.exists():
@@ -65,8 +66,8 @@ def open_halves(path: Path, shape: tuple[int, ...], what: str = "") -> np.memmap
             file.truncate(num_bytes)
     if path.stat().st_size != num_bytes:
         raise CheckpointError(
-            f"{path}: got {path.stat().st_size} bytes, expected {num_bytes}{what}: delete the "
-            "folder to make it anew"
+            f"{path}: got {path.stat().st_size} bytes, expected {num_bytes}{what}: "
+            "delete the folder to create it again"
         )
     return np.memmap(path, dtype=np.float16, mode="r+", shape=shape)
 

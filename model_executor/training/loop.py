@@ -89,7 +89,7 @@ def resume(stage: Stage, path: Path) -> tuple[int, float]:
         return int(values["step"]), float(values["cpu_seconds"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} does not fit the recipe; delete it to start the stage anew: {error}"
+            f"{path} does not fit the recipe; delete it to restart the stage: {error}"
         ) from error
 
 

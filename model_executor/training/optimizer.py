@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the Newton-Schulz iteration (Muon, Keller Jordan 2024)."""
+"""Coefficients of the Newton-Schulz iteration (Muon, Keller Jordan 2024)."""
 ITERATIONS = 5
 UPDATE_RMS = 0.2
-"""RMS of an update over its learning rate, as AdamW's (Moonlight, arXiv 2502.16982)."""
+"""RMS of an update divided by its learning rate, the same as AdamW's (Moonlight, arXiv 2502.16982).
+"""
 AVERAGED_SHARE, LAST_AVERAGE = 0.1, 0.999
 """The average spans the last tenth of the steps so far, and at most about 1,000."""
 

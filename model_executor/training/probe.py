@@ -1,4 +1,4 @@
-"""A quick look at a model in training: held-out captions, generated, decoded and detected."""
+"""A quick check of a model in training: generates, decodes and detects held-out captions."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

@@ -51,16 +51,17 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Ablation = Literal["none", "anchor", "long", "corrupt", "rope"]
-"""A part that a training does without, to show what it is for: the first-frame anchor, the long
-window, Frame-Aware Corrupt, or relative RoPE, whose positions then grow with the chunk. The last
-one is for Base and Mid only."""
+"""An ablation: a part that a training leaves out, to show its effect: the first-frame anchor, the
+long window, Frame-Aware Corrupt, or relative RoPE, whose positions then grow with the chunk. The
+last one is for Base and Mid only.
+"""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """All settings. Two runs with the same recipe and the same number of threads are equal.
 
     - `start`: the folder of another training, whose codec and weights the VAE, Base and Mid start
-      from: to go on with another size or another world.
+      from, such as to train another size.
     - `width`, `height`: the frame size in pixels, multiples of 64.
     - `clips`, `chunks`: the size of the latent pool, and chunks a clip.
     - `transformer`, `text`, `vae`: widths, as in the JSON files of a checkpoint.

@@ -22,9 +22,9 @@ from helios_serve.model_executor.training.world.renderer import render
 from helios_serve.model_executor.training.world.scene import draw_clip
 
 LATENT_NOISE = 0.05
-"""Noise on the latents that the decoder learns from: generated ones are not exact."""
+"""Noise on the decoder's training latents, because generated latents are not exact."""
 LOG_VARIANCE = -8.0
-"""Of the encoder's posterior: a sample hardly differs from its mean."""
+"""Log variance of the encoder's posterior: so small that a sample is nearly the mean."""
 
 
 class Fidelity(NamedTuple):

@@ -111,7 +111,7 @@ def draw_samples(rng: Generator, latents: Tensor, history: HistoryMix) -> Sample
 
 
 def ablated(window: Tensor, ablation: Ablation) -> Tensor:
-    """Empty the frames of a window that an ablation does without."""
+    """Set the frames of a window that an ablation leaves out to zero."""
     if ablation == "anchor":
         return torch.cat([torch.zeros_like(window[:, :, :1]), window[:, :, 1:]], dim=2)
     if ablation == "long":

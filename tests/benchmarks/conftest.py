@@ -7,5 +7,5 @@ from helios_serve.benchmarks.measure import result
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine delays these tests, which is not what they are about."""
+    """Allow long delays: a busy machine delays these tests, which do not test speed."""
     monkeypatch.setattr(result, "MAX_LAG", 60.0)

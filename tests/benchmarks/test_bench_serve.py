@@ -60,9 +60,9 @@ def started(*flags: str, **options: Any) -> Iterator[Process]:
 
 
 def wait_for_load(process: Process, url: str) -> None:
-    """Until sessions have ended: with one at a time, these are all but the last that was created.
+    """Wait until sessions have ended: with one at a time, all except the last one created.
 
-    The server numbers the videos that it is asked for, here as well.
+    The server numbers the videos that are requested, by this function as well.
     """
     assert process.stderr is not None
     assert process.stderr.readline().startswith("the load starts")
@@ -73,7 +73,7 @@ def wait_for_load(process: Process, url: str) -> None:
 
 
 def created(url: str) -> int:
-    """The number of the next video."""
+    """Return the number of the next video."""
     request = urllib.request.Request(f"{url}/v1/videos", b"prompt=x")
     with urllib.request.urlopen(request) as answer:
         name: str = json.load(answer)["id"]
@@ -81,7 +81,7 @@ def created(url: str) -> int:
 
 
 def bench(*flags: str, **options: Any) -> tuple[int, str, str]:
-    """Run the command: its status, its output and its errors."""
+    """Return a function that runs the command, and returns its status, output and errors."""
     with started(*flags, **options) as process:
         output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors

@@ -1,4 +1,4 @@
-"""Comparisons say no more than their intervals allow."""
+"""Verdicts of comparisons agree with their intervals."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ GATES = [Gate.parse(text) for text in DEFAULT_GATES]
 
 
 def drawn_sessions(seed: int, factor: float, num: int) -> list[SessionRecord]:
-    """Sessions whose latencies are drawn, `factor` times as long as usual."""
+    """Return sessions with random latencies, `factor` times as long as usual."""
     random = np.random.default_rng(seed)
     records = []
     for number in range(num):
@@ -45,7 +45,7 @@ def side(seed: int, *, factor: float = 1.0, num: int = 120, **fields: Any) -> Si
 
 
 def quick_side(seed: int, *, factor: float = 1.0, num: int = 120) -> Side:
-    """The same, of which only what a comparison reads is computed."""
+    """Return such sessions, with only the values that a comparison reads."""
     records = drawn_sessions(seed, factor, num)
     frames = frames_in(records, (0.0, float(num)))
     block = {

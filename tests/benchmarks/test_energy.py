@@ -1,4 +1,4 @@
-"""Energy from counters of processors and GPUs, as far as they can be read."""
+"""Energy from counters of processors and GPUs, if they can be read."""
 
 import asyncio
 import sys
@@ -41,7 +41,7 @@ def test_a_counter_that_begins_again_is_not_taken_for_less(tmp_path: Path) -> No
 
 
 def test_without_counters_there_is_no_energy(tmp_path: Path) -> None:
-    """Also if they cannot be read, as by anyone but root, or stop to be readable."""
+    """Also if they cannot be read (often only root may) or become unreadable."""
     assert EnergyMeter(local_counters(tmp_path)).energy(3) is None
     (tmp_path / "intel-rapl:0").mkdir()
     assert EnergyMeter(local_counters(tmp_path)).energy(3) is None

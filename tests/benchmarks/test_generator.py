@@ -25,7 +25,7 @@ def test_an_open_loop_starts_sessions_at_their_times() -> None:
 
 
 def test_a_freeze_of_three_seconds_shows_in_an_open_loop() -> None:
-    """The server answers nothing between 5 and 8: sessions of that time wait for its end."""
+    """The server does not respond from 5 to 8 s: sessions of that time wait until 8 s."""
     load, _ = run_script(
         lambda _, now: [max(8.0 - now, 0.05) if 5 <= now < 8 else 0.05],
         starts=[0.1 * index for index in range(200)],
@@ -36,8 +36,9 @@ def test_a_freeze_of_three_seconds_shows_in_an_open_loop() -> None:
 
 
 def test_a_freeze_shows_under_a_limit_of_concurrency_as_well() -> None:
-    """Only one session meets the freeze; the others wait for it in the client. Their latencies
-    count from their intended times, which a client that starts its clock at sending never sees."""
+    """Only one session is sent during the freeze; the others wait in the client. Their latencies
+    count from their intended times, which a client that starts its clock at sending never sees.
+    """
     load, _ = run_script(
         lambda _, now: [3.05 if 4.999 <= now < 5.05 else 0.05],
         starts=[0.1 * index for index in range(200)],

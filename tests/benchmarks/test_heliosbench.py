@@ -395,7 +395,7 @@ def test_a_folder_holds_videos_that_were_made_in_one_way(tmp_path: Path) -> None
 def test_generate_score_and_merge_with_a_server_and_without(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All that a user types. Both ways make the same videos from the same seed."""
+    """All commands of a user. Both ways make the same videos from the same seed."""
     prompts = tmp_path / "p.csv"
     prompts.write_text("id,prompt,duration\n1,a calm sea,33\n2,a dog runs,40\n")
     given = ("--prompts", str(prompts), "--width", "64", "--height", "64", "--seed", "3")
@@ -415,7 +415,7 @@ def test_generate_score_and_merge_with_a_server_and_without(
         found = ["--prompts", str(prompts), "--videos", str(tmp_path / folder)]
         found += ["--results", str(tmp_path / "results")]
         assert main(["bench", "heliosbench", "score", *found]) == 0
-    assert "machinery only: the weights are random" in capsys.readouterr().out
+    assert "no ratings: with random weights" in capsys.readouterr().out
     one, other = (
         json.loads((tmp_path / "results" / folder / "helios_results.json").read_text())["averages"]
         for folder in ("served", "own")

@@ -32,7 +32,7 @@ def test_latencies_count_from_the_intended_start() -> None:
 
 
 def test_a_late_chunk_stalls_the_player_once() -> None:
-    """The playhead moves: the chunks after a late one are late by as much, and not again."""
+    """Playback shifts: later chunks are shown late by the same time, without a stall."""
     chunks = session(arrivals=LATE).chunks
     assert stalls(chunks, 24, 0.0) == [(4.0, 5.0), (7.0, 8.0)]
     found = play(chunks, 24, 0.0)

@@ -1,4 +1,4 @@
-"""Results have vLLM's keys, account for every session, and say when they are not to be used."""
+"""Results have vLLM's keys, account for every session, and say when they are invalid."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def test_a_result_has_the_keys_of_vllm_and_sglang() -> None:
 
 
 def test_rates_and_outcomes() -> None:
-    """Good sessions are counted among all that were offered: refusing buys nothing."""
+    """Good sessions are counted among all offered ones: refusing does not improve the share."""
     result = result_of(mixed_run(goodput=("ttfc:2000",)), command="c")
     block = result["helios"]
     assert result["duration"] == 6.0

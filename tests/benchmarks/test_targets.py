@@ -1,4 +1,4 @@
-"""Targets see what a server does, and when: a scripted one, over real sockets."""
+"""Targets record what a scripted server does, and when, over real sockets."""
 
 import asyncio
 import time

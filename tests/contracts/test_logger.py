@@ -1,4 +1,4 @@
-"""What is logged of errors that nobody expected."""
+"""Logs of unexpected errors."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Requests: what is filled in, what is refused, and in which words."""
+"""Requests: defaults, validation and error messages."""
 
 from typing import Any
 

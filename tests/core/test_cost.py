@@ -1,4 +1,4 @@
-"""What a step of the published model costs, beside figures counted from its architecture."""
+"""The cost of a step of the published model, against counts from its architecture."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Workers that are emptied before they end."""
+"""Draining workers."""
 
 from collections import Counter
 
@@ -118,7 +118,7 @@ def test_a_leaving_session_that_is_paused_leaves_at_once() -> None:
 
 
 def test_room_on_a_draining_worker_is_for_nobody() -> None:
-    """What its sessions leave behind does not keep others from making room elsewhere."""
+    """Blocks freed on a draining worker do not keep sessions from making room on other workers."""
     world = World(workers=2, num_blocks=SESSION_BLOCKS + 1)
     for index in range(2):
         world.add(f"flex-{index}", chunks=6, tier="flex")

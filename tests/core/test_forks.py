@@ -1,4 +1,4 @@
-"""Sessions that begin with the history of another one; the workers' books check what they see."""
+"""Sessions that begin with the history of another one. The fake workers check what they read."""
 
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_a_child_does_not_rely_on_a_sibling_that_may_never_be_opened() -> None:
 
 
 def test_a_child_that_comes_back_has_its_own_history_and_not_its_siblings() -> None:
-    """Both stand at the same chunk of different videos, and one was evicted there."""
+    """Both are at the same chunk of different videos, and one was evicted there."""
     world = World(num_blocks=2 * SESSION_BLOCKS + 1)
     parent = world.add("parent", chunks=1)
     world.run()

@@ -1,4 +1,4 @@
-"""Sessions whose prompts are still read, or whose reference is still encoded."""
+"""Sessions that wait for encoded prompts, or for an encoded reference."""
 
 import pytest
 

@@ -317,7 +317,7 @@ def test_no_block_leaks_over_many_random_lives(lives: int) -> None:
 
 
 def meddle(world: World, rng: random.Random, number: int) -> None:
-    """Something happens to one of the sessions, or to one of the workers."""
+    """Apply a random operation to a session or a worker."""
     session, worker = rng.choice(world.live or [None]), rng.choice(list(world.queues))
     if session is None:
         return

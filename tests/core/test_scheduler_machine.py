@@ -38,8 +38,7 @@ tokens = st.sampled_from([5, 60, 110])
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Sessions of all kinds come, fork, turn and go while workers of all roles join, drain and
-    die."""
+    """Adds, forks, switches and ends sessions while workers of all roles join, drain and die."""
 
     @initialize(roles=st.lists(st.sampled_from(ROLES), min_size=1, max_size=3))
     def start(self, roles: list[tuple[Stage, ...]]) -> None:
@@ -191,7 +190,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.world.open.keys() >= set(waiting)
 
     def teardown(self) -> None:
-        """Everything comes to its end, and then nothing is held; drained workers are empty."""
+        """Run everything to its end. Then nothing is held, and drained workers are empty."""
         world = self.world
         for session in self.live:
             world.arrive(session.session_id)

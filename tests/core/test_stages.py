@@ -18,7 +18,7 @@ SLOW = PROBE.decode / (4 * CHUNK_SECONDS)
 """Pixels a second at which decoding a chunk takes four times as long as denoising it."""
 FAST = PROBE.decode / (CHUNK_SECONDS / 4)
 PROMPTS = encode_cost(1) / (CHUNK_SECONDS / 100)
-"""Pixels a second at which prompts are encoded in no time to speak of."""
+"""Pixels a second at which encoding takes negligible time."""
 
 APART: tuple[tuple[Stage, ...], ...] = (("encode",), ("denoise",), ("decode",))
 SHARED: tuple[tuple[Stage, ...], ...] = (("encode", "denoise", "decode"),)
@@ -106,7 +106,7 @@ def test_short_videos_are_shared_by_weight_where_encoding_is_the_bottleneck(
 def test_a_flood_delays_another_tenants_first_chunk_by_a_decode_and_a_step(
     layout: tuple[tuple[Stage, ...], ...], decode_rate: float, chunks: int
 ) -> None:
-    """Those that are under way when the guest is ready; none is begun before the guest's."""
+    """Only a decode task and a step that run when the guest is ready delay it."""
     delay = longest_delay(lambda: make_world(layout, decode_rate), flood=12, chunks=chunks)
     assert delay <= PROBE.decode / decode_rate + STEP_SECONDS + PLAN_LEAD
 
@@ -125,7 +125,7 @@ def test_a_flood_of_prompts_delays_another_tenant_by_one_encode_task_more(
 
 
 def longest_delay(new_world: Callable[[], World], *, flood: int, chunks: int) -> float:
-    """Seconds by which another tenant's flood delays a first chunk, at most, over many moments."""
+    """Return the largest delay of a first chunk by another tenant's flood, over many moments."""
     alone = first_chunk_seconds(new_world(), 0.0)
     delays = []
     for moment in range(12):
@@ -138,7 +138,7 @@ def longest_delay(new_world: Callable[[], World], *, flood: int, chunks: int) ->
 
 
 def first_chunk_seconds(world: World, arrival: float) -> float:
-    """How long a guest that arrives after `arrival` waits for its first chunk."""
+    """Return the seconds that a guest that arrives after `arrival` waits for its first chunk."""
     world.run(until=arrival)
     arrival = world.now
     world.add("guest", tenant="guest", chunks=3)

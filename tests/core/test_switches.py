@@ -1,4 +1,4 @@
-"""Prompts that change while a video is made: from which chunk on, and what workers hear of it."""
+"""Prompt switches of running videos: the first chunk, and what is sent to workers."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from tests.support.scheduling import World, make_request, make_session, read
 
 
 def mixes(world: World, name: str) -> list[dict[str, float]]:
-    """The prompts that were in effect at each chunk of a session."""
+    """Return the prompts in effect at each chunk of a session."""
     starts = [step.start for step in world.steps(name) if step.start is not None]
     return [{item.prompt: item.weight for item in start.mix} for start in starts]
 

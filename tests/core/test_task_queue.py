@@ -1,4 +1,4 @@
-"""Encode and decode tasks: their order, the worker each is assigned to, and what follows a loss."""
+"""Encode and decode tasks: their order, their workers, and the loss of a worker."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ class Tasks:
             self.queue.finish(self.device(name), seconds, seconds)
 
     def take(self) -> Queued:
-        """The next task, which is lost at once."""
+        """Assign the next task and lose it at once; return it."""
         device = Device("w", ("encode",))
         ((_, queued),) = self.queue.assign([device], 0.0)
         assert self.queue.lose(device, 0.0) is queued
@@ -55,7 +55,7 @@ class Tasks:
         return queued
 
     def order(self) -> list[str]:
-        """All that waits, in the order in which one worker does it."""
+        """Return all waiting tasks, in the order in which one worker executes them."""
         done = []
         while self.queue.num_waiting:
             done.append(self.take().task.prompts[0])
@@ -158,7 +158,7 @@ def test_a_task_that_many_died_with_is_all_that_the_next_one_has() -> None:
 
 @pytest.mark.parametrize(("was_alone", "most"), [(True, MAX_LONE_LOSSES), (False, MAX_LOSSES)])
 def test_a_task_that_too_many_died_with_is_given_up(was_alone: bool, most: int) -> None:
-    """Sooner where the worker had nothing else to die of."""
+    """Sooner if the task was the worker's only work."""
     tasks = Tasks("a0")
     for number in range(most):
         lost = tasks.queue.requeue(tasks.take(), was_alone=was_alone)

@@ -1,4 +1,4 @@
-"""Shares and limits of tenants, and what changes when they do."""
+"""Shares and limits of tenants, and their reloading."""
 
 from typing import Any
 

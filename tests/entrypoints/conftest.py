@@ -1,4 +1,4 @@
-"""A server as users start it, for all tests that leave it as it is."""
+"""Fixtures: a real server, shared by tests that do not change it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ FLAGS = ("--device", "cpu", "--batch-invariant", "--allowed-media-domains", "loc
 
 @pytest.fixture(scope="session")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the server writes to standard error."""
+    """The file that receives the server's standard error."""
     return tmp_path_factory.mktemp("log") / "stderr"
 
 

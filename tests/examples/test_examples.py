@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def output_of(command: list[str], folder: Path, **environment: str) -> str:
-    """What an example prints, run in `folder`; asserts that it succeeds."""
+    """Run an example in `folder`, and return its output. Asserts that it succeeds."""
     with subprocess.Popen(
         command,
         cwd=folder,

@@ -107,7 +107,7 @@ def test_a_worker_that_cannot_start_is_told() -> None:
 
 
 def test_a_host_without_workers_is_dead_after_a_while() -> None:
-    """Its workers worked before, so they are started again; none of them can be."""
+    """Its workers were ready before, so they are restarted, but cannot start."""
     options = {"executor": "local", "device": "cpu", "exit_without_workers": 0.5}
     host = EngineHost("nano", EngineSettings.read(options, "test"))
     reasons: list[str] = []
@@ -159,7 +159,7 @@ def test_settings_are_plain_values() -> None:
         ({"executor": "mp"}, "helios: got executor 'mp', expected inline or local or ray"),
         ({"quantization": "fp4"}, "helios: got quantization 'fp4', expected fp8"),
         ({"workers": ["x"]}, "got workers 'x', expected N, N:ROLES"),
-        ({"workers": ["1:denoise"]}, "of which none is to encode or decode"),
+        ({"workers": ["1:denoise"]}, "got no worker to encode or decode"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, object], message: str) -> None:

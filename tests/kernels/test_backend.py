@@ -36,7 +36,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def pretend(patch: pytest.MonkeyPatch, installed: set[str], capability: int = 9) -> None:
-    """A machine with some modules and a GPU."""
+    """Simulate a machine with the given modules and a GPU."""
     patch.setattr(backend, "is_installed", lambda module: module in installed)
     patch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
 
@@ -105,7 +105,7 @@ def test_triton_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Library:
-    """A library's variable-length attention, done by the reference."""
+    """A fake of a library's variable-length attention, computed by the reference."""
 
     def __init__(self, *, with_sums: bool) -> None:
         self.with_sums, self.calls = with_sums, 0
@@ -136,7 +136,7 @@ def test_libraries_attend_in_half_precision_without_a_bias(
 
 @pytest.mark.parametrize("path", ["flash3", "varlen", "flash2", "triton", "sdpa"])
 def test_attention_follows_the_path_and_all_else_the_backend(path: AttentionPath) -> None:
-    """Where a library cannot attend, the reference does in fp32, and the backend with a bias."""
+    """Where a library cannot run, the reference runs in fp32, and the backend with a bias."""
     own = REFERENCE.attention
     kernels = registry.implement(KernelChoice("reference", path))
     if path in ("triton", "sdpa"):
@@ -184,7 +184,7 @@ print(choose_kernels(torch.device("cpu")))
 
 
 def test_the_benchmark_needs_torch_triton_and_the_repository_alone() -> None:
-    """And a GPU, which it says in one line."""
+    """It also needs a GPU; without one, it ends with a one-line error."""
     projects = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {name.partition(">")[0].replace("-", "_") for name in projects}
     done = run_without(

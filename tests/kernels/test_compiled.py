@@ -1,4 +1,4 @@
-"""Every kernel compiles for a Hopper GPU as its launcher asks for it, and fits."""
+"""Every kernel compiles for a Hopper GPU with its launcher's arguments, and fits."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ from tests.support.kernel_cases import NOT_AT_START
 from tests.support.scripts import output_of
 
 SHARED_MEMORY = 227 * 1024
-"""Bytes that one block may have on compute capability 9.0."""
+"""Maximum bytes of shared memory of a block on compute capability 9.0."""
 KERNELS = {
     node.name
     for source in (Path(__file__).parents[2] / "kernels/triton").glob("*.py")
@@ -45,7 +45,7 @@ def test_shared_memory_fits(compiled: list[dict[str, object]]) -> None:
 
 
 def test_a_worker_compiles_all_it_needs_before_its_first_video(tmp_path: Path) -> None:
-    """Other sizes, prompts, stages and crowds than those that it has tried need no more."""
+    """Other sizes, prompts, stages and batches need no further compilation."""
     printed = output_of("dry_warm_up", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     compiled: dict[str, list[str]] = json.loads(printed)
     assert set(compiled["warm"]) == KERNELS - NOT_AT_START

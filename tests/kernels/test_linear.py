@@ -1,4 +1,4 @@
-"""Linear layers with what follows them."""
+"""Linear layers with fused bias and activation."""
 
 import pytest
 import torch

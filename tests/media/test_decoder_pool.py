@@ -1,4 +1,4 @@
-"""References decoded in processes of their own, which are killed, stopped and overfed."""
+"""Decoder processes that are killed or stopped, or exceed their limits."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def run(folder: Path, use: Callable[[DecoderPool], Awaitable[T]], **options: object) -> T:
-    """What `use` makes of a pool; no process is left behind."""
+    """Run `use` with a pool, and assert that no process is left."""
 
     async def main() -> T:
         async with DecoderPool(folder / "incoming", **options) as pool:  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ def test_a_stopped_process_is_not_waited_for(tmp_path: Path) -> None:
     ids=["time", "memory", "result"],
 )
 def test_limits_end_what_exceeds_them(tmp_path: Path, limits: DecodeLimits, message: str) -> None:
-    """A process that was refused memory goes on with the next file."""
+    """A process whose allocation failed continues with the next file."""
     image = write(tmp_path, picture(), "image")
     expensive = {
         "takes too much memory": png(8000, 8000, rows=bytes(1001 * 8000)),

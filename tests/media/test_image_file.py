@@ -1,4 +1,4 @@
-"""Image files as people have them: every way up, every pixel mode, every odd metadata."""
+"""Image files of users: all orientations, pixel modes and unusual metadata."""
 
 import io
 import sys

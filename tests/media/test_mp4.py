@@ -28,19 +28,19 @@ with Mp4Writer(Path(sys.argv[1]), fps=24) as writer:
 
 
 def gray_ramp(first: int, count: int) -> Frames:
-    """Evenly gray frames whose level tells their number, modulo 32."""
+    """Return gray frames whose level encodes their number, modulo 32."""
     levels = (np.arange(first, first + count) % LEVELS * LEVEL_STEP).astype(np.uint8)
     pixels = np.broadcast_to(levels[:, None, None, None], (count, HEIGHT, WIDTH, 3))
     return Frames(pixels.tobytes(), count, HEIGHT, WIDTH)
 
 
 def all_frames(count: int) -> tuple[list[int], list[int]]:
-    """What `read_back` gives for a whole video."""
+    """Return the expected result of `read_back` for a complete video."""
     return [index % LEVELS for index in range(count)], list(range(count))
 
 
 def read_back(path: Path) -> tuple[list[int], list[int]]:
-    """Numbers and presentation times, in frames, of all decoded frames."""
+    """Decode a file, and return the numbers and presentation times (in frames) of all frames."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == FPS

@@ -1,4 +1,4 @@
-"""Pictures in the forms in which libraries pass them on."""
+"""Images and videos in memory, in the forms of common libraries."""
 
 from pathlib import Path
 from typing import Any

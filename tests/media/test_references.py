@@ -1,4 +1,4 @@
-"""Reference media as users have it: files and folders, good and bad."""
+"""Reference files and folders of users, valid and invalid."""
 
 import struct
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_pictures_that_start_programs_are_refused(tmp_path: Path) -> None:
 def test_videos_that_last_too_long_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once by what they say, and else by their frames."""
+    """At once by the stated duration, otherwise by the number of frames."""
     path = write_video(tmp_path / "video.mp4", 72)
     monkeypatch.setattr(references, "MAX_FRAMES", 71)
     with pytest.raises(InvalidRequestError, match="got more than 71 frames, expected at most 71"):

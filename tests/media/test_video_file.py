@@ -1,4 +1,4 @@
-"""Video files as people have them: how they are turned, colored, timed, and cut off."""
+"""Video files of users: orientation, color, timing and truncation."""
 
 import io
 import struct
@@ -56,7 +56,7 @@ def frames(path: Path, data: bytes, width: int = 128, height: int = 64) -> NDArr
 
 
 def levels(path: Path, data: bytes) -> list[int]:
-    """The number of each frame of a video made of `counted`."""
+    """Return the number of each frame of a video made by `counted`."""
     got = frames(path, data).mean(axis=(1, 2, 3))
     return [round((float(level) - 40) / 4) for level in got]
 
@@ -125,7 +125,7 @@ def test_a_disabled_track_is_no_video(path: Path) -> None:
 
 
 def two_tracks() -> bytes:
-    """A dark track in front of a counted one."""
+    """Return a video with a dark track before a counted one."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         tracks = []
@@ -280,7 +280,7 @@ def test_transparent_videos_show_white(path: Path) -> None:
 
 @pytest.mark.parametrize("first_field", ["tff=1", "bff=1"])
 def test_interlaced_videos_have_no_combs(first_field: str, path: Path) -> None:
-    """A bar that moves between the fields of a frame."""
+    """A bar moves between the fields of a frame."""
     pictures = []
     for index in range(COUNT):
         pixels = np.zeros((64, 128, 3), np.uint8)
@@ -361,7 +361,7 @@ SHORTENED = {
 
 @pytest.mark.parametrize("name", SHORTENED)
 def test_a_cut_file_is_noticed(name: str, path: Path) -> None:
-    """Whatever is left would do for V2V: it is more than 33 frames long."""
+    """The rest of the file has more than 33 frames, enough for V2V."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)
     pictures = [np.roll(noise, index * 7, 1) for index in range(60)]
     options = {"g": "12"} if "fragmented" in name else {}
@@ -376,7 +376,7 @@ def test_a_cut_file_is_noticed(name: str, path: Path) -> None:
 
 
 def test_a_cut_file_is_noticed_by_its_index(path: Path) -> None:
-    """A recorder may leave open how much follows; the offsets of the index still say it."""
+    """A recorder may leave the length open, but offsets in the index reveal the truncation."""
     data = bytearray(video(counted(), muxer={"movflags": "faststart"}, options={"g": "1"}))
     at = data.find(b"mdat") - 4
     data[at : at + 4] = bytes(4)

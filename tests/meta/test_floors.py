@@ -1,4 +1,4 @@
-"""A floor imports only what lies below it, at import time and in functions; no cycles."""
+"""A floor imports only lower floors, at import time and in functions, without cycles."""
 
 import ast
 from collections.abc import Iterator
@@ -130,7 +130,7 @@ def test_policy_and_files_need_no_torch() -> None:
 
 
 def test_devices_are_named_in_one_module_a_floor() -> None:
-    """Everything else goes through torch's device API, so that any accelerator will do."""
+    """Everything else uses torch's device API, so that any accelerator works."""
     naming = {Path("model_executor/device.py"), Path("kernels/backend.py")}
     for source in ALL_SOURCES:
         if source.relative_to(ROOT) in naming:

@@ -1,4 +1,4 @@
-"""One word means one thing, and what documents name exists."""
+"""Public class names are unique, and names in documents exist."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
 def classes() -> dict[str, list[str]]:
-    """Public classes and the files that define one of the name."""
+    """Return the public class names, each with the files that define it."""
     where: defaultdict[str, list[str]] = defaultdict(list)
     for folder in FOLDERS:
         for source in (ROOT / folder).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""What is installed is what is on disk, and nothing leaks to the top level."""
+"""Installed packages are those on disk, and nothing else is importable at the top level."""
 
 import importlib.util
 import subprocess

@@ -19,7 +19,7 @@ sys.exit(status)
 
 
 def test_core_and_store_import_no_torch() -> None:
-    """Every module of both rooms is imported, and two of them run."""
+    """Every module of both packages is imported, and two of their tests run."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""What several tests of the model executor set up."""
+"""Fixtures of the model executor's tests."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""What a video begins with when it goes on from another one."""
+"""The first history of videos that continue an image or a video."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from helios_serve.options.sampling import SamplingParams
 
 
 class Space:
-    """Latents that tell which frames they were made of."""
+    """A fake latent space whose latents encode the frames that they were made of."""
 
     def encode(self, frames: Tensor) -> Posterior:
         count = 1 if len(frames) == 1 else 9
@@ -24,7 +24,7 @@ class Space:
 
 @pytest.mark.parametrize("count", [33, 50, 100, 101, 132, 140, 500])
 def test_the_ends_of_a_video_are_all_that_counts(count: int) -> None:
-    """The same history from the first and the last frames alone, and the same noise after it."""
+    """The first and the last frames alone give the same history, and the same noise after it."""
     video = (torch.arange(count) % 251).to(torch.uint8).view(count, 1, 1, 1).expand(-1, 16, 16, 3)
     skipped = max(0, count - 1 - TAIL_FRAMES)
     ends = torch.cat([video[:1], video[1 + skipped :]])

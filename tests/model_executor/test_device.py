@@ -1,4 +1,4 @@
-"""Which device a worker takes."""
+"""The choice of a worker's device."""
 
 import pytest
 import torch

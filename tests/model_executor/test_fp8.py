@@ -1,4 +1,4 @@
-"""FP8 linear layers: what they cost in accuracy, what they save, and where they are refused."""
+"""FP8 linear layers: accuracy, memory and refusals."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tests.support.models import load_model
 from tests.support.videos import Case, run_sessions
 
 LATENT_ERROR = {"base": 0.03, "mid": 0.06, "distilled": 0.03}
-"""Of a chunk or more, as a share of the latents' norm; see docs/memory.md for what was seen."""
+"""Allowed error of latents, as a share of their norm. docs/memory.md has the measured values."""
 
 
 def sibling(got: Tensor, expected: Tensor) -> float:
@@ -35,7 +35,7 @@ def sibling(got: Tensor, expected: Tensor) -> float:
 
 
 def layer_of(inputs: int, outputs: int) -> tuple[LoraLinear, LoraLinear]:
-    """The same random layer, plain and quantised."""
+    """Return the same random layer, plain and quantized."""
     torch.manual_seed(inputs)
     plain, quantized = LoraLinear(inputs, outputs), LoraLinear(inputs, outputs)
     set_tensors(quantized, quantize_weight("weight", plain.weight.detach()))

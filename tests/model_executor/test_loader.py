@@ -1,4 +1,4 @@
-"""Checkpoints: good ones load, others are refused by file and key before any work."""
+"""Checkpoints: valid ones load, others are refused early, with the file and the key."""
 
 import json
 import shutil
@@ -211,7 +211,7 @@ def test_published_checkpoints_are_known_by_their_numbers(variant: str) -> None:
 def test_a_hub_id_is_taken_from_the_local_cache(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As huggingface_hub leaves it after a download; offline, nothing else is asked."""
+    """The cache is as huggingface_hub leaves it after a download. Offline, no host is contacted."""
     monkeypatch.setattr(loader, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path))
     repository = tmp_path / "models--someone--Helios"
     shutil.copytree(checkpoints["mid"], repository / "snapshots" / "0123abcd")

@@ -1,4 +1,4 @@
-"""LoRA adapters: what they add, and what is refused."""
+"""LoRA adapters: their terms, and refusals."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_sessions_with_the_same_adapter_share_it(model: LoadedModel, lora: Path)
 def test_sessions_with_and_without_adapters_share_steps(
     model: LoadedModel, lora: Path, tmp_path: Path
 ) -> None:
-    """Adapters of every layer, with which one timestep means something else to each session."""
+    """With adapters of every layer, which change the embedding of a timestep for each session."""
     files = [
         write_full_lora(tmp_path / f"{seed}.safetensors", loaded(model.transformer), seed=seed)
         for seed in (1, 2)
@@ -110,7 +110,7 @@ JSON = "lora_adapter_metadata"
 
 
 def strength(path: Path, model: LoadedModel, *, name: str = NAME) -> float:
-    """The factor of the adapter at `path`, whose matrices are all ones."""
+    """Return the scale of the adapter at `path`, whose matrices are all ones."""
     term = load_adapter(str(path), loaded(model.transformer), 1.0).layers[name]
     return float(term.up.mean() / term.down.mean())
 

@@ -1,4 +1,4 @@
-"""A model that does not fit is refused before anything is allocated, with what fits instead."""
+"""A model that does not fit is refused before any allocation, with advice on what would fit."""
 
 import resource
 from pathlib import Path
@@ -29,7 +29,7 @@ def check() -> MemoryCheck:
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Gigabytes of free memory of the host and of a device, which tests change."""
+    """Fake gigabytes of free memory of the host and of a device, which tests change."""
     amounts = [1.0, 1.0]
     monkeypatch.setattr(memory, "host_memory", lambda: Memory(int(amounts[0] * 1e9), 10**12))
     monkeypatch.setattr(memory, "device_memory", lambda _: Memory(int(amounts[1] * 1e9), 10**12))

@@ -1,4 +1,4 @@
-"""Noise that is drawn ahead, and a generator state that is not."""
+"""Noise that is drawn ahead, without advancing the visible state of the generator."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -20,7 +20,7 @@ CHUNKS = 4
 
 
 class Ahead(Executor):
-    """Does everything at once."""
+    """An executor that runs each call at once."""
 
     def submit(self, work: Callable[..., Any], /, *_: Any, **__: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -29,7 +29,7 @@ class Ahead(Executor):
 
 
 class Behind(Executor):
-    """Does nothing before its result is asked for."""
+    """An executor that runs a call only when its result is read."""
 
     class Later(Future[Any]):
         work: Callable[[], Any]
@@ -44,7 +44,7 @@ class Behind(Executor):
 
 
 class Source:
-    """Draws as a runner does, and counts."""
+    """Draws noise as a runner does, and counts draws."""
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -55,7 +55,7 @@ class Source:
 
 
 def drawn_in_turn(seed: int = 7) -> list[tuple[bytes, ChunkNoise]]:
-    """Each chunk's noise and the state before it, with nothing drawn ahead."""
+    """Return each chunk's noise and the state before it, without drawing ahead."""
     generator, source = Generator().manual_seed(seed), Source()
     return [(as_bytes(generator.get_state()), source(generator)) for _ in range(CHUNKS)]
 

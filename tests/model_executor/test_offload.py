@@ -28,9 +28,10 @@ CPU = torch.device("cpu")
 
 
 class LateLane(CopyStream):
-    """Copies at the last moment that a device may: when somebody waits for the copy.
+    """A copy stream that copies as late as possible: when the copy is awaited.
 
-    The lane of a CPU copies at the first. What is right with both is right with any in between.
+    The stream of a CPU copies at once. A result that is right with both is right for any time in
+    between.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -159,7 +160,7 @@ def test_pixels_are_the_same_bit_for_bit(checkpoints: dict[str, Path]) -> None:
 
 
 def resident_bytes(model: LoadedModel) -> dict[str, int]:
-    """Bytes of distinct memory behind the parameters and buffers of each part."""
+    """Return the bytes of distinct memory of the parameters and buffers of each part."""
     assert model.text_encoder is not None
     assert model.vae is not None
     modules = {

@@ -1,4 +1,4 @@
-"""A worker and its device, which a test stands in for."""
+"""A worker that runs ahead of a simulated device."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from helios_serve.model_executor.worker.worker import Pace
 
 
 class SlowDevice:
-    """Keeps a list of what is queued and what was waited for."""
+    """Records what was queued and what was awaited."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -23,7 +23,7 @@ class SlowDevice:
 
 
 class Done:
-    """That the device has come to the end of a plan."""
+    """An event at the end of a plan on the device."""
 
     def __init__(self, device: SlowDevice, plan: str) -> None:
         self.device = device

@@ -1,4 +1,4 @@
-"""Packed equals alone: a session's latents do not depend on who shares its batch."""
+"""Packed equals alone: a session's latents do not depend on the others in its batch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +66,7 @@ def lora_path(checkpoints: dict[str, Path], latent_model: Any, tmp_path_factory:
 
 
 def job_of(wish: Wish, model: LoadedModel, lora: str) -> tuple[Job, ModelRunner]:
-    """The wish as a session in the middle of its video, about to take its next step."""
+    """Return a session in the middle of its video, just before its next step."""
     scheduler = Scheduler(SchedulingConfig(), lambda: 0.0)
     worker = Worker(model, lambda _: None, history_blocks=NUM_BLOCKS)
     assert worker.runner is not None

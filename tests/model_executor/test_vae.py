@@ -48,7 +48,7 @@ def test_a_chunk_decodes_as_diffusers_does(vae: Vae) -> None:
 def test_a_decoder_in_half_precision_makes_nearly_the_same_pictures(
     vae: Vae, checkpoints: dict[str, Path]
 ) -> None:
-    """And references are encoded as ever."""
+    """References are encoded in fp32 as before."""
     half = load_model(str(checkpoints["base"]), decode_dtype="bfloat16").vae
     assert half is not None
     latents = torch.randn(16, 9, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,7 @@ def test_the_posterior_cache_forgets_the_oldest(vae: Vae, monkeypatch: pytest.Mo
 
 
 def small_vae() -> Vae:
-    """One upsampling in place of three, since every layer takes seconds to compile."""
+    """Return a VAE with one upsampling instead of three: each layer takes seconds to compile."""
     torch.manual_seed(0)
     widths = {"base_dim": 8, "dim_mult": [1, 1], "num_res_blocks": 0}
     model = build_wan_vae(widths | {"temperal_downsample": [True]})

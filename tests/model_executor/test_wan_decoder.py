@@ -17,7 +17,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 @torch.inference_mode()
 def both(widths: dict[str, Any], latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Decode with diffusers and with ours, and random weights."""
+    """Return frames decoded by diffusers and by our decoder, with the same random weights."""
     torch.manual_seed(0)
     reference = AutoencoderKLWan(**widths).eval()
     for name, parameter in reference.named_parameters():

@@ -1,4 +1,4 @@
-"""The chunks that a worker makes before the first video, where kernels are compiled at use."""
+"""The chunks that a worker generates at its start, if kernels are compiled at first use."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ def denoiser(folder: Path) -> LoadedModel:
 
 @pytest.fixture
 def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the reference kernels were Triton's."""
+    """Make the worker treat reference kernels as Triton kernels."""
     monkeypatch.setattr(module, "choose_kernels", lambda _: KernelChoice("triton", "sdpa"))
 
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many segments each forward has."""
+    """Record the number of segments of each forward."""
     packs: list[int] = []
     forward = ModelRunner._forward
 

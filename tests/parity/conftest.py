@@ -1,4 +1,4 @@
-"""diffusers' pipelines, which are the reference here."""
+"""Fixtures: diffusers' pipelines, the reference of these tests."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,4 @@
-"""bfloat16 as a GPU runs it: the dtype rules of the reference, and masks that kernels accept."""
+"""bfloat16 as on a GPU: the reference's dtype rules, and masks that kernels accept."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from tests.support.models import load_model, loaded
 from tests.support.videos import Case, diffusers_latents, our_latents
 
 TOLERANCE_RMS = 0.06
-"""Of latents with a deviation of about 1.5; diffusers' own bfloat16 is 0.015 to 0.034 off."""
+"""Allowed rms error of latents (deviation 1.5). diffusers' own bfloat16 has 0.015 to 0.034."""
 
 
 @pytest.mark.parametrize("variant", ["base", "mid", "distilled"])
 def test_latents_stay_close_to_diffusers_in_bfloat16(
     variant: str, checkpoints: dict[str, Path], latent_pipeline: Any, cholesky: Any
 ) -> None:
-    """Both against fp32: we may not be further from it than diffusers is."""
+    """Both are compared with fp32: our error must not exceed that of diffusers."""
     cholesky(block_noise_factor(1 / 3))
     case = Case(variant, chunks=2).with_defaults()
     exact = diffusers_latents(latent_pipeline(checkpoints[variant]), case)

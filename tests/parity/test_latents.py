@@ -56,7 +56,7 @@ CASES = {
 
 
 def compare(load_ours: Any, load_theirs: Any, folder: Path, case: Case) -> float:
-    """The largest difference of the two latents, which must have the same shape."""
+    """Return the largest difference of the two latents. Asserts that shapes are equal."""
     case = case.with_defaults()
     expected = diffusers_latents(load_theirs(folder), case)
     got = our_latents(load_ours(folder), case)

@@ -44,13 +44,13 @@ def transformer_of(folder: Path) -> Any:
 
 
 def all_layers(transformer: nn.Module) -> list[str]:
-    """All linear layers, as `all-linear` means, and the patch embeddings."""
+    """Return all linear layers, as with `all-linear`, and the patch embeddings."""
     kinds = (nn.Linear, nn.Conv3d)
     return [name for name, layer in transformer.named_modules() if isinstance(layer, kinds)]
 
 
 def with_adapter(folder: Path, **options: Any) -> Any:
-    """diffusers' transformer with an adapter on every layer whose terms are strong enough."""
+    """Return diffusers' transformer with an adapter on every layer, strong enough to be visible."""
     transformer = transformer_of(folder)
     settings = {"r": RANK, "lora_alpha": RANK, "target_modules": all_layers(transformer)}
     transformer.add_adapter(LoraConfig(**(settings | options)))
@@ -63,7 +63,7 @@ def with_adapter(folder: Path, **options: Any) -> Any:
 
 
 def deltas(transformer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What the loaded adapter adds to the weight of each layer, by the layer's name."""
+    """Yield what the loaded adapter adds to the weight of each layer, by the layer's name."""
     for name, layer in transformer.named_modules():
         if isinstance(layer, BaseTunerLayer):
             (adapter,) = layer.active_adapters
@@ -72,7 +72,7 @@ def deltas(transformer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check(path: Path, model: LoadedModel, transformer: nn.Module) -> int:
-    """Compare what we add with what is loaded in diffusers' transformer; the number of layers."""
+    """Compare our terms with those in diffusers' transformer. Returns the number of layers."""
     ours = load_adapter(str(path), loaded(model.transformer), 1.0).layers
     theirs = dict(deltas(transformer))
     assert ours.keys() == theirs.keys()
@@ -203,7 +203,7 @@ def test_latents_are_those_of_diffusers_with_every_layer_adapted(
     latent_pipeline: Any,
     cholesky: Callable[[Tensor], None],
 ) -> None:
-    """Patch and condition embedders as well."""
+    """Patch and condition embedders have terms as well."""
     with_adapter(folder, lora_alpha=1).save_lora_adapter(tmp_path)
     case = Case("distilled", "v2v", chunks=1).with_defaults()
     pipeline = latent_pipeline(folder)
@@ -219,7 +219,7 @@ def test_latents_are_those_of_diffusers_with_every_layer_adapted(
 
 
 def test_prefixed_metadata_is_what_diffusers_writes(folder: Path, tmp_path: Path) -> None:
-    """So that the other tests compare what they mean to."""
+    """It verifies an assumption of the other tests."""
     from safetensors import safe_open
 
     with_adapter(folder, lora_alpha=6).save_lora_adapter(tmp_path)

@@ -1,4 +1,4 @@
-"""Parity tests can fail: each thing they protect, broken on purpose, shows in the latents."""
+"""Mutation tests: each deliberate fault shows in the latents, so that parity tests can fail."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,7 +97,7 @@ MUTATIONS: dict[str, tuple[Mutation, Case]] = {
 def test_a_mutation_fails_parity(
     name: str, checkpoints: dict[str, Path], latent_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our unbroken latents stand for diffusers', to which the parity suite holds them."""
+    """Latents without the fault stand for diffusers', which the parity tests compare them with."""
     mutate, case = MUTATIONS[name]
     case = case.with_defaults()
     model = latent_model(checkpoints[case.variant])

@@ -1,4 +1,4 @@
-"""What ends a line of a batch, and what is tried again."""
+"""Batch lines: which errors end a line, and which are retried."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ class Builder:
 
 
 async def errors_of(folder: Path, *errors: Exception, lines: int) -> list[dict[str, Any]]:
-    """The results in the error file of a batch whose lines raise these errors."""
+    """Return the results in the error file of a batch whose lines raise these errors."""
     with closing(ServiceTables(folder)) as tables:
         names = [
             json.dumps({"custom_id": str(index), "body": {"seed": index}}) for index in range(lines)

@@ -1,4 +1,4 @@
-"""The videos of an idempotency key over the years."""
+"""Expiry and reuse of idempotency keys."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Iterator[VideoStore]:
 
 
 def use(store: VideoStore, key: str) -> KeyedRequest:
-    """Find the key, and store a video if it has none that is recent."""
+    """Find a key, and store a video if it has no recent one."""
     keyed = asyncio.run(IdempotencyKeys(store).find(key, "acme", "/v1/videos", {"prompt": "waves"}))
     assert keyed is not None
     if keyed.job is None:

@@ -1,4 +1,4 @@
-"""JSON of clients is bounded before it is decoded."""
+"""Limits on JSON of clients, checked before it is decoded."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Where the server may be sent to: allowed names at public addresses, and nowhere else."""
+"""Outbound requests: only to allowed names at public addresses."""
 
 import asyncio
 import socket
@@ -32,7 +32,7 @@ def fetch(outbound: Outbound, url: str, seconds: float = SECONDS) -> tuple[int, 
 
 
 def pointed_at(*answers: list[str]) -> tuple[Outbound, list[str]]:
-    """Requests whose names resolve to each of the answers in turn; and the names looked up."""
+    """Return an Outbound whose names resolve to the given addresses in turn, and its lookups."""
     lookups: list[str] = []
 
     async def resolve(host: str, port: int) -> list[Address]:  # noqa: ARG001
@@ -102,14 +102,14 @@ def test_one_private_address_among_public_ones_is_enough() -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433", "0x7f.1", "[::1]"])
 def test_names_of_this_machine_are_refused_though_they_are_allowed(host: str) -> None:
-    """By the system's own resolver."""
+    """With the system's resolver."""
     outbound = Outbound(AllowedDomains((host.strip("[]"),), "--flag"), ("http",))
     with pytest.raises(OutboundError, match="not public|cannot be resolved"):
         fetch(outbound, f"http://{host}/")
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked() -> None:
-    """A resolver that gives another answer the second time is not asked a second time."""
+    """A resolver that would return another address the second time is called only once."""
     authority, allowed = trustme.CA(), ip_address("127.0.0.2")
     answers = iter([[allowed], [ip_address("127.0.0.1")]])
 
@@ -239,7 +239,7 @@ def test_urls_are_taken_apart() -> None:
 
 @contextmanager
 def raw_server(talk: Callable[[socket.socket], None]) -> Iterator[Outbound]:
-    """Says what it likes to the one who connects."""
+    """Yield the address of a server that runs `talk` for each connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -289,7 +289,7 @@ def test_answers_that_are_none_are_told(said: bytes, message: str) -> None:
 
 
 def test_an_answer_that_drips_is_not_waited_for() -> None:
-    """Each byte comes in time, and all of them would not."""
+    """Each byte arrives in time, but the whole response would not."""
     is_over = threading.Event()
 
     def drip(connection: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""The file of tenants: what it may say, and how it is told that it is wrong."""
+"""The tenants file: valid content, and errors."""
 
 from pathlib import Path
 

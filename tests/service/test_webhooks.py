@@ -1,4 +1,4 @@
-"""Webhooks as a receiver with OpenAI's client has them, through failures and restarts."""
+"""Webhooks for a receiver with OpenAI's client, through failures and restarts."""
 
 import argparse
 import asyncio
@@ -74,7 +74,7 @@ def deliver(
     outbound: Outbound | None = None,
     delays: tuple[float, ...] = (0.05, 0.05, 0.05),
 ) -> None:
-    """Have events delivered until something is the case."""
+    """Deliver events until `until` is true."""
 
     async def main() -> None:
         way = outbound or server.outbound(FLAG)
@@ -168,7 +168,7 @@ def test_a_day_of_attempts_comes_to_its_end() -> None:
 
 
 def test_delays_are_kept_in_the_table(store: VideoStore) -> None:
-    """By the clock on the wall, so that they go on through a restart."""
+    """In wall-clock time, so that they survive a restart."""
     with https_server(lambda _: Reply(503)) as server:
         end(store, "video_1")
         deliver(store, server, lambda: pending_at(store, 1), delays=(100.0, 200.0))
@@ -296,7 +296,7 @@ def test_bad_flags_are_refused(
 def test_a_server_tells_of_every_video_though_it_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its receiver is down at first; then the server is killed, with more to do and to tell."""
+    """The receiver is down at first. Then the server is killed during videos and deliveries."""
     authority, is_up = trustme.CA(), threading.Event()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -332,7 +332,7 @@ def test_a_server_tells_of_every_video_though_it_is_killed(
 
 
 def wait_for_all(hook: HttpsServer, names: set[str], seen: int) -> dict[str, str]:
-    """Kinds of the events that came behind the first `seen`, when there is one of each video."""
+    """Wait for an event of each video, and return the types of those after the first `seen`."""
     came = seen
     while True:
         came = len(hook.wait_for(came + 1))
@@ -360,7 +360,7 @@ def test_the_receiver_of_the_documentation_takes_each_event_once(
     attempts: list[int] = []
 
     def forward(got: Got) -> Reply:
-        """In place of what speaks https; the first answer is lost on its way back."""
+        """Replaces the https proxy. The first response is lost."""
         try:
             answer = httpx.post(f"http://127.0.0.1:{port}/", content=got.body, headers=got.headers)
         except httpx.ConnectError:  # it is still starting

@@ -1,4 +1,4 @@
-"""Damaged and missing files: a job goes back to what is whole, or fails alone, and says so."""
+"""Damaged and missing files: a job goes back to whole chunks, or fails alone, with an error."""
 
 import sqlite3
 import struct
@@ -46,7 +46,7 @@ def commit(store: VideoStore, chunk: int, job_id: str = "job") -> None:
 
 
 def begin(folder: Path, chunks: int = 4, **options: Any) -> None:
-    """A job of CHUNKS chunks, `chunks` of which are committed, in a store that is closed."""
+    """Create a job of CHUNKS chunks, commit `chunks` of them, and close the store."""
     with closing(VideoStore(folder)) as store:
         store.accept(VideoRequest(request_id="job", prompt="a dog", **options), num_chunks=CHUNKS)
         for chunk in range(chunks):
@@ -70,13 +70,13 @@ def cut(path: Path, size: int) -> None:
 
 
 def stands_at(store: VideoStore) -> tuple[int, int | None]:
-    """The next chunk of the only unfinished job, and the chunk of its resume point."""
+    """Return the next chunk of the only unfinished job, and the chunk of its resume point."""
     (job,) = store.unfinished()
     return job.next_chunk, None if job.resume_point is None else job.resume_point.snapshot.chunk
 
 
 def finish(store: VideoStore) -> None:
-    """Make the rest of the job, and check that all of it is there and counted once."""
+    """Commit the rest of the job, and check that all chunks are there and counted once."""
     (job,) = store.unfinished()
     for chunk in range(job.next_chunk, CHUNKS):
         commit(store, chunk)
@@ -91,7 +91,7 @@ def finish(store: VideoStore) -> None:
 
 @pytest.mark.parametrize("at", [0, 5, 9, 14, 22, HEAD.size, -1])
 def test_every_flipped_bit_is_found(begun: Path, at: int) -> None:
-    """In the head as in the content, of segments and of snapshots."""
+    """In the head and in the content, of segments and of snapshots."""
     flip(begun / "segments/job/00001.m4s", at)
     flip(begun / "snapshots/job/00004.msgpack", at)
     with closing(VideoStore(begun)) as store:
@@ -177,7 +177,7 @@ def test_a_job_that_can_start_nowhere_fails_alone(folder: Path) -> None:
 
 
 def test_an_extension_goes_back_to_where_it_began(folder: Path) -> None:
-    """It does not start from its request, whose video would be another one."""
+    """It does not start from its request, because that would give another video."""
     begin(folder, CHUNKS)
     with closing(VideoStore(folder)) as store:
         longer = VideoRequest(request_id="longer", prompt="a dog", relation="extension")
@@ -264,7 +264,7 @@ def row(begun: Path) -> Iterator[sqlite3.Connection]:
 def test_a_changed_request_is_set_aside_with_its_files(
     begun: Path, row: sqlite3.Connection
 ) -> None:
-    """It still parses, but it is not what was asked for."""
+    """It is still valid msgpack, but not the original request."""
     (blob,) = row.execute("SELECT request FROM jobs").fetchone()
     row.execute("UPDATE jobs SET request = ?", (blob.replace(b"a dog", b"a cat"),))
     with closing(VideoStore(begun)) as store:

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, under names that stay where they belong."""
+"""Files are written atomically, and names cannot leave their folder."""
 
 import errno
 import os

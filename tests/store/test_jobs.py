@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def jobs(path: Path) -> Iterator[JobStore]:
-    """Its clock goes on by a second at every change."""
+    """A table whose clock advances by one second at every change."""
     ticks = count(1)
     with closing(JobStore(path, clock=lambda: float(next(ticks)))) as store:
         yield store

@@ -1,4 +1,4 @@
-"""Tables and folders that disagree: nothing is deleted that is not known to be deleted."""
+"""Tables and folders that disagree: only files of deleted jobs are deleted."""
 
 import errno
 import os
@@ -51,13 +51,13 @@ def killed(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> list[bytes]:
-    """All files of jobs, wherever they are."""
+    """Return all files of jobs in a folder, by path."""
     found = [path for path in folder.rglob("*") if path.suffix in (".m4s", ".msgpack", ".mp4")]
     return sorted(path.read_bytes() for path in found)
 
 
 def test_the_file_always_has_its_tables(killed: Path) -> None:
-    """A database whose log is lost is not an empty one, which would be filled with tables."""
+    """A database whose log is lost must not look like a new, empty one."""
     with closing(sqlite3.connect(f"file:{killed}/jobs.sqlite3?immutable=1", uri=True)) as file:
         names = {row[0] for row in file.execute("SELECT name FROM sqlite_master")}
     assert {"jobs", "usage", "deleted_jobs"} <= names
@@ -215,7 +215,7 @@ def test_a_revoked_key_stays_revoked_when_the_log_is_lost(tmp_path: Path) -> Non
 
 
 def test_deleting_works_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables have room as soon as the ballast is given up."""
+    """The tables have room as soon as the ballast is deleted."""
 
     transaction = Database.transaction
 

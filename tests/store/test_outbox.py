@@ -1,4 +1,4 @@
-"""Events of videos that have ended: one each, whatever happens around their end."""
+"""Events of ended videos: exactly one each."""
 
 import runpy
 import signal

@@ -1,4 +1,4 @@
-"""What is stored is for its owner only, whatever the umask."""
+"""Permissions of stored files: only the owner may access them, whatever the umask."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A process may be killed anywhere: the next finds the state before or behind a commit."""
+"""After a kill at any point, the store has the state before or after a commit."""
 
 import runpy
 import signal
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[VideoStore]:
 
 
 def run_until(folder: Path, target: str, call: int) -> bool:
-    """Make the video in another process; whether that was killed at this call of `target`."""
+    """Make the video in another process. Returns whether it was killed at this call of `target`."""
     command = [sys.executable, str(WRITER), str(folder), target, str(call)]
     status = subprocess.run(command, check=False).returncode
     assert status in (0, -signal.SIGKILL)
@@ -43,7 +43,7 @@ def files(folder: Path) -> set[str]:
 
 
 def check_state(store: VideoStore, next_chunk: int) -> None:
-    """The job stands at `next_chunk`, and the disk holds what that takes and no more."""
+    """Assert that the job is at `next_chunk`, and that exactly the files for that exist."""
     chunks = range(next_chunk)
     counted = store.usage("default", date.min, date.max)
     assert sum(day.requests for day in counted) == 1

@@ -1,4 +1,4 @@
-"""Frames that tenants asked for and got, counted once each."""
+"""Usage of tenants: requested and generated frames, counted once."""
 
 import runpy
 from collections.abc import Iterator
@@ -143,7 +143,7 @@ def test_requests_at_once_cannot_share_what_is_left(store: VideoStore) -> None:
 
 
 def test_an_extension_counts_what_is_new(store: VideoStore) -> None:
-    """40 frames become 88: the last 7 of them come again, with what was cut behind them."""
+    """40 frames become 88. The last 7 are delivered again, with the frames that were cut."""
     accept(store, "a", 40)
     for chunk in range(2):
         commit(store, "a", chunk)

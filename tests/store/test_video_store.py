@@ -1,4 +1,4 @@
-"""What is accepted and committed is there for good, and nothing else is."""
+"""Accepted jobs and committed chunks are durable, and nothing else is stored."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ def request(job_id: str = "job", **options: Any) -> VideoRequest:
 
 
 def resume_point(chunk: int, tail: TensorData | None = None) -> ResumePoint:
-    """The state in which a job goes on at `chunk`."""
+    """Return the state from which a job resumes at `chunk`."""
     snapshot = Snapshot(
         chunk=chunk,
         rng=b"rng",

@@ -1,4 +1,4 @@
-"""Makes a video in a store; as a script it kills itself at a given call on the way."""
+"""Makes a video in a store. As a script, it kills itself at a given call."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from helios_serve.video_request import Frames, VideoRequest
 JOB = "job"
 CHUNKS = 2
 SECONDS = 0.25
-"""What workers took for each chunk."""
+"""Time of workers for each chunk."""
 SPENT = StageSeconds(denoise=SECONDS)
 
 
@@ -27,7 +27,7 @@ def request(job_id: str = JOB) -> VideoRequest:
 
 
 def kept_at(chunk: int) -> ResumePoint:
-    """The state in which a job goes on at `chunk`."""
+    """Return the state from which a job resumes at `chunk`."""
     snapshot = Snapshot(
         chunk=chunk,
         rng=b"rng",
@@ -47,7 +47,7 @@ def commit(store: VideoStore, chunk: int, job_id: str = JOB) -> None:
 
 
 def make_video(store: VideoStore) -> None:
-    """Accept it unless that is done, and commit all chunks, again where that is done."""
+    """Accept the video unless it exists, and commit all chunks, also those already committed."""
     if store.job(JOB) is None:
         store.accept(request(), num_chunks=CHUNKS)
     for chunk in range(CHUNKS):

@@ -1,1 +1,1 @@
-"""What tests share: engines, servers, clients, checkpoints and broken inputs."""
+"""Helpers that tests share: engines, servers, clients, checkpoints and broken inputs."""

@@ -1,4 +1,4 @@
-"""What tests of the API share: a short video, and how answers are read."""
+"""Helpers of the API's tests: a short video, and functions that read responses."""
 
 import io
 import time
@@ -21,7 +21,7 @@ SHORT: dict[str, Any] = {"extra_body": {"num_frames": 40, "seed": 3}, "size": "6
 
 
 def frames_of(data: bytes) -> np.ndarray:
-    """Frames as pixels; their timestamps are even."""
+    """Return the decoded frames of an MP4; their timestamps must be evenly spaced."""
     with av.open(io.BytesIO(data), "r") as container:
         frames = list(container.decode(video=0))
     steps = np.diff([frame.pts for frame in frames])
@@ -30,7 +30,7 @@ def frames_of(data: bytes) -> np.ndarray:
 
 
 def played(url: str) -> np.ndarray:
-    """The frames that ffmpeg's player gets, from the first one on; their timestamps are even."""
+    """Return the frames that FFmpeg reads from a URL; their timestamps must be evenly spaced."""
     with av.open(url, options={"live_start_index": "0"}) as container:
         frames = list(container.decode(video=0))
     times = [frame.pts for frame in frames]
@@ -39,7 +39,7 @@ def played(url: str) -> np.ndarray:
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
-    """What an answer says is wrong, in the envelope that all errors have."""
+    """Return the error of a response, from the envelope that all errors have."""
     assert answer.headers["x-request-id"]
     error: dict[str, Any] = answer.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
@@ -47,7 +47,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 
 
 def wait_until_ready(http: httpx.Client) -> None:
-    """Wait until the server has a worker; it answers before."""
+    """Wait until the server has a worker. It responds before that."""
     deadline = time.monotonic() + PATIENCE
     while http.get("/health").status_code != 200:
         assert time.monotonic() < deadline, "no worker became ready"

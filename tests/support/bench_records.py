@@ -19,7 +19,7 @@ def session(
     fps: int = 24,
     **fields: Any,
 ) -> SessionRecord:
-    """A session whose chunks of `frames` frames arrived at these times; completed by default."""
+    """Return a session whose chunks of `frames` frames arrived at the given times."""
     record = SessionRecord.of(
         SessionRequest(prompt="p", num_frames=frames * len(arrivals) or 1, fps=fps),
         number,
@@ -44,7 +44,7 @@ def run_of(
     tenants: LoadTenants | None = None,
     **fields: Any,
 ) -> LoadRun:
-    """A run of these sessions by a client that was never late."""
+    """Return a run of the sessions by a client without delays."""
     requests = tuple(
         SessionRequest(prompt="p", num_frames=record.num_frames, timestamp=1000 * record.intended)
         for record in records

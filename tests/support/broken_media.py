@@ -1,4 +1,4 @@
-"""Media as attackers and accidents make it."""
+"""Damaged and malicious media files."""
 
 import io
 import random
@@ -25,7 +25,7 @@ def picture(kind: str = "PNG", width: int = 96, height: int = 64) -> bytes:
 
 
 def movie(container: str = "mp4", codec: str = "libx264", frames: int = 40) -> bytes:
-    """A moving square, 64x64."""
+    """Return a video of a moving square, 64x64."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=24)
@@ -44,13 +44,13 @@ def movie(container: str = "mp4", codec: str = "libx264", frames: int = 40) -> b
 
 
 def empty_movie() -> bytes:
-    """The head of a fragmented MP4, as a stream has it before its first frame."""
+    """Return the header of a fragmented MP4 without any frames."""
     data = encode_chunk(Frames(bytes(64 * 64 * 3), 1, 64, 64), chunk=0, fps=24)
     return data.header
 
 
 def long_movie(chunks: int) -> bytes:
-    """A fragmented MP4 of many times the same 33 frames."""
+    """Return a fragmented MP4 that repeats the same 33 frames."""
     noise = np.random.default_rng(0).integers(0, 256, 33 * 64 * 64 * 3, dtype=np.uint8)
     first = encode_chunk(Frames(noise.tobytes(), 33, 64, 64), chunk=0, fps=30)
     data = first.header + first.fragment
@@ -58,7 +58,7 @@ def long_movie(chunks: int) -> bytes:
 
 
 def sound() -> bytes:
-    """An MP4 with audio alone."""
+    """Return an MP4 with audio only."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=48000, layout="mono")
@@ -70,7 +70,7 @@ def sound() -> bytes:
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], rows: bytes = b"") -> bytes:
-    """A PNG that says any size, with further chunks before its rows."""
+    """Return a PNG that declares the given size, with more chunks before its rows."""
     head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n"
     for kind, content in (head, *chunks, (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
@@ -80,19 +80,19 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], rows: bytes = b""
 
 
 def renamed_box(data: bytes, kind: bytes) -> bytes:
-    """An MP4 that has lost a box."""
+    """Return an MP4 without one of its boxes: its type is renamed."""
     at = data.index(kind)
     return data[:at] + b"junk" + data[at + 4 :]
 
 
 def zeroed(data: bytes, start: float, stop: float) -> bytes:
-    """With nothing between two places, as parts of its length."""
+    """Return the data with zeros from `start` to `stop`, given as fractions of its length."""
     first, last = int(start * len(data)), int(stop * len(data))
     return data[:first] + bytes(last - first) + data[last:]
 
 
 def corpus() -> dict[str, bytes]:
-    """Files of which none is a reference that can be used, by what is wrong with them."""
+    """Return files that are invalid references, by their fault."""
     mp4 = movie()
     big_text = zlib.compress(bytes(80 << 20), 9)
     return {
@@ -138,7 +138,7 @@ def huge_jpeg() -> bytes:
 
 
 def fuzzed(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Files with some bytes that are others; a few of them can still be read."""
+    """Yield files with some bytes changed. A few of them can still be decoded."""
     draw = random.Random(seed)
     sources = {
         "png": picture(),

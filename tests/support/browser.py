@@ -35,7 +35,7 @@ def running_browser() -> Iterator[Browser]:
 
 
 class Playground:
-    """The page as a user has it, and what it asked for."""
+    """The page in a browser, with the requests that it sent."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.page: Page = context.new_page()
@@ -48,22 +48,22 @@ class Playground:
         self.page.goto(url)
 
     def _note(self, message: Any) -> None:
-        """Answers that are errors are no problems of the page; broken policies are."""
+        """Record errors on the console, except those about error responses."""
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.problems.append(message.text)
 
     def check(self) -> None:
-        """Nothing broke, and nobody else was asked."""
+        """Assert that nothing failed, and that no other host was contacted."""
         assert self.problems == []
         own = (self.url, f"blob:{self.url}")
         assert [url for url in self.asked if not url.startswith(own)] == []
 
     def get(self, expression: str) -> Any:
-        """The value of JavaScript; `$` finds by id."""
+        """Evaluate JavaScript, in which `$` finds an element by id."""
         return self.page.evaluate(f"(($) => {expression})((id) => document.getElementById(id))")
 
     def wait(self, expression: str) -> Any:
-        """The page's policy forbids what Playwright waits with."""
+        """Wait until JavaScript is true. The page's policy forbids Playwright's own way."""
         deadline = time.monotonic() + PATIENCE
         while not (value := self.get(expression)):
             assert time.monotonic() < deadline, f"{expression} does not come true: {self.text}"
@@ -75,7 +75,7 @@ class Playground:
         return self.page.inner_text("main")
 
     def create(self, prompt: str, **fields: object) -> str:
-        """Fill in the form as a user without a mouse does; the new video's id."""
+        """Fill in the form by keyboard, and return the new video's id."""
         before = self.get("location.hash")
         self.wait("$('size').options.length > 0")
         self.page.fill("#prompt", prompt)
@@ -94,7 +94,7 @@ class Playground:
 
 @contextmanager
 def playground(browser: Browser, url: str, **settings: Any) -> Iterator[Playground]:
-    """A page with nothing kept from others; `settings` are those of the context."""
+    """Yield a page with an empty profile. `settings` are those of its context."""
     context = browser.new_context(**settings)
     try:
         shown = Playground(context, url)

@@ -1,4 +1,4 @@
-"""What commands print."""
+"""Helpers for the output of commands."""
 
 import re
 
@@ -6,5 +6,5 @@ LOADING = re.compile(r"(helios-serve:|\S+Z INFO \[-\]) loading ")
 
 
 def without_progress(text: str) -> list[str]:
-    """The lines of standard error, but for the one that says which model is being loaded."""
+    """Return the lines of standard error, except the one that names the model being loaded."""
     return [line for line in text.splitlines() if not LOADING.match(line)]

@@ -1,4 +1,4 @@
-"""Many clients of one server at once, who come, look, and go as they please."""
+"""Many concurrent clients of one server, each with a random sequence of requests."""
 
 import asyncio
 import json
@@ -12,26 +12,25 @@ import httpx2 as httpx
 from websockets.asyncio.client import ClientConnection, connect
 
 PATIENCE = 180.0
-"""Seconds after which an answer that should have come does not come."""
+"""Timeout of responses, in seconds."""
 POLL_SECONDS = (0.2, 1.0)
 WAIT_SECONDS = (0.5, 3.0)
-"""Instead of the server's retry-after: a crowd that keeps asking is harder to serve."""
+"""Used in place of the server's retry-after, because frequent retries are more load."""
 LENGTHS = (33, 40)
-"""One chunk, and two."""
+"""Lengths of videos: one chunk, and two."""
 STEPS = [1, 1, 1]
-"""As few as there can be: what is made matters less than how many come and go."""
+"""As few steps as possible, so that many videos start and end."""
 
 
 class ClosingTimeError(Exception):
-    """There was no room for a client until the end."""
+    """The run ended while a client waited for capacity."""
 
 
 class Crowd:
-    """`size` clients, each with a random sequence of its own, drawn from `seed`.
+    """`size` clients, each with a random sequence drawn from `seed`.
 
-    What is known of every video: `wanted` are those that have to be completed, `given_up` those
-    that were cancelled or whose client has gone, so that they may end either way, `deleted` those
-    that must be gone.
+    Videos in `wanted` must be completed, and those in `deleted` must not exist. Those in `given_up`
+    were cancelled, or their client has left: they may end in any way.
     """
 
     def __init__(self, url: str, size: int, seed: int) -> None:
@@ -42,12 +41,12 @@ class Crowd:
         self.given_up: set[str] = set()
         self.deleted: set[str] = set()
         self.done: Counter[str] = Counter()
-        """How often each thing was done."""
+        """The number of times that each action was done."""
         self.refused: Counter[str] = Counter()
         self.end = 0.0
 
     async def run(self, seconds: float) -> None:
-        """Until `seconds` are over and everybody has ended what it was about."""
+        """Run for `seconds`, and until each client has finished its current action."""
         self.end = asyncio.get_running_loop().time() + seconds
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.size)
         async with (
@@ -61,7 +60,7 @@ class Crowd:
 
 
 class Client:
-    """One of the crowd."""
+    """One client of the crowd."""
 
     def __init__(self, crowd: Crowd, http: httpx.AsyncClient, seed: int) -> None:
         self.crowd = crowd
@@ -131,7 +130,7 @@ class Client:
                     break
 
     async def play_hls(self) -> None:
-        """Some stop in the middle."""
+        """Play a video by HLS. Some clients stop in the middle."""
         folder = f"/v1/videos/{await self.create()}/hls"
         seen: set[str] = set()
         while True:
@@ -166,14 +165,14 @@ class Client:
         assert (await self.http.get(f"/v1/videos/{name}")).status_code == 404
 
     async def leave_sync(self) -> None:
-        """The video is ended with the connection; nobody knows its name."""
+        """Disconnect while waiting for a video. The server aborts it, and its id is unknown."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.random.uniform(0.1, 3.0)):
                 answer = await self.http.post("/v1/videos/sync", json=self.body())
                 self.check_room(answer)
 
     async def create_and_leave(self) -> None:
-        """Gone before the answer; what was accepted is made in any case."""
+        """Disconnect before the response. A video that was accepted is generated in any case."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.random.uniform(0.001, 0.05)):
                 answer = await self.http.post("/v1/videos", json=self.body())
@@ -189,7 +188,7 @@ class Client:
             assert message["stopped"] is False
 
     async def vanish_from_session(self) -> None:
-        """Without a word, as when a cable is cut."""
+        """Abort the connection of a session, as if a cable was cut."""
         async with self.session() as (socket, name):
             self.give_up(name)
             with suppress(TimeoutError):
@@ -198,7 +197,7 @@ class Client:
             socket.transport.abort()
 
     async def create(self) -> str:
-        """Asks until there is room."""
+        """Create a video. Retries until there is capacity."""
         while not self.check_room(answer := await self.http.post("/v1/videos", json=self.body())):
             await self.wait_for_room()
         name: str = answer.json()["id"]
@@ -206,7 +205,7 @@ class Client:
         return name
 
     def check_room(self, answer: httpx.Response) -> bool:
-        """Whether there was some; anything else that is wrong is a failure."""
+        """Return whether there was capacity. Any other error raises."""
         if answer.status_code not in (429, 503):
             answer.raise_for_status()
             return True
@@ -225,7 +224,7 @@ class Client:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[tuple[ClientConnection, str]]:
-        """A connection whose session has started, and the name of its video."""
+        """Yield a connection whose session has started, and the id of its video."""
         address = f"{self.crowd.url.replace('http', 'ws', 1)}/v1/realtime/video"
         async with connect(address, max_size=None, open_timeout=PATIENCE) as socket:
             while True:

@@ -25,7 +25,7 @@ NVIDIA = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class DryUtils:
-    """What a compiled kernel asks of a device when it is loaded; keeps what was loaded."""
+    """The functions with which a compiled kernel is loaded onto a device. Keeps what was loaded."""
 
     def __init__(self) -> None:
         self.loaded: list[tuple[str, bytes, int]] = []
@@ -39,7 +39,7 @@ class DryUtils:
 
 
 class DryDriver:
-    """The part of a driver that a launch goes through."""
+    """The part of a driver that a launch uses."""
 
     def __init__(self) -> None:
         self.utils = DryUtils()
@@ -58,7 +58,7 @@ class DryDriver:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, and bytes of stack and local memory a thread, which is where spills go."""
+    """Return the registers, and the bytes of stack and local memory (spills), of a thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -1,4 +1,4 @@
-"""What a worker compiles for a GPU when it starts, and what behind that, without a GPU.
+"""Finds the kernels that a worker compiles for a GPU at its start, and later, without a GPU.
 
 Prints, as JSON, the kernels that its warm-up compiles, and those that videos of other sizes and
 prompts, alone and at different stages together, still need.
@@ -35,7 +35,7 @@ def plans(
 
 
 def served(config: HeliosConfig) -> Iterator[SchedulerOutput]:
-    """Each video alone, then two of which one is a step ahead of the other."""
+    """Serve each video alone, then two together, one of them a step ahead of the other."""
     for video in VIDEOS:
         yield from plans("a", *video, config)
     small, large = plans("a", *VIDEOS[0], config), plans("b", *VIDEOS[1], config)
@@ -49,7 +49,7 @@ def served(config: HeliosConfig) -> Iterator[SchedulerOutput]:
 
 
 def leave_nothing_unset() -> None:
-    """Kernels that are not launched leave in their results what was in memory before."""
+    """Fill new tensors, because kernels that are not launched leave their results unset."""
     empty, empty_like, new_empty = torch.empty, torch.empty_like, Tensor.new_empty
 
     def zeroed(make: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The `helios-serve` command, which sends itself a signal at one of several points of its work.
+"""The `helios-serve` command, which sends itself a signal at a chosen point.
 
     python -m tests.support.dying_server POINT COUNT SIGNAL ARGUMENTS...
 
-SIGNAL, such as SIGKILL, comes when POINT is reached for the COUNT-th time.
+SIGNAL, such as SIGKILL, is sent when POINT is reached for the COUNT-th time.
 """
 
 import os
@@ -28,7 +28,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "after commit": (JobStore, "advance", True),
     "during restart": (EngineCore, "add", True),
 }
-"""What is called there, and whether the signal comes after the call or before it."""
+"""The class and the method of each point, and whether the signal comes after the call."""
 
 
 def dying(

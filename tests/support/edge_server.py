@@ -40,7 +40,7 @@ class Edge(NamedTuple):
         return connection
 
     def exchange(self, *pieces: bytes) -> bytes:
-        """Send the pieces on one connection, and return all that comes until it is closed."""
+        """Send the pieces on one connection, and return all that is received until it is closed."""
         with self.connect() as connection:
             for piece in pieces:
                 connection.sendall(piece)
@@ -48,7 +48,7 @@ class Edge(NamedTuple):
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """Return all that is received until the other side closes."""
     received = b""
     while piece := connection.recv(1 << 16):
         received += piece
@@ -57,7 +57,7 @@ def everything(connection: socket.socket) -> bytes:
 
 @contextmanager
 def running_edge(folder: Path, edge: EdgeOptions | None = None) -> Iterator[Edge]:
-    """The whole API, of a server that has no model."""
+    """Yield a server with the whole API, but without a model."""
     edge = edge or EdgeOptions()
     store = VideoStore(folder)
     with closing(store), closing(KeyStore(folder)) as own, closing(KeyStore(folder)) as keys:
@@ -94,7 +94,7 @@ def serving(app: Starlette, config: HttpConfig) -> Iterator[int]:
 
 
 def wait_for(condition: Any, seconds: float = PATIENCE) -> None:
-    """Raises TimeoutError if it does not come to pass."""
+    """Wait until `condition` is true. Raises TimeoutError."""
 
     async def wait() -> None:
         async with asyncio.timeout(seconds):

@@ -1,4 +1,4 @@
-"""Asynchronous engines over built-in models in this process, and what is read from them."""
+"""Asynchronous engines with built-in models in this process, and helpers that read from them."""
 
 import asyncio
 import io
@@ -29,25 +29,25 @@ from helios_serve.video_request import VideoRequest
 from tests.support.models import load_model
 
 PATIENCE = 60.0
-"""Seconds after which something that should have come has not come."""
+"""Timeout of waits, in seconds."""
 NUM_BLOCKS = 500
 
 Result = TypeVar("Result")
 
 
 def run(main: Coroutine[Any, Any, Result]) -> Result:
-    """Run a test's coroutine, which may not take for ever."""
+    """Run a test's coroutine, with a timeout."""
     return asyncio.run(asyncio.wait_for(main, PATIENCE))
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; `run` sees to it that this ends."""
+    """Wait until another thread has made `condition` true. The timeout is that of `run`."""
     while not condition():
         await asyncio.sleep(0.005)
 
 
 def request(name: str, frames: int = 66, **options: Any) -> VideoRequest:
-    """A request for a small video; `options` are those of its parameters or its own."""
+    """Return a request for a small video. `options` are fields of the request or its parameters."""
     own = {key: value for key, value in options.items() if key in VideoRequest.__struct_fields__}
     params = {key: value for key, value in options.items() if key not in own}
     small: dict[str, Any] = {"width": 64, "height": 64, "seed": 3, "steps": (1, 1, 1)}
@@ -60,7 +60,7 @@ def request(name: str, frames: int = 66, **options: Any) -> VideoRequest:
 
 @cache
 def quick_model(name: str = "nano") -> LoadedModel:
-    """A model whose pictures are its latents' colours: decoding would take most of a test."""
+    """Return a model that shows latents as colours, because decoding would take most of a test."""
     model = load_model(name)
     assert model.vae is not None
     model.vae.decode = colours  # type: ignore[method-assign]
@@ -68,7 +68,7 @@ def quick_model(name: str = "nano") -> LoadedModel:
 
 
 def colours(latents: Tensor) -> Tensor:
-    """Latents (16, 9, h, w) -> frames (33, 8 h, 8 w, 3), each latent frame a few times."""
+    """Latents (16, 9, h, w) -> frames (33, 8 h, 8 w, 3), with latent frames repeated."""
     pixels = (latents[:3].float().sigmoid() * 255).to(torch.uint8).permute(1, 2, 3, 0)
     frames = pixels[(torch.arange(33) + 3) // 4]
     return frames.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
@@ -77,7 +77,7 @@ def colours(latents: Tensor) -> Tensor:
 def core(
     model: str = "nano", *, workers: int = 1, scheduling: SchedulingConfig | None = None
 ) -> EngineCore:
-    """An engine with threads for workers."""
+    """Return an engine whose workers are threads."""
     loaded = quick_model(model)
     executor = InlineExecutor(
         lambda _, emit: Worker(loaded, emit, history_blocks=NUM_BLOCKS, batch_invariant=True)
@@ -90,22 +90,22 @@ def core(
 
 
 async def read(engine: AsyncEngine, name: str, from_chunk: int | None = None) -> list[VideoChunk]:
-    """All chunks of a request that was submitted."""
+    """Return all chunks of a submitted request."""
     return [chunk async for chunk in engine.watch(name, from_chunk)]
 
 
 async def make(engine: AsyncEngine, wanted: VideoRequest) -> list[VideoChunk]:
-    """All chunks of a request that was not."""
+    """Submit a request, and return all its chunks."""
     return [chunk async for chunk in engine.generate(wanted)]
 
 
 def fragments(chunks: Iterable[VideoChunk]) -> list[bytes]:
-    """What chunks are made of; two of them are equal where every pixel is."""
+    """Return the MP4 fragments of chunks, which are equal if all pixels are."""
     return [chunk.segment.fragment for chunk in chunks if chunk.segment is not None]
 
 
 def undisturbed(wanted: VideoRequest) -> list[bytes]:
-    """The fragments of a request that an engine has for itself, from beginning to end."""
+    """Return the fragments of a request that an engine runs alone."""
     plain = msgspec.structs.replace(
         wanted, request_id="undisturbed", output="segment", max_lead_chunks=None
     )
@@ -124,7 +124,7 @@ def _undisturbed(encoded: bytes) -> tuple[bytes, ...]:
 
 
 def frame_numbers(segments: Iterable[Segment], fps: int = 24) -> list[float]:
-    """When each frame is shown, in frames from the video's beginning."""
+    """Return the time at which each frame is shown, as a frame number of the video."""
     parts = list(segments)
     data = parts[0].header + b"".join(part.fragment for part in parts)
     with av.open(io.BytesIO(data), "r") as container:
@@ -139,7 +139,7 @@ def frame_numbers(segments: Iterable[Segment], fps: int = 24) -> list[float]:
 async def engine_of(
     own: EngineCore, store: VideoStore | None = None, **others: EngineCore
 ) -> AsyncIterator[AsyncEngine]:
-    """An engine that ends with nothing left over."""
+    """Yield an engine, and assert at the end that no request has left anything in it."""
     async with AsyncEngine({"nano": own, **others}, store) as engine:
         yield engine
         await idle(engine)
@@ -149,7 +149,7 @@ async def engine_of(
 
 
 async def idle(engine: AsyncEngine) -> None:
-    """Wait until neither an engine nor a worker holds anything of any request."""
+    """Wait until neither the engine nor its workers hold anything of any request."""
     held = 1
     while held:
         stats, reports = (
@@ -169,7 +169,7 @@ def indices(chunks: list[VideoChunk]) -> list[int]:
 async def opened(
     folder: Path, own: EngineCore | None = None, model: str = "nano"
 ) -> AsyncIterator[AsyncEngine]:
-    """What a process does with its data folder: its whole life."""
+    """Yield an engine with the store of a data folder, and close both, as a process does."""
     with closing(VideoStore(folder)) as store:
         async with AsyncEngine({model: own or core(model)}, store) as engine:
             yield engine

@@ -1,4 +1,4 @@
-"""An HTTPS server on loopback that keeps what it gets, with a certificate of our own making."""
+"""An HTTPS server on loopback that records requests, with a self-made certificate."""
 
 import ssl
 import threading
@@ -17,7 +17,7 @@ HOST = "receiver.example"
 
 
 class Got(NamedTuple):
-    """A request as it came."""
+    """A received request."""
 
     path: str
     headers: dict[str, str]
@@ -34,7 +34,7 @@ Respond = Callable[[Got], Reply]
 
 
 class HttpsServer:
-    """Answers as `respond` says; `port` is on `address`."""
+    """Responds with the result of `respond`. It listens on `address` and `port`."""
 
     def __init__(self, respond: Respond, address: str, authority: trustme.CA) -> None:
         self.respond = respond
@@ -71,7 +71,7 @@ class HttpsServer:
             daemon_threads = True
 
             def handle_error(self, *_: object) -> None:
-                """Clients go away in tests."""
+                """Ignore errors: clients disconnect in tests."""
 
         self._server = QuietServer((address, 0), Handler)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -88,14 +88,14 @@ class HttpsServer:
         return f"https://{HOST}:{self.port}"
 
     def wait_for(self, count: int, seconds: float = 30.0) -> list[Got]:
-        """What came, as soon as it is `count` requests."""
+        """Wait for `count` requests, and return them."""
         with self.arrived:
             came = self.arrived.wait_for(lambda: len(self.got) >= count, seconds)
             assert came, f"got {len(self.got)} requests, expected {count}"
             return list(self.got)
 
     def outbound(self, flag: str = "--allowed") -> Outbound:
-        """Requests that find this server by its name, and take loopback for public."""
+        """Return an Outbound that resolves this server's name and accepts loopback as public."""
 
         async def resolve(host: str, port: int) -> list[Address]:
             assert (host, port) == (HOST, self.port)

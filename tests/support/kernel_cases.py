@@ -29,8 +29,7 @@ LAYOUTS: dict[str, tuple[Run, ...]] = {
     ),
 }
 NOT_AT_START = {"quantize_rows_kernel", "norm_silu_kernel"}
-"""What a denoising worker does not compile when it starts: only some options, or the VAE's decoder,
-launch it."""
+"""Kernels that a denoising worker does not compile at its start. Only some options use them."""
 HEADS = {"3 x 32": (3, 32), "5 x 24": (5, 24), "11 x 128": (11, 128), "40 x 128": (40, 128)}
 
 
@@ -55,7 +54,7 @@ Call = Callable[[Kernels, Make], Sequence[Tensor]]
 
 
 def norm_table(make: Make, dim: int, rows: int = 4) -> NormTable:
-    """As a block's table: the bias is one of six, so its rows do not lie end to end."""
+    """Return a table like a block's, whose rows are strided slices of a larger tensor."""
     table = make.values(rows, 6, dim, seed=1, dtype=torch.float32)
     return NormTable(1 + table[:, 1], table[:, 0])
 
@@ -91,7 +90,7 @@ def noise_residual_case(layout: Sequence[Run], dim: int) -> Call:
 
 
 def make_rope(make: Make, rows: PackRows, head_dim: int) -> PackedRope:
-    """Two sizes in one pack: entries of moduli up to one, from two tables."""
+    """Return the rope of a pack of two sizes: entries with moduli up to one, from two tables."""
     pairs = (head_dim // 2 - head_dim // 3, head_dim // 6, head_dim // 3 - head_dim // 6)
     parts, first = [], len(rows) // 2
     for count in (first, len(rows) - first):
@@ -176,7 +175,7 @@ def dmd_case(rows: int, next_sigma: float | None, latents: torch.dtype | None = 
 
 
 def quantize_case(rows: int, dim: int, dtype: torch.dtype) -> Call:
-    """Rows of a wider tensor, of which the first is zero, the last tiny."""
+    """Quantize rows of a wider tensor. The first row is zero, the last one tiny."""
 
     def call(kernels: Kernels, make: Make) -> list[Tensor]:
         x = make.values(rows, dim + 3)[:, :dim]
@@ -189,7 +188,7 @@ def quantize_case(rows: int, dim: int, dtype: torch.dtype) -> Call:
 
 
 def norm_silu_case(shape: tuple[int, int, int, int], past: int) -> Call:
-    """Frames of which one pixel is zero; `past` frames before them."""
+    """Norm frames after `past` ones. One pixel is zero."""
 
     def call(kernels: Kernels, make: Make) -> list[Tensor]:
         frames, weight = make.values(*shape), make.values(shape[-1], seed=1)
@@ -201,7 +200,7 @@ def norm_silu_case(shape: tuple[int, int, int, int], past: int) -> Call:
 
 
 def small_cases() -> dict[str, Call]:
-    """Awkward sizes of all kernels, of few programs each."""
+    """Return cases of all kernels with awkward sizes and few programs."""
     cases: dict[str, Call] = {}
     for name, layout in LAYOUTS.items():
         for size in ("3 x 32", "11 x 128"):
@@ -247,7 +246,7 @@ def small_cases() -> dict[str, Call]:
 
 
 def large_cases() -> dict[str, Call]:
-    """The published model's widths on a few rows: what compilers have to cope with."""
+    """Return cases with the published model's widths on a few rows, to test compilation."""
     layout, heads = LAYOUTS["several"], HEADS["40 x 128"]
     cases: dict[str, Call] = {
         "norm": norm_case(layout, 5120, 4),
@@ -279,7 +278,7 @@ def large_cases() -> dict[str, Call]:
 
 
 def error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference, in units of the largest value where that is above one."""
+    """Return the largest difference, relative to the largest value if that is above one."""
     worst = 0.0
     for one, other in zip(got, expected, strict=True):
         assert one.shape == other.shape
@@ -289,7 +288,7 @@ def error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def interpreter_errors() -> dict[str, float]:
-    """How far each kernel is from its reference, in a process with Triton's interpreter."""
+    """Return the error of each kernel against its reference, in Triton's interpreter."""
     assert os.environ["TRITON_INTERPRET"] == "1"
     errors = {}
     for dtype in (torch.float32, torch.float16):

@@ -1,6 +1,6 @@
-"""The `helios-serve` command for tests, which have no other network than loopback and no day.
+"""The `helios-serve` command for tests of outbound requests.
 
-It takes loopback for public, and tries webhooks again after a moment.
+It accepts loopback addresses as public, and retries webhooks after a moment.
 """
 
 import sys

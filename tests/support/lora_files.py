@@ -14,7 +14,7 @@ LAYERS = ("attn1.to_q", "attn1.to_out.0", "attn2.to_k", "ffn.net.0.proj")
 
 
 def write_full_lora(path: Path, transformer: HeliosTransformer, *, seed: int = 6) -> Path:
-    """An adapter for every layer: blocks, patch, time and text embedders, and the projection."""
+    """Write an adapter for all layers: blocks, patch, time and text embedders, and projection."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, layer in transformer.named_modules():
@@ -36,7 +36,7 @@ def write_full_lora(path: Path, transformer: HeliosTransformer, *, seed: int = 6
 def write_lora(
     path: Path, transformer: HeliosTransformer, *, rank: int = 4, prefix: str = "transformer."
 ) -> Path:
-    """An adapter for some layers of every block, strong enough to see."""
+    """Write an adapter for some layers of every block, strong enough to be visible."""
     generator = torch.Generator().manual_seed(5)
     tensors = {}
     for block in range(transformer.config.num_layers):

@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 def load_model(
     model: str, *, dtype: str = "float32", load_format: LoadFormat = "auto", **options: Any
 ) -> LoadedModel:
-    """The checkpoint on the CPU; `options` are roles and fields of WorkerOptions."""
+    """Load a checkpoint on the CPU. `options` are roles and fields of WorkerOptions."""
     checkpoint = open_checkpoint(model, load_format)
     roles = options.pop("roles", ROLES)
     return load_checkpoint(
@@ -28,11 +28,11 @@ def load_model(
 
 
 def loaded(part: Part | None) -> Part:
-    """A part of a model, which must be loaded."""
+    """Return a part of a model. Asserts that it is loaded."""
     assert part is not None
     return part
 
 
 def blank_frames(latents: Tensor) -> Tensor:
-    """A stand-in for VAE decoding, which would take most of the time of a latent test."""
+    """A replacement for VAE decoding, which would take most of the time of a test of latents."""
     return torch.zeros(33, 8 * latents.shape[-2], 8 * latents.shape[-1], 3, dtype=torch.uint8)

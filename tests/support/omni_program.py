@@ -1,4 +1,4 @@
-"""Run by the environment that has vLLM-Omni: what cannot be seen from outside its processes.
+"""Checks inside vLLM-Omni's process, run in its environment, that cannot be made from outside.
 
 python omni_program.py latents MODEL OUTPUT    latents of three requests made together
 python omni_program.py abort MODEL OUTPUT      how an aborted request's blocks are freed
@@ -35,7 +35,7 @@ from helios_serve.messages import SchedulerOutput
 
 FOLDER = Path(vllm_omni.__file__).parent
 REQUESTS = {99: (64, 64), 66: (128, 64), 198: (64, 64)}
-"""Width and height of each, by its number of frames, which also is its seed."""
+"""Width and height of each request, by its number of frames, which is also its seed."""
 PATIENCE = 60.0
 
 
@@ -69,7 +69,7 @@ async def latents(model: str, output: Path) -> None:
 
 
 class Steps:
-    """Watches what is in use behind every step; plans without one only tidy up."""
+    """Records what is in use after every step. Plans without steps only close sessions."""
 
     def __init__(self) -> None:
         self.used: list[int] = []
@@ -129,7 +129,7 @@ async def abort(model: str, output: Path) -> None:
 
 
 class Faults:
-    """Failures that no code foresees: of a chunk's future, and of its conversion."""
+    """Injects unexpected errors: in a chunk's future, and in its conversion."""
 
     def __init__(self) -> None:
         self._next, self._output = host.HostedVideo._next, OmniSession.output
@@ -146,7 +146,7 @@ class Faults:
 
 
 def scheduled(names: list[str], *, are_new: bool) -> DiffusionSchedulerOutput:
-    """A call with these requests; that called `odd-size` has a size that the model refuses."""
+    """Return a call with these requests. The one called `odd-size` has an unsupported size."""
     sizes = {"odd-size": (100, 64)}
     new = [
         NewRequestData(
@@ -168,7 +168,7 @@ def scheduled(names: list[str], *, are_new: bool) -> DiffusionSchedulerOutput:
 
 
 async def faults(model: str, output: Path) -> None:
-    """Both kinds of calls that have several requests, each with one request that is sound."""
+    """Make both kinds of calls for several requests, each with one valid request."""
     kinds = ("sound", "no-chunk", "no-memory", "odd-size")
     executor = HeliosExecutor(OmniDiffusionConfig(model=model, max_num_seqs=8))
     fault = Faults()

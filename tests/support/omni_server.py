@@ -1,4 +1,4 @@
-"""The real vLLM-Omni, in the environment that has it, as users start it."""
+"""A real vLLM-Omni server, started in its own environment as users do."""
 
 import io
 import json
@@ -24,18 +24,18 @@ STREAMING = ("--max-num-seqs", "16", "--step-execution", "--diffusion-streaming-
 START_SECONDS = 120.0
 STEPS = {"steps": [1, 1, 1]}
 SMALL = {"size": "64x64", "fps": 24, "seed": 3, "extra_params": STEPS}
-"""Of a live session."""
+"""Options of a small realtime session."""
 
 
 class OmniServer(NamedTuple):
-    """A running `vllm-omni serve`, and where it writes what it says."""
+    """A running `vllm-omni serve`, and its log file."""
 
     process: "subprocess.Popen[bytes]"
     url: str
     log: Path
 
     def sync(self, **fields: Any) -> requests.Response:
-        """A video at once; `fields` are those of the form, or a file that is open."""
+        """Create a video and wait for it. `fields` are those of the form, or an open file."""
         files = {name: field for name, field in fields.items() if isinstance(field, tuple)}
         data = {name: field for name, field in fields.items() if name not in files}
         extra = {"extra_params": json.dumps(STEPS | data.pop("extra_params", {}))}
@@ -47,13 +47,13 @@ class OmniServer(NamedTuple):
         )
 
     def said(self, text: str) -> str:
-        """The first line of the log with this text, or nothing."""
+        """Return the first line of the log that contains `text`, or None."""
         lines = self.log.read_text().splitlines()
         return next((line for line in lines if text in line), "")
 
 
 def environment() -> Path:
-    """The folder of the environment, built if it is not there yet."""
+    """Return the folder of the environment, which is built if it does not exist."""
     command = [sys.executable, str(BUILDER), "vllm_omni"]
     return Path(
         subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
@@ -61,7 +61,7 @@ def environment() -> Path:
 
 
 def deploy_config(bin_folder: Path) -> str:
-    """As users get it."""
+    """Return the path of the deploy config, as the command prints it."""
     command = [str(bin_folder / "helios-serve"), "vllm-omni-config"]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
@@ -70,7 +70,7 @@ def deploy_config(bin_folder: Path) -> str:
 def omni_server(
     environment: Path, model: Path, log: Path, *flags: str, python_path: Path | None = None
 ) -> Iterator[OmniServer]:
-    """Started with `flags`, and ended with all its processes however the test ends."""
+    """Start the server with `flags`, and end all its processes afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,7 +111,7 @@ def count_frames(data: bytes) -> int:
 
 
 def differ(one: bytes, other: bytes) -> int:
-    """How far the pixels of two videos of one length are apart at most, of 255."""
+    """Return the largest difference between pixels of two videos of equal length (0 to 255)."""
     return int(np.abs(_pixels(one) - _pixels(other)).max())
 
 

@@ -1,7 +1,7 @@
-"""A packed forward of a tiny transformer with Triton's kernels and with the reference's.
+"""A packed forward of a tiny transformer, with Triton kernels and with the reference.
 
-Run as a script, in Triton's interpreter, it prints as JSON how far the flows are apart, and how far
-each kernel alone is from its reference.
+As a script, in Triton's interpreter, it prints as JSON the difference of the flows, and the error
+of each kernel against its reference.
 """
 
 import json
@@ -27,7 +27,7 @@ HEADS, HEAD_DIM, TEXT_DIM, RANK = 2, 32, 24, 3
 def tiny_transformer(
     device: torch.device, dtype: torch.dtype = torch.float32, *, amplified: bool = True
 ) -> HeliosTransformer:
-    """Two layers with every parameter random, norms around one."""
+    """Return a transformer of two layers. All parameters are random, those of norms around one."""
     config = TransformerConfig(
         num_layers=2,
         num_attention_heads=HEADS,
@@ -52,7 +52,7 @@ def tiny_transformer(
 
 
 def tiny_adapter(model: HeliosTransformer) -> LoraAdapter:
-    """Low-rank terms for queries and values of the first layer's self-attention."""
+    """Return an adapter for queries and values of the first layer's self-attention."""
     weight = model.proj_out.weight
     generator = torch.Generator().manual_seed(1)
 
@@ -67,7 +67,7 @@ def tiny_adapter(model: HeliosTransformer) -> LoraAdapter:
 def segment(
     model: HeliosTransformer, geometry: Geometry, stage: int, timestep: float, **extra: LoraAdapter
 ) -> PackSegment:
-    """One session with a random history and prompt; its text ends in padding but at stage 0."""
+    """Return a session with a random history and prompt, with padding except at stage 0."""
     generator = torch.Generator().manual_seed(stage)
     count = 20 * geometry.blocks_per_frame
     pool = HistoryPool(count + 1, model.dtype, model.device)
@@ -87,7 +87,7 @@ def segment(
 
 
 def mixed_segments(model: HeliosTransformer) -> list[PackSegment]:
-    """Two sessions of different sizes and stages, one of them with an adapter."""
+    """Return two sessions of different sizes and stages, one of them with an adapter."""
     return [
         segment(model, Geometry(64, 64), 0, 998.0, adapter=tiny_adapter(model)),
         segment(model, Geometry(64, 128), 1, 742.0),
@@ -96,7 +96,7 @@ def mixed_segments(model: HeliosTransformer) -> list[PackSegment]:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """The environment with some variables changed."""
+    """Change environment variables in the block."""
     before = os.environ.copy()
     os.environ.update(values)
     try:
@@ -107,7 +107,7 @@ def environment(**values: str) -> Iterator[None]:
 
 
 def flow(model: HeliosTransformer, kernels: str) -> Tensor:
-    """The flow of the mixed pack, from its history's gathering on, with some kernels."""
+    """Return the flow of the mixed pack, with the given kernels for all its operations."""
     with environment(**{KERNELS_VARIABLE: kernels}):
         rows: Tensor = model(mixed_segments(model))
     return rows

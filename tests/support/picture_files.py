@@ -1,4 +1,4 @@
-"""Picture files as cameras, scanners and editors write them, and some that nothing should write."""
+"""Picture files as cameras, scanners and editors write them, and invalid ones."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ ENTRIES = {
 
 
 def quarters() -> Image.Image:
-    """Red and green above blue and grey."""
+    """Return a picture with red and green quarters above blue and grey ones."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     top, left = slice(HEIGHT // 2), slice(WIDTH // 2)
     bottom, right = slice(HEIGHT // 2, None), slice(WIDTH // 2, None)
@@ -33,7 +33,7 @@ def quarters() -> Image.Image:
 def exif_block(
     *entries: tuple[int, int, int, bytes], turn: int = 6, big_endian: bool = False
 ) -> bytes:
-    """An EXIF block with an orientation among other entries, then a `next` offset that is wrong."""
+    """Return an EXIF block with an orientation among other entries, and a wrong `next` offset."""
     order = ">" if big_endian else "<"
     rows = sorted([(0x112, 3, 1, struct.pack(f"{order}HH", turn, 0)), *entries])
     head = (b"MM\0*" if big_endian else b"II*\0") + struct.pack(f"{order}IH", 8, len(rows))
@@ -42,7 +42,7 @@ def exif_block(
 
 
 def jpeg(image: Image.Image, exif: bytes = b"") -> bytes:
-    """A JPEG with an EXIF block that Pillow had no part in."""
+    """Return a JPEG with an EXIF block that Pillow did not write."""
     data = encoded(image, "JPEG", quality=95, subsampling=0)
     if not exif:
         return data
@@ -61,7 +61,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def swapped_profile() -> bytes:
-    """An ICC profile of an RGB space whose red primary is sRGB's green, and the other way round."""
+    """Return an ICC profile of sRGB with its red and green primaries swapped."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     tags = {}
     for index in range(struct.unpack_from(">I", data, 128)[0]):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def children(pid: int) -> list[int]:
-    """Return the process ids of its children; none once it has ended."""
+    """Return the ids of a process's children; none if it has ended."""
     found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -14,7 +14,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_python_child(pid: int) -> bool:
-    """Whether it was started by `multiprocessing`, to run a function."""
+    """Return whether `multiprocessing` started the process to run a function."""
     try:
         return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -30,7 +30,7 @@ class Prometheus:
         self.http = http
 
     def query(self, expression: str) -> list[float]:
-        """The finite values that an instant query gives now."""
+        """Return the finite values of an instant query."""
         answer = self.http.get("/api/v1/query", params={"query": expression})
         found: dict[str, Any] = answer.json()
         assert found["status"] == "success", f"{expression}: {found.get('error')}"
@@ -40,7 +40,7 @@ class Prometheus:
 
 @contextmanager
 def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Scraping HOST:PORT `target`; it listens on loopback only."""
+    """Start a Prometheus that scrapes `target` (HOST:PORT). It listens on loopback only."""
     program = shutil.which("prometheus") or str(BUILT)
     assert Path(program).exists(), "no Prometheus; `make prometheus` gets Debian's"
     folder.mkdir()

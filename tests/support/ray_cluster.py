@@ -16,7 +16,7 @@ NODE = {"num_cpus": 8, "num_gpus": 1}
 
 
 class RayCluster:
-    """A node in each zone, with a fake GPU; the one in zone a is the head."""
+    """A cluster with a node in each zone, with a fake GPU. The node in zone a is the head."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -39,11 +39,11 @@ class RayCluster:
         )
 
     def kill_node(self, zone: str) -> None:
-        """As if its plug were pulled."""
+        """Kill a node without any shutdown."""
         self._cluster.remove_node(self._nodes.pop(zone), allow_graceful=False)
 
     def zone_of(self, node: str) -> str:
-        """The zone of a node by the beginning of its id."""
+        """Return the zone of a node, given the beginning of its id."""
         for zone, started in self._nodes.items():
             if started.node_id.startswith(node):
                 return zone
@@ -54,5 +54,8 @@ class RayCluster:
 
 
 def half_a_gpu(**labels: str) -> Resources:
-    """Room for two workers a node; Ray gives torch as many threads as there are CPUs."""
+    """Return resources with which two workers fit on a node.
+
+    Ray limits torch to as many threads as there are CPUs.
+    """
     return Resources(num_cpus=2, num_gpus=0.5, labels=labels)

@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 from websockets.sync.client import ClientConnection, connect
 
 PATIENCE = 60.0
-"""Seconds after which a message that should have come has not come."""
+"""Timeout of messages, in seconds."""
 
 Json = dict[str, Any]
 
 
 class Chunk(NamedTuple):
-    """A binary message, and what was said of it before."""
+    """A binary message, and its metadata."""
 
     metadata: Json
     data: bytes
 
 
 class RealtimeClient:
-    """Says what it is told to, and reads as vLLM-Omni's client does."""
+    """Sends messages, and reads the answers as vLLM-Omni's client does."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -45,7 +45,7 @@ class RealtimeClient:
         self.say("session.interaction", interaction={"event": {"prompt": prompt}, **fields})
 
     def hear(self) -> Json | Chunk:
-        """The next message, or the next two if the first announces a chunk."""
+        """Return the next message, or the next two as a Chunk if the first announces one."""
         message = json.loads(self.socket.recv(PATIENCE))
         if message["type"] != "video.chunk_metadata":
             assert isinstance(message, dict)
@@ -56,7 +56,7 @@ class RealtimeClient:
         return Chunk(message, data)
 
     def ask(self, kind: str, **fields: Any) -> Json:
-        """Say something and hear the answer, chunks apart."""
+        """Send a message, and return the answer. Chunks that arrive before it are dropped."""
         self.say(kind, **fields)
         return self.hear_text()
 
@@ -71,7 +71,7 @@ class RealtimeClient:
         return message
 
     def rest(self) -> tuple[list[Chunk], list[Json]]:
-        """All that comes until the session is done; the last message says so."""
+        """Return all messages until `session.done`, which is the last one."""
         chunks: list[Chunk] = []
         messages: list[Json] = []
         while not messages or messages[-1]["type"] != "session.done":
@@ -85,12 +85,12 @@ class RealtimeClient:
 
 @contextmanager
 def realtime_client(url: str) -> Iterator[RealtimeClient]:
-    """Connected to the server at `url`."""
+    """Connect to the server at `url`."""
     address = f"{url.replace('http', 'ws', 1)}/v1/realtime/video"
     with connect(address, max_size=None) as socket:
         yield RealtimeClient(socket)
 
 
 def data_of(chunks: list[Chunk]) -> bytes:
-    """As a client puts them into a file."""
+    """Return the data of chunks, concatenated as in a client's file."""
     return b"".join(chunk.data for chunk in chunks)

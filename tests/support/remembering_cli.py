@@ -1,6 +1,6 @@
-"""The `helios-serve` command, which keeps where a video stood behind every one of its chunks.
+"""The `helios-serve` command, which keeps the snapshot after every chunk of a video.
 
-Otherwise each snapshot replaces the one before it.
+Normally, older snapshots are deleted.
 """
 
 import sys

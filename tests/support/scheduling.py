@@ -1,7 +1,7 @@
 """A fake executor in virtual time: steps and tasks take cost / rate seconds, nothing is computed.
 
-Its workers keep books of what real ones would hold, and check each plan against them. Stages that
-run on one worker at the same time share its device equally.
+Its workers record what real ones would hold, and check each plan against that. Stages that run on
+one worker at the same time share its device equally.
 """
 
 import math
@@ -85,7 +85,7 @@ def make_session(
 
 
 class Past(NamedTuple):
-    """The anchor and the frames behind it, by their names."""
+    """The anchor and the history frames of a session, by their names."""
 
     anchor: str
     frames: tuple[str, ...]
@@ -97,7 +97,7 @@ class Past(NamedTuple):
         return cls(snapshot.anchor.decode(), tuple(snapshot.frames.decode().split()))
 
     def then(self, name: str, chunk: int) -> "Past":
-        """Behind one more chunk of video `name`."""
+        """Return the past after chunk `chunk` of video `name`."""
         made = tuple(f"{name}/{chunk}/{frame}" for frame in range(CHUNK_LATENTS))
         return Past(self.anchor or made[0], (*self.frames, *made)[-HISTORY_FRAMES:])
 
@@ -108,14 +108,14 @@ class Past(NamedTuple):
 
 
 def reference(session: Session) -> Snapshot:
-    """What a reference video is made into: an anchor and 18 frames."""
+    """Return the snapshot of an encoded reference video: an anchor and 18 frames."""
     name = session.session_id
     past = Past(f"{name}/anchor", tuple(f"{name}/before/{frame}" for frame in range(18)))
     return past.snapshot(session, 0)
 
 
 class Opened(NamedTuple):
-    """A session as a worker knows it: what lies behind its next chunk, the prompts it has."""
+    """A session on a worker: its past, and the prompts that the worker has."""
 
     past: Past
     prompts: set[str]
@@ -123,7 +123,7 @@ class Opened(NamedTuple):
 
 
 class Books:
-    """What one worker holds: a name for every frame, by its first block, and its sessions."""
+    """What one worker holds: the name of each frame, by the frame's first block, and sessions."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -131,7 +131,7 @@ class Books:
         self.opened: dict[str, Opened] = {}
 
     def execute(self, output: SchedulerOutput) -> dict[str, Snapshot]:
-        """Do a plan; returns snapshots of the sessions that have made a chunk with it."""
+        """Execute a plan. Returns the snapshots of sessions that finished a chunk in it."""
         for name in output.finished:
             del self.opened[name]
         for new in output.new_sessions:
@@ -151,18 +151,20 @@ class Books:
         self.frames |= dict(zip(new.blocks.append[::size], told.frames, strict=False))
         past = Past.of(self.scheduler.sessions[new.session_id].snapshot)
         texts = [prompt.prompt for prompt in new.prompts]
-        assert len(set(texts)) == len(texts), f"{new.session_id} is told a prompt twice"
+        assert len(set(texts)) == len(texts), f"{new.session_id} is sent a prompt twice"
         self.opened[new.session_id] = Opened(past, set(texts))
 
     def _step(self, step: ScheduledStep) -> None:
         known = self.opened[step.session_id]
-        assert known.cursor is None or known.cursor < step.cursor, f"{step} comes too late"
+        assert known.cursor is None or known.cursor < step.cursor, (
+            f"{step} is repeated or out of order"
+        )
         assert (step.start is not None) == (step.cursor[1:] == (0, 0))
         self.opened[step.session_id] = known._replace(cursor=step.cursor)
         if step.start is None:
             return
         for prompt in step.start.new_prompts:
-            assert prompt.prompt not in known.prompts, f"{step.session_id} is told a prompt twice"
+            assert prompt.prompt not in known.prompts, f"{step.session_id} is sent a prompt twice"
             known.prompts.add(prompt.prompt)
         assert known.prompts >= {item.prompt for item in step.start.mix}
         size = len(step.start.blocks.append) // CHUNK_LATENTS
@@ -174,7 +176,7 @@ class Books:
         self.frames |= dict(zip(step.start.blocks.append[::size], made, strict=True))
 
     def _finish(self, step: ScheduledStep) -> Snapshot | None:
-        """The session's snapshot, if this was the last step of its chunk."""
+        """Return the session's snapshot if the step was the last one of its chunk."""
         session, chunk = self.scheduler.sessions[step.session_id], step.cursor.chunk
         counts = session.params.stage_steps(chunk)
         if step.cursor[1:] != (len(counts) - 1, counts[-1] - 1):
@@ -194,8 +196,7 @@ class Given(NamedTuple):
 
 
 class Jobs:
-    """What a worker is at: seconds of the whole device that are left of each stage's job, and when
-    it was begun."""
+    """The jobs of a worker, by stage: seconds left with the whole device, and the start time."""
 
     def __init__(self) -> None:
         self.left: dict[Stage, float] = {}
@@ -206,7 +207,7 @@ class Jobs:
 
     @property
     def next_end(self) -> float:
-        """Seconds until the first job is done, if nothing else begins."""
+        """Seconds until the first job is done, if no other job begins."""
         return min(self.left.values()) * len(self.left)
 
     @property
@@ -219,11 +220,11 @@ class Jobs:
 
 
 class World:
-    """A scheduler, its clock, and workers that do each plan and task in the time that it costs.
+    """A scheduler, its clock, and workers on which plans and tasks take cost / rate seconds.
 
-    Without `decode_rate`, in pixels a second, a chunk is delivered when it is denoised; without
-    `encode_rate` inputs are there at once. Workers have all roles for which there is a rate, unless
-    they are added with others.
+    Without `decode_rate` (pixels per second), a chunk is delivered when it is denoised. Without
+    `encode_rate`, inputs are available at once. Workers have all roles that have a rate, unless
+    `add_worker` is given others.
     """
 
     def __init__(
@@ -285,7 +286,7 @@ class World:
         return self.scheduler.workers[name]
 
     def lose_worker(self, name: str) -> None:
-        """Its tasks are given to others, and its sessions go on from their last chunk edges."""
+        """Remove a worker. Its tasks are queued again, and its sessions resume at a chunk edge."""
         device = self.scheduler.devices[name]
         encode = self.scheduler.encoding.lose(device, self.now)
         decode = self.scheduler.decoding.lose(device, self.now)
@@ -310,7 +311,7 @@ class World:
         siblings: tuple[str, ...] = (),
         **fields: Any,
     ) -> Session:
-        """A session, and unless it is to wait for them its inputs; prompts have `tokens`."""
+        """Add a session, with its inputs if `ready`. Its prompts have `tokens` tokens."""
         request = make_request(name, **fields)
         session = make_session(request, arrival=self.now, snapshot=snapshot, siblings=siblings)
         if ready and not self.encode_rate:
@@ -334,7 +335,7 @@ class World:
         self.open.pop(name, None)
 
     def arrive(self, name: str, tokens: int = 20) -> list[PromptSwitch | None]:
-        """All that a session waits for is there; returns the prompt switches that it makes."""
+        """Provide all missing inputs of a session. Returns the switches that this applies."""
         session = self.scheduler.sessions[name]
         self._learn(session, tokens)
         switches = [switch for _, switch in session.apply_switches()]
@@ -342,16 +343,16 @@ class World:
         return switches
 
     def ask_to_switch(self, name: str, prompt: str) -> None:
-        """Turn a session to a prompt, when that was read."""
+        """Request a prompt switch, which applies once the prompt is encoded."""
         self.scheduler.sessions[name].prompts.pending.append(PromptSwitch(0, prompt))
 
     def switch(self, name: str, prompt: str, tokens: int = 20) -> PromptSwitch | None:
-        """Turn a session to a prompt that is read at once."""
+        """Switch a session to a prompt that is encoded at once."""
         self.ask_to_switch(name, prompt)
         return self.arrive(name, tokens)[-1]
 
     def fork(self, parent: Session, *names: str, **fields: Any) -> list[Session]:
-        """Sessions that go on from another one's last chunk edge."""
+        """Add sessions that continue from another one's last chunk edge."""
         snapshot, siblings = parent.snapshot, (parent.session_id, *names)
         size = parent.geometry.width, parent.geometry.height
         return [
@@ -368,7 +369,7 @@ class World:
             session.seed(reference(session))
 
     def plan(self, name: str) -> bool:
-        """Give the worker one more plan, if its queue and the scheduler have room for one."""
+        """Send the worker one more plan, if its queue has room and the scheduler has steps."""
         queue, worker = self.queues[name], self.worker(name)
         if sum(bool(given.output.scheduled_steps) for given in queue) >= QUEUE_DEPTH:
             return False
@@ -381,7 +382,7 @@ class World:
         return bool(output.scheduled_steps or output.new_sessions)
 
     def finish_one(self, name: str) -> None:
-        """The worker returns its oldest plan, and those without steps behind it."""
+        """Let the worker return its oldest plan, and the plans without steps that follow it."""
         self._advance_to(name, "denoise")
         _, output, snapshots = self.queues[name].popleft()
         seconds = self.now - self.jobs[name].begun["denoise"]
@@ -404,7 +405,7 @@ class World:
         self.lead.put(session, task, worker)
 
     def _decoded(self, session: Session, chunk: int) -> None:
-        """Deliver what is next in order."""
+        """Deliver the chunks that are next in order."""
         name = session.session_id
         decoded = self.decoded.setdefault(name, set())
         decoded.add(chunk)
@@ -420,7 +421,7 @@ class World:
                 del self.open[name]
 
     def finish_task(self, name: str, stage: Stage) -> None:
-        """The worker returns an encode or decode task."""
+        """Let the worker return an encode or decode task."""
         device = self.scheduler.devices[name]
         self._advance_to(name, stage)
         seconds = self.now - self.jobs[name].begun[stage]
@@ -435,7 +436,7 @@ class World:
                 self._decoded(chunk.session, chunk.task.chunk)
 
     def _finish_bookkeeping(self, name: str) -> None:
-        """Plans without steps take no time; the next one with steps begins."""
+        """Let the worker return plans without steps at once, and begin the next one with steps."""
         queue = self.queues[name]
         while queue and not queue[0].output.scheduled_steps:
             queue.popleft()
@@ -444,7 +445,7 @@ class World:
             self.jobs[name].begin("denoise", queue[0].seconds, self.now)
 
     def _advance_to(self, name: str, stage: Stage) -> None:
-        """Let time pass until the worker has done the stage's job."""
+        """Advance the clock until the worker has finished the stage's job."""
         left = self.jobs[name].left
         self._pass_time(max(0.0, left[stage] * len(left)))
         del left[stage]
@@ -455,7 +456,7 @@ class World:
             jobs.advance(seconds)
 
     def drain(self, name: str) -> None:
-        """Give the worker nothing new."""
+        """Give the worker no new work."""
         self.scheduler.devices[name].is_draining = True
         if name in self.queues:
             self.scheduler.drain(self.worker(name))
@@ -470,7 +471,7 @@ class World:
                 self.jobs[worker_id].begin(tasks.stage, queued.cost / rate, self.now)
 
     def dispatch(self) -> None:
-        """Give out tasks, and fill all queues."""
+        """Assign tasks, and fill all queues with plans."""
         self.assign_tasks()
         if self.decode_rate is not None:
             self.lead.update()
@@ -479,8 +480,10 @@ class World:
                 pass
 
     def tick(self) -> bool:
-        """Give out all work, also what is to be given out until the job that ends first returns;
-        False if there is none."""
+        """Dispatch work until the first job ends, and let it return.
+
+        Returns False if there is no work.
+        """
         self.dispatch()
         while busy := [name for name, jobs in self.jobs.items() if jobs.left]:
             name = min(busy, key=lambda name: self.jobs[name].next_end)
@@ -504,33 +507,33 @@ class World:
             pass
 
     def run_to(self, session: Session, *cursor: int) -> None:
-        """Until the session's next step to be planned is that at `cursor`."""
+        """Run until the next step of the session that is not planned is at `cursor`."""
         while session.cursor < cursor:
-            assert self.tick(), f"{session.session_id} does not come to {cursor}"
+            assert self.tick(), f"{session.session_id} does not reach {cursor}"
         assert session.cursor == cursor
 
     def run_to_edge(self, session: Session, chunk: int) -> None:
-        """Until the session can be taken up again at `chunk`."""
+        """Run until the session can resume at `chunk`."""
         while session.edge_chunk < chunk:
-            assert self.tick(), f"{session.session_id} does not come to chunk {chunk}"
+            assert self.tick(), f"{session.session_id} does not reach chunk {chunk}"
 
     @property
     def live(self) -> list[Session]:
-        """Sessions that still have steps to be planned."""
+        """Sessions with steps that are not planned yet."""
         sessions = self.scheduler.sessions.values()
         return [item for item in sessions if not (item.status.is_finished or item.is_planned)]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many chunks of each session were delivered."""
+        """The number of delivered chunks of each session."""
         return {name: len(times) for name, times in self.delivered.items()}
 
     def steps(self, name: str) -> list[ScheduledStep]:
-        """The steps of a session that are done."""
+        """Return the finished steps of a session."""
         return [step for _, step in self.done if step.session_id == name]
 
     def service(self, prefix: str) -> float:
-        """FLOPs done for the sessions whose names begin with `prefix`."""
+        """Return the FLOPs spent on the sessions whose names begin with `prefix`."""
         probe = make_session(make_request("probe"))
         return sum(
             probe.cost.steps[step.cursor.stage]

@@ -1,4 +1,4 @@
-"""An HTTP server with the video API, whose videos go as a script says."""
+"""An HTTP server with the video API, whose videos follow a script."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ PATHS = {"stream": "/v1/videos/{video_id}/stream", "events": "/v1/videos/{video_
 class ScriptedServer:
     """Each video has chunks of `frames` frames, `delays` seconds after its creation.
 
-    - `routes`: which of `stream` and `events` there are.
+    - `routes`: which of the routes `stream` and `events` exist.
     - `refuse`: status and body of every answer to a creation.
     - `fails_after`: videos fail after this many chunks.
     - `breaks_after`: connections are cut after this many chunks.
@@ -96,7 +96,7 @@ class ScriptedServer:
         return web.json_response(body)
 
     async def act(self, request: web.Request) -> web.Response:
-        """Cancel, or switch the prompt from the third chunk on."""
+        """Cancel a video, or switch its prompt from the third chunk on."""
         self.calls.append(request.path)
         if request.match_info["action"] == "prompt":
             self.switched.append((await request.json())["prompt"])
@@ -158,7 +158,7 @@ class ScriptedServer:
                 self.switched.append(told["interaction"]["event"]["prompt"])
 
     async def _chunks(self, name: str, request: web.Request) -> AsyncIterator[int]:
-        """Yield the number of each chunk when it is to be written."""
+        """Yield the number of each chunk at the time at which it is due."""
         began = time.perf_counter()
         for index, delay in enumerate(self.delays):
             if index == self.fails_after:

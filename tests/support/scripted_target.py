@@ -1,4 +1,4 @@
-"""A target whose sessions go as a script says, in the loop's own time."""
+"""A target whose sessions follow a script, in the event loop's time."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,8 +13,9 @@ from helios_serve.options.benchmarks import LoadOptions
 from tests.support.virtual_time import run_virtual
 
 Script = Callable[[SessionRecord, float], Sequence[float] | Exception]
-"""The times from sending at which a session's chunks come, or how it ends. It gets the session's
-record and the time at which it is sent."""
+"""Returns when a session's chunks arrive, in seconds after sending, or how the session ends. Its
+arguments are the session's record and the time of sending.
+"""
 
 
 class ScriptedTarget:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PATH_FOLDER = ROOT / "build" / "tests-path"
-"""Holds nothing but a link to the tests: with the repository's root on the path, its `kernels`
-would shadow Hugging Face's package of that name."""
+"""A folder with only a link to the tests. With the repository's root on the path, its `kernels`
+would shadow Hugging Face's package of that name.
+"""
 
 
 def with_tests() -> dict[str, str]:
-    """Environment variables under which a child process finds `tests.support`, and what this
-    process finds."""
+    """Return environment variables for child processes that import `tests.support`."""
     PATH_FOLDER.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         (PATH_FOLDER / "tests").symlink_to(ROOT / "tests")
@@ -23,7 +23,7 @@ def with_tests() -> dict[str, str]:
 
 
 def output_of(module: str, *arguments: str, **environment: str) -> str:
-    """What a module of `tests.support` prints when it is run.
+    """Run a module of `tests.support` as a program, and return its output.
 
     Raises:
         AssertionError: with its standard error, when it fails.

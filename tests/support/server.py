@@ -1,4 +1,4 @@
-"""A server as users start it, on a port of its own."""
+"""A real server, started as users start it, on a free port."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.support.scripts import with_tests
 
 URL = re.compile(r"https?://\S+(?=/v1/videos)")
 COMMAND = "helios_serve"
-"""The module to run; one of `tests.support` can take its place."""
+"""The module to run, in place of which a module of `tests.support` can run."""
 
 
 class Server:
@@ -31,7 +31,7 @@ class Server:
 
     @property
     def children(self) -> list[int]:
-        """Its workers, among others."""
+        """Process ids of the children, workers among them."""
         threads = Path(f"/proc/{self.process.pid}/task").iterdir()
         return [int(pid) for item in threads for pid in (item / "children").read_text().split()]
 
@@ -42,7 +42,7 @@ class Server:
 
     @contextmanager
     def workers_stopped(self) -> Iterator[None]:
-        """Nothing is made in the meantime."""
+        """Stop the workers (SIGSTOP) in the block, so that nothing is generated."""
         children = self.children
         for pid in children:
             os.kill(pid, signal.SIGSTOP)
@@ -61,9 +61,9 @@ class Server:
 def running_server(
     folder: Path, *flags: str, log: Path | None = None, module: str = COMMAND
 ) -> Iterator[Server]:
-    """Started on `folder`, and ended however the test ends; `log` gets its standard error."""
+    """Start a server on `folder`, and end it afterwards. `log` receives its standard error."""
     with start_server(folder, *flags, log=log, module=module) as server:
-        assert server.url, "it did not start"
+        assert server.url, "the server did not start"
         yield server
 
 
@@ -75,8 +75,10 @@ def start_server(
     module: str = COMMAND,
     dying: tuple[str, str] | None = None,
 ) -> Iterator[Server]:
-    """As `running_server`, of one that dies at a point of dying_server.py: without a url if that
-    was before it listened."""
+    """Start a server that dies at a point of dying_server.py.
+
+    Its URL is empty if it died before it listened. Otherwise as `running_server`.
+    """
     command = [sys.executable, "-m", module, "serve", *flags]
     if dying is not None:
         command[1:3] = ["-m", "tests.support.dying_server", *dying, "SIGKILL"]

@@ -1,4 +1,4 @@
-"""An engine with workers in other processes, and what came of its requests."""
+"""An engine with workers in other processes, which records the results of its requests."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ CASES = {
     "v2v": Case("distilled", "v2v", height=64, width=64, chunks=2, seed=3).with_defaults(),
 }
 PATIENCE = 120.0
-"""Seconds after which something that should have come has not come."""
+"""Timeout of waits, in seconds."""
 
 
 def worker_config(folder: Path, **fields: Any) -> WorkerConfig:
@@ -38,7 +38,7 @@ def worker_config(folder: Path, **fields: Any) -> WorkerConfig:
 
 
 class Service:
-    """An engine, and what came of its requests."""
+    """An engine, with the chunks and the failures of its requests."""
 
     def __init__(
         self,
@@ -59,16 +59,16 @@ class Service:
             ),
         )
         self.names: dict[str, str] = {}
-        """The case that each request is made of."""
+        """The case of each request."""
         self.chunks: dict[str, list[ChunkReady]] = {}
         self.failures: dict[str, str] = {}
         self.unfinished: set[str] = set()
         self.steps = 0
         self.latest: list[StepTaken] = []
-        """What the last call of `step` told of."""
+        """The steps that the last call of `step` reported."""
 
     def __str__(self) -> str:
-        """Who is where, for a test that fails."""
+        """Return the state of all sessions and workers, for the message of a failed test."""
         sessions = [
             f"{item.session_id}: {item.status.name} on {item.worker_id} at {item.cursor}, "
             f"{item.in_flight} in flight, ready {item.is_ready}, suspect {item.is_suspect}"
@@ -82,7 +82,7 @@ class Service:
         return "\n".join(["", *sessions, *workers, counts])
 
     def forget(self) -> None:
-        """Begin anew with the same workers."""
+        """Forget all requests, and keep the workers."""
         for request_id in self.names:
             self.engine.abort(request_id)
         for told in (self.names, self.chunks, self.failures, self.unfinished):
@@ -90,7 +90,7 @@ class Service:
         self.steps = 0
 
     def add(self, *cases: str) -> list[str]:
-        """One more request for each of the cases; returns their ids."""
+        """Add a request for each of the cases. Returns their ids."""
         added = []
         for case in cases:
             request_id = f"{case}-{len(self.names)}"
@@ -117,11 +117,11 @@ class Service:
     def wait(self, until: Callable[[], bool], timeout: float = 0.1) -> None:
         deadline = time.monotonic() + PATIENCE
         while not until():
-            assert time.monotonic() < deadline, f"it does not come to this: {self}"
+            assert time.monotonic() < deadline, f"timed out: {self}"
             self.step(timeout)
 
     def run(self) -> None:
-        """Until all requests have ended, and the workers have been told so."""
+        """Run until all requests have ended and the workers have freed their blocks."""
         self.wait(lambda: not self.engine.has_unfinished)
         self.wait(lambda: self.engine.scheduler.stats().used_blocks == 0)
 
@@ -130,7 +130,7 @@ class Service:
 
     @property
     def num_chunks(self) -> int:
-        """Chunks that were handed on."""
+        """The number of delivered chunks."""
         return sum(map(len, self.chunks.values()))
 
     @property
@@ -143,11 +143,11 @@ class Service:
 
     @property
     def busy(self) -> list[str]:
-        """Workers that have been given steps to take."""
+        """Workers with plans in flight."""
         return [name for name, handle in self.engine.worker_pool.workers.items() if handle.plans]
 
     def pid(self, worker_id: str) -> int | None:
-        """The worker's process, if it has one by now."""
+        """Return the worker's process id; None while it has no process."""
         if isinstance(self.executor, LocalExecutor):
             return self.executor.pid(worker_id)
         place = self.executor.placement(worker_id)
@@ -159,7 +159,7 @@ class Service:
         os.kill(pid, number)
 
     def time_to_resume(self, worker_id: str) -> tuple[float, float]:
-        """Seconds from now until a death is noticed, and until a session of the dead goes on."""
+        """Return the seconds until a death is noticed, and until one of its sessions resumes."""
         started = time.monotonic()
         sessions = self.engine.scheduler.sessions.values()
         victims = {item.session_id for item in sessions if item.worker_id in (worker_id, None)}
@@ -169,7 +169,7 @@ class Service:
         return noticed, time.monotonic() - started
 
     def check(self, expected: dict[str, Tensor], tolerance: float = 0) -> None:
-        """Every request has each of its chunks once, in order, with the undisturbed latents."""
+        """Assert that each request has each chunk once, in order, with the expected latents."""
         assert not self.failures, self.failures
         for request_id, case in self.names.items():
             own = self.chunks[request_id]

@@ -1,4 +1,4 @@
-"""The real SGLang, started as its users start it, with this package in its environment."""
+"""A real SGLang server, started as users do, with this package in its environment."""
 
 import json
 import os
@@ -27,7 +27,7 @@ VIDEO_SECONDS = 120.0
 
 @cache
 def environment() -> Path:
-    """The folder of SGLang's environment, built if it is not there yet."""
+    """Return the folder of SGLang's environment, which is built if it does not exist."""
     command = [sys.executable, str(BUILDER), "sglang"]
     built = subprocess.run(command, check=True, capture_output=True, text=True)
     return Path(built.stdout.strip())
@@ -44,11 +44,11 @@ class SGLang:
 
     @property
     def workers(self) -> list[int]:
-        """Processes of our workers, which are children of SGLang's scheduler, a child itself."""
+        """Process ids of our workers, which are children of SGLang's scheduler."""
         return [pid for own in children(self.pid) for pid in children(own) if is_python_child(pid)]
 
     def create(self, **fields: Any) -> str:
-        """Order a video; returns its id."""
+        """Create a video. Returns its id."""
         answer = self.http.post("/v1/videos", json=fields)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["id"])
@@ -58,7 +58,7 @@ class SGLang:
         return entry
 
     def finished(self, name: str) -> dict[str, Any]:
-        """Its entry when it is over."""
+        """Wait until a video has ended, and return its entry."""
         deadline = time.monotonic() + VIDEO_SECONDS
         while (entry := self.video(name))["status"] not in ("completed", "failed"):
             assert time.monotonic() < deadline, entry
@@ -72,13 +72,13 @@ class SGLang:
 
     @contextmanager
     def realtime(self, **fields: Any) -> "Iterator[Realtime]":
-        """A session; leaving it is leaving the server."""
+        """Open a realtime session. Leaving the context disconnects."""
         with connect(self._realtime, max_size=None) as connection:
             yield Realtime(connection, fields)
 
 
 class Realtime:
-    """A realtime session, from its client's side."""
+    """The client's side of a realtime session."""
 
     def __init__(self, connection: ClientConnection, fields: dict[str, Any]) -> None:
         self._connection = connection
@@ -88,14 +88,14 @@ class Realtime:
         self._send({"type": "event", "kind": "prompt", "payload": text, "event_id": 1})
 
     def chunk(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The next chunk, (frames, height, width, 3)."""
+        """Return the next chunk, (frames, height, width, 3)."""
         parts: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
         while True:
             message = self.message()
             if message["type"] == "chunk_stats":
                 return np.concatenate(parts)
             assert message["type"] in ("frame_batch", "frame_batch_header"), message
-            # A small payload is part of its message, a large one comes behind it.
+            # A small payload is part of its message; a large one is the next message.
             payload = message.get("payload") or self._connection.recv(VIDEO_SECONDS)
             assert isinstance(payload, bytes)
             pixels = np.frombuffer(payload, np.uint8)
@@ -110,7 +110,7 @@ class Realtime:
 
 
 def command(model: Path, folder: Path, options: dict[str, Any], *flags: str) -> list[str]:
-    """How a server is started, with `options` in SGLang's own configuration file."""
+    """Return the command of a server, with `options` in SGLang's configuration file."""
     file = folder / "pipeline.json"
     file.write_text(json.dumps({"helios": options}))
     tool = str(environment() / "bin" / "sglang")
@@ -123,7 +123,7 @@ def command(model: Path, folder: Path, options: dict[str, Any], *flags: str) -> 
 def running_sglang(
     model: Path, folder: Path, options: dict[str, Any], *flags: str
 ) -> Iterator[SGLang]:
-    """Started, and ended however the test ends."""
+    """Start a server, and end it afterwards."""
     port, log = free_port(), folder / "server.log"
     started = [*command(model, folder, options), "--port", str(port), *flags]
     with log.open("w") as output:
@@ -145,7 +145,7 @@ def running_sglang(
 
 
 def failing_sglang(model: Path, folder: Path, options: dict[str, Any], *flags: str) -> str:
-    """What a server says that does not start."""
+    """Return the output of a server that fails to start."""
     done = subprocess.run(
         command(model, folder, options, *flags),
         capture_output=True,
@@ -159,7 +159,7 @@ def failing_sglang(model: Path, folder: Path, options: dict[str, Any], *flags: s
 
 
 def clean() -> dict[str, str]:
-    """SGLang's processes take what they need from their own environment."""
+    """Return the environment of SGLang's processes."""
     return os.environ | {"PYTHONSAFEPATH": "1"}
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Event(NamedTuple):
-    """`number` is what a browser sends as `Last-Event-ID` when it comes again."""
+    """A server-sent event. A browser sends `number` as `Last-Event-ID` when it reconnects."""
 
     number: str | None
     name: str
@@ -14,7 +14,7 @@ class Event(NamedTuple):
 
 
 def events_in(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a stream's lines, as they come."""
+    """Yield the events in the lines of a stream."""
     fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(": ")
@@ -28,5 +28,5 @@ def events_in(lines: Iterable[str]) -> Iterator[Event]:
 
 
 def lasting(events: Iterable[Event]) -> list[Event]:
-    """Those that tell of something that happened once."""
+    """Return the events that have an id, which are reported only once."""
     return [event for event in events if event.number is not None]

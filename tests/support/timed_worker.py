@@ -32,8 +32,8 @@ ENOUGH_TIME = 1e6
 class TimedWorker:
     """An executor of one worker, which does one command of each kind at a time.
 
-    A decode task takes `decode` seconds. `waits` has the seconds for which each plan
-    waited behind the one before.
+    A decode task takes `decode` seconds. `waits` has the seconds for which each plan waited for the
+    previous one.
     """
 
     def __init__(self, decode: float = DECODE) -> None:
@@ -68,16 +68,16 @@ class TimedWorker:
         return [Received("worker", first[2])]
 
     def wake(self) -> None:
-        raise AssertionError("nothing waits here")
+        raise AssertionError("virtual time does not wait")
 
     def where(self, worker_id: str) -> str:
         return worker_id
 
     def kill_worker(self, worker_id: str) -> None:
-        raise AssertionError(f"{worker_id} is not late")
+        raise AssertionError(f"{worker_id} must not be killed")
 
     def stop_worker(self, worker_id: str) -> None:
-        raise AssertionError(f"{worker_id} does not drain")
+        raise AssertionError(f"{worker_id} must not be stopped")
 
     def shutdown(self) -> None:
         pass
@@ -108,7 +108,7 @@ class TimedWorker:
 
 
 def timed_engine(worker: TimedWorker, scheduling: SchedulingConfig | None = None) -> EngineCore:
-    """An engine on the worker, which has all roles and no deadline."""
+    """Return an engine with the worker, which has all roles and no deadline."""
     roles = WorkerConfig(roles=("encode", "denoise", "decode"))
     config = EngineConfig(
         workers=(roles,),

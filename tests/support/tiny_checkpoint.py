@@ -33,7 +33,7 @@ logging.disable_progress_bar()
 
 
 def write_tiny_checkpoints(folder: Path, **transformer: Any) -> dict[str, Path]:
-    """Write all three variants below `folder`; `transformer` overrides its configuration."""
+    """Write all three variants below `folder`, with `transformer` over its configuration."""
     tokenizer = make_tokenizer()
     parts = {
         "tokenizer": tokenizer,
@@ -126,7 +126,7 @@ def make_transformer(**overrides: Any) -> HeliosTransformer3DModel:
 
 
 def unsettle(module: nn.Module, spread: float) -> Any:
-    """Random norms around one and random biases around zero."""
+    """Set norms to random values around one, and biases to random values around zero."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.endswith("bias"):

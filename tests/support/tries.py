@@ -1,4 +1,4 @@
-"""How much random tests try: some by default, all of it with `--hypothesis-profile=full`."""
+"""The number of examples of random tests: some by default, all with the profile `full`."""
 
 from hypothesis import settings
 
@@ -6,5 +6,5 @@ FULL = "full"
 
 
 def tries(usual: int, full: int) -> int:
-    """The number of examples. Either number begins with the same ones, as seeds are fixed."""
+    """Return the number of examples. Both numbers begin with the same ones: seeds are fixed."""
     return full if settings.get_current_profile_name() == FULL else usual

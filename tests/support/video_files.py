@@ -32,7 +32,7 @@ def video(
     options: dict[str, str] | None = None,
     muxer: dict[str, str] | None = None,
 ) -> bytes:
-    """A video of RGB pictures; `times` are their timestamps in `time_base`."""
+    """Return a video of RGB pictures. `times` are their timestamps in `time_base`."""
     # A file, because an index in front is written in a second pass.
     with tempfile.NamedTemporaryFile() as file:
         with av.open(file.name, "w", format=container, container_options=muxer or {}) as output:
@@ -65,7 +65,7 @@ def still(count: int = COUNT, image: Image.Image | None = None) -> list[Pixels]:
 
 
 def with_matrix(data: bytes, a: int, b: int, c: int, d: int) -> bytes:
-    """An MP4 with this display matrix, in whole numbers."""
+    """Return an MP4 with this display matrix, given as integers."""
     changed, at = bytearray(data), data.find(b"tkhd")
     at += 8 + (32 if data[at + 4] else 20) + 16
     one = 1 << 16
@@ -84,7 +84,7 @@ def plain(
     transfer: ColorTrc | None = None,
     x265: str = "",
 ) -> bytes:
-    """Frames of one color, given as code values of Y, U and V, losslessly encoded."""
+    """Return losslessly encoded frames of one color, given as code values of Y, U and V."""
     is_deep = "10" in pixel_format
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
@@ -120,7 +120,7 @@ def plain(
 
 
 def matroska_with_cover(*, attached: bool) -> bytes:
-    """A cover in front of the video: an attachment, as taggers store it, or a track of its own."""
+    """Return a Matroska file with a cover before the video, as an attachment or as a track."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as output:
         if attached:

@@ -1,4 +1,4 @@
-"""The same request to diffusers' pipeline and to our engine, and the latents of each."""
+"""Runs the same request with diffusers' pipeline and with our engine, to compare latents."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ NUM_BLOCKS = 4096
 
 @dataclass(frozen=True)
 class Case:
-    """One video in words that both sides understand; `options` are diffusers' own."""
+    """One video with parameters for both sides. `options` are passed to diffusers only."""
 
     variant: str
     task: str = "t2v"
@@ -109,7 +109,7 @@ class Case:
 
 
 def diffusers_latents(pipeline: Any, case: Case) -> Tensor:
-    """What diffusers returns with output_type="latent"."""
+    """Return the latents that diffusers returns with output_type="latent"."""
     options = dict(case.options)
     if case.task == "i2v":
         options["image"] = Image.fromarray(case.image)
@@ -137,7 +137,7 @@ def diffusers_latents(pipeline: Any, case: Case) -> Tensor:
 
 
 def prompt_switcher(pipeline: Any, case: Case) -> Any:
-    """A step callback that changes the prompt's embedding at chunk edges."""
+    """Return a step callback that changes the prompt's embedding at chunk edges."""
     done = 0
 
     def on_step_end(_: Any, __: int, ___: Any, ____: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def prompt_switcher(pipeline: Any, case: Case) -> Any:
 def run_sessions(
     model: LoadedModel, requests: list[VideoRequest], *, batch_invariant: bool = False
 ) -> dict[str, Tensor]:
-    """Latents of every request, all of them batched together, by request id."""
+    """Run all requests together, and return their latents by request id."""
     executor = SteppedExecutor(model, NUM_BLOCKS, batch_invariant=batch_invariant)
     engine = EngineCore(executor, model.config)
     for request in requests:
@@ -174,7 +174,7 @@ def run_sessions(
 
 
 def finish(engine: EngineCore) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Run all requests to their end: latents of those that came through, messages of others."""
+    """Run all requests to their end. Returns latents of completed ones, and messages of others."""
     parts: dict[str, list[Tensor]] = {}
     failures: dict[str, str] = {}
     finished: set[str] = set()
@@ -190,13 +190,13 @@ def finish(engine: EngineCore) -> tuple[dict[str, Tensor], dict[str, str]]:
             elif isinstance(event, RequestFinished):
                 finished.add(event.request_id)
         engine.scheduler.check_integrity()
-    for _ in range(4):  # the last plans: workers are told which sessions are over
+    for _ in range(4):  # the last plans only close sessions
         engine.step(0)
     return {name: torch.cat(parts[name], dim=2) for name in finished}, failures
 
 
 class Viewer:
-    """Steps an engine, and keeps what it tells."""
+    """Steps an engine, and records its events."""
 
     def __init__(self, engine: EngineCore) -> None:
         self.engine = engine
@@ -217,28 +217,28 @@ class Viewer:
     def wait(self, until: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
         while not until():
-            assert time.monotonic() < deadline, "it does not come to this"
+            assert time.monotonic() < deadline, "timed out"
             self.step()
 
     def finish(self) -> None:
-        """Until all requests have ended, and workers hold nothing."""
+        """Run until all requests have ended and workers hold nothing."""
         self.wait(lambda: not self.engine.has_unfinished)
         self.wait(lambda: not self.engine.scheduler.has_unfinished)
 
     def snapshot(self, request_id: str, chunk: int) -> Snapshot:
-        """The snapshot behind a chunk of a request."""
+        """Return the snapshot after a chunk of a request."""
         (ready,) = (item for item in self.chunks[request_id] if item.chunk == chunk)
         return ready.snapshot
 
     def latents(self, request_id: str, chunks: range) -> Tensor:
-        """The latents of a request; each of its chunks must have come once, in order."""
+        """Return the latents of a request. Asserts that each chunk was reported once, in order."""
         own = self.chunks[request_id]
         assert [item.chunk for item in own] == list(chunks)
         return torch.cat([as_tensor(item.latents) for item in own], dim=2)
 
 
 class SteppedExecutor:
-    """One worker that runs a plan whenever it is polled, so that a test decides when."""
+    """An executor of one worker that runs a plan at each poll, so that a test decides when."""
 
     def __init__(
         self, model: LoadedModel, num_blocks: int, *, batch_invariant: bool = False
@@ -280,7 +280,7 @@ class SteppedExecutor:
         return worker_id
 
     def kill_worker(self, worker_id: str) -> None:  # noqa: ARG002
-        raise AssertionError("nothing here is ever late")
+        raise AssertionError("no worker must be killed here")
 
     def stop_worker(self, worker_id: str) -> None:  # noqa: ARG002
         self.shutdown()
@@ -291,7 +291,7 @@ class SteppedExecutor:
 
 
 def ready_session(model: LoadedModel, request: VideoRequest) -> Session:
-    """A session whose prompts were read and whose reference was encoded."""
+    """Return a session whose prompts and reference are encoded."""
     assert model.text_encoder is not None
     assert model.vae is not None
     session = Session(request, request.resolve(model.config), model.config, arrival=0.0)
@@ -307,6 +307,6 @@ def ready_session(model: LoadedModel, request: VideoRequest) -> Session:
 
 
 def our_latents(model: LoadedModel, case: Case, **extra: Any) -> Tensor:
-    """The latents of one request, alone, with the input's in front as diffusers has them."""
+    """Return the latents of a request that runs alone, preceded by the input's, as in diffusers."""
     request = case.request(keep_input_latents=case.task != "t2v", **extra)
     return run_sessions(model, [request])[request.request_id]

@@ -1,4 +1,4 @@
-"""An event loop whose time passes as soon as nothing is left to do."""
+"""An event loop whose clock jumps ahead when no work is left."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -17,7 +17,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
         def jump(timeout: float | None) -> Any:
             if timeout is None:
-                raise RuntimeError("the test waits for what never happens")
+                raise RuntimeError("the test waits for something that never happens")
             self._passed += timeout
             return select(0)
 

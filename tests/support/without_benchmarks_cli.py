@@ -8,7 +8,7 @@ MISSING = ("helios_serve.benchmarks", "aiohttp")
 
 
 class Missing(MetaPathFinder):
-    """Finds nothing, and says so."""
+    """A module finder that raises ModuleNotFoundError for every module."""
 
     def find_spec(self, fullname: str, *_: Any) -> None:
         if fullname.startswith(MISSING):

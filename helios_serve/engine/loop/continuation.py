@@ -31,12 +31,12 @@ def check_continuation(session: Session) -> None:
 
 
 def fork_snapshot(snapshot: Snapshot, seed: int) -> Snapshot:
-    """The same history for a fork, which draws from a generator of its own, seeded with `seed`."""
+    """Return the snapshot for a fork: the same history, with a new generator seeded with `seed`."""
     return msgspec.structs.replace(snapshot, reseed=seed)
 
 
 def fork_seed(parent_seed: int, chunk: int, request_id: str) -> int:
-    """The seed of the fork `request_id` at `chunk`: 31 bits that depend on all three arguments."""
+    """Return the seed (31 bits) of the fork `request_id` at `chunk`, by all three arguments."""
     text = f"{parent_seed}:{chunk}:{request_id}"
     digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1

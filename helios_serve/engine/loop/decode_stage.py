@@ -1,4 +1,4 @@
-"""Denoised chunks on their way through decoding workers to the requests' events."""
+"""The decode stage: has workers decode denoised chunks, and releases them in order."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from helios_serve.stage_seconds import StageSeconds
 
 
 class ChunkAssembler:
-    """The chunks of one request: kept until they are decoded, released in order, each once."""
+    """Holds the chunks of one request until they are decoded, and releases each once, in order."""
 
     def __init__(self, session: Session, first_chunk: int, *, was_accepted: bool = False) -> None:
         self.session = session
@@ -35,9 +35,9 @@ class ChunkAssembler:
         self._decoded: dict[int, ChunkDecoded] = {}
         self._seconds: dict[StepCursor, float] = {}
         self._is_repeated = was_accepted
-        """Whether what is encoded was encoded before a restart."""
+        """Whether encode tasks of the request repeat those from before a restart."""
         self._input_seconds = 0.0
-        """Time of encoding since the last release."""
+        """Seconds of encode tasks since the last release of a chunk."""
         self._queue_seconds: float | None = None
 
     @property
@@ -46,29 +46,29 @@ class ChunkAssembler:
 
     @property
     def num_left(self) -> int:
-        """Chunks that are still to be released."""
+        """The number of chunks that have not been released."""
         return self.params.num_chunks - self.next_chunk
 
     def spend(self, cursor: StepCursor, seconds: float) -> None:
-        """Record the time of a step; one that is repeated after a crash counts once."""
+        """Record the seconds of a step. A step that is repeated after a crash counts once."""
         self._seconds[cursor] = seconds
 
     def begin(self, now: float) -> None:
-        """Its first step began at `now`: it waited until then, apart from encoding."""
+        """Record that the first step began at `now`, which ends the time in the queue."""
         if self._queue_seconds is None:
             waited = now - self.session.clock.arrival - self._input_seconds
             self._queue_seconds = max(0.0, waited)
 
     def spend_on_inputs(self, seconds: float) -> None:
-        """Record the time of an encode task, which counts with the next chunk.
+        """Record the seconds of an encode task, which count towards the next chunk.
 
-        What is encoded again after a restart, before any chunk, does not count.
+        Tasks that are repeated after a restart, before any chunk, do not count.
         """
         if not self._is_repeated:
             self._input_seconds += seconds
 
     def receive(self, result: ChunkResult) -> DecodeTask:
-        """Keep a denoised chunk; returns the task that decodes it."""
+        """Store a denoised chunk, and return the task that decodes it."""
         self._results[result.chunk] = result
         return DecodeTask(
             self.request_id,
@@ -81,7 +81,7 @@ class ChunkAssembler:
         )
 
     def receive_decoded(self, decoded: ChunkDecoded) -> Iterator[ChunkReady]:
-        """Keep a decoded chunk; yields every chunk that is next in order."""
+        """Store a decoded chunk, and yield all chunks that are next in order."""
         self._decoded[decoded.chunk] = decoded
         while self.next_chunk in self._decoded:
             ready = self._decoded.pop(self.next_chunk)
@@ -101,7 +101,7 @@ class ChunkAssembler:
             )
 
     def _take_spent(self, chunk: int, decoding: float) -> StageSeconds:
-        """Time of a chunk, and of waiting and encoding before it, which are then forgotten."""
+        """Return the time of a chunk, with the waiting and encoding before it, and reset these."""
         cursors = [cursor for cursor in self._seconds if cursor.chunk == chunk]
         encoding, self._input_seconds = self._input_seconds, 0.0
         waiting, self._queue_seconds = self._queue_seconds or 0.0, 0.0
@@ -117,19 +117,19 @@ class AssignedDecode(NamedTuple):
 
 
 class DecodeStage:
-    """Has workers decode chunks, and keeps sessions from running ahead of the decoders."""
+    """Has workers decode chunks. `lead` keeps sessions from running ahead of the decoders."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.queue = scheduler.decoding
         self.lead = DecodeLead(scheduler)
         self.assemblers: dict[str, ChunkAssembler] = {}
-        """By request id, of all requests that are not finished."""
+        """The assemblers of all unfinished requests, by request id."""
 
     def open(self, session: Session, first_chunk: int, *, was_accepted: bool = False) -> None:
-        """Take the chunks of a request from `first_chunk` on.
+        """Begin a request, whose chunks are released from `first_chunk` on.
 
-        One that `was_accepted` before a restart has its inputs encoded again.
+        For a request that `was_accepted` before a restart, inputs are encoded again.
         """
         self.assemblers[session.session_id] = ChunkAssembler(
             session, first_chunk, was_accepted=was_accepted
@@ -137,33 +137,33 @@ class DecodeStage:
         self.lead.deliver(session.session_id, first_chunk)
 
     def receive(self, result: ChunkResult, worker_id: str | None = None) -> None:
-        """Queue a denoised chunk for decoding, best by `worker_id`, the worker that has it."""
+        """Queue a denoised chunk for decoding, preferably by `worker_id`, which denoised it."""
         assembler = self.assemblers.get(result.session_id)
         if assembler is not None:
             self.lead.put(assembler.session, assembler.receive(result), worker_id)
 
     def receive_inputs(self, request_id: str, latents: TensorData | None) -> None:
-        """Keep the latents of a request's reference, which its first chunk carries."""
+        """Store the latents of a request's reference. They are reported with its first chunk."""
         self.assemblers[request_id].input_latents = latents
 
     def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedDecode]:
-        """Tasks for those of `workers` that have none."""
+        """Yield a task for each of `workers` that has none."""
         for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
             yield AssignedDecode(worker_id, queued.task)
 
     def finish(self, worker: WorkerHandle, now: float, event: ChunkDecoded) -> None:
-        """The worker has returned its task."""
+        """Record that the worker has returned its task."""
         self.queue.finish(worker.device, now, event.seconds)
 
     def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> str | None:
-        """Queue the task of a dead worker again; returns its request if that is given up."""
+        """Queue the task of a dead worker again. Returns the request id if the task is given up."""
         lost = self.queue.lose(worker.device, now)
         if lost is None or lost.task.session_id not in self.assemblers:
             return None
         return self.queue.requeue(lost, was_alone=was_alone)
 
     def receive_decoded(self, event: ChunkDecoded) -> Iterator[ChunkReady | RequestFinished]:
-        """Take a decoded chunk; yields every chunk that is next in order, and the end."""
+        """Store a decoded chunk. Yields all chunks that are next in order, and the final event."""
         assembler = self.assemblers[event.session_id]
         for ready in assembler.receive_decoded(event):
             self.scheduler.deliver_chunk(assembler.session, ready.chunk)
@@ -175,7 +175,7 @@ class DecodeStage:
             self.lead.deliver(event.session_id, assembler.next_chunk)
 
     def account(self, steps: Sequence[ScheduledStep], seconds: float) -> None:
-        """Share the time of a plan among its sessions, in proportion to the cost of their steps."""
+        """Divide the seconds of a plan among its sessions, by the cost of their steps."""
         began = self.scheduler.clock() - seconds
         for step, share in zip(steps, self.scheduler.cost_shares(steps), strict=True):
             if (assembler := self.assemblers.get(step.session_id)) is not None:
@@ -183,11 +183,11 @@ class DecodeStage:
                 assembler.spend(step.cursor, share * seconds)
 
     def account_inputs(self, request_id: str, seconds: float) -> None:
-        """Count the time of an encode task with the request's next chunk."""
+        """Record the seconds of an encode task, which count towards the request's next chunk."""
         if (assembler := self.assemblers.get(request_id)) is not None:
             assembler.spend_on_inputs(seconds)
 
     def close(self, request_id: str) -> bool:
-        """Forget a request and its waiting chunks; returns whether it was known."""
+        """Forget a request and its chunks. Returns whether the request was known."""
         self.lead.forget(request_id)
         return self.assemblers.pop(request_id, None) is not None

@@ -1,4 +1,4 @@
-"""What sessions need before their first chunk: encoded prompts and encoded references."""
+"""The encode stage: has workers encode the prompts and references of sessions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -22,18 +22,18 @@ class AssignedEncode(NamedTuple):
 
 
 class EncodeStage:
-    """Has workers encode what sessions miss, and hands it to the sessions and the scheduler."""
+    """Has workers encode the inputs that sessions lack, and passes the results to them."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.queue = scheduler.encoding
         self._prompts: WeakValueDictionary[tuple[str, int], EncodedPrompt] = WeakValueDictionary()
-        """Encoded prompts that some session uses, which others share."""
+        """Encoded prompts in use, which sessions with the same prompt share."""
 
     def request(
         self, session: Session, texts: Sequence[str], seed_from: VideoRequest | None = None
     ) -> Iterator[PromptSwitched]:
-        """Have prompts and the reference of `seed_from` encoded, as far as that is needed.
+        """Have prompts, and the reference of `seed_from`, encoded unless that is already done.
 
         Yields the prompt switches that can be applied at once.
         """
@@ -51,36 +51,36 @@ class EncodeStage:
             yield from self._proceed(session)
 
     def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedEncode]:
-        """Tasks for those of `workers` that have none."""
+        """Yield a task for each of `workers` that has none."""
         for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
             yield AssignedEncode(worker_id, queued.task)
 
     def finish(self, worker: WorkerHandle, now: float, event: InputsEncoded) -> EncodeTask:
-        """The worker has returned its task."""
+        """Return the task that the worker has finished."""
         return self.queue.finish(worker.device, now, event.seconds).task
 
     def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> str | None:
-        """Queue the task of a dead worker again; returns its session if that is given up."""
+        """Queue the task of a dead worker again. Returns the session id if the task is given up."""
         lost = self.queue.lose(worker.device, now)
         if lost is None or self.live_session(lost.task.session_id) is None:
             return None
         return self.queue.requeue(lost, was_alone=was_alone)
 
     def live_session(self, session_id: str) -> Session | None:
-        """The session if it still has steps to take."""
+        """Return the session, or None if it is finished or unknown."""
         session = self.scheduler.sessions.get(session_id)
         return None if session is None or session.status.is_finished else session
 
     def is_required(self, task: EncodeTask, session: Session) -> bool:
-        """Whether the session cannot be made without the result of `task`."""
+        """Return whether the session cannot continue without the result of `task`."""
         return task.seed_from is not None or not {*task.prompts}.isdisjoint(session.prompts.missing)
 
     def receive(
         self, session: Session, task: EncodeTask, event: InputsEncoded
     ) -> Iterator[PromptSwitched]:
-        """Take the result of a task, or the failure of one that is not required.
+        """Handle the result of a task, or the failure of one that is not required.
 
-        Yields the prompt switches that can be applied now, or never.
+        Yields the prompt switches that are now applied or dropped.
         """
         if event.error is not None:
             for text in session.prompts.drop_switches(task.prompts):

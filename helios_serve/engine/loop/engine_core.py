@@ -40,16 +40,16 @@ from helios_serve.store.snapshots import ResumePoint
 from helios_serve.video_request import VideoRequest
 
 MAX_DEATHS = 3
-"""Workers that die at the same step of a lone request before it is taken to be the cause."""
+"""Worker deaths at the same step of a request that ran alone, after which the request fails."""
 
-TOO_LARGE = "its history and prompts are larger than any worker's memory for them"
+TOO_LARGE = "the history and prompts of the request are larger than any worker's memory for them"
 
 
 class EngineStats(NamedTuple):
-    """Counts of one moment: the scheduler's, waiting tasks of each kind, and ready workers.
+    """The engine's current counts: the scheduler's, waiting tasks of each kind, and ready workers.
 
-    `failed_workers` counts those that wait to be started again. `outage` says that no video can be
-    made now.
+    `failed_workers` counts those that wait to be restarted. `outage` is set while no video can be
+    generated.
     """
 
     scheduler: SchedulerStats
@@ -87,7 +87,7 @@ class EngineCore:
         self.encode_stage = EncodeStage(self.scheduler)
         self.decode_stage = DecodeStage(self.scheduler)
         self._pending_events: list[EngineEvent] = []
-        """Events from outside of `step`, which the next one returns."""
+        """Events that arose outside of `step`. The next `step` returns them."""
 
     @property
     def has_unfinished(self) -> bool:
@@ -100,18 +100,18 @@ class EngineCore:
         *,
         siblings: tuple[str, ...] = (),
     ) -> Session:
-        """Check a request and `add` it, continuing from `resume_point` if there is one."""
+        """Check and `add` a request. With `resume_point`, the video continues from there."""
         params = request.resolve(self.model_config)
         return self.add(Submission(request, params, resume_point, siblings))
 
     def add(self, submission: Submission) -> Session:
-        """Admit a request and start it; raises what `reserve` does."""
+        """Admit and start a request. Raises the errors of `reserve`."""
         session = self.reserve(submission)
         self.start(submission)
         return session
 
     def reserve(self, submission: Submission) -> Session:
-        """Admit a request, which counts against all limits from now on but is not started.
+        """Admit a request without starting it. It counts against all limits from now on.
 
         `start` starts it, `abort` releases it. Raises InvalidRequestError if it can never be
         served, and CapacityError if there is no room now.
@@ -134,13 +134,13 @@ class EngineCore:
         return session
 
     def is_ending(self, request_id: str) -> bool:
-        """Whether an id is in use only by what an ended request has in flight."""
+        """Return whether only plans or tasks in flight of an ended request use the id."""
         session = self.scheduler.sessions.get(request_id)
         is_live = session is not None and not session.status.is_finished
         return not is_live and request_id not in self.decode_stage.assemblers
 
     def start(self, submission: Submission) -> None:
-        """Have the inputs of a reserved request encoded; its steps follow."""
+        """Start a reserved request. Its inputs are encoded first."""
         session = self.scheduler.sessions[submission.request_id]
         self.decode_stage.open(
             session, submission.first_chunk, was_accepted=submission.was_accepted
@@ -158,7 +158,7 @@ class EngineCore:
         )
 
     def fork_point(self, parent_id: str) -> Snapshot:
-        """The last chunk edge that a running video has reached, where it can be forked.
+        """Return the snapshot after the last finished chunk of a running video.
 
         Raises InvalidRequestError for a video without a finished chunk.
         """
@@ -173,16 +173,16 @@ class EngineCore:
     def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None
     ) -> None:
-        """Switch a video to another prompt at its next chunk edge; PromptSwitched says which.
+        """Switch a video to another prompt at its next chunk edge, which PromptSwitched reports.
 
-        Raises InvalidRequestError for a video that has no steps left or is unknown.
+        Raises InvalidRequestError if the video is unknown or has no chunk left.
         """
         session = self.scheduler.sessions.get(request_id)
         if session is None or session.status.is_finished or session.is_planned:
             is_made = request_id in self.decode_stage.assemblers
-            why = ", whose last chunk is made already" if is_made else ""
+            why = ", whose last chunk is already denoised" if is_made else ""
             raise InvalidRequestError(
-                f"got {request_id!r} to switch the prompt of{why}, expected a video in the making",
+                f"got {request_id!r} to switch the prompt of{why}, expected a running video",
                 param="request_id",
             )
         switch = PromptSwitch(0, prompt, transition_chunks)
@@ -192,12 +192,12 @@ class EngineCore:
         self._pending_events += self.encode_stage.request(session, missing)
 
     def abort(self, request_id: str) -> None:
-        """End a request, reserved or started; its blocks are freed when its last steps return."""
+        """End a reserved or started request. Its blocks are freed when its last steps return."""
         self._drop(request_id, SessionStatus.FINISHED_ABORTED)
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no session is on a worker, and no chunk waits for decoding or is decoded."""
+        """Whether no session is on a worker, and no chunk is decoded or waits for decoding."""
         is_decoding = any("decode" in item.tasks for item in self.scheduler.devices.values())
         running = self.scheduler.stats().running
         return not (running or self.decode_stage.queue.num_waiting or is_decoding)
@@ -213,7 +213,7 @@ class EngineCore:
         )
 
     def step(self, timeout: float = 0.1) -> list[EngineEvent]:
-        """Send work to the workers and return what came of it, after at most `timeout` seconds.
+        """Send work to the workers, and return events after at most `timeout` seconds.
 
         Raises HeliosError if no worker is left, or starting, for some role.
         """
@@ -225,7 +225,7 @@ class EngineCore:
     def _dispatch(self) -> float:
         """Assign tasks to idle workers, and plan steps for those that need a plan now.
 
-        Returns when the next plan is to be sent if nothing happens before.
+        Returns the time at which the next plan is due if no event arrives before.
         """
         now = self.clock()
         for worker_id, encode in self.encode_stage.assign(self.worker_pool.ready("encode"), now):
@@ -244,7 +244,7 @@ class EngineCore:
     def _plans(
         self, worker: WorkerHandle, state: WorkerState, now: float
     ) -> Iterator[SchedulerOutput]:
-        """The plans that the worker needs now."""
+        """Yield the plans that the worker needs now."""
         while not worker.has_suspect and state.next_plan_at(now) <= now:
             was_idle = not state.plans
             plan = self.scheduler.schedule(state)
@@ -256,7 +256,7 @@ class EngineCore:
             yield plan
 
     def _receive(self, timeout: float) -> list[EngineEvent]:
-        """Take the workers' events; those of removed workers are dropped."""
+        """Handle the workers' events. Those of removed workers are dropped."""
         events, self._pending_events = self._pending_events, []
         for worker_id, event in self.executor.poll(timeout):
             if (worker := self.worker_pool.workers.get(worker_id)) is not None:
@@ -327,13 +327,13 @@ class EngineCore:
         self.worker_pool.replace_dead(worker, event)
         if (state := worker.scheduled) is not None:
             for session_id in self.scheduler.blame(state, MAX_DEATHS):
-                message = f"{MAX_DEATHS} workers died at the same step of it: {event.reason}"
+                message = f"{MAX_DEATHS} workers died at the same step of the video: {event.reason}"
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(state)
         for stage in (self.encode_stage, self.decode_stage):
             lost = stage.requeue_lost(worker, self.clock(), was_alone=was_alone)
             if (request_id := lost) is not None:
-                message = f"too many workers died encoding or decoding for it: {event.reason}"
+                message = f"too many workers died encoding or decoding the video: {event.reason}"
                 yield from self._fail(request_id, message)
 
     def _fail(self, request_id: str, message: str) -> Iterator[EngineEvent]:
@@ -341,13 +341,13 @@ class EngineCore:
             yield RequestFailed(request_id, message)
 
     def _drop(self, request_id: str, status: SessionStatus) -> bool:
-        """Forget a request; returns whether it was known."""
+        """Forget a request. Returns whether it was known."""
         self.scheduler.abort(request_id, status)
         self.encode_stage.queue.forget(request_id)
         return self.decode_stage.close(request_id)
 
     def _is_in_use(self, request_id: str) -> bool:
-        """Whether the id belongs to a request, or to a task that a worker has not returned yet."""
+        """Return whether the id belongs to a request, or to a task that a worker still runs."""
         owners = (
             self.scheduler.sessions,
             self.decode_stage.assemblers,

@@ -1,4 +1,4 @@
-"""What the engine reports of its requests."""
+"""Events that the engine reports about its requests."""
 
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ class ChunkReady(NamedTuple):
     """A decoded chunk, as frames or as a segment. A request's chunks come in order, each once.
 
     `latents` are (1, 16, 9, height / 8, width / 8); `snapshot` resumes the video after this chunk.
-    `input_latents` come with the first chunk of a request that keeps them. `spent` is the time that
-    the chunk took in each stage.
+    `input_latents` come with the first chunk of a request that asks for them. `spent` is the time
+    that the chunk took in each stage.
     """
 
     request_id: str
@@ -34,7 +34,7 @@ class ChunkReady(NamedTuple):
 
 
 class PromptSwitched(NamedTuple):
-    """A requested switch to `prompt` takes effect; `switch` is None where no chunk is left for it.
+    """A requested switch to `prompt` takes effect. `switch` is None if no chunk is left for it.
 
     `request` is the request with the switch, without its reference.
     """

@@ -1,4 +1,4 @@
-"""A request as the engine takes it."""
+"""A request in the form that the engine accepts."""
 
 from typing import NamedTuple
 
@@ -12,10 +12,10 @@ class Submission(NamedTuple):
     """A checked request, its resolved parameters, and where its video starts.
 
     With `resume_point` the video continues at the chunk of that snapshot, exactly as if the earlier
-    video had been longer; if it has a tail, that chunk is delivered first. `siblings` are ids of
-    requests that continue from the same snapshot. Chunks from `stored_from` up to `first_chunk` are
-    stored already; those of an extension belong to the job that it `extends`. A request that
-    `was_accepted` before a restart is refused by no limit.
+    video had been longer. If the resume point has a tail, the chunk of the tail is delivered first.
+    `siblings` are ids of requests that continue from the same snapshot. Chunks `stored_from` to
+    `first_chunk - 1` are stored already; those of an extension belong to the job that it `extends`.
+    No limit applies to a request that `was_accepted` before a restart.
     """
 
     request: VideoRequest
@@ -36,7 +36,7 @@ class Submission(NamedTuple):
 
     @property
     def first_chunk(self) -> int:
-        """The first chunk to be delivered."""
+        """The first chunk that will be delivered."""
         if self.resume_point is None:
             return 0
         chunk = self.resume_point.snapshot.chunk

@@ -1,4 +1,4 @@
-"""The workers of an engine: started, watched, replaced when they die, drained."""
+"""The workers of an engine: starts, watches, replaces and drains them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,21 +17,21 @@ from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import ROLES, Role, WorkerConfig
 
 MAX_FAILED_STARTS = 3
-"""Failed starts in a row before a worker is not started again, where that is limited."""
+"""Failed starts in a row after which a worker is given up, while restarts are limited."""
 RATE_MARGIN = 2.0
-"""A step is taken to be too long if it were even at this multiple of the known rate."""
+"""A step is refused only if it would be too long even at this multiple of the measured rate."""
 LONG_STEP = 0.01
-"""Share of the step deadline from which on a step is long: its time is nearly all computation."""
+"""Fraction of the step deadline. Longer steps measure the rate: they are nearly all computation."""
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
-"""Seconds before a worker is started again after its first failed start, and at most. They double
-with each failure."""
+"""Seconds before a worker is restarted after a failed start: at first, and at most. They double."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """A worker as `helios-serve workers list` shows it.
 
-    `state` is starting, ready, draining or failed. A failed worker is started again in `retry_in`
-    seconds, under another id; `error` is why its last start failed, of `failed_starts` in a row.
+    `state` is starting, ready, draining or failed. A failed worker is restarted in `retry_in`
+    seconds, under another id. `failed_starts` counts its failed starts in a row, and `error` is the
+    reason of the last one.
     """
 
     worker_id: str
@@ -48,7 +48,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailedWorker(NamedTuple):
-    """A worker whose start failed, and the time at which another one is started in its place."""
+    """A worker whose start failed, and the time at which its replacement is started."""
 
     worker_id: str
     config: WorkerConfig
@@ -73,7 +73,7 @@ class FailedWorker(NamedTuple):
 
 
 class Outage(NamedTuple):
-    """No worker is ready for some role, and the last start of one failed, `seconds` ago."""
+    """Some role has had no ready worker for `seconds`, because starts failed."""
 
     reason: str
     seconds: float
@@ -98,7 +98,7 @@ class WorkerHandle:
         self.is_draining = False
         self.device = Device(worker_id, config.roles)
         self.step_rate = 0.0
-        """FLOP/s at which its steps can be at most; 0 if that is not known."""
+        """Maximum FLOP/s of its steps; 0 while that is unknown."""
         self.scheduled: WorkerState | None = None
 
     @property
@@ -109,7 +109,7 @@ class WorkerHandle:
 
     @property
     def plans(self) -> Sequence[Plan]:
-        """Plans in flight, the oldest first."""
+        """Plans in flight, oldest first."""
         return () if self.scheduled is None else self.scheduled.plans
 
     @property
@@ -119,31 +119,35 @@ class WorkerHandle:
 
     @property
     def has_suspect(self) -> bool:
-        """Whether it has a task that workers died with: it gets no plans, so that the cause is
-        clear if it dies too."""
+        """Whether it runs a task during which other workers died.
+
+        It gets no plans meanwhile, so that the cause is clear if it dies too.
+        """
         return any(task.is_suspect for task in self.tasks)
 
     @property
     def has_single_job(self) -> bool:
-        """Whether one task, or its plans, are all it has to do."""
+        """Whether its only work is one task, or only plans."""
         return len(self.tasks) + bool(self.plans) == 1
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no session, no plan and no task."""
+        """Whether it has no sessions, plans or tasks."""
         return not self.tasks and (self.scheduled is None or self.scheduled.is_empty)
 
     def has_role(self, role: Role) -> bool:
         return role in self.config.roles
 
     def note_step(self, cost: float, seconds: float, deadline: float) -> None:
-        """Learn the rate from a plan of `cost` FLOPs if it took long enough to tell that of longer
-        ones."""
+        """Measure the rate by a plan of `cost` FLOPs that took `seconds`.
+
+        Short plans do not count: their rate does not predict that of longer ones.
+        """
         if cost and seconds >= LONG_STEP * deadline:
             self.step_rate = RATE_MARGIN * cost / seconds
 
     def is_late(self, now: float, config: EngineConfig) -> bool:
-        """Whether it has not started, or not finished its oldest plan or a task, in time."""
+        """Return whether its start, its oldest plan or one of its tasks has missed its deadline."""
         waited = now - self.busy_since
         if not self.is_ready:
             return waited > config.start_deadline
@@ -167,11 +171,12 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """Workers by id. A worker that dies is replaced by one with the same configuration.
+    """The workers by id.
 
-    If the replacement fails to start, it is started again after a while, without end unless
-    `EngineConfig.max_failed_starts` limits it. Before any worker has ever been ready, the number of
-    failures is limited in any case: then the configuration is wrong.
+    A worker that dies is replaced by one with the same configuration. If the replacement fails to
+    start, it is restarted after a delay, without limit unless `EngineConfig.max_failed_starts` is
+    set. Until any worker has been ready, failures are always limited, because the configuration is
+    probably wrong.
     """
 
     def __init__(
@@ -194,7 +199,7 @@ class WorkerPool:
             self.start(worker)
 
     def start(self, config: WorkerConfig, *, failed_starts: int = 0) -> str:
-        """Start one more worker; returns its id at once."""
+        """Start one more worker, and return its id without waiting for it."""
         worker_id = self.executor.start_worker(config)
         self.workers[worker_id] = WorkerHandle(
             worker_id, config, self.clock(), failed_starts=failed_starts
@@ -212,7 +217,7 @@ class WorkerPool:
             )
 
     def ready(self, role: Role) -> list[WorkerHandle]:
-        """Workers that can be given new work of one kind."""
+        """Return the workers that accept new work of `role`."""
         return [
             worker
             for worker in self.workers.values()
@@ -220,13 +225,13 @@ class WorkerPool:
         ]
 
     def scheduled(self) -> Iterator[tuple[WorkerHandle, WorkerState]]:
-        """Workers that can be given plans, draining ones too: their sessions have to leave."""
+        """Yield the workers that accept plans. Draining ones do, until their sessions have left."""
         for worker in self.workers.values():
             if worker.scheduled is not None:
                 yield worker, worker.scheduled
 
     def replace_dead(self, worker: WorkerHandle, death: WorkerDied) -> None:
-        """Remove a worker that died and start another one, now or after a while."""
+        """Remove a worker that died, and start its replacement now or after a delay."""
         logger.error("worker %s died: %s", worker.worker_id, death.reason)
         self._last_death = death.reason
         del self.workers[worker.worker_id]
@@ -246,7 +251,7 @@ class WorkerPool:
         )
 
     def drain(self, worker_id: str) -> None:
-        """Give the worker nothing new, and end it when its sessions have left it.
+        """Give the worker no new work, and end it when its sessions have left.
 
         They leave at their next chunk edges. Raises InvalidRequestError for an unknown worker and
         for the last one with some role.
@@ -272,7 +277,7 @@ class WorkerPool:
             self.scheduler.drain(worker.scheduled)
 
     def reap(self) -> None:
-        """Remove drained workers, kill late ones, and start failed ones again when it is time.
+        """Remove drained workers, kill late ones, and restart failed ones that are due.
 
         Raises HeliosError if no worker is left, or starting, for some role.
         """
@@ -300,11 +305,11 @@ class WorkerPool:
 
     @property
     def step_rates(self) -> list[float]:
-        """The most FLOP/s of each worker whose rate is known."""
+        """Return the maximum FLOP/s of each worker whose rate is known."""
         return [worker.step_rate for worker in self.workers.values() if worker.step_rate]
 
     def reports(self) -> list[WorkerReport]:
-        """Every worker, for people."""
+        """Return a report on every worker, for people to read."""
         now = self.clock()
         known = [
             worker.report(self.executor.where(worker_id))
@@ -314,8 +319,10 @@ class WorkerPool:
 
     @property
     def outage(self) -> Outage | None:
-        """Why no video can be made now, and for how long; None if that is possible, or the workers
-        have only begun to start."""
+        """Return why no video can be generated now, and for how long.
+
+        None if videos can be generated, or workers are starting for the first time.
+        """
         role = self._missing_role
         if role is None:
             return None
@@ -324,7 +331,7 @@ class WorkerPool:
 
     @property
     def _missing_role(self) -> Role | None:
-        """A role that no ready worker has, and one whose last start failed."""
+        """A role without a ready worker, for which a start failed."""
         for role in ROLES:
             workers = [worker for worker in self.workers.values() if worker.has_role(role)]
             if any(worker.is_ready for worker in workers):
@@ -339,8 +346,10 @@ class WorkerPool:
         return self.config.max_failed_starts is None and self._has_worked
 
     def _gives_up(self, failed: int, death: WorkerDied) -> bool:
-        """Whether a worker is not started again after `failed` starts in a row, the last of which
-        ended with `death`."""
+        """Return whether to give up a worker after `failed` starts in a row.
+
+        The last of them ended with `death`.
+        """
         if death.is_final and not self._retries_forever:
             return True
         limit = self.config.max_failed_starts or MAX_FAILED_STARTS
@@ -354,7 +363,7 @@ class WorkerPool:
         self.executor.stop_worker(worker.worker_id)
 
     def _kill(self, worker: WorkerHandle) -> None:
-        """WorkerDied follows; until then the worker has another deadline's time."""
+        """Kill a late worker. Its WorkerDied is handled later; meanwhile it gets a new deadline."""
         logger.error("worker %s did not answer within its deadline", worker.worker_id)
         worker.busy_since = self.clock()
         for task in worker.tasks:

@@ -1,4 +1,4 @@
-"""Observers of an engine's work, and the metrics that one of them counts."""
+"""Observers of an engine's work, one of which counts metrics."""
 
 from collections import defaultdict, deque
 from collections.abc import Iterable
@@ -58,7 +58,7 @@ class Observers:
 
 
 class StepCounts(NamedTuple):
-    """What is counted when a plan is done."""
+    """The counters of a finished plan."""
 
     stage: str
     sessions: int
@@ -95,7 +95,7 @@ class StepMetrics:
         self.metrics.worker_deaths.labels(self.model).inc()
 
     def _batch(self, plan: SchedulerOutput, scheduler: Scheduler) -> StepCounts | None:
-        """None for a plan without steps."""
+        """Return the counts of a plan; None for a plan without steps."""
         stages, tokens = set(), 0
         for step in plan.scheduled_steps:
             stages.add(step.cursor.stage)

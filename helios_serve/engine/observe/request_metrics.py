@@ -8,7 +8,7 @@ from helios_serve.video_request import VideoRequest
 
 
 class RequestMetrics:
-    """Times of one request, from its acceptance or its resumption on."""
+    """Measures one request, from the time at which it was accepted or resumed."""
 
     def __init__(self, metrics: Metrics, model: str, request: VideoRequest) -> None:
         self.metrics = metrics

@@ -38,8 +38,8 @@ class Slice(NamedTuple):
 class EventFile:
     """Writes events at once, from any thread, so that the file of a killed process can be read.
 
-    Source: the Trace Event Format's JSON array, whose end may be missing. If the disk fails, the
-    trace ends and the engine continues.
+    Format: the JSON array of the Trace Event Format, whose end may be missing. If the disk fails,
+    the trace ends and the engine continues.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
@@ -83,8 +83,8 @@ class EventFile:
 class Trace:
     """Each worker has one lane for its steps and others for its tasks.
 
-    A slice ends when the engine receives the result. Several engines share a file, each with a part
-    of its own.
+    A slice ends when the engine receives the result. The engines of several models share a file;
+    each has a group of lanes.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -93,7 +93,10 @@ class Trace:
         self._begin()
 
     def of(self, model: str) -> "Trace":
-        """The part of one model's engine; worker ids are unique within it."""
+        """Return the trace of one model's engine, in the same file.
+
+        Worker ids are unique within it.
+        """
         part = copy(self)
         part._begin()
         part._write({"ph": "M", "name": "process_name", "args": {"name": model}})
@@ -189,7 +192,7 @@ class Trace:
 
 
 def describe_step(step: ScheduledStep, scheduler: Scheduler) -> Event:
-    """The details of a step; `tokens` counts noise and history under every prompt."""
+    """Return the details of a step. `tokens` counts noise and history, once for each prompt."""
     chunk, stage, number = step.cursor
     session = scheduler.sessions[step.session_id]
     return {

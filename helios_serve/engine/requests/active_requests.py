@@ -1,4 +1,4 @@
-"""Requests that are being made, and finished ones that were not read to their end."""
+"""Running requests, and ended ones whose chunks were not all read."""
 
 import asyncio
 from collections.abc import Iterator
@@ -38,14 +38,14 @@ LEAD = "its reader is behind"
 
 
 class AwaitedSwitch(NamedTuple):
-    """The caller who waits for the chunk of a switch to `prompt`."""
+    """A caller that waits to learn at which chunk a switch to `prompt` takes effect."""
 
     prompt: str
     answer: "asyncio.Future[PromptSwitch]"
 
 
 class RequestHandle:
-    """A request's engine, stream, reasons to pause, and awaited prompt switches."""
+    """A running request: its engine, its stream, its reasons to pause and its awaited switches."""
 
     def __init__(
         self,
@@ -74,50 +74,50 @@ class RequestHandle:
 
     @property
     def is_made(self) -> bool:
-        """Whether all chunks were published, so that only the end is left to report."""
+        """Whether all chunks were published, so that only the end has not been reported."""
         return self.stream.next_chunk == self.num_chunks
 
     def hold(self, reason: str) -> "Future[None]":
-        """Pause for `reason`, until that is released; raises EngineDeadError."""
+        """Pause until `reason` is released. Raises EngineDeadError."""
         self._holds.add(reason)
         return self.thread.call(self._pause_or_resume)
 
     def release(self, reason: str) -> "Future[None]":
-        """Resume unless there is another reason to pause; raises EngineDeadError."""
+        """Remove a reason to pause, and resume if it was the last one. Raises EngineDeadError."""
         self._holds.discard(reason)
         return self.thread.call(self._pause_or_resume)
 
     def on_step(self, chunk: int) -> None:
-        """Pause the video if it is too far ahead of its reader or viewer; in the engine's thread.
+        """Pause the video if it is too far ahead of its reader or viewer.
 
-        A step of `chunk` was taken. A worker may have planned one more by now, so a chunk beyond
-        `max_lead` is only finished if it has at most two steps.
+        Called in the engine's thread after a step of `chunk`. A worker may have another step
+        planned by then, so a chunk beyond `max_lead` is finished only if it has at most two steps.
         """
         self.counts.step()
         self._begun = max(self._begun, chunk)
         if LEAD in self._holds or not self._is_ahead():
             return
         self._holds.add(LEAD)
-        if not self._is_ahead():  # it was seen in between, when there was nothing to release yet
+        if not self._is_ahead():  # the reader caught up before the hold was set
             self._holds.discard(LEAD)
         self._pause_or_resume(self.thread.core)
 
     def await_switch(self, prompt: str) -> AwaitedSwitch:
-        """Wait for the switch to `prompt`.
+        """Return a handle that awaits the switch to `prompt`.
 
-        The answer raises InvalidRequestError if no chunk is left for the prompt, and
-        RequestFailedError if the request ends before that is known.
+        Its answer raises InvalidRequestError if no chunk is left for the prompt, and
+        RequestFailedError if the request fails before that is known.
         """
         answer: asyncio.Future[PromptSwitch] = asyncio.get_running_loop().create_future()
         self._switches.append(switch := AwaitedSwitch(prompt, answer))
         return switch
 
     def forget_switch(self, switch: AwaitedSwitch) -> None:
-        """Its caller no longer waits."""
+        """Remove a switch whose caller no longer waits."""
         self._switches = [awaited for awaited in self._switches if awaited is not switch]
 
     def answer_switch(self, prompt: str, switch: PromptSwitch | None) -> None:
-        """Answer the first caller who waits for `prompt`; None: no chunk is left."""
+        """Answer the first caller that waits for `prompt`. None: no chunk is left for it."""
         for awaited in self._switches:
             if awaited.prompt == prompt:
                 self.forget_switch(awaited)
@@ -133,7 +133,7 @@ class RequestHandle:
         self._switches.clear()
 
     def _on_read(self) -> None:
-        """A chunk was read for the first time."""
+        """Handle the first read of a chunk."""
         if self.viewer is None:
             self._on_progress()
         else:
@@ -141,13 +141,13 @@ class RequestHandle:
             self.viewer.deliver(chunk, frames_of_chunk(self.num_frames, chunk).length)
 
     def _on_progress(self) -> None:
-        """The reader or viewer has progressed: resume if the video was paused for that."""
+        """Resume the video if it was paused because its reader or viewer was behind."""
         if LEAD in self._holds and not self._is_ahead():
             with suppress(EngineDeadError):
                 self.release(LEAD)
 
     def _pause_or_resume(self, core: EngineCore) -> None:
-        """In the engine's thread."""
+        """Apply the reasons to pause. Called in the engine's thread."""
         if self._holds:
             core.scheduler.pause(self.request_id)
         else:
@@ -171,7 +171,7 @@ def no_chunk_left() -> InvalidRequestError:
 
 
 def settle(answer: "asyncio.Future[PromptSwitch]", outcome: PromptSwitch | HeliosError) -> None:
-    if answer.done():  # its caller no longer waits
+    if answer.done():  # its caller was cancelled
         return
     if isinstance(outcome, HeliosError):
         answer.set_exception(outcome)
@@ -180,7 +180,7 @@ def settle(answer: "asyncio.Future[PromptSwitch]", outcome: PromptSwitch | Helio
 
 
 class ActiveRequests:
-    """Requests by id, to which events are delivered."""
+    """The requests that receive events, by id."""
 
     def __init__(self, store: VideoStore | None, metrics: Metrics) -> None:
         self.store = store
@@ -198,17 +198,17 @@ class ActiveRequests:
         self.handles[name] = RequestHandle(submission.request, thread, stream, counts)
 
     def count(self, tenant: str, model: str | None) -> int:
-        """Return the number of a tenant's requests for a model that are being made."""
+        """Return the number of a tenant's running requests for a model."""
         asked = (tenant, model)
         return sum((handle.tenant, handle.model) == asked for handle in self.handles.values())
 
     def check_unused(self, request_id: str) -> None:
-        """Raise InvalidRequestError for the id of a request that is being made."""
+        """Raise InvalidRequestError if a running request has the id."""
         if request_id in self.handles:
             raise in_use(request_id)
 
     def find(self, request_id: str) -> RequestHandle:
-        """Raises InvalidRequestError for a request that is not being made."""
+        """Return a running request. Raises InvalidRequestError if there is none with this id."""
         handle = self.handles.get(request_id)
         if handle is None:
             raise InvalidRequestError(
@@ -217,9 +217,9 @@ class ActiveRequests:
         return handle
 
     async def stream(self, request_id: str) -> ChunkStream:
-        """The chunks of a request that is being made, has ended, or waits to resume.
+        """Return the stream of a request that is running, has ended, or waits to be resumed.
 
-        Raises InvalidRequestError for an unknown one.
+        Raises InvalidRequestError for an unknown request.
         """
         if (handle := self.handles.get(request_id)) is not None:
             return handle.stream
@@ -230,7 +230,7 @@ class ActiveRequests:
         return await stored_stream(self.store, request_id)
 
     def on_thread(self, thread: EngineThread) -> Iterator[str]:
-        """Ids of the requests of one engine; each may be ended while this runs."""
+        """Yield the ids of one engine's requests. The caller may end each of them meanwhile."""
         for name, handle in list(self.handles.items()):
             if handle.thread is thread:
                 yield name
@@ -260,18 +260,18 @@ class ActiveRequests:
                 self.finish(event.request_id, event.message)
 
     def finish(self, request_id: str, error: str | None) -> None:
-        """End a request; keep what was not read of it unless it is stored."""
+        """End a request. Unread chunks are kept unless they are stored."""
         stream = self.handles[request_id].stream
         self.end(request_id, error)
         if self.store is None and (stream.has_unread or error is not None):
             self._unread[request_id] = stream
 
     def end(self, request_id: str, error: str | None) -> None:
-        """End a request, if it is being made."""
+        """End a request if it is running."""
         handle = self.handles.pop(request_id, None)
         if handle is not None:
             handle.end(error)
 
     def forget(self, request_id: str) -> None:
-        """Drop the unread chunks of a request that has ended."""
+        """Drop the unread chunks of an ended request."""
         self._unread.pop(request_id, None)

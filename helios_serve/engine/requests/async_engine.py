@@ -1,4 +1,4 @@
-"""The engine for asyncio: takes requests for several models and returns videos chunk by chunk."""
+"""The engine for asyncio: accepts requests for several models, and yields their chunks."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -25,15 +25,15 @@ from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 
 CLOSED = "the engine was closed"
-ASKED_FOR = "it was asked for"
+ASKED_FOR = "the caller asked for it"
 
 
 class AsyncEngine:
-    """Makes videos with the models of a pool.
+    """Generates videos with the models of a pool. An asynchronous context manager.
 
-    An asynchronous context. With `store` an accepted request survives a crash of the process:
-    entering the context resumes what was not finished, and a chunk is published when it is stored.
-    The engine owns the cores, but not the store.
+    With `store`, an accepted request survives a crash of the process: entering the context resumes
+    unfinished requests, and a chunk is published only when it is stored. Leaving the context closes
+    the cores, but not the store.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class AsyncEngine:
     async def generate(
         self, request: VideoRequest, *, continue_from: Snapshot | None = None
     ) -> AsyncGenerator[VideoChunk, None]:
-        """Make a video and read it; ends it when the reader leaves before it is complete.
+        """Submit a request and yield its chunks. If the reader stops early, the request is aborted.
 
-        Raises what `submit` and `watch` do.
+        Raises the errors of `submit` and `watch`.
         """
         try:
             await self.submit(request, continue_from=continue_from)
@@ -105,17 +105,17 @@ class AsyncEngine:
         extends: str | None = None,
         siblings: tuple[str, ...] = (),
     ) -> None:
-        """Accept a request, which is then made whether it is read or not.
+        """Accept a request. Its video is generated even if no one reads it.
 
-        With `continue_from` the video continues at that chunk. With `extends` it continues a
-        stored, finished video, whose chunks are its first ones. In both cases `num_frames` counts
-        from the beginning of the earlier video. `siblings` are ids of requests that continue from
-        the same snapshot: they share its history.
+        With `continue_from` the video continues from that snapshot. With `extends` it continues a
+        stored, finished video, and begins with that video's chunks. In both cases `num_frames`
+        counts from the beginning of the earlier video. `siblings` are ids of requests that continue
+        from the same snapshot: they share its history.
 
         With a store the request is durable when this returns. Raises InvalidRequestError,
-        NotAllowedError, CapacityError, StorageError or EngineDeadError; then nothing is left of the
-        request, and no reader has seen it. If this is cancelled, the request may have been accepted
-        with a store, and was not without one.
+        NotAllowedError, CapacityError, StorageError or EngineDeadError; then no trace of the
+        request is left, and no reader has seen it. If the call is cancelled, the request may have
+        been accepted if there is a store, and is withdrawn if there is none.
         """
         submission = await self._submissions.prepare(
             request,
@@ -126,20 +126,20 @@ class AsyncEngine:
         await self._add([submission])
 
     async def fork(self, parent_id: str, make: MakeForks) -> None:
-        """Accept requests that continue a video, each in its own way.
+        """Accept several requests that continue one video, each in its own way.
 
-        `make` returns them, given the chunk at which they start. With a store that is after the
-        last stored chunk of a running or finished video, whose chunks are their first ones; without
-        one, the last chunk edge of a running video. Their `num_frames` count from its beginning.
-        Raises what `submit` does; then none is accepted.
+        `make` is called with the chunk at which they start, and returns them. With a store, the
+        video may be running or finished: the requests start after its last stored chunk, and begin
+        with its chunks. Without one, the video must be running, and they start at its last chunk
+        edge. `num_frames` counts from the beginning of the video. Raises the errors of `submit`;
+        then none is accepted.
         """
         await self._add(await self._submissions.forks(parent_id, make))
 
     async def resume_stored(self) -> None:
-        """Resume all stored jobs that have not ended and are not being made.
+        """Resume all stored jobs that have not ended and are not running.
 
-        They are those of an earlier process, and those that stopped because the disk was full or
-        there was no room.
+        They are from an earlier process, or were stopped by a full disk or a lack of capacity.
         """
         if self._recovery is not None:
             await self._recovery.resume()
@@ -147,11 +147,11 @@ class AsyncEngine:
     async def watch(
         self, request_id: str, from_chunk: int | None = None
     ) -> AsyncGenerator[VideoChunk, None]:
-        """The chunks of a request as they are finished, from its first one or `from_chunk` on.
+        """Yield the chunks of a request as they are finished, from `from_chunk` or the first one.
 
-        With a store any number of readers may have them, also when the video is complete; without
-        one, each chunk is kept until one reader has had it, or the request is aborted. Raises
-        RequestFailedError where the video ends early, InvalidRequestError for an unknown request.
+        With a store, any number of readers get them, even after the video is complete. Without one,
+        each chunk is kept until a reader has got it or the request is aborted. Raises
+        RequestFailedError if the video ends early, and InvalidRequestError for an unknown request.
         """
         stream = await self._active.stream(request_id)
         try:
@@ -162,12 +162,12 @@ class AsyncEngine:
                 self._active.forget(request_id)
 
     async def wait(self, request_id: str) -> None:
-        """Returns when a request has ended, or is not being made for any other reason."""
+        """Wait until a request has ended, or has stopped running for another reason."""
         if (handle := self._active.handles.get(request_id)) is not None:
             await handle.stream.over()
 
     async def abort(self, request_id: str) -> None:
-        """End a request at once; a finished or unknown one is left as it is."""
+        """End a request at once. A finished or unknown one is not changed."""
         await self._submissions.settled(request_id)
         handle = self._active.handles.get(request_id)
         if handle is not None and handle.is_made:
@@ -181,25 +181,25 @@ class AsyncEngine:
             await self._submissions.drop(request_id, handle.thread)
 
     async def pause(self, request_id: str, reason: str = ASKED_FOR) -> None:
-        """Take no more steps for a request until it is resumed for this reason and all others."""
+        """Pause a request. It continues when it was resumed for this reason and all others."""
         await done(self._active.find(request_id).hold(reason))
 
     async def resume(self, request_id: str, reason: str = ASKED_FOR) -> None:
-        """Continue a paused request; any other is left as it is."""
+        """Remove a reason for which a request is paused. Any other request is not changed."""
         await done(self._active.find(request_id).release(reason))
 
     def changes(self, request_id: str) -> asyncio.Event | None:
-        """Set when a running request has its next chunk, or ends; None for any other."""
+        """Return an event that is set at a running request's next chunk or end; None for others."""
         handle = self._active.handles.get(request_id)
         return None if handle is None else handle.stream.changed
 
     async def switch_prompt(
         self, request_id: str, prompt: str, transition_chunks: int | None = None
     ) -> PromptSwitch:
-        """Switch a running video to another prompt; returns when its chunk is known.
+        """Switch a running video to another prompt. Returns the switch when its chunk is known.
 
         Raises InvalidRequestError if no chunk is left for it or the request is not running, and
-        RequestFailedError if the request ends before that is known.
+        RequestFailedError if the request fails before that.
         """
         handle = self._active.find(request_id)
         switch = handle.await_switch(prompt)
@@ -212,7 +212,7 @@ class AsyncEngine:
             handle.forget_switch(switch)
 
     async def progress(self, request_id: str) -> Progress | None:
-        """The progress of a request; None for one that has ended or is not being made."""
+        """Return the progress of a request; None if it is not running."""
         handle = self._active.handles.get(request_id)
         if handle is None:
             return None
@@ -221,7 +221,7 @@ class AsyncEngine:
         return None
 
     async def progress_of_all(self, request_ids: Sequence[str]) -> dict[str, Progress]:
-        """The progress of several requests, with one call per engine; others are left out."""
+        """Return the progress of those requests that are running, with one call per engine."""
         by_thread: dict[EngineThread, list[str]] = {}
         for name in request_ids:
             if (handle := self._active.handles.get(name)) is not None:
@@ -238,9 +238,10 @@ class AsyncEngine:
             self._active.end(name, CLOSED)
 
     async def _add(self, submissions: Sequence[Submission]) -> None:
-        """Add prepared requests. If the caller is cancelled, they are added all the same.
+        """Add prepared requests, even if the caller is cancelled meanwhile.
 
-        Without a store nothing can tell them from others then, so they are withdrawn.
+        Without a store, the requests of a cancelled caller are withdrawn, because no one would read
+        or abort them.
         """
         adding = asyncio.ensure_future(self._submissions.add(submissions))
         try:
@@ -257,7 +258,7 @@ class AsyncEngine:
             raise
 
     async def _close(self) -> None:
-        """End everything in any case; then raise the first error, if there was one."""
+        """Close everything, even if closing a part fails. Then raise the first error."""
         errors = await self.models.close()
         await self._delivery.close()
         self.close_readers()

@@ -1,4 +1,4 @@
-"""A video's chunks on their way to its readers."""
+"""Streams of a video's chunks to its readers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,7 +13,7 @@ from helios_serve.video_request import Frames
 class VideoChunk:
     """Up to 33 finished frames, as pixels or as a segment of an MP4.
 
-    `snapshot` and `latents` come where the video is not stored.
+    `snapshot` and `latents` are set only if the video is not stored.
     """
 
     index: int
@@ -27,12 +27,13 @@ Fetch = Callable[[int], Awaitable[VideoChunk]]
 
 
 class ChunkStream:
-    """The chunks of one request, in order, as they come.
+    """The chunks of one request, in order, as they are finished.
 
-    `next_chunk` is the next to come, `read_chunk` the next that no reader has had. With `fetch` the
-    chunks are stored: any number of readers get them, from any chunk on, those from `first_chunk`
-    at once. Without it each chunk is held here until one reader has had it. `on_read` is called
-    when a chunk is read for the first time.
+    `next_chunk` is the next one that will be finished, and `read_chunk` the first one that no
+    reader has got. With `fetch`, chunks are read from the store: any number of readers get them,
+    and those from `first_chunk` on are there from the beginning. Without `fetch`, the stream holds
+    each chunk until one reader has got it. `on_read` is called when a chunk is read for the first
+    time.
     """
 
     def __init__(
@@ -58,34 +59,35 @@ class ChunkStream:
 
     @property
     def changed(self) -> asyncio.Event:
-        """Set when the next chunk comes, or the end."""
+        """An event that is set at the next chunk or at the end."""
         return self._changed
 
     def publish(self, chunk: VideoChunk) -> None:
-        """Hold the next chunk for a reader."""
+        """Add the next chunk, and hold it for a reader."""
         self._held[chunk.index] = chunk
         self.announce(chunk.index)
 
     def announce(self, index: int) -> None:
-        """The next chunk can be read."""
+        """Report that the next chunk can be read."""
         self.next_chunk = index + 1
         self._wake()
 
     def end(self, error: str | None = None) -> None:
-        """No more chunks come; readers can still have those that did."""
+        """End the stream. Readers still get the chunks that were published."""
         if not self.is_over:
             self.is_over, self.error = True, error
             self._wake()
 
     async def over(self) -> None:
-        """Returns when no more chunks come, for whatever reason."""
+        """Wait until the stream has ended, with or without an error."""
         while not self.is_over:
             await self._changed.wait()
 
     async def chunks(self, from_chunk: int | None = None) -> AsyncIterator[VideoChunk]:
-        """Each chunk from `from_chunk` on that can still be read, as soon as it can be.
+        """Yield the chunks from `from_chunk` on, each as soon as it is finished.
 
-        Raises RequestFailedError where the video ends early.
+        Chunks that another reader has taken are left out. Raises RequestFailedError if the video
+        ends early.
         """
         index = max(self.first_chunk, from_chunk or 0)
         while True:
@@ -103,10 +105,10 @@ class ChunkStream:
             raise RequestFailedError(self.error)
 
     def _next_for(self, index: int) -> int:
-        """The next chunk for a reader at `index`; other readers may have had those held here."""
+        """Return the next chunk for a reader at `index`, after those that others have taken."""
         return index if self._fetch is not None else max(index, self.read_chunk)
 
     def _wake(self) -> None:
-        """Wake all who wait now; later ones wait for the next change."""
+        """Wake all current waiters. Later ones wait for the next change."""
         self._changed.set()
         self._changed = asyncio.Event()

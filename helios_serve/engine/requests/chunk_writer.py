@@ -1,4 +1,4 @@
-"""Stores events before they are published, so that nothing that was published can be lost."""
+"""Stores events before they are published, so that no published event can be lost."""
 
 import queue
 import threading
@@ -31,21 +31,21 @@ RequestEvent = EngineEvent | ChunkStored
 
 
 class Forget(NamedTuple):
-    """The last item of a stopped request's queue."""
+    """Ends the events of a stopped request, so that its id can be used again."""
 
     request_id: str
 
 
 Item = EngineEvent | Forget | None
-"""What waits for a thread; None ends it."""
+"""An item in a thread's queue; None ends the thread."""
 
 
 class ChunkWriter:
-    """Stores what events say and passes them to `publish`, those of a request in their order.
+    """Stores events and passes them to `publish`, those of each request in order.
 
-    A chunk is published as ChunkStored. If storing fails, nothing more of the request is stored or
-    published, so that no chunk is missing among others; `on_error` is called with its id and the
-    reason. Both are called in threads.
+    A chunk is published as ChunkStored. If storing fails, no later event of the request is stored
+    or published, so that no gap arises, and `on_error` is called with the request's id and the
+    reason. Both callbacks are called in threads.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class ChunkWriter:
             self._threads.append(thread)
 
     def put(self, event: EngineEvent | Forget) -> None:
-        """Never waits: a thread stores the event."""
+        """Queue an event, which a thread stores. Never blocks."""
         self._queues[hash(event.request_id) % NUM_THREADS].put(event)
 
     def stop(self, request_id: str) -> None:
-        """Drop the events of a request that are queued or still come."""
+        """Drop all queued and later events of a request."""
         self._stopped.add(request_id)
 
     def forget(self, request_id: str) -> None:
-        """No more events of a stopped request come: its id may be used again."""
+        """Declare that a stopped request has no more events, so that its id can be used again."""
         self.put(Forget(request_id))
 
     def close(self) -> None:
-        """Store what is queued, and end."""
+        """Store the queued events, and end the threads."""
         for items in self._queues:
             items.put(None)
         for thread in self._threads:
@@ -100,13 +100,13 @@ class ChunkWriter:
             stored = self._store(event)
             if stored is not None:
                 self.publish(stored)
-        except Exception as error:  # of any kind: the thread has other requests to serve
-            logger.error("storing of %s failed", event.request_id, exc_info=error)
+        except Exception as error:  # of any kind: the thread also serves other requests
+            logger.error("cannot store an event of %s", event.request_id, exc_info=error)
             self._stopped.add(event.request_id)
             self.on_error(event.request_id, public_message(error))
 
     def _store(self, event: EngineEvent) -> RequestEvent | None:
-        """Returns the event to publish; None if the job is not wanted any more."""
+        """Store an event. Returns the one to publish; None if the job was deleted or has ended."""
         match event:
             case ChunkReady(request_id=request_id, chunk=chunk):
                 assert event.segment is not None, "a stored video is made in segments"

@@ -1,4 +1,4 @@
-"""Events on their way from the engines' threads to the event loop."""
+"""Delivery of events from the engines' threads to the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,9 +14,9 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class EventDelivery:
-    """Delivers events to active requests; with a store, when they are stored.
+    """Delivers events to active requests, after storing them if there is a store.
 
-    Public methods other than `on_events` and `on_engine_end` are for the event loop's thread.
+    Call public methods in the event loop's thread, except `on_events` and `on_engine_end`.
     """
 
     def __init__(self, active: ActiveRequests, store: VideoStore | None) -> None:
@@ -26,7 +26,7 @@ class EventDelivery:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self, on_storage_error: Callable[[str, str], None]) -> None:
-        """Begin; `on_storage_error` is called in the loop with a request's id and the reason."""
+        """Start. `on_storage_error` is called in the event loop, with a request id and a reason."""
         self._loop = asyncio.get_running_loop()
         if self.store is not None:
 
@@ -36,22 +36,22 @@ class EventDelivery:
             self._writer = ChunkWriter(self.store, self._publish, on_error)
 
     async def close(self) -> None:
-        """Store what is queued, and end."""
+        """Store the queued events, and stop."""
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close)
 
     def stop(self, request_id: str) -> None:
-        """Store no more of a request."""
+        """Stop storing events of a request."""
         if self._writer is not None:
             self._writer.stop(request_id)
 
     def forget(self, request_id: str) -> None:
-        """The engine sends no more events of a stopped request: its id may be used again."""
+        """Declare that a stopped request has no more events, so that its id can be used again."""
         if self._writer is not None:
             self._writer.forget(request_id)
 
     def on_events(self, events: list[EngineEvent]) -> None:
-        """Take the events of a step, in the engine's thread."""
+        """Deliver the events of a step. Called in the engine's thread."""
         for event in events:
             if isinstance(event, StepTaken):
                 if (handle := self.active.handles.get(event.request_id)) is not None:
@@ -62,7 +62,10 @@ class EventDelivery:
                 self._writer.put(event)
 
     def on_engine_end(self, thread: EngineThread, failure: str) -> None:
-        """End an engine's requests, in its thread. Stored jobs stay as they are, to be resumed."""
+        """End the requests of an engine that stopped. Called in its thread.
+
+        Stored jobs are not changed, so that they can be resumed.
+        """
 
         def end_requests() -> None:
             for request_id in self.active.on_thread(thread):
@@ -71,7 +74,7 @@ class EventDelivery:
         self._call_soon(end_requests)
 
     def _publish(self, event: RequestEvent) -> None:
-        """In any thread."""
+        """Deliver an event in the event loop. May be called in any thread."""
         self._call_soon(self.active.deliver, event)
 
     def _call_soon(self, function: Callable[[*Arguments], None], *arguments: *Arguments) -> None:

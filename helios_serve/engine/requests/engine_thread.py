@@ -1,4 +1,4 @@
-"""An EngineCore in a thread of its own, for callers that must not wait for it."""
+"""Runs an EngineCore in its own thread, so that callers do not block."""
 
 import threading
 from collections import deque
@@ -15,11 +15,11 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 WAIT_SECONDS = 0.5
-"""How long the loop waits for a worker or a call before it looks at deadlines again."""
+"""Maximum seconds for which the loop waits for events or calls before it checks deadlines."""
 
 
 class Call(NamedTuple):
-    """A function to be called with the core in front of `arguments`, and who waits for it."""
+    """A function to call with the core and `arguments`, and the future of its result."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -27,10 +27,10 @@ class Call(NamedTuple):
 
 
 class EngineThread:
-    """Runs `step` in a loop, and calls in between.
+    """Runs `step` in a loop, and calls between steps.
 
-    `on_events` is called in the thread with the events of each step; `on_end` with this object and
-    the reason, if the engine stops by itself.
+    `on_events` is called in the thread with the events of each step. `on_end` is called with this
+    object and the reason if the engine stops by itself.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EngineThread:
     ) -> "Future[Result]":
         """Call `function` with the core and `arguments` between two steps, in order of the calls.
 
-        Raises EngineDeadError if the engine has stopped, also through the future.
+        Raises EngineDeadError if the engine has stopped. If it stops later, the future raises it.
         """
         future: Future[Result] = Future()
         with self._guard:
@@ -96,7 +96,7 @@ class EngineThread:
                 continue
             try:
                 future.set_result(function(self.core, *arguments))
-            except Exception as error:  # the caller's to handle
+            except Exception as error:  # the caller handles it
                 future.set_exception(error)
 
     def _refuse_calls(self, failure: str) -> None:

@@ -1,4 +1,4 @@
-"""How long requests take that share the stages by the scheduler's policy."""
+"""Estimates how long requests take that share a stage under the scheduler's policy."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -11,7 +11,7 @@ from helios_serve.options.scheduling import SchedulingConfig
 
 
 class Load(NamedTuple):
-    """What a request still takes of a stage: `seconds` of it for `chunks`, more than 0."""
+    """A request's remaining work in a stage: `seconds` for `chunks` (more than 0)."""
 
     flow: FlowKey
     chunks: float
@@ -19,7 +19,7 @@ class Load(NamedTuple):
 
 
 class FlowLoad:
-    """The loads of sessions that take turns, chunk by chunk."""
+    """The total load of sessions that take turns, chunk by chunk."""
 
     def __init__(self, loads: Iterable[Load]) -> None:
         ordered = sorted(loads, key=lambda load: load.chunks)
@@ -33,17 +33,17 @@ class FlowLoad:
         return self._whole[-1]
 
     def until(self, chunks: float) -> float:
-        """Seconds of the stage until each session has made `chunks` more, or all that it has."""
+        """Return the seconds until each session has finished `chunks` more, or all that it has."""
         shorter = bisect_right(self._chunks, chunks)
         return self._whole[shorter] + chunks * self._paces[shorter]
 
 
 class StageForecast:
-    """How long each of the requests takes that have a `load` of one stage.
+    """Estimates when each of several loads of one stage is done.
 
-    Flows with work get the stage by their weights, so while one gets 1 second of it, another gets
-    the ratio of their weights, or all that it needs if that is less. All priority sessions take
-    turns, and get what `batch_share` leaves. The sum is exact for services of no length.
+    Flows with work share the stage by weight: while one gets 1 second, another gets the ratio of
+    their weights, or all that it needs if that is less. Priority sessions take turns, and get what
+    `batch_share` leaves. The result is exact in the limit of infinitely short steps.
     """
 
     def __init__(self, loads: Iterable[Load], config: SchedulingConfig) -> None:
@@ -55,7 +55,10 @@ class StageForecast:
         self._priority = self._flows.pop(None, FlowLoad(()))
 
     def seconds(self, load: Load, *, is_included: bool = True) -> float:
-        """Seconds of the stage until a load is done, also if the loads do not include it."""
+        """Return the seconds of the stage until `load` is done.
+
+        With `is_included` False, `load` is in addition to the loads that were given.
+        """
         share = self.config.batch_share
         flow = self._priority if load.flow.is_priority else self._flows.get(load.flow)
         mine = 0.0 if flow is None else flow.until(load.chunks)

@@ -1,4 +1,4 @@
-"""The models that are served: an engine for each, in a thread of its own, and its workers."""
+"""The served models, each with an engine in its own thread, and with workers."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ DRAIN_PERIOD = 0.05
 
 
 class ModelPool:
-    """Models by name, each with its own workers; the first is the default.
+    """Models by name, each with its own workers. The first one is the default.
 
     `aliases` maps further names to the names of models.
     """
@@ -43,13 +43,13 @@ class ModelPool:
         on_events: Callable[[list[EngineEvent]], None],
         on_end: Callable[[EngineThread, str], None],
     ) -> None:
-        """Start a thread for each engine; the arguments are those of EngineThread."""
+        """Start a thread for each engine. The arguments are those of EngineThread."""
         self._threads = {
             name: EngineThread(core, on_events, on_end) for name, core in self.cores.items()
         }
 
     async def close(self) -> list[BaseException]:
-        """End all workers and threads; returns the errors of those that could not be ended."""
+        """End all workers and threads. Returns the errors of those that could not be ended."""
         closing = (asyncio.to_thread(thread.close) for thread in self._threads.values())
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
         return [outcome for outcome in outcomes if outcome is not None]
@@ -74,12 +74,12 @@ class ModelPool:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Models whose engines have stopped, and why."""
+        """The reasons why engines have stopped, by model."""
         failures = {name: thread.failure for name, thread in self._threads.items()}
         return {name: failure for name, failure in failures.items() if failure is not None}
 
     def thread_of(self, model: str | None) -> EngineThread:
-        """Raises InvalidRequestError for a model that is not served."""
+        """Return the thread of a model. Raises InvalidRequestError if it is not served."""
         name = self.name_of(model)
         if name not in self._threads:
             served = ", ".join(self.names)
@@ -89,39 +89,39 @@ class ModelPool:
         return self._threads[name]
 
     def check(self, request: VideoRequest) -> ResolvedParams:
-        """Check all of a request that needs no engine; returns its resolved parameters.
+        """Check a request as far as no engine is needed. Returns its resolved parameters.
 
-        Raises InvalidRequestError for a model that is not served and for what it cannot make, and
-        NotAllowedError for what the request's tenant may not ask for.
+        Raises InvalidRequestError if the model is not served or cannot make the video, and
+        NotAllowedError if the tenant's limits forbid it.
         """
         params = request.resolve(self.model_config(request.model))
         check_allowed(request, self.tenant(request.tenant, request.model))
         return params
 
     def tenant(self, name: str, model: str | None = None) -> TenantConfig:
-        """The present limits of a tenant."""
+        """Return the current limits of a tenant."""
         return self.thread_of(model).core.scheduler.config.tenant(name)
 
     async def set_tenants(
         self, tenants: Mapping[str, TenantConfig], defaults: TenantConfig
     ) -> None:
-        """Set the tenants' shares and limits; accepted requests are made in any case."""
+        """Set the tenants' shares and limits. Accepted requests are not affected."""
         await self._ask_all(lambda core: core.scheduler.set_tenants(tenants, defaults))
 
     def model_config(self, model: str | None = None) -> HeliosConfig:
-        """Raises InvalidRequestError for a model that is not served."""
+        """Return a model's configuration. Raises InvalidRequestError if it is not served."""
         return self.thread_of(model).core.model_config
 
     async def workers(self) -> dict[str, list[WorkerReport]]:
-        """The workers of each model whose engine runs."""
+        """Return the workers of each model whose engine runs."""
         return await self._ask_all(lambda core: core.worker_pool.reports())
 
     def worker_config(self, model: str | None = None) -> WorkerConfig:
-        """The configuration of a model's first worker."""
+        """Return the configuration of a model's first worker."""
         return self.thread_of(model).core.config.workers[0]
 
     async def add_worker(self, model: str | None = None, config: WorkerConfig | None = None) -> str:
-        """Start one more worker, by default like the model's first one; returns its id."""
+        """Start one more worker, by default like the model's first one. Returns its id."""
         chosen = config or self.worker_config(model)
         thread = self.thread_of(model)
         return await done(thread.call(lambda core: core.worker_pool.start(chosen)))
@@ -135,9 +135,10 @@ class ModelPool:
         await done(thread.call(lambda core: core.worker_pool.drain(worker_id)))
 
     async def drain(self, timeout: float) -> bool:
-        """Take only the steps up to the next chunk edges, and wait until those chunks are decoded.
+        """Stop every session at its next chunk edge, and wait until those chunks are decoded.
 
-        Waits up to `timeout` seconds; returns whether all are. Stored jobs resume another time.
+        Waits up to `timeout` seconds, and returns whether all were decoded. Stored jobs resume
+        later.
         """
         await self._ask_all(lambda core: core.scheduler.close())
         deadline = time.monotonic() + timeout
@@ -148,11 +149,11 @@ class ModelPool:
         return True
 
     async def stats(self) -> dict[str, EngineStats]:
-        """Counts of this moment, by model."""
+        """Return the current counts, by model."""
         return await self._ask_all(EngineCore.stats)
 
     async def _ask_all(self, function: Callable[[EngineCore], Result]) -> dict[str, Result]:
-        """Call `function` with every core; those whose engine has stopped are left out."""
+        """Call `function` with every core, except those whose engine has stopped."""
         answers = {}
         for name, thread in self._threads.items():
             with suppress(EngineDeadError):
@@ -161,10 +162,10 @@ class ModelPool:
 
 
 async def done(future: "Future[Result]") -> Result:
-    """Wait for a call in another thread, which is made even if the waiting is cancelled.
+    """Wait for a call in another thread. Cancelling the wait does not cancel the call.
 
-    asyncio waits for a future without an exception of its own: the one of a call whose waiting was
-    cancelled would be reported as never retrieved.
+    The future that asyncio awaits never holds the call's exception: if the wait was cancelled,
+    asyncio would report it as never retrieved.
     """
     finished: Future[Future[Result]] = Future()
     future.add_done_callback(finished.set_result)

@@ -17,15 +17,15 @@ from helios_serve.engine.requests.forecast import Load, StageForecast
 
 Phase = Literal["encoding", "queued", "paused", "denoising", "decoding"]
 BUSY: tuple[Stage, ...] = ("denoise", "decode")
-"""Stages whose jobs under way count as remaining work until they end."""
+"""Stages whose unfinished jobs count as remaining work in full."""
 
 
 class Progress(NamedTuple):
-    """What happens to a request, and the seconds until its last chunk is delivered.
+    """The phase of a request, and the seconds until its last chunk is delivered.
 
-    `queue_position` counts from 1 for a request that no worker denoises yet. `eta_seconds` follows
-    from the costs of all requests, the measured rates of the stages and the scheduler's policy;
-    None until the rates were measured.
+    `queue_position` counts from 1 while the request waits for a worker. `eta_seconds` follows from
+    the costs of all requests, the measured rates of the stages and the scheduler's policy. It is
+    None until rates have been measured.
     """
 
     phase: Phase
@@ -34,12 +34,12 @@ class Progress(NamedTuple):
 
 
 def progress_of(core: EngineCore, request_id: str) -> Progress:
-    """Of a request that has not ended; the scheduler forgets it when its last step is done."""
+    """Return the progress of a request that has not ended."""
     return progress_of_some(core, [request_id])[request_id]
 
 
 def progress_of_some(core: EngineCore, request_ids: Sequence[str]) -> dict[str, Progress]:
-    """Of several requests, whose estimates share what is computed over all sessions."""
+    """Return the progress of several requests, with one pass over all sessions."""
     remaining = RemainingTime(core)
     return {request_id: progress_with(remaining, core, request_id) for request_id in request_ids}
 
@@ -63,7 +63,7 @@ def phase_of(session: Session, scheduler: Scheduler) -> Phase:
 
 
 def queue_position(session: Session, scheduler: Scheduler) -> int | None:
-    """By arrival, since the fair order depends on the service that others still get."""
+    """Return a position by arrival: the order of fair queueing depends on what others still get."""
     if session.session_id not in scheduler.waiting:
         return None
     arrival = session.clock.arrival
@@ -71,9 +71,10 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
 
 
 class Backlog(NamedTuple):
-    """The work of all requests in the order of their arrival.
+    """The total work of all requests, in order of arrival.
 
-    Each entry of `steps` (FLOPs) and of `pixels` (to decode) is the sum up to that request.
+    Each entry of `steps` (FLOPs) and of `pixels` (to decode) is the sum up to and including that
+    request.
     """
 
     arrivals: list[float]
@@ -82,10 +83,9 @@ class Backlog(NamedTuple):
 
 
 class RemainingTime:
-    """Seconds until requests end, from what they cost, the measured rates and the policy.
+    """Estimates seconds until requests end, from their costs, measured rates and the policy.
 
-    Valid at the moment at which it was made, in seconds of the engine's clock. Requests that arrive
-    later are not foreseen.
+    Estimates hold for the moment of creation. They do not foresee requests that arrive later.
     """
 
     def __init__(self, core: EngineCore) -> None:
@@ -98,7 +98,7 @@ class RemainingTime:
         self._by_worker: dict[str, StageForecast] = {}
 
     def of(self, assembler: ChunkAssembler) -> float | None:
-        """Seconds until the request has delivered its last chunk; None if no rate is known."""
+        """Return the seconds until the request's last chunk is delivered; None without a rate."""
         session = assembler.session
         worker = self.scheduler.workers.get(session.worker_id or "")
         if not self.decode_rate.value or (worker is not None and not worker.rate):
@@ -114,7 +114,7 @@ class RemainingTime:
         return max(steps + self.decode_rate.seconds(session.cost.decode), decoding)
 
     def _on_worker(self, assembler: ChunkAssembler, worker: WorkerState) -> float:
-        """Seconds until its worker has done all for the request."""
+        """Return the seconds until `worker` has finished all work of the request."""
         forecast = self._by_worker.get(worker.worker_id)
         if forecast is None:
             forecast = self._by_worker[worker.worker_id] = StageForecast(
@@ -128,14 +128,14 @@ class RemainingTime:
         return max(0.0, seconds + planned - self._busy(worker.device))
 
     def _in_decoders(self, assembler: ChunkAssembler) -> float:
-        """Seconds until decoders that do nothing else have done all for the request."""
+        """Return the seconds until decode-only workers have finished all work of the request."""
         is_included = not assembler.session.clock.is_paused
         seconds = self._decoding.seconds(self._load(assembler, None), is_included=is_included)
         busy = sum(self._busy(device) for device in self.decoders)
         return max(0.0, seconds - busy) / max(1, len(self.decoders))
 
     def _in_queue(self, assembler: ChunkAssembler) -> float | None:
-        """Seconds until a waiting request ends, if all that came before it is done before it."""
+        """Return the seconds until a waiting request ends, if earlier ones are served first."""
         workers = self.scheduler.workers.values()
         rate = sum(worker.rate for worker in workers)
         if not rate:
@@ -148,7 +148,7 @@ class RemainingTime:
         return steps + decode if is_shared else max(steps, decode)
 
     def _active_loads(self, worker: WorkerState | None) -> Iterator[Load]:
-        """Of the requests of a worker, or of all for the decoders."""
+        """Yield the loads of a worker's requests; with None, those of all requests on decoders."""
         for assembler in self.assemblers.values():
             session = assembler.session
             if session.clock.is_paused or not (
@@ -160,7 +160,10 @@ class RemainingTime:
                 yield load
 
     def _load(self, assembler: ChunkAssembler, worker: WorkerState | None) -> Load:
-        """What a request takes of a worker, decoding included if that decodes, or of decoders."""
+        """Return a request's load on a worker; with None, on decoders.
+
+        It includes decoding if the worker decodes.
+        """
         session, left = assembler.session, assembler.num_left
         chunk = seconds = 0.0
         if worker is None or "decode" in worker.device.roles:
@@ -172,7 +175,7 @@ class RemainingTime:
         return Load(flow_of(session), seconds / chunk, seconds)
 
     def _busy(self, device: Device) -> float:
-        """Seconds that the device has spent on plans and decode tasks which it is still at."""
+        """Return the seconds that the device has spent on its unfinished plans and tasks."""
         running = [stage for stage in BUSY if device.is_running(stage)]
         return sum(device.busy(stage, self.now) for stage in running)
 

@@ -1,4 +1,4 @@
-"""Stored jobs that are resumed: after a crash, a full disk, or for want of room."""
+"""Resumes stored jobs after a crash, a full disk or a lack of capacity."""
 
 import asyncio
 from collections.abc import Collection
@@ -17,7 +17,7 @@ from helios_serve.store.video_store import VideoStore
 
 
 class Recovery:
-    """Adds stored jobs that have not ended to the engine again."""
+    """Adds unfinished stored jobs to the engine again."""
 
     def __init__(
         self,
@@ -31,10 +31,10 @@ class Recovery:
         self.submissions = submissions
         self.store = store
         self._reported: set[str] = set()
-        """Reasons why jobs wait, as far as they were logged."""
+        """Messages that were logged."""
 
     async def resume(self) -> None:
-        """Resume all unfinished jobs that are not being made, in the order of their acceptance."""
+        """Resume all unfinished jobs that are not running, in the order of their acceptance."""
         busy = self._busy
         for job in await asyncio.to_thread(unfinished_jobs, self.store, busy):
             if job.request.request_id not in self._busy:
@@ -45,10 +45,10 @@ class Recovery:
         return self.active.handles.keys() | self.submissions.being_moved
 
     async def _resume(self, job: Unfinished) -> None:
-        """A job that its model can never make ends as failed; any other may wait for room."""
+        """Resume a job, or leave it stored. A job that its model can never serve ends as failed."""
         name, model = job.request.request_id, self.models.name_of(job.request.model)
         if model not in self.models.cores:
-            self._report(f"job {name} waits for model {model!r}, which is not served now")
+            self._report(f"job {name} waits: its model {model!r} is not served")
             return
         thread = self.models.thread_of(model)
         try:
@@ -59,7 +59,7 @@ class Recovery:
         except EngineDeadError as error:
             reason = f"job {name} waits: {error}"
         except CapacityError as error:
-            reason = f"job {name} waits for room: {error}"
+            reason = f"job {name} waits for capacity: {error}"
         except HeliosError as error:
             reason = f"job {name} cannot be resumed: {error}"
             await asyncio.to_thread(self.store.finish, name, "failed", str(error))
@@ -74,7 +74,7 @@ class Recovery:
 
 
 def unfinished_jobs(store: VideoStore, but: Collection[str]) -> list[Unfinished]:
-    """All jobs with chunks to be made, except those in `but`; others without an end get one."""
+    """Return all jobs with missing chunks, except those in `but`; complete the others."""
     jobs = []
     for job in store.unfinished(but):
         if job.next_chunk == num_chunks(job.request.params.num_frames):
@@ -85,7 +85,10 @@ def unfinished_jobs(store: VideoStore, but: Collection[str]) -> list[Unfinished]
 
 
 def submission_of(job: Unfinished, config: HeliosConfig) -> Submission:
-    """How a job resumes after its last committed chunk; raises InvalidRequestError."""
+    """Return the submission that resumes a job after its last committed chunk.
+
+    Raises InvalidRequestError.
+    """
     params = job.request.resolve(config)
     start = job.resume_point
     if start is None:

@@ -1,4 +1,4 @@
-"""Videos read from the store."""
+"""Streams of videos that are read from the store."""
 
 import asyncio
 from functools import partial
@@ -13,9 +13,9 @@ CANCELLED = "the request was cancelled"
 
 
 async def stored_stream(store: VideoStore, request_id: str) -> ChunkStream:
-    """The stored chunks of a request that has ended or waits to be resumed.
+    """Return the stored chunks of a request that has ended or waits to be resumed.
 
-    Raises InvalidRequestError for an unknown one.
+    Raises InvalidRequestError for an unknown request.
     """
     job = await asyncio.to_thread(store.job, request_id)
     if job is None:
@@ -33,7 +33,7 @@ def unknown(request_id: str) -> InvalidRequestError:
 
 
 def why_incomplete(job: StoredJob) -> str | None:
-    """The error for readers after the last committed chunk; None where nothing is missing."""
+    """Return the error for readers after the last committed chunk; None if no chunk is missing."""
     if job.status == "cancelled":
         return CANCELLED
     if job.is_finished or job.next_chunk == job.num_chunks:
@@ -42,10 +42,10 @@ def why_incomplete(job: StoredJob) -> str | None:
 
 
 async def fetch_stored(store: VideoStore, request_id: str, index: int) -> VideoChunk:
-    """A committed chunk; raises RequestFailedError if it was deleted meanwhile."""
+    """Return a committed chunk. Raises RequestFailedError if it was deleted meanwhile."""
     header, fragment = await asyncio.to_thread(
         lambda: (store.header(request_id), store.fragment(request_id, index))
     )
     if header is None or fragment is None:
-        raise RequestFailedError(f"chunk {index} of {request_id!r} is not stored any more")
+        raise RequestFailedError(f"chunk {index} of {request_id!r} was deleted")
     return VideoChunk(index, segment=Segment(header, fragment))

@@ -1,4 +1,4 @@
-"""Requests on their way into the engine and the store, and out again."""
+"""Adds requests to the engine and the store, and removes them."""
 
 import asyncio
 import time
@@ -27,10 +27,9 @@ from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 
 MakeForks = Callable[[int], Sequence[VideoRequest]]
-"""Makes the requests that fork a video at a chunk."""
+"""Returns the requests that fork a video, given the chunk at which they start."""
 ENDING_SECONDS, ENDING_PERIOD = 30.0, 0.02
-"""How long an id whose last request is still ending is waited for, and how often it is looked at,
-in seconds."""
+"""Seconds to wait for an id whose previous request is still ending, and between checks of it."""
 
 
 class Submissions:
@@ -48,11 +47,12 @@ class Submissions:
         self.delivery = delivery
         self.store = store
         self._moving: Counter[str] = Counter()
-        """Requests that are being added or dropped."""
+        """Ids of requests that are being added or removed."""
         self._adding: dict[str, asyncio.Event] = {}
-        """Requests that are being added; each event is set when that has ended."""
+        """Requests that are being added. Each event is set when the request is accepted or refused.
+        """
         self._tasks: set[asyncio.Task[None]] = set()
-        """Tasks that nothing awaits: the event loop itself holds them only weakly."""
+        """Background tasks. The event loop alone keeps only weak references."""
 
     async def prepare(
         self,
@@ -62,23 +62,23 @@ class Submissions:
         extends: str | None,
         siblings: tuple[str, ...],
     ) -> Submission:
-        """Check a request, for which no engine is needed, and find where it starts.
+        """Check a request without the engine, and find the chunk at which it starts.
 
         Raises InvalidRequestError or NotAllowedError.
         """
         stored_from = None
         if extends is not None:
-            assert self.store is not None, "without a store no video is kept to be extended"
+            assert self.store is not None, "extending a video needs a store"
             parent = await asyncio.to_thread(extended_parent, self.store, extends, request)
             request = with_model(request, parent.model)
             resume_point, stored_from = parent.resume_point, parent.first_chunk
         return self._checked(request, resume_point, siblings, stored_from, extends)
 
     async def forks(self, parent_id: str, make: MakeForks) -> list[Submission]:
-        """Make requests that continue a video in their own ways, and check them.
+        """Make and check requests that continue one video, each in its own way.
 
-        `make` is called with the chunk at which they start. Each draws from a generator of its own,
-        whose seed becomes the request's. Raises InvalidRequestError or NotAllowedError.
+        `make` is called with the chunk at which they start. Each request gets its own generator,
+        and the seed of that as its `seed`. Raises InvalidRequestError or NotAllowedError.
         """
         if self.store is None:
             handle = self.active.find(parent_id)
@@ -106,12 +106,12 @@ class Submissions:
         return submissions
 
     async def add(self, submissions: Sequence[Submission]) -> None:
-        """Reserve room for requests, store them in one transaction, and start them: all or none.
+        """Reserve capacity for requests, store and start them: all or none.
 
-        All of them have the same tenant and model. What is refused was never visible to a reader,
-        and what is stored is accepted: if the engine ends before it starts a stored request, the
-        request is resumed by the next one. Raises InvalidRequestError, CapacityError, StorageError
-        or EngineDeadError. Must run to its end.
+        They are stored in one transaction. They must have the same tenant and model. No reader sees
+        a request that is refused. A stored request is accepted: if the engine ends before it starts
+        the request, the next engine resumes it. Raises InvalidRequestError, CapacityError,
+        StorageError or EngineDeadError. Must not be cancelled.
         """
         with ExitStack() as moved:
             for submission in submissions:
@@ -130,19 +130,19 @@ class Submissions:
             await added.wait()
 
     async def withdraw(self, request: VideoRequest, why: str = CANCELLED) -> None:
-        """Remove a request that is not stored and whose acceptance was not reported."""
+        """Remove a request that is not stored, and whose acceptance was never reported."""
         name = request.request_id
         with self.moving(name):
             self.active.end(name, why)
             await self._drop(name, self.models.thread_of(request.model))
 
     async def drop(self, request_id: str, thread: EngineThread) -> None:
-        """Remove a request from the engine; what is stored of it stays, and may be resumed."""
+        """Remove a request from the engine. Its stored job stays, and may be resumed."""
         with self.moving(request_id):
             await self._drop(request_id, thread)
 
     def drop_later(self, request_id: str, why: str) -> None:
-        """End a request for its readers at once, and `drop` it in a task."""
+        """End a request for its readers at once, and `drop` it in the background."""
         handle = self.active.handles.get(request_id)
         if handle is None:
             return
@@ -153,7 +153,7 @@ class Submissions:
 
     @contextmanager
     def moving(self, request_id: str) -> Iterator[None]:
-        """Within it `is_moving` holds: only the task that moves the request may change it."""
+        """Mark a request as moving in the block: no other task may change it."""
         self._moving[request_id] += 1
         try:
             yield
@@ -180,7 +180,7 @@ class Submissions:
         return Submission(request, params, resume_point, siblings, stored_from, extends)
 
     async def _reserve(self, submissions: Sequence[Submission]) -> None:
-        """Reserve room for all requests; releases what was reserved if one of them is refused."""
+        """Reserve capacity for all requests. If one is refused, the others are released."""
         reserved: list[Submission] = []
         try:
             for submission in submissions:
@@ -192,7 +192,7 @@ class Submissions:
             raise
 
     async def _reserve_one(self, submission: Submission) -> None:
-        """Reserve room for a request. An id whose last request is still ending is waited for."""
+        """Reserve capacity for a request. Waits while an earlier one with its id is ending."""
         thread, name = self._thread_of(submission), submission.request_id
         deadline = time.monotonic() + ENDING_SECONDS
         while True:
@@ -207,7 +207,7 @@ class Submissions:
             await asyncio.sleep(ENDING_PERIOD)
 
     async def _store(self, submissions: Sequence[Submission], store: VideoStore) -> None:
-        """Store reserved requests; releases the reservations if that fails."""
+        """Store reserved requests. If that fails, they are released."""
         if not submissions:
             return
         first = submissions[0].request
@@ -223,7 +223,7 @@ class Submissions:
             raise
 
     async def _start(self, submission: Submission) -> None:
-        """Start a request. A stored one that cannot be started stays, to be resumed."""
+        """Start a request. A stored one that cannot be started is resumed later."""
         name = submission.request_id
         try:
             await done(self._thread_of(submission).call(EngineCore.start, submission))
@@ -231,7 +231,7 @@ class Submissions:
             if self.store is None:
                 await self.withdraw(submission.request, describe_error(error))
                 raise
-            logger.error("job %s waits for the next start: %s", name, describe_error(error))
+            logger.error("job %s resumes at the next start: %s", name, describe_error(error))
             self.active.end(name, describe_error(error))
 
     async def _release(self, submissions: Sequence[Submission]) -> None:
@@ -240,8 +240,10 @@ class Submissions:
 
     @contextmanager
     def _being_added(self, request_id: str) -> Iterator[None]:
-        """Within it the request is moving, and `settled` waits. Raises InvalidRequestError if it
-        is being added already."""
+        """Mark a request as being added in the block, so that it is moving and `settled` waits.
+
+        Raises InvalidRequestError if it is being added already.
+        """
         if request_id in self._adding:
             raise in_use(request_id)
         self._adding[request_id] = asyncio.Event()
@@ -265,9 +267,10 @@ class Submissions:
 
 
 class Parent(NamedTuple):
-    """What a video has of the one that it continues.
+    """The video that another one continues: its model, its seed and the state to resume from.
 
-    Chunks from `first_chunk` on are stored, and shared with the parent; None if nothing is stored.
+    `first_chunk` is the first of its stored chunks, which the continuation shares; None without a
+    store.
     """
 
     model: str | None
@@ -277,7 +280,7 @@ class Parent(NamedTuple):
 
 
 def extended_parent(store: VideoStore, parent_id: str, request: VideoRequest) -> Parent:
-    """The end of the stored video `parent_id`, from where `request` continues.
+    """Return the stored, finished video `parent_id`, at whose end `request` continues.
 
     Raises InvalidRequestError if the video cannot be extended.
     """
@@ -296,9 +299,9 @@ def extended_parent(store: VideoStore, parent_id: str, request: VideoRequest) ->
 
 
 def forked_parent(store: VideoStore, parent_id: str) -> Parent:
-    """The last stored chunk of a video, after which it is forked.
+    """Return the stored video `parent_id`, to be forked after its last chunk.
 
-    Raises InvalidRequestError if there is none.
+    Raises InvalidRequestError if it has no chunk.
     """
     job, resume_point = store.job_to_continue(parent_id)
     if job is None or resume_point is None or not job.chunks:
@@ -309,7 +312,7 @@ def forked_parent(store: VideoStore, parent_id: str) -> Parent:
 
 
 def stored_parent(job: StoredJob, resume_point: ResumePoint) -> Parent:
-    """A video cut inside its last chunk delivers that chunk again, whole: so nothing jumps."""
+    """Return a job as a parent. If it ends inside a chunk, that chunk is delivered again."""
     params = job.request.params
     is_cut = job.next_chunk == job.num_chunks and params.num_frames % CHUNK_FRAMES != 0
     start = resume_point if is_cut else ResumePoint(resume_point.snapshot)
@@ -317,5 +320,5 @@ def stored_parent(job: StoredJob, resume_point: ResumePoint) -> Parent:
 
 
 def with_model(request: VideoRequest, default: str | None) -> VideoRequest:
-    """The request with its model named, so that the same one resumes it."""
+    """Return the request with an explicit model, so that the same model resumes it."""
     return request if request.model else msgspec.structs.replace(request, model=default)

@@ -76,7 +76,7 @@ def _port(text: str) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Split names at commas, or parse a JSON list of them, as vLLM's flags have it."""
+    """Parse comma-separated names or a JSON list of names. vLLM's flags accept both."""
     if text.startswith("["):
         return msgspec.json.decode(text, type=tuple[str, ...])
     names = tuple(part.strip() for part in text.split(","))

@@ -47,6 +47,6 @@ def complete_paths(root: CommandParser) -> None:
 
 
 def names_path(action: argparse.Action) -> bool:
-    """Return whether the value of an argument is a file or a folder, as its placeholder says."""
+    """Return whether an argument's placeholder says that its value is a file or a folder."""
     placeholder = action.metavar if isinstance(action.metavar, str) else ""
     return placeholder.startswith(("FILE", "FOLDER", "PATH"))

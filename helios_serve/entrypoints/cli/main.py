@@ -27,7 +27,7 @@ exit status:
   0    success
   1    some videos of run-batch failed, or `bench compare` found a regression
   2    an error, which one line on standard error describes
-  3    `bench compare` needs more sessions to tell
+  3    `bench compare` needs more sessions to decide
   130  interrupted by Ctrl-C
 """
 OTHER_VARIABLES = ("HELIOS_WEBHOOK_SECRET", "HELIOS_KERNELS", "HELIOS_ATTENTION")

@@ -11,10 +11,10 @@ SUFFIXES = {"output": ".mp4", "output_latents": ".safetensors", "trace": ""}
 
 
 def check_outputs(arguments: argparse.Namespace, folders: Collection[str] = ()) -> None:
-    """Raise InvalidRequestError if an output file cannot be written, or promises another format.
+    """Raise InvalidRequestError if an output file cannot be written or has a wrong suffix.
 
-    Each file is opened for this: permissions alone do not tell. Existing content stays. The options
-    in `folders` name folders, which are checked when they are made.
+    Each file is opened to find out, because permissions alone do not tell. Existing content stays.
+    The options in `folders` name folders, which are checked when they are created.
     """
     chosen: dict[Path, str] = {}
     for name, suffix in SUFFIXES.items():

@@ -26,7 +26,7 @@ from helios_serve.options.fields import did_you_mean
 PROGRAM = "helios-serve"
 CONFIG = "--config"
 OWN_FLAGS = ("--help", "--version", CONFIG)
-"""Flags that no file can contain."""
+"""Flags that a configuration file cannot set."""
 NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")
 """Negative numbers, which are values and not flags."""
 AT_FLAG = re.compile(r"argument (--[\w-]+): ")
@@ -55,18 +55,18 @@ class CommandParser(argparse.ArgumentParser):
     (`--port` from HELIOS_PORT), then from the file of `--config`. A switch `--offload` has an
     opposite, `--no-offload`, which overrides both.
 
-    `alias` is a flag that gives the same as the positional argument, such as `--model`: the value
+    `alias` is a flag with the same meaning as the positional argument, such as `--model`. The value
     of either is stored under the flag's name.
     """
 
-    def __init__(self, **options: Any) -> None:  # argparse passes what its version knows
+    def __init__(self, **options: Any) -> None:  # they depend on Python's version
         super().__init__(**(options | {"allow_abbrev": False}))
         self.alias: str | None = None
         self._sources: dict[str, str] = {}
 
     @property
     def flags(self) -> dict[str, Flag]:
-        """The flags that settings can give, by name."""
+        """The flags that the environment and a file can set, by name."""
         return {
             name: Flag(name, action)
             for action in self._actions
@@ -149,7 +149,7 @@ class CommandParser(argparse.ArgumentParser):
         self.error(f"got unknown flag {name}{did_you_mean(name, self._option_string_actions)}")
 
     def _split(self, words: Sequence[str]) -> CommandLine:
-        """Split the words. Opposites of switches remove these. Unknown flags are errors."""
+        """Split the words. The opposite of a switch removes it. Unknown flags are errors."""
         line = CommandLine([], [], [])
         rest = list(words)
         while rest:
@@ -182,7 +182,7 @@ class CommandParser(argparse.ArgumentParser):
         return action if action is not None and action.nargs == 0 else None
 
     def _settings(self, line: CommandLine) -> list[Setting]:
-        """Return the settings that apply besides the command line: each flag from one source."""
+        """Return settings for flags that the command line leaves out, each from one source."""
         taken = [action for action, _ in line.flags]
         if self.alias is not None and (line.values or len(line.tail) > 1):
             taken.append(self._option_string_actions[self.alias])
@@ -236,7 +236,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def is_flag(word: str) -> bool:
-    """Return whether argparse takes a word for a flag: not a number and no text with spaces."""
+    """Return whether argparse takes a word for a flag. Numbers and text with spaces are values."""
     return len(word) > 1 and word[0] == "-" and not NEGATIVE.fullmatch(word) and " " not in word
 
 
@@ -248,7 +248,7 @@ def opposite(flag: str) -> str:
 def unknown_variables(root: CommandParser, known: Sequence[str]) -> Iterator[str]:
     """Yield a warning for each HELIOS_ variable that is probably a misspelled one.
 
-    Others are none of our business: Kubernetes sets some for each service.
+    Other unknown ones are ignored, because Kubernetes sets some for each service.
     """
     names = {variable_of(flag) for parser in root.leaves() for flag in (*parser.flags, CONFIG)}
     endings = [name.removeprefix(PREFIX) for name in (*names, *known)]

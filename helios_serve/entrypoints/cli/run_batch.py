@@ -234,7 +234,7 @@ class BatchRun:
             return await self._make_video(await self._request(line))
         except OSError as error:
             return BatchResult(name, "failed", error=str(error))
-        except Exception as error:  # ends this line only, whatever it is
+        except Exception as error:  # fails this line only
             if not isinstance(error, HeliosError):
                 logger.error("%s failed", name, exc_info=error)
             return BatchResult(name, "failed", error=describe_error(error))

@@ -150,8 +150,8 @@ def add_storage_flags(server: Any) -> None:
         "--retention",
         type=duration,
         metavar="TIME",
-        help="delete finished videos and files after this time, such as 12h or 7d (default: keep "
-        "forever)",
+        help="delete finished videos and uploaded files after this time, such as 12h or 7d "
+        "(default: keep forever)",
     )
     server.add_argument(
         "--max-disk",
@@ -225,7 +225,7 @@ def run(arguments: argparse.Namespace) -> int:
     from helios_serve.entrypoints.http.connections import most_connections
     from helios_serve.entrypoints.http.origins import parse_allowed
 
-    os.environ.pop(variable_of("--api-key"), None)  # not for workers and decoders
+    os.environ.pop(variable_of("--api-key"), None)  # child processes must not inherit it
     models = served_models(arguments)
     check_tls(arguments.ssl_certfile, arguments.ssl_keyfile)
     check_outputs(arguments)

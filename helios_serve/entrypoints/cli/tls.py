@@ -1,4 +1,4 @@
-"""The certificate with which `serve` speaks HTTPS, and the address that follows from it."""
+"""The TLS certificate of `serve`, and the server's URL."""
 
 import socket
 import ssl

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def state_of(worker: "WorkerReport") -> str:
-    """The state of a worker, with what is known of a failure."""
+    """Return the state of a worker, with its last error if its start failed."""
     if worker.retry_in is None:
         again = f", {worker.failed_starts} failed starts" if worker.failed_starts else ""
         return f"{worker.state}{again}"

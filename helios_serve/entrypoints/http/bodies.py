@@ -36,7 +36,7 @@ MAX_BODY = 512 << 20
 MAX_JSON = MAX_FIELD
 """Maximum size in bytes of a JSON body, which is read into memory. It may contain a data: URL."""
 LARGE = 64 << 10
-"""Bytes from which on a body is parsed in another thread than the event loop's."""
+"""A body of at least this many bytes is parsed outside of the event loop's thread."""
 MAX_DEPTH = 8
 """Maximum number of brackets in the name of a form field."""
 KEY = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
@@ -65,8 +65,8 @@ class BodyLimits(NamedTuple):
 async def read_body(request: Request, *, takes_media: bool = False) -> Json:
     """Return the fields of a JSON or form body.
 
-    With `takes_media`, it may be larger than its text by its images and videos. Raises ApiError for
-    an invalid body, and 401 if the API key was revoked while the body arrived.
+    With `takes_media`, images and videos in it do not count against the limit of its text. Raises
+    ApiError for an invalid body, and 401 if the API key was revoked while the body arrived.
     """
     if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
         raise unsupported(f"got content-encoding {coding[:100]!r}, expected none")
@@ -115,7 +115,7 @@ async def read_bounded(request: Request, limit: int, most: int) -> bytearray:
 
 
 async def parsed(data: bytearray, parse: Callable[[Buffer, int], Json], most: int) -> Json:
-    """Return what `parse` makes of a body; a large one is parsed in another thread."""
+    """Return the body as parsed by `parse`. A large one is parsed in another thread."""
     if len(data) < LARGE:
         return parse(data, most)
     return await asyncio.to_thread(parse, data, most)
@@ -254,7 +254,7 @@ class BodyLimit:
             return message
 
         async def closing(message: Message) -> None:
-            """Close the connection after a refusal: the client sends its body, or does not."""
+            """Close a connection whose client waits for 100 Continue: its body may still follow."""
             if is_awaited and message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["connection"] = "close"
             await send(message)

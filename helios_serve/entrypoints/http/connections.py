@@ -61,7 +61,7 @@ class Connections:
     """All open connections, oldest first: those with an accepted request, and the others.
 
     At most `most` are open. At most half of these have no accepted request; beyond this, the oldest
-    of them is closed, so that no number of strangers keeps a client with a key out.
+    of them is closed, so that connections without a key cannot shut out clients that have one.
     """
 
     def __init__(self, most: int) -> None:
@@ -136,7 +136,7 @@ def most_connections(asked: int) -> int:
 
 
 class BoundedConnection(h11.Connection):
-    """A connection whose requests do not consist of countless small pieces."""
+    """A connection that refuses requests of too many header lines or too small chunks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(h11.SERVER, **options)
@@ -225,7 +225,7 @@ class HttpConnection(H11Protocol):
 
     @property
     def _is_over(self) -> bool:
-        """Whether the connection is closing, or a WebSocket by now."""
+        """Whether the connection is closing, or has become a WebSocket."""
         return self.transport.is_closing() or self.transport.get_protocol() is not self
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
@@ -242,7 +242,7 @@ class HttpConnection(H11Protocol):
         """Ignore an offer to upgrade to another protocol (RFC 9110, section 7.8)."""
 
     def check_deadline(self) -> None:
-        """Close the connection if the client has not sent what it should have by now."""
+        """Close the connection if the deadline of its current phase has passed."""
         now = self.loop.time()
         waited = now - self._began
         match self._phase:
@@ -287,7 +287,7 @@ class HttpConnection(H11Protocol):
         self._refuse(ApiError(status, message, code=code))
 
     def _current_phase(self) -> str:
-        """Return what the connection waits for."""
+        """Return the phase: what the connection waits for."""
         if self._is_lingering:
             return "rest"
         if self.conn.their_state is h11.SEND_BODY:
@@ -306,7 +306,7 @@ class HttpConnection(H11Protocol):
             self._received = 0
 
     def _time_out(self, what: str, seconds: float) -> None:
-        """Close the connection, with a response unless nothing of a request has arrived."""
+        """Close the connection. If part of a request has arrived, send an error response first."""
         if self._phase == "header" and not self.conn.trailing_data[0]:
             self.transport.close()
             return

@@ -1,6 +1,7 @@
 """Parsing of forms, with limits on the number and the size of their parts.
 
-A form is UTF-8, whatever charset the client declares: a codec of its choice may take hours.
+A form is decoded as UTF-8, whatever charset the client declares: some of Python's codecs take hours
+for megabytes.
 """
 
 import asyncio
@@ -28,9 +29,9 @@ MAX_CONTENT_TYPE = 1024
 MEMORY = 1 << 20
 """Bytes of a file that are kept in memory; a larger one is written to disk."""
 SLICE = 64 << 10
-"""Bytes parsed at a time. A longer form is parsed in other threads than the event loop's."""
+"""Bytes parsed at a time. A longer form is parsed outside of the event loop's thread."""
 REFERENCE = re.compile(r"(input_reference|video)(\[(image_url|video_url)\])?")
-"""Fields that may contain a data: URL, which the limit of text leaves out."""
+"""Fields that may contain a data: URL, which does not count against the limit of text."""
 
 
 EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
@@ -150,7 +151,7 @@ class FormParts:
         self._text += data[start:end]
 
     def _write(self, file: BinaryIO, data: bytes) -> None:
-        """Write a piece of a file. Room is asked for as the files grow, once for each `MEMORY`."""
+        """Write a piece of a file. Disk space is checked once for every `MEMORY` bytes."""
         self._file_bytes += len(data)
         if self._file_bytes > self._checked_bytes + MEMORY:
             self.spool.check_room(self._file_bytes)

@@ -158,8 +158,8 @@ class OriginGuard:
         if not is_open(path) and self.is_foreign(headers, host or ""):
             raise ApiError(
                 403,
-                "request of a page of another origin, expected one of --allowed-origins; or "
-                "create an API key",
+                "got a request from a page of another origin, expected one of "
+                "--allowed-origins; or create an API key",
                 code="origin_not_allowed",
             )
 
@@ -167,7 +167,7 @@ class OriginGuard:
         """Return whether a page of another origin sends a request.
 
         Browsers send `origin` with everything but plain GET requests, and `sec-fetch-site` with
-        everything. A page's images and videos have `referer` only.
+        everything. Requests for a page's images and videos may have `referer` only.
         """
         text = headers.get("origin")
         site = headers.get("sec-fetch-site", "none")

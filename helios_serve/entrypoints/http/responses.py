@@ -27,7 +27,7 @@ def json_response(body: msgspec.Struct, headers: dict[str, str] | None = None) -
 
 
 def timing_headers(job: StoredJob) -> dict[str, str]:
-    """Return the header that says where the time of a video went, as far as that is known."""
+    """Return the header `server-timing` with the time of each stage; nothing if none is known."""
     timing = server_timing(job)
     return {} if timing is None else {"server-timing": timing}
 
@@ -52,18 +52,18 @@ def live_response(
     media_type: str,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return a response that lasts as long as `content`; for HEAD, its header alone at once."""
+    """Return a response that streams `content`. A HEAD request gets the header alone, at once."""
     if request.method != "HEAD":
         return StreamingResponse(content, media_type=media_type, headers=headers)
     response = Response(media_type=media_type, headers=headers)
-    del response.headers["content-length"]  # of the content, it is not known
+    del response.headers["content-length"]  # the content's length is unknown
     return response
 
 
 def http_error(error: Exception) -> ApiError:
     """Convert an exception of a handler, including Starlette's, to an ApiError."""
     match error:
-        case ClientDisconnect():  # while sending its request: nobody reads this response
+        case ClientDisconnect():  # while it sent its request, so the response is not read
             return ApiError(499, "the client disconnected", code="client_gone")
         case HTTPException(status_code=status, detail=detail):
             code = "not_found" if status == 404 else "invalid_request"

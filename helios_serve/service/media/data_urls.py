@@ -1,6 +1,7 @@
 """data: URLs, decoded in pieces.
 
-All at once, a URL of megabytes would take many times its memory, and stop all threads meanwhile.
+Decoding a URL of megabytes at once would take many times its size in memory, and block all threads
+meanwhile.
 """
 
 import base64
@@ -60,7 +61,7 @@ def unquote_text(text: bytes) -> bytes:
 
 
 def end_of_piece(last_escape: int, start: int) -> int:
-    """Return where the piece at `start` ends: before an escape that its end would tear."""
+    """Return the end of the piece at `start`, moved so that it does not split an escape."""
     return last_escape if last_escape > start else start + PIECE
 
 

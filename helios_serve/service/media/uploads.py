@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 class Spool(NamedTuple):
     """Where uploads are written while their request is read: files without a name in `folder`.
 
-    A crash leaves nothing of them. `check_room` is called with the bytes that a request has
+    The system deletes them after a crash. `check_room` is called with the bytes that a request has
     written, and raises StorageError if there is no room for them. By default, it is the system's
     folder for temporary files.
     """

@@ -64,7 +64,7 @@ class RealtimeSession:
         self.release: asyncio.Task[None] | None = None
         self._interactions: dict[str, Interaction] = {}
         self._event_ids: dict[tuple[int, str], str] = {}
-        """Event ids by chunk and prompt of the switch that each became."""
+        """Event ids of interactions, by the chunk and the prompt of the resulting switch."""
         self._switching: set[asyncio.Task[None]] = set()
 
     def accept(self, event_id: str, interaction: Interaction) -> bool:

@@ -15,7 +15,7 @@ from helios_serve.video_request import VideoRequest
 
 
 class SessionOptions(RealtimeOptions, frozen=True, kw_only=True):
-    """RealtimeOptions and the reference."""
+    """RealtimeOptions, and the reference image of the session."""
 
     image_reference: "ImageReference | None" = None
 

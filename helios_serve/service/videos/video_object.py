@@ -58,7 +58,7 @@ def inference_seconds(job: StoredJob) -> float | None:
 
 
 def server_timing(job: StoredJob) -> str | None:
-    """Return where the time of a job went, in milliseconds, as the value of `Server-Timing`.
+    """Return the value of the header `Server-Timing`: milliseconds of a job in each stage.
 
     `queue`, `encode`, `denoise` and `decode` are StageSeconds of the finished chunks; `total` is
     the time from acceptance to the end, or to the last change. None without a finished

@@ -74,8 +74,8 @@ class Videos:
     ) -> list[Video]:
         """Continue a video once for each prompt, and return the new videos.
 
-        Those that another client has already deleted are left out. Raises ApiError 409 before the
-        first chunk, and what `accept` does; then none is made.
+        New videos that another client deletes meanwhile are left out. Raises ApiError 409 if `job`
+        has no finished chunk, and the errors of `accept`; then no video is created.
         """
         if not job.chunks:
             message = f"video {job.id} is {wire_status(job)} and has no finished chunk"

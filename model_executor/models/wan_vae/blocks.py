@@ -12,7 +12,7 @@ from helios_serve.model_executor.models.wan_vae.norm import ChannelNorm, norm_co
 
 
 class ResidualBlock(nn.Module):
-    """Two normed convolutions beside a shortcut."""
+    """Two normed convolutions, with a shortcut around them."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

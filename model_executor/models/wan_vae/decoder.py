@@ -18,11 +18,11 @@ decoder takes a quarter more memory than diffusers' (benchmarks/micro/vae_vs_dif
 STRIDE = 8
 """Pixels along a side of a latent one."""
 MOST_VALUES = 1 << 30
-"""Values of one activation at most, in half precision: below what int32 counts."""
+"""Maximum values of one activation in half precision: their indices must fit int32."""
 
 
 class UpBlock(nn.Module):
-    """The residual blocks of one resolution, and the way to the next one."""
+    """The residual blocks of one resolution, and the upsampling to the next one."""
 
     def __init__(
         self, in_channels: int, channels: int, depth: int, upsample: Upsample | None
@@ -82,7 +82,7 @@ class WanDecoder(nn.Module):
     def _room(self, latents: Tensor) -> int:
         """Return how many values an activation may have.
 
-        In half precision, which is for GPUs, all frames of a chunk are made at once.
+        In half precision, which GPUs use, all frames of a chunk are decoded at once.
         """
         _, height, width, _ = latents.shape
         pixels = STRIDE * height * STRIDE * width
@@ -90,10 +90,10 @@ class WanDecoder(nn.Module):
         return max(few, MOST_VALUES) if latents.dtype.itemsize == 2 else few
 
     def _climb(self, level: int, frames: Tensor, state: CausalState, room: int) -> list[Tensor]:
-        """Return videos that follow one another, made of `frames` at a resolution.
+        """Decode `frames` from resolution `level` up; return consecutive parts of the video.
 
-        Higher resolutions take as few frames at a time as there is room for, and pieces climb one
-        by one, so that few large activations exist at a time.
+        Higher resolutions process only as many frames at a time as `room` allows, one piece after
+        the other, so that few large activations exist at a time.
         """
         block = self.up_blocks[level]
         assert isinstance(block, UpBlock)

@@ -32,7 +32,7 @@ chunk."""
 
 
 class Level(NamedTuple):
-    """A point of the student's schedule: the model's timestep, and the share of the start."""
+    """A point of the student's schedule: its timestep, and the weight of the stage's start."""
 
     timestep: float
     sigma: float

@@ -1,4 +1,4 @@
-"""Pairs of noise and result of the teacher's sampler, made ahead in a memory map.
+"""Pairs of noise and result of the teacher's sampler, computed in advance in a memory map.
 
 The teacher is autoregressive: it continues real histories, damaged as in training (teacher
 forcing), and then its own chunks. The pairs are what ODE regression learns from.
@@ -110,7 +110,7 @@ def teach(recipe: Recipe, pool: LatentPool, teacher: NanoModel, index: int) -> l
         seeds=[0],
         steps=recipe.teacher_steps,
         guidance=recipe.guidance,
-        zero_init=0,  # of so few steps none can be spared
+        zero_init=0,  # too few steps to zero any of them
     )
     text = both(teacher.encode(batch.captions), teacher.encode([""] * recipe.batch))
     window, past, pairs = batch.window, batch.window[:, :, 1:], []

@@ -1,4 +1,4 @@
-"""Gate D: what becomes of a video in a minute, of references, and of a prompt that changes."""
+"""Gate D: drift over a minute of video, references, and prompt switches."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -183,7 +183,7 @@ def video_figure(subject: Subject, count: int) -> Figure:
 
 
 def switch_figure(subject: Subject, count: int) -> Figure:
-    """Two chunks of one scene, then another prompt, looked at in its second chunk."""
+    """Measure a prompt switch: after two chunks of one scene, look at its second chunk."""
     before, after = (draw_cases(subject, count, salt=salt) for salt in (10, 11))
     rollout = start(subject, before)
     for case_list in (before, before, after):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """What was measured. It passes at or above `limit`, or at or below it if not `at_least`."""
+    """A measured value. It passes at or above `limit`, or at or below it if not `at_least`."""
 
     gate: str
     name: str

@@ -22,7 +22,7 @@ CHUNKS = 2
 AT_ONCE = 25
 """Videos that are generated together."""
 FIDELITY = {"decoder": 30.0, "both": 29.0}
-"""Least PSNR in dB of the decoder alone, and of encoder and decoder."""
+"""Minimum PSNR in dB of the decoder alone, and of encoder and decoder."""
 MID = {"background": 0.9, "colour": 0.9, "motion": 0.7}
 DISTILLED = {
     "background": 0.98,
@@ -31,13 +31,13 @@ DISTILLED = {
     "shape": 0.75,
     "one_object": 0.9,
 }
-"""Least shares of videos that show what their captions say."""
+"""Minimum shares of videos that show what their captions say."""
 FEWER = 0.1
 """How much lower the shares may be with one step per stage."""
 
 
 class Subject(NamedTuple):
-    """What is measured: a model of a variant with its recipe and its VAE."""
+    """The subject of gates: a model of a variant, with its recipe and its VAE."""
 
     variant: Variant
     model: NanoModel

@@ -150,7 +150,7 @@ def moves_along_x(*scenes: Scene) -> bool:
 def draw_starts(
     rng: Generator, scene: Scene, size: tuple[int, int]
 ) -> tuple[tuple[float, float], ...]:
-    """Draw whole pixels for one object; two objects start in the middle of lanes of their own."""
+    """Draw a start position for one object; two objects start in the middle of their own lanes."""
     height, width = size
     if len(scene.things) == 1:
         return ((float(rng.integers(width)), float(rng.integers(height))),)

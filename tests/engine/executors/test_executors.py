@@ -1,4 +1,4 @@
-"""What holds for workers in child processes and for those on Ray: no fault changes a video."""
+"""Faults of workers in child processes and on Ray: none changes a video."""
 
 import random
 import signal
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=["local", "ray"])
 def address(request: pytest.FixtureRequest) -> str | None:
-    """Of the Ray cluster; None for processes of this one."""
+    """The address of the Ray cluster; None for child processes."""
     if request.param == "local":
         return None
     cluster: RayCluster = request.getfixturevalue("ray_cluster")
@@ -48,7 +48,7 @@ def running(address: str | None, folder: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def service(running: Service) -> Iterator[Service]:
-    """Two workers that are ready; all is free again when all has been made."""
+    """Yield two ready workers, and assert at the end that all blocks are free."""
     running.wait_ready(2)
     running.forget()
     yield running
@@ -146,7 +146,8 @@ def test_random_kills_lose_and_repeat_nothing(
 ) -> None:
     """Seeded kills of busy workers while eight sessions run on two of them.
 
-    A chunk comes between any two: whoever is at work at every death is taken to be its cause.
+    A chunk is finished between any two kills, because a session that runs at every death would
+    fail.
     """
     rng = random.Random(0)
     noticed = []

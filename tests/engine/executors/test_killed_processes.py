@@ -1,5 +1,4 @@
-"""Workers and whole processes that are killed: nothing that was accepted is lost, and no chunk is
-made in two ways."""
+"""Killed workers and servers: no accepted video is lost, and chunks that are repeated are equal."""
 
 import asyncio
 import itertools
@@ -39,7 +38,7 @@ MAKES = (
     request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
     request("wide", 66, seed=3, width=128, max_lead_chunks=1),
 )
-"""The last one is read last and waits for its reader, so that something is under way till then."""
+"""The last one waits for its reader, so that work is in progress until the end."""
 
 
 class Point(NamedTuple):
@@ -66,7 +65,7 @@ ROUNDS = [*PAIRS, *(pair[::-1] for pair in PAIRS)][: tries(2, 4)]
 
 
 def processes(kind: ExecutorKind, address: str | None) -> EngineCore:
-    """An engine with two workers that are processes."""
+    """Return an engine with two worker processes."""
     config = WorkerConfig(
         device="cpu", history_blocks=500, batch_invariant=True, resources=Resources(num_cpus=2)
     )
@@ -74,7 +73,7 @@ def processes(kind: ExecutorKind, address: str | None) -> EngineCore:
 
 
 async def all_made(engine: AsyncEngine) -> dict[str, list[bytes]]:
-    """Every video, of which each chunk was told once."""
+    """Return every video. Asserts that each chunk was reported once."""
     videos = {}
     for each in MAKES:
         await engine.submit(each)
@@ -100,7 +99,7 @@ def address(kind: ExecutorKind, request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(scope="module")
 def expected(kind: ExecutorKind, address: str | None, tmp_path_factory: Any) -> Any:
-    """What the same workers make when nobody kills them."""
+    """The videos of the same workers without kills."""
 
     async def main() -> dict[str, list[bytes]]:
         folder = tmp_path_factory.mktemp("undisturbed")
@@ -111,7 +110,7 @@ def expected(kind: ExecutorKind, address: str | None, tmp_path_factory: Any) -> 
 
 
 def killing(point: Point, kill: Callable[[], None], commit: int) -> Callable[..., Any]:
-    """The call of `point`, at the given one of which `kill` is called before or after it."""
+    """Wrap the call of `point`: `kill` is called before or after the call number `commit`."""
     function, calls = getattr(point.owner, point.name), itertools.count(1)
 
     def call(*args: Any, **options: Any) -> Any:
@@ -179,7 +178,7 @@ LINES = [
 
 
 def batch(folder: Path, output: str, dying: tuple[str, ...] = ()) -> list[str]:
-    """The command; `dying` are arguments of dying_server.py, by which it ends itself."""
+    """Return the command of a batch. With `dying` (see dying_server.py), it kills itself."""
     (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     module = "tests.support.dying_server" if dying else "helios_serve"
     command = [sys.executable, "-m", module, *dying, "run-batch"]

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def service(ray_cluster: RayCluster, folder: Path) -> Iterator[Service]:
-    """One worker in each zone, of a driver that stands in the repository."""
+    """One worker in each zone, with a driver whose working directory is the repository."""
     with chdir(ROOT):
         executor = RayExecutor(ray_cluster.address)
     workers = [worker_config(folder, resources=half_a_gpu(zone=zone)) for zone in ZONES]
@@ -47,7 +47,7 @@ def service(ray_cluster: RayCluster, folder: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def beside(service: Service) -> Iterator[RayExecutor]:
-    """A second executor on the same connection; whatever it took is given back at its end."""
+    """A second executor on the same connection. At its end, its resources are free again."""
     executor = RayExecutor()
     yield executor
     executor.shutdown()
@@ -55,7 +55,7 @@ def beside(service: Service) -> Iterator[RayExecutor]:
 
 
 def wait_for_only(service: Service) -> None:
-    """Nothing of the cluster is taken but by this service's workers."""
+    """Wait until only this service's workers hold resources of the cluster."""
     own = len(service.workers)
     service.wait(
         lambda: taken() == (2 * own, 0.5 * own) and [*groups().values()] == ["CREATED"] * own
@@ -63,20 +63,20 @@ def wait_for_only(service: Service) -> None:
 
 
 def groups() -> dict[str, str]:
-    """States of the placement groups that hold something, or wait to."""
+    """Return the states of the placement groups that hold or await resources."""
     states = {name: group["state"] for name, group in placement_group_table().items()}
     return {name: state for name, state in states.items() if state != "REMOVED"}
 
 
 def taken() -> tuple[float, float]:
-    """CPUs and GPUs of the cluster that somebody holds."""
+    """Return the CPUs and GPUs of the cluster that are in use."""
     have, free = ray.cluster_resources(), ray.available_resources()
     cpus, gpus = (round(have[kind] - free.get(kind, 0), 3) for kind in ("CPU", "GPU"))
     return cpus, gpus
 
 
 def zones(service: Service, cluster: RayCluster) -> dict[str, str]:
-    """Workers by the zone of the node that they are on, which `where` names."""
+    """Return the workers by the zone of their node, which `where` names."""
     by_zone = {}
     for worker_id in service.ready:
         (node,) = re.findall(r"node (\w{8}) process \d+", service.executor.where(worker_id))
@@ -189,7 +189,7 @@ def test_a_replacement_takes_the_place_of_the_dead(service: Service) -> None:
 def test_a_killed_node_gives_its_sessions_to_the_other(
     service: Service, beside: RayExecutor, ray_cluster: RayCluster, expected: dict[str, Tensor]
 ) -> None:
-    """A worker that may run anywhere is replaced there; one of that zone when it is back."""
+    """A worker without a zone is replaced on the other node; one of the zone when it is back."""
     filler = placement_group([{"GPU": 0.5}], bundle_label_selector=[{"zone": "a"}])
     assert filler.wait(10)
     other = Service(beside, service.folder, [worker_config(service.folder, resources=half_a_gpu())])
@@ -265,7 +265,7 @@ def test_shutdown_leaves_nothing_behind(service: Service, moment: str) -> None:
 def test_a_place_that_is_being_made_is_freed_when_it_is_there(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray may lose what it has taken for one that is removed earlier."""
+    """Ray may leak the resources of a group that is removed while it is being placed."""
     told: list[str] = []
     wait = PlacementGroup.wait
 

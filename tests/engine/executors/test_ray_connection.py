@@ -1,4 +1,4 @@
-"""Addresses at which no Ray cluster answers: one line, soon, instead of Ray's own ways to end."""
+"""Addresses without a Ray cluster give a one-line error soon, and do not end the process."""
 
 import socket
 import threading
@@ -18,14 +18,14 @@ from tests.support.command_line import without_progress
 
 @pytest.fixture
 def dead() -> str:
-    """An address at which nothing listens."""
+    """Return an address at which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address whose server accepts connections and says nothing."""
+    """Yield the address of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -59,7 +59,7 @@ def test_a_dead_address_is_refused_at_once(dead: str) -> None:
     [
         ("127.0.0.1:99999", "Port out of range"),
         ("localhost:ray", "Port could not be cast to integer"),
-        ("ray://localhost", "it has no host and port"),
+        ("ray://localhost", "the address lacks a host or a port"),
         ("[::1:6379", "Invalid IPv6 URL"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Workers that share the roles of a model between them, come and are drained."""
+"""Workers with different roles, which are added and drained."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def wait_ready(viewer: Viewer) -> None:
 
 
 def check(viewer: Viewer, expected: dict[str, Tensor]) -> None:
-    """Requests named "case-number" came out as `expected` says."""
+    """Assert that requests named "case-number" have the `expected` latents."""
     assert not viewer.failures
     for name in viewer.chunks:
         assert torch.equal(viewer.latents(name, range(3)), expected[name.split("-")[0]]), name
@@ -165,7 +165,7 @@ def test_the_last_worker_for_a_role_is_not_drained(role: Role, start: Start, fol
 def test_sessions_move_from_a_drained_worker_to_a_new_one(
     start: Start, folder: Path, latent_model: Any, expected: dict[str, Tensor]
 ) -> None:
-    """Of three, one leaves while it is paused, and one has just turned to another prompt."""
+    """One of three sessions moves while it is paused, and one just after a prompt switch."""
     viewer = start(worker(folder))
     engine = viewer.engine
     (old,) = engine.worker_pool.workers

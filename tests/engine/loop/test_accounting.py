@@ -1,4 +1,4 @@
-"""Whose steps took how long, and which frames count."""
+"""Accounting of time and frames."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -36,7 +36,7 @@ ENCODE_SECONDS, DECODE_SECONDS = 10.0, 100.0
 
 
 def usage(store: VideoStore, tenant: str) -> DayUsage:
-    """Of all days, as one: a test may run over midnight."""
+    """Return the usage of all days together, because a test may run over midnight."""
     days = store.usage(tenant, date.min, date.max)
     sums = [
         sum(values)
@@ -48,9 +48,9 @@ def usage(store: VideoStore, tenant: str) -> DayUsage:
 def in_seconds(
     own: EngineCore, monkeypatch: pytest.MonkeyPatch
 ) -> list[frozenset[tuple[str, StepCursor]]]:
-    """Let every plan with steps take a second, an encode task ten and a decode task a hundred.
+    """Let each plan with steps take 1 s, each encode task 10 s and each decode task 100 s.
 
-    Returns whose steps the plans were, as they come.
+    Returns a list to which the sessions of each plan are appended.
     """
     poll, plans = own.executor.poll, []
 
@@ -111,7 +111,7 @@ def test_a_steps_time_is_shared_by_cost(store: VideoStore, monkeypatch: pytest.M
 
 
 def test_a_video_waits_until_its_first_step() -> None:
-    """Encoding is not waiting; what a chunk took is reported with it, and once."""
+    """Encoding does not count as waiting. The time of a chunk is reported with it, once."""
     wanted = request("a", 66)
     config = quick_model().config
     assembler = ChunkAssembler(Session(wanted, wanted.resolve(config), config, arrival=5.0), 0)
@@ -147,7 +147,7 @@ def test_a_step_that_is_taken_again_counts_once() -> None:
 
 
 def test_a_restart_counts_every_frame_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in the middle of a video, whose next chunk may have been begun."""
+    """The engine is stopped during a video, whose next chunk may have been started."""
     wanted = request("a", 198, max_lead_chunks=1, tenant="acme")
     chunk_seconds = 3 + DECODE_SECONDS
 

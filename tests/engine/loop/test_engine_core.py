@@ -109,7 +109,7 @@ def alone(model: LoadedModel, case: Case) -> torch.Tensor:
 
 
 def engine_for_one(model: LoadedModel) -> EngineCore:
-    """An engine whose pool has room for one session of 64x64 at a time."""
+    """Return an engine whose pool has room for one session of 64x64 at a time."""
     blocks = HistoryManager.peak_blocks(Geometry(64, 64)) + 1
     engine = EngineCore(SteppedExecutor(model, blocks, batch_invariant=True), model.config)
     engine.step()
@@ -117,7 +117,7 @@ def engine_for_one(model: LoadedModel) -> EngineCore:
 
 
 def latents_of(events: list[EngineEvent], request_id: str, chunks: int) -> torch.Tensor:
-    """The request's latents; each of its chunks must have come once, in order."""
+    """Return the latents of a request. Asserts that its chunks were reported once, in order."""
     own = [
         event
         for event in events
@@ -129,7 +129,7 @@ def latents_of(events: list[EngineEvent], request_id: str, chunks: int) -> torch
 
 @pytest.mark.parametrize("task", MATES)
 def test_an_evicted_session_goes_on_bitwise_where_it_was(task: str, model: LoadedModel) -> None:
-    """Room for one session only: flex makes way at a chunk edge and comes back, chunk by chunk."""
+    """With room for one session, flex is evicted at a chunk edge and resumes, again and again."""
     case, engine, events = MATES[task], engine_for_one(model), []
     flex = engine.add_request(case.request("flex", tier="flex", tenant="f"))
     for edge in (1, 2, 3):
@@ -252,7 +252,7 @@ def test_a_chunk_that_cannot_be_decoded_fails_its_session_alone(model: LoadedMod
 
 @pytest.fixture
 def may_decode(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """No chunk is decoded before it is set."""
+    """An event before which no chunk is decoded."""
     event, vae = threading.Event(), loaded(model.vae)
     decode = vae.decode
 
@@ -269,7 +269,7 @@ def may_decode(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def test_denoising_waits_for_a_decoder_that_is_behind(
     executor: SteppedExecutor, model: LoadedModel, may_decode: threading.Event
 ) -> None:
-    """What waits takes memory, and sessions that went on would wait where no queue counts them."""
+    """Waiting chunks take memory, and no queue limit would count sessions that ran ahead."""
     engine = EngineCore(
         executor, model.config, EngineConfig(scheduling=SchedulingConfig(max_num_seqs=2))
     )
@@ -292,7 +292,7 @@ def test_denoising_waits_for_a_decoder_that_is_behind(
 def test_no_session_runs_away_from_its_decoder(
     engine: EngineCore, may_decode: threading.Event
 ) -> None:
-    """So that a prompt switch is seen soon, and a chunk that is held back holds up nobody else."""
+    """Prompt switches are seen soon, and a blocked chunk does not block other sessions."""
     long = replace(CASE, chunks=6)
     engine.add_request(long.request("long"))
     viewer = Viewer(engine)
@@ -319,9 +319,9 @@ def test_a_switch_behind_the_last_step_is_refused_by_what_is_true(
     engine.add_request(CASE.request("done"))
     viewer = Viewer(engine)
     viewer.wait(lambda: "done" not in engine.scheduler.sessions)
-    with pytest.raises(InvalidRequestError, match="'done' .* whose last chunk is made already"):
+    with pytest.raises(InvalidRequestError, match="'done' .* whose last chunk is already denoised"):
         engine.switch_prompt("done", "a cat")
-    with pytest.raises(InvalidRequestError, match="'nobody' .* expected a video in the making"):
+    with pytest.raises(InvalidRequestError, match="'nobody' .* expected a running video"):
         engine.switch_prompt("nobody", "a cat")
     may_decode.set()
     viewer.finish()

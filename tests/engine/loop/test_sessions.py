@@ -1,4 +1,4 @@
-"""Videos that go on from snapshots, fork and turn to other prompts, on a real runner."""
+"""Extensions, forks and prompt switches on a real runner."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -37,7 +37,7 @@ def model(checkpoints: dict[str, Path], latent_model: Any) -> LoadedModel:
 
 @pytest.fixture
 def view(model: LoadedModel) -> Iterator[View]:
-    """Starts engines whose latents do not depend on who shares a batch."""
+    """Starts engines whose latents do not depend on the other sessions of a batch."""
     with ExitStack() as running:
 
         def start(model: LoadedModel = model) -> Viewer:
@@ -66,7 +66,7 @@ def extends(latents: Tensor, chunk: int) -> Tensor:
 
 
 def extended(viewer: Viewer, request: VideoRequest, chunk: int) -> Tensor:
-    """Go on from what `viewer` has of the request's own video before `chunk`."""
+    """Extend the video of `viewer` from its snapshot before `chunk`."""
     snapshot = viewer.snapshot(request.request_id, chunk - 1)
     again = msgspec.structs.replace(request.without_media(), request_id="more")
     viewer.engine.add_request(again, ResumePoint(snapshot))
@@ -88,7 +88,7 @@ SEAMS = {
 def test_an_extension_is_the_tail_of_a_longer_video(
     name: str, model: LoadedModel, view: View, whole: Whole
 ) -> None:
-    """From the middle of a video, and from the end of one that was to be no longer."""
+    """From the middle of a video, and from the end of a shorter one."""
     case, viewer = SEAMS[name], view()
     tail = extends(expected := whole(model, case), 2)
     viewer.engine.add_request(case.request("long"))
@@ -189,7 +189,7 @@ def test_the_same_fork_gives_the_same_videos_even_when_its_parent_is_over(
 def test_a_sibling_that_cannot_be_opened_takes_nobodys_history_with_it(
     tmp_path: Path, view: View
 ) -> None:
-    """The first to be opened is to write the blocks that both share, and fails before."""
+    """The session that is opened first should write the shared blocks, but fails before."""
     viewer = view()
     viewer.engine.add_request(replace(CASE, chunks=2).request("parent"))
     viewer.finish()
@@ -216,7 +216,7 @@ def test_only_a_running_video_with_a_finished_chunk_can_be_forked(view: View) ->
 
 
 def switch(viewer: Viewer, *prompts: str, transition: int | None = None) -> None:
-    """Turn video "a" to prompts, one after the other; it is paused until they are read."""
+    """Switch video "a" to several prompts. It is paused until they are encoded."""
     viewer.engine.scheduler.pause("a")
     told = len(viewer.switches.setdefault("a", []))
     for prompt in prompts:
@@ -283,10 +283,10 @@ def test_only_a_video_in_the_making_can_be_switched(view: View) -> None:
         viewer.engine.switch_prompt("a", "\ud800")
     viewer.wait(lambda: session.is_planned)
     for name in ("a", "unknown"):
-        with pytest.raises(InvalidRequestError, match="expected a video in the making"):
+        with pytest.raises(InvalidRequestError, match="expected a running video"):
             viewer.engine.switch_prompt(name, NEW)
     viewer.finish()
-    with pytest.raises(InvalidRequestError, match="expected a video in the making"):
+    with pytest.raises(InvalidRequestError, match="expected a running video"):
         viewer.engine.switch_prompt("a", NEW)
     assert not viewer.switches
 

@@ -1,4 +1,4 @@
-"""Workers of several roles that come, go and speak in any order: a test speaks for them."""
+"""Workers of several roles that start, end and report in any order, controlled by tests."""
 
 import pytest
 
@@ -31,7 +31,7 @@ from tests.support.scheduling import CONFIG, Past, make_request, make_session, r
 
 
 class Puppets:
-    """Workers that do nothing: what they are told is kept, and what they say is put in `events`."""
+    """An executor whose workers do nothing. It keeps commands, and returns the given `events`."""
 
     def __init__(self) -> None:
         self.told: dict[str, list[WorkerCommand]] = {}
@@ -84,7 +84,7 @@ class Play:
             self.say(worker, WorkerReady(4000, 1000))
 
     def told(self, worker: int) -> list[WorkerCommand]:
-        """What the worker was told since this was last asked."""
+        """Return the commands that the worker got since the last call."""
         self.engine.step(0)
         commands = self.puppets.told[self.names[worker]]
         self.puppets.told[self.names[worker]] = []
@@ -215,7 +215,7 @@ def test_a_worker_is_late_that_does_not_start() -> None:
 
 
 class RetryingPlay(Play):
-    """An engine of a server, whose time a test sets."""
+    """An engine of a server, whose clock the test sets."""
 
     def __init__(self, *roles: tuple[Role, ...]) -> None:
         self.puppets = Puppets()
@@ -226,7 +226,7 @@ class RetryingPlay(Play):
         self.names = list(self.puppets.told)
 
     def die(self, reason: str = "an accident", *, is_final: bool = False) -> None:
-        """Have the worker that was started last die."""
+        """Let the worker die that was started last."""
         self.names = list(self.puppets.told)
         self.say(len(self.names) - 1, WorkerDied(reason, is_final))
 

@@ -1,4 +1,4 @@
-"""The trace file: a lane a worker, a slice a plan, readable whenever writing stops."""
+"""The trace file: lanes and slices of workers, readable whenever writing stops."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.support.scheduling import make_session
 
 
 class Clock:
-    """Says what it is set to, in seconds."""
+    """Returns the seconds to which it is set."""
 
     now = 100.0
 

@@ -38,11 +38,11 @@ from tests.support.engines import (
 )
 
 LONG = 33 * 400
-"""More frames than are made in a test: such a request ends because somebody ends it."""
+"""More frames than a test generates: such a request ends only when it is aborted."""
 
 
 def test_chunks_come_in_order_with_the_frames_asked_for() -> None:
-    """As frames and as segments, from a worker that decodes as it does for users."""
+    """As frames and as segments, from a worker with the real decoder."""
     config = WorkerConfig(device="cpu", history_blocks=500)
     own = launch("nano", (WorkerGroup(config),), "inline")
 
@@ -151,7 +151,7 @@ def is_finished(store: VideoStore, name: str) -> bool:
 
 
 def test_what_is_not_stored_can_be_read_once() -> None:
-    """By whoever comes first: another reader goes on behind what was read."""
+    """By the first reader. Another reader gets the chunks after those that were read."""
     own = core()
 
     async def main() -> None:
@@ -234,7 +234,7 @@ def test_an_id_is_used_once_at_a_time(is_stored: bool, store: VideoStore) -> Non
 
 
 def test_an_id_that_was_cancelled_and_deleted_is_as_good_as_new(store: VideoStore) -> None:
-    """As soon as what workers were given of it has returned."""
+    """As soon as its plans and tasks have returned from the workers."""
     own, wanted = core(), request("a", 99)
 
     async def main() -> list[VideoChunk]:
@@ -253,7 +253,7 @@ def test_an_id_that_was_cancelled_and_deleted_is_as_good_as_new(store: VideoStor
 
 @pytest.mark.parametrize("is_stored", [False, True])
 def test_a_cancelled_submission_leaves_nothing(is_stored: bool, store: VideoStore) -> None:
-    """Wherever it is cancelled; the engine and the id are as good as before."""
+    """At any point of cancellation. The engine and the id can be used afterwards."""
     own, resume_point = core(), store if is_stored else None
 
     async def main() -> None:
@@ -299,7 +299,7 @@ def test_two_models_work_at_once() -> None:
 
 
 def broken_core() -> EngineCore:
-    """An engine none of whose workers can start."""
+    """Return an engine whose workers cannot start."""
 
     def make_worker(*_: object) -> Any:
         raise RuntimeError("no such card")

@@ -1,4 +1,4 @@
-"""Videos that go on from others: forks and extensions."""
+"""Videos that continue others: forks and extensions."""
 
 import asyncio
 from contextlib import aclosing
@@ -28,7 +28,7 @@ from tests.support.engines import (
 from tests.support.models import loaded
 
 LONG = 33 * 400
-"""More frames than are made in a test: such a request ends because somebody ends it."""
+"""More frames than a test generates: such a request ends only when it is aborted."""
 
 
 def test_children_share_the_beginning_and_go_their_own_ways() -> None:
@@ -117,7 +117,7 @@ def test_a_child_that_fails_fails_alone(store: VideoStore, monkeypatch: pytest.M
 
 
 def test_an_extension_is_a_longer_video(store: VideoStore) -> None:
-    """It begins with the first one, whose last chunk comes again, whole, where it was cut."""
+    """It begins with the first video, whose last chunk is repeated in full if it was cut."""
     longer = undisturbed(request("x", 132))
 
     async def main() -> dict[str, list[VideoChunk]]:

@@ -69,7 +69,7 @@ def test_videos_are_what_they_were(store: VideoStore, ids: dict[str, str], old: 
 
 
 def test_unfinished_videos_are_finished(store: VideoStore, ids: dict[str, str]) -> None:
-    """With the frames that they would have had; what is made now has checksums."""
+    """With the same frames as without the migration. New files have checksums."""
     unfinished = {item.request.request_id: item for item in store.unfinished()}
     assert unfinished.keys() == {ids["unfinished"], ids["reference"], ids["waiting"]}
     assert [unfinished[ids[name]].next_chunk for name in ("unfinished", "reference")] == [1, 1]

@@ -1,4 +1,4 @@
-"""Videos that wait for their readers, and those that turn to another prompt on the way."""
+"""Videos that wait for their readers, and prompt switches."""
 
 import asyncio
 from contextlib import aclosing
@@ -26,11 +26,11 @@ from tests.support.engines import (
 )
 
 LONG = 33 * 400
-"""More frames than are made in a test: such a request ends because somebody ends it."""
+"""More frames than a test generates: such a request ends only when it is aborted."""
 
 
 async def held(own: EngineCore, store: VideoStore, name: str) -> int:
-    """Wait until no step of the video is taken any more; the chunks that are stored then."""
+    """Wait until the video takes no more steps, and return the number of stored chunks."""
     session = own.scheduler.sessions[name]
     await until(lambda: session.clock.is_paused and not session.in_flight)
     await until(lambda: len(store.segments(name)) == session.edge_chunk)
@@ -39,7 +39,7 @@ async def held(own: EngineCore, store: VideoStore, name: str) -> int:
 
 @pytest.mark.parametrize("lead", [1, 3])
 def test_a_video_is_made_only_so_far_ahead_of_its_reader(lead: int, store: VideoStore) -> None:
-    """It is held when a step of the next chunk was taken, of which at most one more is taken."""
+    """It is paused after a step of the next chunk, and takes at most one more step."""
     own = core()
 
     async def main() -> None:
@@ -59,7 +59,7 @@ def test_a_video_is_made_only_so_far_ahead_of_its_reader(lead: int, store: Video
 
 @pytest.mark.parametrize("is_stored", [False, True])
 def test_a_reader_who_keeps_up_gets_the_whole_video(is_stored: bool, store: VideoStore) -> None:
-    """However a hold and a read fall together."""
+    """Even if a pause and a read coincide."""
     wanted = request("a", 33 * 6, max_lead_chunks=1, output="segment")
 
     async def main() -> list[VideoChunk]:
@@ -151,7 +151,7 @@ def test_switches_that_cannot_be_made_are_refused(store: VideoStore) -> None:
             with pytest.raises(InvalidRequestError, match="got request id 'a', expected one that"):
                 await engine.switch_prompt("a", "a cat")
             await engine.submit(request("a", 33))  # one chunk: it has begun, or is about to
-            with pytest.raises(InvalidRequestError, match="no chunk left|a video in the making"):
+            with pytest.raises(InvalidRequestError, match="no chunk left|a running video"):
                 await engine.switch_prompt("a", "a cat")
             await engine.submit(request("b", LONG, max_lead_chunks=1))
             with pytest.raises(InvalidRequestError, match="a lone surrogate at 0"):

@@ -12,7 +12,7 @@ from tests.support.timed_worker import DECODE, ENOUGH_TIME, STEP, TimedWorker, t
 
 
 class Run:
-    """An engine on a `TimedWorker`, and when chunks were delivered."""
+    """An engine on a `TimedWorker`, with the delivery times of chunks."""
 
     def __init__(self, decode: float = DECODE) -> None:
         self.worker = TimedWorker(decode)
@@ -21,7 +21,7 @@ class Run:
         self.core = timed_engine(self.worker, heavy)
 
     def step(self, timeout: float = ENOUGH_TIME) -> list[str]:
-        """Returns the requests of which a chunk was delivered."""
+        """Run a step, and return the requests that got a chunk."""
         events = self.core.step(timeout)
         made = [event.request_id for event in events if isinstance(event, ChunkReady)]
         for name in made:
@@ -37,7 +37,7 @@ class Run:
 
 
 class Ask(NamedTuple):
-    """A request that arrives `after` seconds."""
+    """A request that arrives after `after` seconds."""
 
     chunks: int
     after: float = 0.0
@@ -61,7 +61,7 @@ LOADS = {
 def test_the_remaining_time_is_right_from_the_second_chunk_on(
     load: list[Ask], decode: float
 ) -> None:
-    """Within 25 %, or the service of a chunk, which is not divided: whichever stage is slower."""
+    """Within 25 %, or the time of a chunk, which cannot be divided, whichever stage is slower."""
     run, said = Run(decode), dict[str, list[tuple[float, float | None]]]()
     run.core.add_request(make_request("warm-up", chunks=3))
     run.run_to("warm-up", 3)

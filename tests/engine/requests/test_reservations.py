@@ -1,4 +1,4 @@
-"""Room in the engine for a request that is not stored yet."""
+"""Reservations in the engine for requests that are not stored yet."""
 
 import asyncio
 import threading
@@ -41,7 +41,7 @@ def test_a_reservation_takes_room_and_starts_nothing() -> None:
 def test_a_request_is_started_when_it_is_stored(
     ending: str, store: VideoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until then it takes room; a write that fails gives it back."""
+    """Until then it only reserves capacity, which is released if the write fails."""
     own, may_write, accept = core(scheduling=ONE), threading.Event(), VideoStore.accept_all
 
     def write(*args: Any, **options: Any) -> None:

@@ -1,5 +1,4 @@
-"""Engines that stop and disks that fail: nothing that was accepted is lost, and no chunk is made in
-two ways."""
+"""Engines that stop and disks that fail: no video is lost, and repeated chunks are equal."""
 
 import asyncio
 from collections.abc import Callable
@@ -40,7 +39,7 @@ FRAMES = 33 * 4
 
 
 async def check(engine: AsyncEngine, *wanted: VideoRequest) -> None:
-    """All are brought to their ends, each chunk as it would have been."""
+    """Run all videos to their ends, and compare each chunk with an undisturbed run."""
     videos = await asyncio.gather(*(read(engine, each.request_id) for each in wanted))
     for each, chunks in zip(wanted, videos, strict=True):
         expected = EXPECTED[each.request_id]
@@ -58,14 +57,14 @@ def image() -> Frames:
 
 
 def wanted(name: str, frames: int = FRAMES, **options: Any) -> VideoRequest:
-    """A request that is held up behind its first chunks as long as nobody reads it."""
+    """Return a request that pauses after its first chunks until it is read."""
     made = request(name, frames, max_lead_chunks=1, **options)
     EXPECTED[name] = undisturbed(made)
     return made
 
 
 def test_a_stopped_engine_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Stopped again and again, with videos from nothing, from an image, and with a switch."""
+    """Stopped repeatedly, with T2V, I2V and a prompt switch."""
     videos = (
         wanted("plain"),
         wanted("image", image=image(), seed=4),
@@ -148,7 +147,7 @@ def test_a_switch_outlives_the_process_that_was_told_of_it(tmp_path: Path) -> No
 def failing(
     function: Callable[..., Any], fails: Callable[..., bool], error: Exception
 ) -> Callable[..., Any]:
-    """`function`, except that it raises `error` where `fails` says so of its arguments."""
+    """Wrap `function`: it raises `error` if `fails` is true for its arguments."""
 
     def call(store: object, *args: Any, **options: Any) -> Any:
         if fails(*args):
@@ -179,8 +178,11 @@ def test_a_disk_that_fails_ends_the_video_for_now(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whichever chunk cannot be stored: those behind it are not either, and nobody calls the video
-    complete. It goes on after a restart."""
+    """If a chunk cannot be stored, later ones are not stored either, and the video is not
+    completed.
+
+    It resumes after a restart.
+    """
     bad, good = wanted("bad", 132), wanted("good", 132, seed=4)
     own = core()
 
@@ -253,7 +255,7 @@ def test_what_has_ended_is_not_taken_up(tmp_path: Path) -> None:
 
 
 def test_an_extension_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where not even the chunk is stored in which the first video was cut."""
+    """Even if not even the repeated chunk, inside which the first video ended, is stored."""
     expected = undisturbed(request("x", FRAMES))
     cut = request("cut", 80)
 
@@ -314,7 +316,7 @@ def test_children_go_on_where_they_were(tmp_path: Path) -> None:
 
 
 def test_a_video_waits_for_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is not gone on with by another model, even if it named none."""
+    """Another model does not resume it, even if the request named no model."""
     plain, message = wanted("plain"), "^the video has stopped at chunk 1; it resumes after a re"
 
     async def main() -> None:
@@ -324,7 +326,7 @@ def test_a_video_waits_for_its_model(tmp_path: Path, caplog: pytest.LogCaptureFi
         async with opened(tmp_path, model="nano-mid") as engine:
             with pytest.raises(RequestFailedError, match=message):
                 await read(engine, "plain")
-            assert "job plain waits for model 'nano', which is not served now" in caplog.messages
+            assert "job plain waits: its model 'nano' is not served" in caplog.messages
         async with opened(tmp_path) as engine:
             await check(engine, plain)
 

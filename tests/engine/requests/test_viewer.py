@@ -18,13 +18,13 @@ from tests.support.engines import request
 from tests.support.virtual_time import run_virtual
 
 FPS = 33
-"""So that a chunk plays for a second."""
+"""Frames per second, so that a chunk plays for one second."""
 STEPS = 5
 CHUNKS = 8
 
 
 class FakeThread:
-    """An engine whose scheduler only notes whether the video is paused."""
+    """An engine thread whose scheduler only records whether the video is paused."""
 
     def __init__(self) -> None:
         self.core: Any = self
@@ -44,14 +44,14 @@ class FakeThread:
 
 
 class Watched(NamedTuple):
-    """When each chunk was begun, and when it arrived, in seconds."""
+    """When each chunk was started, and when it arrived, in seconds."""
 
     begun: list[float]
     arrived: list[float]
 
 
 def watched(wanted: VideoRequest, step_seconds: float) -> Watched:
-    """Make a video with steps of `step_seconds` each, for a client that reads without delay."""
+    """Generate a video with steps of `step_seconds` each, for a client that reads without delay."""
 
     async def main() -> Watched:
         thread: Any = FakeThread()
@@ -104,7 +104,7 @@ def test_a_session_that_is_paced_by_its_reader_does_not_wait_for_the_viewer() ->
 
 
 def test_a_slow_session_is_never_held() -> None:
-    """A chunk takes 1.5 s: the viewer waits for each, and the next one has been begun."""
+    """A chunk takes 1.5 s: the viewer waits for each, and the next one has been started."""
     found = watched(paced("media", 2), 0.3)
     assert found.arrived == pytest.approx([1.5 * (chunk + 1) for chunk in range(CHUNKS)])
 

@@ -43,7 +43,7 @@ def test_a_server_without_the_benchmarks_serves(alone: Server) -> None:
 
 @pytest.mark.parametrize("endpoint", ["/v1/videos", "/v1/realtime/video"])
 def test_counts_equal_those_of_the_server(alone: Server, tmp_path: Path, endpoint: str) -> None:
-    """Exactly; and means within 2 %, 20 ms and the client's own delay of its histograms."""
+    """Counts are equal. Means agree within 2 %, 20 ms and the client's own delay."""
     result = bench(alone, tmp_path, "--endpoint", endpoint, "--users", "2", "--num-prompts", "4")
     assert result["completed"] == delta(result, "requests_total") == 4
     assert delta(result, "frames_generated_total") == 4 * 66

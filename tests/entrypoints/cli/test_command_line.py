@@ -1,4 +1,4 @@
-"""Flags, environment variables and files of settings, and what is said of mistakes in them."""
+"""Flags, environment variables and configuration files, and the errors for mistakes in them."""
 
 import json
 import os
@@ -20,8 +20,9 @@ HEAVY = ("torch", "diffusers", "transformers", "ray")
 
 
 class Refusal(NamedTuple):
-    """What became of a command line: the heavy modules that were imported by then, the exit status,
-    standard error, and the files that are left."""
+    """The result of a command line: imported heavy modules, exit status, standard error, and files
+    that are left.
+    """
 
     heavy: list[str]
     status: int
@@ -30,7 +31,7 @@ class Refusal(NamedTuple):
 
 
 def without_settings() -> dict[str, str]:
-    """The environment variables that are not ours."""
+    """Return the environment without our variables."""
     return {name: text for name, text in os.environ.items() if not name.startswith("HELIOS_")}
 
 
@@ -61,7 +62,7 @@ def parse(*words: object) -> Any:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, str]:
-    """The error and the hint for help of a command line that is refused."""
+    """Return the error and the help hint of a rejected command line."""
     with pytest.raises(SystemExit, match="2"):
         parse(*words)
     printed = capsys.readouterr()
@@ -276,7 +277,7 @@ def test_variables_that_are_probably_meant_for_us_are_named(
 
 
 def test_every_value_has_its_default_in_the_help() -> None:
-    """But for those that are required or have none, such as the model of `workers list`."""
+    """Except values that are required or have no default, such as the model of `workers list`."""
     without = {"--output", "--model", "--name", "--tenant"}
     for parser in make_parser().leaves():
         for flag in parser.flags.values():
@@ -349,7 +350,7 @@ REFUSED = [
     (["run-batch", "notes.txt", "--output", "videos"], "got notes.txt, expected a batch file"),
     (["run-batch", "lines.jsonl", "--output", "/proc/videos"], "cannot make /proc/videos"),
 ]
-"""Command lines that can be refused without torch, and how their errors begin."""
+"""Command lines that are rejected without torch, and the beginnings of their errors."""
 REFUSING = f"""
 import contextlib, json, os, sys, tempfile
 from pathlib import Path
@@ -377,7 +378,7 @@ for words in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def refusals() -> dict[tuple[str, ...], Refusal]:
-    """Of all command lines of REFUSED, one after the other in a process that has only them."""
+    """Run all command lines of REFUSED in turn, in a fresh process."""
     words = [words for words, _ in REFUSED]
     done = subprocess.run(
         [sys.executable, "-c", REFUSING, json.dumps(words)],

@@ -1,4 +1,4 @@
-"""`helios-serve keys`, and what a server without any key does."""
+"""`helios-serve keys`, and servers without keys."""
 
 import re
 from pathlib import Path

@@ -48,14 +48,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def line(custom_id: str, **body: Any) -> str:
-    """A small video that can be made, unless `body` says otherwise."""
+    """Return a line for a small video. `body` overrides its fields."""
     wanted = SMALL | {"num_frames": 33} | body
     fields = {key: value for key, value in wanted.items() if value is not None}
     return json.dumps({"custom_id": custom_id, "body": fields})
 
 
 class Run(NamedTuple):
-    """What came of a batch."""
+    """The results of a batch."""
 
     status: int
     results: list[dict[str, Any]]
@@ -79,7 +79,7 @@ class Batches:
         self._capsys = capsys
 
     def run(self, lines: list[str], *flags: object) -> Run:
-        """With threads for workers. A lone surrogate is a byte that is not UTF-8."""
+        """Run the lines with threads as workers. A lone surrogate is a byte that is not UTF-8."""
         self.file.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
         shared = ["--output", str(self.output), "--device", "cpu", "--history-blocks", "500"]
         shared += ["--batch-invariant", "--executor", "inline"]
@@ -113,7 +113,7 @@ def frame_numbers(path: Path) -> list[float]:
 def test_the_command_makes_what_it_can_and_says_what_it_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With real pictures; slower tests run it as a process, with workers that are processes."""
+    """With real decoding. Slower tests run the command and its workers as processes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.jsonl").write_text(f"{line('sea', num_frames=5, fps=30)}\nnonsense\n")
     flags = ["--output", "videos", "--device", "cpu", "--executor", "inline"]
@@ -138,7 +138,7 @@ def test_the_command_makes_what_it_can_and_says_what_it_cannot(
 
 
 class Bad(NamedTuple):
-    """A line that fails, with a message; without a name it is known by its number."""
+    """A line that fails with a message. Without a name, its number identifies it."""
 
     text: str
     message: str
@@ -238,7 +238,7 @@ def test_what_was_made_is_not_made_again(batches: Batches, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("quick")
 def test_a_seed_is_drawn_once_unless_it_is_given(batches: Batches) -> None:
-    """As over HTTP; a run that is repeated finds the videos of the one before."""
+    """As over HTTP. A repeated run finds the videos of the previous one."""
     lines = [line("drawn"), line("given", seed=7)]
     assert batches.run(lines).status == 0
     names = ("drawn.mp4", "given.mp4")
@@ -254,7 +254,7 @@ def test_a_seed_is_drawn_once_unless_it_is_given(batches: Batches) -> None:
 def test_lines_that_failed_are_tried_again(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether they were refused or failed on the way, and wherever the command is given."""
+    """Whether they were rejected or failed later, and from any working directory."""
     lines = [line("good"), line("image", image="red.png"), line("style", lora="style.safetensors")]
     first = batches.run(lines)
     assert first.status == 1
@@ -342,7 +342,10 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         (["empty.jsonl"], "got empty file empty.jsonl"),
         (["lines.jsonl", "--output", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
         (["lines.jsonl", "--data-dir", "lines.jsonl"], "cannot make lines.jsonl: File exists"),
-        (["lines.jsonl", "--data-dir", "taken"], "taken is in use by another server: each server"),
+        (
+            ["lines.jsonl", "--data-dir", "taken"],
+            "taken is in use by another server: stop that server",
+        ),
         (["lines.jsonl", "--trace", "no/trace.json"], "got --trace no/trace.json, expected a w"),
         (
             ["lines.jsonl", "--model", "no/model"],
@@ -350,7 +353,7 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         ),
         (
             ["lines.jsonl", "--workers", "1:denoise"],
-            "got workers of which none is to encode or d",
+            "got no worker to encode or d",
         ),
     ],
 )
@@ -375,7 +378,7 @@ def test_bad_input_is_one_line(
 def test_an_interrupt_while_a_video_is_finished_leaves_no_scratch_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was begun in a thread goes on there, and would write the file anew."""
+    """Work that was started in a thread continues there, and would write the file again."""
 
     def interrupted(path: Path) -> None:
         video, deadline = path.read_bytes(), time.monotonic() + 1
@@ -439,7 +442,7 @@ def test_whatever_a_line_raises_ends_that_line_only(
 
 @pytest.mark.usefixtures("quick")
 def test_bad_files_end_their_lines_only(batches: Batches) -> None:
-    """A picture, a video that was cut off, a folder with a damaged frame, a LoRA file."""
+    """An image, a truncated video, a folder with a damaged frame, and a LoRA file."""
     folder = batches.folder
     (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     (folder / "nan.tiff").write_bytes(

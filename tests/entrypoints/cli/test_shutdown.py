@@ -1,4 +1,4 @@
-"""How a server ends, and what it says when it cannot begin."""
+"""Shutdown of a server, and errors at its start."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ from tests.support.server import running_server
 
 FLAGS = ("nano", "--device", "cpu", "--batch-invariant")
 SLOW = {"prompt": "waves", "num_frames": 99, "size": "64x64", "seed": 1, "steps": [60, 60, 60]}
-"""A chunk of it takes seconds."""
+"""A video whose chunks take seconds each."""
 
 
 @pytest.mark.slow

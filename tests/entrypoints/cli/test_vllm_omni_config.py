@@ -1,4 +1,4 @@
-"""The deploy config that the package brings."""
+"""The deploy config of the package."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`--workers`, and `helios-serve workers` against a batch that runs."""
+"""`--workers`, and `helios-serve workers` with a running batch."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def long_data_dir(tmp_path: Path) -> Path:
-    """One whose socket has a longer path than the system takes."""
+    """A data folder whose socket has a longer path than the system allows."""
     return tmp_path / "/".join(["d" * 50] * 4)
 
 
@@ -94,7 +94,7 @@ def test_without_an_engine_that_is_told(
 
 
 class Batch:
-    """A batch that runs in a thread, and is asked for its workers as from another process."""
+    """A batch that runs in a thread. Commands about its workers run as from another process."""
 
     def __init__(self, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.data_dir = data_dir
@@ -117,14 +117,14 @@ class Batch:
         self.status.append(main(self.arguments))
 
     def ask(self, *arguments: str) -> tuple[int, str]:
-        """Status, and what was printed to where it belongs."""
+        """Run a command, and return its status and its output."""
         self.capsys.readouterr()
         status = main(["workers", *arguments, "--data-dir", str(self.data_dir)])
         out, err = self.capsys.readouterr()
         return status, err if status else out
 
     def workers(self) -> list[list[str]]:
-        """The table without its headings, when an engine answers."""
+        """Wait until the engine answers, and return the rows of the table."""
         status, printed = self.ask("list")
         return [row.split(maxsplit=6) for row in printed.splitlines()[1:]] if status == 0 else []
 
@@ -138,7 +138,7 @@ class Batch:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Nothing is decoded before it is open."""
+    """An event before which nothing is decoded."""
     gate = threading.Event()
 
     def decode(_: Vae, latents: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def running(
     folder: Path, gate: threading.Event, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Batch]:
-    """A batch whose data is in `folder`; it ends when `gate` is open."""
+    """Run a batch with its data in `folder`. It ends when `gate` is set."""
     batch = Batch(folder, capsys)
     try:
         yield batch
@@ -166,7 +166,7 @@ def running(
 def test_workers_are_listed_added_and_drained(
     long_data_dir: Path, gate: threading.Event, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While the first one has work that it cannot finish."""
+    """While the first worker has work that it cannot finish."""
     with running(long_data_dir, gate, capsys) as batch:
         look_after(batch)
         assert (long_data_dir / "control.sock").stat().st_mode & 0o077 == 0
@@ -208,7 +208,7 @@ def look_after(batch: Batch) -> None:
 def test_what_is_no_command_is_answered_and_nobody_is_waited_for(
     data_dir: Path, gate: threading.Event, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not even those who connect and say nothing."""
+    """Clients that connect and send nothing do not block others."""
     address = str(data_dir / "control.sock")
     with running(data_dir, gate, capsys) as batch, socket.socket(socket.AF_UNIX) as silent:
         batch.wait(bool)
@@ -228,7 +228,7 @@ def test_what_is_no_command_is_answered_and_nobody_is_waited_for(
 
 
 def answer(address: str, text: bytes) -> dict[str, str]:
-    """What is said to `text`, and nothing more."""
+    """Send `text`, and return the whole answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         connection.sendall(text)
@@ -240,7 +240,7 @@ def answer(address: str, text: bytes) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_worker_processes_come_and_go(long_data_dir: Path, tmp_path: Path) -> None:
-    """All that a user types, during a video that is longer than all commands take."""
+    """All commands of a user, during a video that lasts longer than all of them."""
     data_dir = str(long_data_dir)
     cli = [sys.executable, "-m", "helios_serve"]
     body = {"prompt": "a dog", "size": "64x64", "num_frames": 33 * 1000}

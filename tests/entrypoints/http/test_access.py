@@ -1,4 +1,4 @@
-"""Request ids, log lines, probes and rate-limit headers of a server as users start it."""
+"""Request ids, log lines, probes and rate-limit headers of a real server."""
 
 import json
 import re
@@ -26,7 +26,7 @@ class Logged:
     def __init__(self, server: Server, log: Path, key: str, early: httpx.Response) -> None:
         self.server = server
         self.early = early
-        """Of `/health`, before there was a worker."""
+        """The responses of `/health` before the first worker was ready."""
         self.log = log
         headers = {"authorization": f"Bearer {key}"}
         self.http = httpx.Client(base_url=server.url, timeout=60, headers=headers)
@@ -35,7 +35,7 @@ class Logged:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def line_of(self, request_id: str) -> dict[str, Any]:
-        """The line of a request, which is written after its response was sent."""
+        """Wait for the log line of a request, which is written after its response."""
         deadline = time.monotonic() + PATIENCE
         while request_id not in self.log.read_text():
             assert time.monotonic() < deadline, f"{request_id} is not logged"

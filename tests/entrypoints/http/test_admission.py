@@ -1,4 +1,4 @@
-"""What is refused was never there, what is accepted stays, and what has ended takes no room."""
+"""Refused requests leave no trace, accepted ones stay, and ended ones take no capacity."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ LONG = SMALL | {"num_frames": 33 * 200}
 
 
 class Crowd:
-    """A server, and a client of each tenant's."""
+    """A server, with a client for each tenant."""
 
     def __init__(self, server: Server, keys: dict[str, str], opened: ExitStack) -> None:
         self.server = server
@@ -70,7 +70,7 @@ def clear(http: httpx.Client) -> None:
 
 
 def test_twins_get_the_same_answer(crowd: Crowd) -> None:
-    """The same order twice at once, where there is room for two of thirty."""
+    """Each request is sent twice at the same time, while two of thirty fit."""
     http = crowd["twins"]
 
     def order(number: int) -> httpx.Response:
@@ -130,7 +130,7 @@ def test_forks_have_seeds_of_their_own_which_they_show(crowd: Crowd) -> None:
 
 @pytest.mark.parametrize("ending", ["cancel", "delete"])
 def test_a_video_that_has_ended_takes_no_room(crowd: Crowd, ending: str) -> None:
-    """Not even while its last step is in flight."""
+    """Even while its last step is in flight."""
     http = crowd["one"]
     for _ in range(10):
         answer = http.post("/v1/videos", json=LONG)

@@ -1,4 +1,4 @@
-"""Keys of WebSockets, which browsers send in a way of their own, and of a server without any."""
+"""Keys of WebSockets, which browsers send as subprotocols, and servers without keys."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ def keys(tmp_path: Path) -> Iterator[KeyStore]:
 
 
 async def echo(websocket: WebSocket) -> None:
-    """Tells all that the application gets to know of who sends."""
+    """Send back what the application knows about the client."""
     await websocket.accept(websocket.query_params.get("subprotocol"))
     await websocket.send_json(
         {
@@ -51,7 +51,7 @@ def client_of(keys: KeyStore) -> TestClient:
 def connect(
     client: TestClient, path: str = "/v1/realtime", **options: Any
 ) -> tuple[Any, str | None]:
-    """What `echo` says, and the subprotocol that was taken."""
+    """Return what `echo` sent, and the accepted subprotocol."""
     with client.websocket_connect(path, **options) as session:
         return session.receive_json(), session.accepted_subprotocol
 

@@ -53,7 +53,7 @@ def ended(client: openai.OpenAI, batch_id: str) -> Any:
 
 
 def completed(client: openai.OpenAI, batch_id: str) -> int:
-    """How many lines are done."""
+    """Return the number of completed lines."""
     counts = client.batches.retrieve(batch_id).request_counts
     assert counts is not None
     return counts.completed
@@ -105,7 +105,7 @@ def test_a_batch_makes_a_video_of_each_line(client: openai.OpenAI) -> None:
 
 
 def test_a_bad_reference_ends_its_line_only(client: openai.OpenAI) -> None:
-    """Pictures and videos that cannot be read, each with the name of what is wrong."""
+    """Images and videos that cannot be read, each with an error that names the fault."""
     whole = video(counted(), muxer={"movflags": "faststart"})
     nan = encoded(Image.fromarray(np.full((64, 64), np.nan, np.float32)), "TIFF")
     references = {
@@ -190,7 +190,7 @@ def test_batches_that_cannot_be_made_are_refused(http: httpx.Client, client: ope
 
 @pytest.mark.slow
 def test_a_batch_outlives_the_server(tmp_path: Path) -> None:
-    """Killed when some lines are done; each line is made once in the end."""
+    """The server is killed after some lines. In the end, each line was generated once."""
     folder = tmp_path / "data"
     names = [f"line {index}" for index in range(12)]
 

@@ -1,4 +1,4 @@
-"""Connections: HTTP as clients speak it, deadlines, and limits on their number."""
+"""Connections: HTTP of real clients, deadlines, and limits on their number."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
 
 
 def answers(edge: Edge, *pieces: bytes, number: int = 1) -> list[tuple[int, bytes]]:
-    """The status and the body of each answer that comes on one connection."""
+    """Return the status and the body of each response on one connection."""
     client, found = h11.Connection(h11.CLIENT), []
     with edge.connect() as connection:
         for piece in pieces:
@@ -149,7 +149,7 @@ def test_a_client_that_sends_all_of_it_sees_the_refusal(edge: Edge, more: bytes)
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_a_body_may_have_many_lines(edge: Edge, end: bytes) -> None:
-    """It comes with its header, whose lines are counted."""
+    """It arrives together with its header, whose lines are counted."""
     fields = {"input_file_id": "none", "endpoint": "/v1/videos", "completion_window": "24h"}
     body = json.dumps(fields).encode().replace(b" ", 300 * end)
     head = LINE + JSON + b"Content-Length: %d\r\n\r\n" % len(body)
@@ -264,7 +264,7 @@ def test_an_idle_connection_is_closed_without_a_word(quick: Edge, first: bytes) 
 
 
 def test_strangers_do_not_keep_out_clients_with_a_key(tmp_path: Path) -> None:
-    """Two hundred connections that send half a request, to a server that takes sixteen."""
+    """200 connections send half a request each, to a server that allows 16."""
     options = EdgeOptions(max_connections=16)
     with running_edge(tmp_path / "data", options) as edge, ExitStack() as opened:
         secret = edge.keys.create("acme").secret.encode()
@@ -379,7 +379,7 @@ def test_authority_ends_while_a_body_arrives(tmp_path: Path, has_key: bool) -> N
 
 
 def test_the_limit_of_open_files_is_read_at_the_start() -> None:
-    """The real one, in a process of its own."""
+    """The real limit, in a process of its own."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160));"
         "from helios_serve.entrypoints.http.connections import most_connections as most;"
@@ -395,7 +395,7 @@ UPGRADE = (
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 EMPTY_START, EMPTY_REST = b"\x01\x80\0\0\0\0", b"\x00\x80\0\0\0\0"
-"""Frames without content, of a text message that does not end."""
+"""Empty frames of a text message that does not end."""
 
 
 def test_a_message_of_endless_empty_frames_is_refused(edge: Edge) -> None:

@@ -1,4 +1,4 @@
-"""Stored data that is missing or damaged: every reader gets an error, never other frames."""
+"""Stored data that is missing or damaged: every reader gets an error, never wrong frames."""
 
 import os
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_a_damaged_upload_is_not_used(http: httpx.Client, server: Server) -> Non
 
 
 def test_messages_name_no_path_of_the_server(http: httpx.Client, server: Server) -> None:
-    """Of a folder that cannot be written, whichever way it is written."""
+    """When a folder cannot be written, on all code paths that write to it."""
     before = http.get("/v1/videos").json()
     folders = [server.folder / name for name in ("files", "segments", "inputs", "snapshots")]
     renamed = [(folder, folder.with_name(f"{folder.name}-away")) for folder in folders]

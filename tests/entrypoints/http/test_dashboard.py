@@ -1,4 +1,4 @@
-"""docs/grafana.json asks for what the server has, and a real Prometheus answers it."""
+"""The queries of docs/grafana.json, answered by a real Prometheus."""
 
 import json
 import os
@@ -24,7 +24,7 @@ DASHBOARD = Path(__file__).parents[3] / "docs/grafana.json"
 NAME = re.compile(r"\b(?:helios:|http_|process_)\w+")
 SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 VARIABLES = {"$__rate_interval": "20s", "$model": ".*"}
-"""What Grafana puts into the queries."""
+"""Values of Grafana's variables in the queries."""
 PATIENCE = 120.0
 
 
@@ -34,7 +34,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> dict[str, str]:
-    """The queries by panel and legend."""
+    """Return the queries, by panel and legend."""
     return {
         f"{panel['title']}: {target['legendFormat']}": target["expr"]
         for panel in panels()
@@ -71,7 +71,7 @@ def test_panels_have_texts_and_do_not_overlap() -> None:
 
 @contextmanager
 def load(server: Server) -> Iterator[None]:
-    """Three clients at a server in which one video may wait. No prompt is encoded already."""
+    """Run three clients against a server in which one video may wait. All prompts are new."""
     stopping, numbers = Event(), count()
     body = {"size": "64x64", "num_frames": 66, "steps": [1, 1, 1]}
 
@@ -103,7 +103,7 @@ def wait_for(prometheus: Prometheus, query: str, deadline: float) -> list[float]
 
 @pytest.mark.slow
 def test_prometheus_answers_every_query_under_load(tmp_path: Path) -> None:
-    """A worker dies on the way, and videos are rejected, so that nothing is left out."""
+    """A worker dies, and videos are rejected, so that every metric has values."""
     flags = ("nano", "--device", "cpu", "--max-queued", "1", "--max-num-seqs", "1")
     with (
         running_server(tmp_path / "data", *flags) as server,

@@ -1,4 +1,4 @@
-"""What happens to a video, as server-sent events."""
+"""Server-sent events of videos."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,7 +27,7 @@ SWITCHED = {
 
 @pytest.fixture(scope="module")
 def told(server: Server, http: httpx.Client) -> list[Event]:
-    """All events of a video of three chunks; it is made once there is a reader."""
+    """The events of a video of three chunks, which starts when it is read."""
     with ExitStack() as opened:
         with server.workers_stopped():
             video = http.post("/v1/videos", json=SWITCHED).json()["id"]
@@ -100,7 +100,7 @@ def test_a_reader_that_comes_again_misses_nothing_and_sees_nothing_twice(
 
 
 def test_a_connection_that_breaks_again_and_again_tells_the_same_story(http: httpx.Client) -> None:
-    """While the video is made; its prompt is switched in between, and then it is cancelled."""
+    """While the video is generated. Its prompt is switched, and then it is cancelled."""
     body = {"prompt": "waves", "num_frames": 3300, "size": "64x64"}
     video = http.post("/v1/videos", json=body).json()["id"]
     events_after: list[Event] = []
@@ -122,8 +122,7 @@ def test_a_connection_that_breaks_again_and_again_tells_the_same_story(http: htt
 def test_a_switch_that_is_replaced_before_its_chunk_is_made_is_told_and_so_is_the_other(
     tmp_path: Path,
 ) -> None:
-    """Nobody comes between two switches of a running video for sure: this one stands in the store
-    alone."""
+    """Two switches of a running video cannot be timed reliably: this one is only in the store."""
     store = VideoStore(tmp_path)
     asked = VideoRequest(
         request_id="a", prompt="waves", params=SamplingParams(num_frames=165), output="segment"

@@ -28,7 +28,7 @@ def content(http: httpx.Client, video_id: str) -> np.ndarray:
 
 
 def test_a_running_video_is_continued_in_several_ways(http: httpx.Client) -> None:
-    """All three are cancelled when each has a chunk of its own: none of them ends by itself."""
+    """All three are cancelled when each has a chunk of its own, because none ends by itself."""
     parent = http.post("/v1/videos", json=SMALL | {"num_frames": 3300}).json()["id"]
     wait_for(http, parent, "chunks_done", 1)
     answer = http.post(f"/v1/videos/{parent}/fork", json={"prompts": [None, "a cat sleeps"]}).json()

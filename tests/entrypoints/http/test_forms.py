@@ -1,4 +1,4 @@
-"""Forms: as clients write them, and as attackers do."""
+"""Forms of clients and of attackers."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""A server that has no room for another video, in this process."""
+"""A server without capacity for another video, in this process."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.support.engines import core
 
 @pytest.fixture
 def http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """A client of a server in which no video may wait."""
+    """A client of a server in which no video may wait for a worker."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     own = core(scheduling=SchedulingConfig(max_queued=0))
     with (

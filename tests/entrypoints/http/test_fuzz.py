@@ -1,5 +1,7 @@
-"""Many requests made from the served description, valid and not, by one tenant among
-another's videos: nothing breaks, nothing hangs, nothing of the other's is shown."""
+"""Fuzzing: valid and invalid requests that are generated from the served description.
+
+Nothing fails or hangs, and one tenant sees nothing of another.
+"""
 
 import random
 import string
@@ -29,23 +31,23 @@ pytestmark = pytest.mark.slow
 
 SECRET = "the-prompt-of-another"
 AIM = tries(1500, 5000)
-"""Requests in all."""
+"""Total number of requests."""
 WITH_BODY, WITHOUT_BODY = tries(200, 500), tries(48, 120)
-"""Requests of an operation."""
+"""Number of requests per operation."""
 PATIENCE = 30.0
-"""Seconds after which an answer does not come."""
+"""Timeout of a response, in seconds."""
 MAY_FAIL = (501, 503, 507)
 STREAMING = ("/sync", "/stream", "/events", "/hls/")
-"""They last as long as a video is made, so a few of each by hand."""
+"""Streaming routes last as long as their video, so a few requests of each are written by hand."""
 MOST = {"width": 64, "height": 64, "num_frames": 33, "seconds": 1, "fps": 30}
 MOST_STEPS = 2
 PARTICULAR = ("model", "width", "height", "steps", "pyramid_num_inference_steps_list", "switches")
-"""Of which few values go with a model; half of the requests leave them to it."""
+"""Fields of which few values fit a model. Half of the requests leave them out."""
 PLACES = {"video_id": "/v1/videos", "file_id": "/v1/files", "batch_id": "/v1/batches"}
 
 
 class Owned:
-    """What a tenant has, by the name that the description gives to its id."""
+    """The resources of a tenant, by the name of their id in the description."""
 
     def __init__(self, http: httpx.Client, prompt: str) -> None:
         self.http = http
@@ -65,7 +67,7 @@ class Owned:
         self.ids = {"video_id": self.videos(), "file_id": [file], "batch_id": [batch]}
 
     def videos(self) -> list[str]:
-        """One that is over, and one that was cancelled."""
+        """A completed video, and a cancelled one."""
         body = {"prompt": self.prompt, "size": "64x64", "num_frames": 33, "seed": 1}
         done, ended = self.made("/v1/videos", json=body), self.made("/v1/videos", json=body)
         self.http.post(f"/v1/videos/{ended}/cancel").raise_for_status()
@@ -73,13 +75,13 @@ class Owned:
         return [done, ended]
 
     def renew(self) -> None:
-        """Videos in place of those that were deleted."""
+        """Create videos in place of deleted ones."""
         paths = [f"/v1/videos/{name}" for name in self.ids["video_id"]]
         if not all(self.http.get(path).is_success for path in paths):
             self.ids["video_id"] = self.videos()
 
     def made(self, path: str, **sent: Any) -> str:
-        """Its name; asks again while the queue is full."""
+        """Create a resource, and return its id. Retries while the queue is full."""
         while (answer := self.http.post(path, **sent)).status_code == 503:
             time.sleep(0.5)
         name: str = answer.raise_for_status().json()["id"]
@@ -94,7 +96,7 @@ class Owned:
         return [name for names in self.ids.values() for name in names]
 
     def seen(self) -> list[Any]:
-        """As its owner sees it."""
+        """Return the owner's view of all resources."""
         paths = [f"{PLACES[kind]}/{name}" for kind, names in self.ids.items() for name in names]
         paths += [f"/v1/files/{self.ids['file_id'][0]}/content"]
         answers = [self.http.get(path).raise_for_status() for path in paths]
@@ -102,7 +104,7 @@ class Owned:
 
 
 class Fuzz:
-    """A server with two tenants: `mine` asks, and `others` must not be touched."""
+    """A server with two tenants: `mine` sends requests, and `others` must not be affected."""
 
     def __init__(
         self, url: str, key: str, session: requests.Session, mine: Owned, others: Owned
@@ -120,7 +122,7 @@ class Fuzz:
         return {"Authorization": f"Bearer {self.key}"}
 
     def check(self, answer: Response | requests.Response, documented: set[int]) -> None:
-        """Raises AssertionError naming the request."""
+        """Check a response. Raises AssertionError, which names the request."""
         status = answer.status_code
         self.statuses[status] += 1
         assert status < 500 or status in MAY_FAIL, told(answer)
@@ -167,7 +169,7 @@ def key_of(folder: Path, tenant: str) -> str:
 
 
 def test_generated_requests_break_nothing(fuzz: Fuzz) -> None:
-    """More of those that carry a body, and of those that name something."""
+    """With more requests for operations that have a body, or an id in the path."""
     document = requests.get(
         f"{fuzz.url}/openapi.json", headers=fuzz.headers, timeout=PATIENCE
     ).json()
@@ -189,7 +191,7 @@ def test_generated_requests_break_nothing(fuzz: Fuzz) -> None:
 
 
 def run(fuzz: Fuzz, operation: Any, described: dict[str, Any], documented: set[int]) -> None:
-    """The requests of one operation; which ones depends on nothing but the description."""
+    """Send the requests of one operation, which depend only on the description."""
     has_body = "requestBody" in described
     is_simple = not has_body and not described["parameters"]
     count = 1 if is_simple else WITH_BODY if has_body else WITHOUT_BODY
@@ -214,7 +216,7 @@ def run(fuzz: Fuzz, operation: Any, described: dict[str, Any], documented: set[i
 
 @st.composite
 def cases(draw: st.DrawFn, operation: Any, fuzz: Fuzz, *, is_simple: bool) -> Case[Any]:
-    """A request as described or near it, with ids of both tenants in the places for ids."""
+    """Draw a request that is valid or nearly so, with ids of both tenants."""
     modes = [GenerationMode.POSITIVE] if is_simple else list(GenerationMode)
     case: Case[Any] = draw(operation.as_strategy(generation_mode=draw(st.sampled_from(modes))))
     ids = st.sampled_from(fuzz.mine.all() + fuzz.others.all())
@@ -239,9 +241,10 @@ def cases(draw: st.DrawFn, operation: Any, fuzz: Fuzz, *, is_simple: bool) -> Ca
 
 
 def cap(body: dict[str, Any], *, is_new: bool) -> None:
-    """Keep what is asked for small: a video that is accepted is made, and a minute of one at full
-    size would keep the worker busy for all of the test. What is refused anyway stays as it is, and
-    so does the type of everything."""
+    """Limit the requested videos: a long one would occupy the worker for the whole test.
+
+    Invalid values and all types are kept.
+    """
     if is_new:
         body.setdefault("size", "64x64")
         if "seconds" not in body:
@@ -261,7 +264,7 @@ def cap(body: dict[str, Any], *, is_new: bool) -> None:
 
 
 def at_most(value: Any, most: int) -> Any:
-    """Numbers may come as text."""
+    """Return the value, limited to `most`. Numbers may be text."""
     if isinstance(value, bool):
         return value
     try:
@@ -272,7 +275,7 @@ def at_most(value: Any, most: int) -> Any:
 
 
 def test_streams_break_at_nothing_either(fuzz: Fuzz) -> None:
-    """Own videos, others', and none, with values of all kinds in every place for one."""
+    """With own, others' and unknown videos, and all kinds of values for every parameter."""
     generator = random.Random(1)
     fuzz.mine.renew()
     finished, ended = fuzz.mine.ids["video_id"]
@@ -327,6 +330,6 @@ def test_streams_break_at_nothing_either(fuzz: Fuzz) -> None:
 
 
 def odd(generator: random.Random, count: int) -> list[str]:
-    """Texts of all kinds of characters."""
+    """Return texts of all kinds of characters."""
     letters = string.printable + "äß漢😀\u202e\x00\x7f/%#?"
     return ["".join(generator.choices(letters, k=generator.randrange(1, 30))) for _ in range(count)]

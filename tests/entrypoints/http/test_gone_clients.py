@@ -1,4 +1,4 @@
-"""Clients that go before they have said all, on real sockets."""
+"""Clients that disconnect in the middle of a request, on real sockets."""
 
 import socket
 import time
@@ -12,7 +12,7 @@ from tests.support.server import Server
 def test_a_client_that_goes_before_it_has_said_all_is_no_fault(
     server: Server, http: httpx.Client, log: Path
 ) -> None:
-    """It promises more than it sends."""
+    """The client declares a longer body than it sends."""
     host, port = server.url.removeprefix("http://").split(":")
     before = log.read_text()
     with socket.create_connection((host, int(port))) as connection:

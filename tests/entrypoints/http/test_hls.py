@@ -44,7 +44,7 @@ def test_a_finished_video_is_a_playlist_with_an_end(http: httpx.Client, finished
 
 
 def test_a_playlist_grows_with_its_video_and_ends_with_it(http: httpx.Client) -> None:
-    """It is asked for at once: the answer comes with the first chunk."""
+    """It is requested at once: the response comes with the first chunk."""
     body = {"prompt": "waves", "num_frames": 3300, "size": "64x64", "fps": 16}
     video = http.post("/v1/videos", json=body).json()["id"]
     address = f"/v1/videos/{video}/hls/index.m3u8"
@@ -93,7 +93,7 @@ def test_a_video_that_ended_before_its_first_chunk_has_no_playlist(http: httpx.C
 
 @pytest.mark.slow
 def test_a_player_that_comes_much_too_early_is_told_to_come_again(tmp_path: Path) -> None:
-    """The only worker stands still."""
+    """The only worker is stopped."""
     with (
         running_server(tmp_path / "data", "nano", "--device", "cpu") as server,
         httpx.Client(base_url=server.url, timeout=60) as http,

@@ -1,5 +1,6 @@
-"""Requests that are made to stop everybody: the server answers others meanwhile, and its memory
-grows by at most four times what was sent."""
+"""Malicious requests: the server answers others meanwhile, and its memory grows by at most four
+times what was sent.
+"""
 
 import http.client
 import json
@@ -105,9 +106,9 @@ def exchange(server: Server, *pieces: bytes, patience: float = 60) -> bytes:
 
 @contextmanager
 def bounded(server: Server, sent: int) -> Iterator[None]:
-    """Asserts what the module says of everything that happens meanwhile.
+    """Assert in the block that the server answers others, and that its memory is bounded.
 
-    Of the time that others wait, only what the server computes counts: the machine may be busy.
+    Only CPU time of the server counts as delay, because the machine may be busy.
     """
     address = urlsplit(server.url)
     process = psutil.Process(server.process.pid)

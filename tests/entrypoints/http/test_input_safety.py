@@ -1,4 +1,4 @@
-"""A server as users start it, and those who do not mean well."""
+"""A real server, and malicious clients."""
 
 import base64
 import os
@@ -26,7 +26,7 @@ MARKER = "xyzzy-secret"
 
 
 def refused(answer: httpx.Response, param: str | None, status: int = 400) -> str:
-    """The message of a refusal in the API's envelope, which names the field."""
+    """Return the message of an error response, and check that it names the field."""
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), answer.text
     assert answer.headers["x-request-id"]
@@ -82,7 +82,7 @@ def test_containers_that_browsers_and_cameras_make_are_read(
 
 
 def reference_of(server: Server, http: httpx.Client, made: httpx.Response) -> bytes:
-    """What the server has stored of a reference; its video is not waited for."""
+    """Return the stored frames of a reference, without waiting for the video."""
     assert made.status_code == 200, made.text
     video: str = made.json()["id"]
     stored = (server.folder / "inputs" / video / "media.msgpack").read_bytes()
@@ -200,7 +200,7 @@ def test_a_killed_decoder_costs_one_request_at_most(http: httpx.Client, server: 
 
 
 def is_at_work(process: psutil.Process) -> bool:
-    """Whether it has a reference open."""
+    """Return whether a decoder process has a reference open."""
     try:
         return any("/incoming/" in file.path for file in process.open_files())
     except psutil.Error:  # it was killed
@@ -210,7 +210,7 @@ def is_at_work(process: psutil.Process) -> bool:
 def test_logs_tell_nothing_of_what_users_send(
     http: httpx.Client, server: Server, log: Path
 ) -> None:
-    """Prompts, keys, names, URLs: through success, refusals, and failures of ours."""
+    """No prompts, keys, names or URLs: after successes, rejections and internal errors."""
     before = len(log.read_text())
     secret: dict[str, Any] = FIELDS | {"prompt": MARKER}
     headers = {"authorization": f"Bearer {MARKER}", "cookie": MARKER}
@@ -242,7 +242,7 @@ def test_logs_tell_nothing_of_what_users_send(
 
 
 def text_with(path: Path, text: str, *, since: int) -> str:
-    """What the file has after its first characters, once `text` is there."""
+    """Wait until `text` is in the file after position `since`, and return the file from there."""
     until = time.monotonic() + 30
     pause = threading.Event()
     while text not in (found := path.read_text()[since:]):

@@ -1,4 +1,4 @@
-"""Live responses as old and careful clients ask for them."""
+"""Live responses for HTTP/1.0, HEAD and other unusual requests."""
 
 import socket
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support.server import Server
 
 
 def raw(server: Server, request: str) -> tuple[bytes, bytes]:
-    """The head and the body of what comes until the connection is closed."""
+    """Return the header and the body of the response, up to the end of the connection."""
     address = urlsplit(server.url)
     with socket.create_connection((str(address.hostname), address.port or 80)) as connection:
         connection.settimeout(60)

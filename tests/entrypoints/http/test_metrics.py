@@ -1,4 +1,4 @@
-"""What Prometheus scrapes agrees with what was done."""
+"""Metrics agree with the videos that were generated."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ from tests.support.api import SHORT, openai
 
 ROOT = Path(__file__).parents[3]
 OF_SERVER = "helios:event_loop_tasks"
-"""The metric of our own that has no model."""
+"""Our only metric without the label of a model."""
 Samples = dict[tuple[str, str], float]
 
 
 def scrape(http: httpx.Client) -> Samples:
-    """Values by name, and by the labels beside the model."""
+    """Return the values, by name and by labels other than the model."""
     answer = http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     samples = {}

@@ -65,7 +65,7 @@ def test_uploads_are_edited_and_extended(client: openai.OpenAI, finished: Any) -
 
 
 def test_characters_are_not_supported(client: openai.OpenAI, finished: Any) -> None:
-    """The client does not try again: nothing would change."""
+    """The client does not retry, because that could not succeed."""
     with pytest.raises(openai.APIStatusError, match="characters are not supported") as caught:
         client.videos.create_character(name="dog", video=("dog.mp4", b"x"))
     assert (caught.value.status_code, caught.value.code) == (501, "not_supported")
@@ -94,7 +94,7 @@ def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
 
 
 def test_a_connection_that_breaks_is_tried_again(server: Server) -> None:
-    """With a key of its own, an order whose answer was lost is made once."""
+    """With an idempotency key, a request whose response was lost creates one video."""
     sent: list[httpx.Request] = []
 
     class Breaks(httpx.HTTPTransport):

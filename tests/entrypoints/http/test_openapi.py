@@ -1,4 +1,4 @@
-"""The description agrees with the routes, and is one that tools take."""
+"""The description agrees with the routes, and is valid for tools."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from helios_serve.store.video_store import VideoStore
 
 
 def test_every_route_is_described_once(tmp_path: Path) -> None:
-    """Only the page and the WebSocket, which OpenAPI has no words for, are not."""
+    """Except the page and the WebSocket, which OpenAPI cannot describe."""
     with closing(VideoStore(tmp_path)) as store, closing(KeyStore(tmp_path)) as keys:
         app = make_app(AsyncEngine({}), store, tmp_path, keys)
     routes = Counter(

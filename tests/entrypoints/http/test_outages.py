@@ -1,4 +1,4 @@
-"""A server none of whose workers can be started: it says so, keeps trying, and may end."""
+"""A server whose workers cannot be started: it reports that, keeps trying, and may exit."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.support.server import Server, running_server
 
 
 def kill_workers_until(server: Server, reached: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Kill every worker that there is or that is started."""
+    """Kill all workers, also new ones, until `reached`."""
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
@@ -32,7 +32,7 @@ def test_an_outage_is_told_and_ends_when_a_worker_starts(
     flags = ("nano", "--device", "cpu")
 
     def is_listed_as_failed() -> bool:
-        """As long as it waits to be started again, a second and then two, four and so on."""
+        """While it waits to be restarted: for one second, then two, four and so on."""
         assert main(["workers", "list", "--data-dir", str(tmp_path / "data")]) == 0
         return "failed" in capsys.readouterr().out
 

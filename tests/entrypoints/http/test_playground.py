@@ -46,8 +46,7 @@ def place(page: Playground, selector: str) -> float:
 def test_a_video_plays_while_it_is_made_and_turns_at_the_marked_edge(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Before the edge all frames and latents are those of the run without the switch, behind it
-    none are."""
+    """Before the edge, all frames and latents equal those without the switch; after it, none."""
     folder = tmp_path / "data"
     flags = ("nano", "--device", "cpu", "--batch-invariant")
     with (
@@ -69,7 +68,7 @@ def test_a_video_plays_while_it_is_made_and_turns_at_the_marked_edge(
 
 
 def watch_and_switch(page: Playground) -> tuple[str, int]:
-    """A video that turned to another prompt while it was watched, and at which chunk."""
+    """Switch the prompt of a video while it is watched. Return the video and the chunk."""
     video = page.create("a lighthouse", seconds=120, steps="20,20,20", **SMALL)
     page.wait("$('video').currentTime > 0.1")
     first = page.get("$('video').getVideoPlaybackQuality().totalVideoFrames")
@@ -93,14 +92,14 @@ def watch_and_switch(page: Playground) -> tuple[str, int]:
 
 
 def content_of(http: httpx.Client, video: str) -> Any:
-    """All frames, when the video is over."""
+    """Wait until the video ends, and return all frames."""
     with http.stream("GET", f"/v1/videos/{video}/events") as events:
         events.read()
     return frames_of(http.get(f"/v1/videos/{video}/content").content)
 
 
 def latents_of(folder: Path, video: str, count: int) -> list[Tensor]:
-    """The latents of a video's first chunks, which a server has left in its data folder."""
+    """Return the latents of a video's first chunks from the data folder of an ended server."""
     snapshots = SnapshotStore(folder / "snapshots")
     tails = [snapshots.get(video, chunk + 1).tail for chunk in range(count)]
     return [as_tensor(tail) for tail in tails if tail is not None]

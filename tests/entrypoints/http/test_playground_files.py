@@ -1,4 +1,4 @@
-"""The playground's page and files, as a server gives them."""
+"""The playground's page and files over HTTP."""
 
 import re
 from pathlib import Path

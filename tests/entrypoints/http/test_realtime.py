@@ -41,7 +41,7 @@ def wait_until(http: httpx.Client, name: str, phase: str) -> dict[str, Any]:
 def test_a_client_of_vllm_omni_gets_its_chunks_and_switches_the_prompt(
     server: Server, http: httpx.Client
 ) -> None:
-    """Its messages word for word; and every reader of the video has the same frames."""
+    """With vLLM-Omni's exact messages. All readers of the video get the same frames."""
     with realtime_client(server.url) as client:
         start = {
             "model": "nano",
@@ -92,7 +92,7 @@ def test_a_client_of_vllm_omni_gets_its_chunks_and_switches_the_prompt(
 def test_first_media_comes_before_the_second_chunk_is_computed(
     server: Server, http: httpx.Client
 ) -> None:
-    """That one is not begun in earnest until the first was sent, and takes long enough to look."""
+    """The second chunk takes long enough to check that the first was sent before."""
     with realtime_client(server.url) as client:
         video = client.start(num_frames=66, steps=[60, 60, 60], max_lead_chunks=1)
         assert isinstance(client.hear(), Chunk)
@@ -165,7 +165,7 @@ def start(**fields: Any) -> str:
 def test_a_connection_has_one_session_at_a_time_and_several_one_after_another(
     server: Server, http: httpx.Client
 ) -> None:
-    """The second one starts from a picture."""
+    """The second session starts from an image."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
     picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -216,7 +216,7 @@ def test_a_session_that_is_stopped_has_all_that_was_made(
 
 
 def test_chunks_name_the_interactions_that_they_are_made_under() -> None:
-    """A transition takes its chunks, unless another one begins in the middle of it."""
+    """A transition lasts for its chunks, unless another one starts during it."""
     session = RealtimeSession("a")
     switches = (PromptSwitch(2, "storm", 3), PromptSwitch(6, "calm"), PromptSwitch(7, "night", 0))
     for name, switch in zip(("one", "two", "three"), switches, strict=True):
@@ -355,7 +355,7 @@ def test_a_session_ends_when_its_client_stays_away(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_session_can_be_resumed_when_the_server_was_killed(tmp_path: Path) -> None:
-    """One of two is; nobody comes back for the other, which ends."""
+    """One of two sessions is resumed. The other one's client does not return, and it ends."""
     folder = tmp_path / "data"
     flags = ("nano", "--device", "cpu", "--batch-invariant", "--session-grace", "5")
     with (

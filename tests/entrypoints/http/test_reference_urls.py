@@ -1,4 +1,4 @@
-"""References that the server fetches, from where it was allowed to."""
+"""References that the server fetches from allowed hosts."""
 
 import asyncio
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def server() -> Iterator[HttpsServer]:
 
 
 def read(folder: Path, server: HttpsServer, given: ReferenceInput, **options: Any) -> Reference:
-    """Nothing of what came is left behind."""
+    """Read a reference, and assert that no file of it is left."""
 
     async def main() -> Reference:
         outbound = server.outbound(MEDIA_FLAG)
@@ -85,7 +85,7 @@ def test_other_answers_are_refused(
 
 
 def test_files_by_id_are_those_of_the_sender(tmp_path: Path, server: HttpsServer) -> None:
-    """Where files are kept is for somebody else to know."""
+    """Files of other tenants are not found."""
     path = tmp_path / "kept"
     path.write_bytes(picture())
 

@@ -1,4 +1,4 @@
-"""A server that is killed over and over loses no video that it has accepted."""
+"""A server that is killed repeatedly loses no accepted video."""
 
 import random
 import sqlite3
@@ -29,13 +29,13 @@ def body(index: int) -> dict[str, Any]:
 
 
 class Jobs:
-    """What a client has asked for, and asks for again until it hears that it is accepted."""
+    """The requests of a client, which it repeats until they are accepted."""
 
     def __init__(self) -> None:
         self.ids: dict[int, str] = {}
 
     def order(self, server: Server, limit: int) -> None:
-        """All that was not accepted of the first `limit`, until the server dies."""
+        """Send those of the first `limit` requests that are not accepted, until the server dies."""
         with httpx.Client(base_url=server.url, timeout=30) as http:
             for index in range(limit):
                 if index in self.ids:
@@ -50,7 +50,7 @@ class Jobs:
 
 
 def undisturbed(folder: Path) -> dict[int, Any]:
-    """The frames of every job, and the latents of its last chunk."""
+    """Return the frames of every job, and the latents of its last chunk, without kills."""
     with (
         running_server(folder, *FLAGS) as server,
         httpx.Client(base_url=server.url, timeout=120) as http,
@@ -95,7 +95,7 @@ def damage(folder: Path, rng: random.Random) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
-    """Once at each named point, and some times at random, over thirty jobs, with damage between."""
+    """Once at each named point, then at random, during 30 jobs, with damaged files in between."""
     expected = undisturbed(tmp_path / "undisturbed")
     folder, jobs, rng = tmp_path / "data", Jobs(), random.Random(0)
     lives = [(point, rng.randint(1, 3)) for point in POINTS] + [("", 0)] * NUM_RANDOM

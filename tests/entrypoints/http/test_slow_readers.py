@@ -1,4 +1,4 @@
-"""Readers that do not read: on real sockets, against a server as users start it."""
+"""Clients that do not read their responses, on real sockets, against a real server."""
 
 import re
 import socket
@@ -33,7 +33,7 @@ SIZE = (256, 128)
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that has a video of noise, which takes much room."""
+    """A store with a video of noise, which is large."""
     folder = tmp_path_factory.mktemp("slow") / "data"
     width, height = SIZE
     rng = np.random.default_rng(1)
@@ -64,7 +64,7 @@ def http(server: Server) -> Iterator[httpx.Client]:
 
 
 def narrow_socket(server: Server) -> socket.socket:
-    """Connected, with next to no room for what it does not read."""
+    """Return a connected socket with a tiny receive buffer."""
     address = urlsplit(server.url)
     assert address.hostname is not None
     made = socket.socket()
@@ -74,7 +74,7 @@ def narrow_socket(server: Server) -> socket.socket:
 
 
 def resident(server: Server) -> int:
-    """Bytes of memory that the server has."""
+    """Return the server's resident memory, in bytes."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     match = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert match is not None
@@ -82,7 +82,7 @@ def resident(server: Server) -> int:
 
 
 def body_of(answer: bytes) -> bytes:
-    """Of an answer in chunks."""
+    """Return the body of a chunked response."""
     _, _, rest = answer.partition(b"\r\n\r\n")
     body = b""
     while rest:
@@ -95,7 +95,7 @@ def body_of(answer: bytes) -> bytes:
 def test_readers_that_do_not_read_take_a_few_chunks_of_memory_and_hold_up_nobody(
     server: Server, http: httpx.Client
 ) -> None:
-    """All that they asked for would be twice as much, and a longer video more still."""
+    """Their whole responses would be twice as large, and larger for longer videos."""
     content = http.get(f"/v1/videos/{STORED}/stream").content
     readers = 40
     before = resident(server)
@@ -143,7 +143,7 @@ def test_a_session_waits_for_a_client_that_does_not_read_and_nobody_waits_with_i
 
 
 def still(http: httpx.Client, video: str) -> int:
-    """How many chunks there are when nothing has come of a video for three seconds."""
+    """Wait until a video has no new chunk for three seconds, and return the number of chunks."""
     since, made = time.monotonic(), -1
     while time.monotonic() - since < 3:
         now: dict[str, Any] = http.get(f"/v1/videos/{video}").json()

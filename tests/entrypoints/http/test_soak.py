@@ -18,23 +18,23 @@ from tests.support.tries import tries
 
 CLIENTS = 200
 WARM_UP, SECONDS = tries(100, 150), tries(120, 180)
-"""Of the first crowd, and of the one that is measured."""
+"""Seconds of the first crowd, and of the one that is measured."""
 GRACE = "2"
 MAX_SLOPE = 1.0
-"""MB a minute."""
+"""Allowed growth of memory, in MB per minute."""
 REST_SECONDS = 120.0
-"""In which the server should come to rest when everybody has gone."""
+"""Seconds in which the server must become idle after all clients have left."""
 EXPECTED_WARNING = "nano has random weights"
-"""The only line of the log above level INFO."""
+"""The only log line above level INFO that is expected."""
 FLAGS = (
     *("nano", "--device", "cpu", "--max-queued", "16", "--session-grace", GRACE),
     *("--history-blocks", str(8 * 29 + 1)),
 )
-"""Room for 8 sessions of 64x64, each of 29 blocks, and one block that is nobody's."""
+"""Blocks for 8 sessions of 64x64, 29 each, and the null block."""
 
 
 class Idle(NamedTuple):
-    """What a server holds that has nothing to do."""
+    """The resources of an idle server."""
 
     files: int
     threads: int
@@ -48,7 +48,7 @@ class Idle(NamedTuple):
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_crowd_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
-    """A first crowd starts all threads that a server has at rest, and fills its allocator."""
+    """A first crowd starts all threads, and fills the allocator's caches."""
     log = tmp_path / "log"
     with running_server(tmp_path / "data", *FLAGS, log=log) as server:
         asyncio.run(Crowd(server.url, CLIENTS, seed=1000).run(WARM_UP))
@@ -71,7 +71,7 @@ def test_a_crowd_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def watched(crowd: Crowd, server: Server) -> list[float]:
-    """The server's memory in MB, each second while the crowd is there."""
+    """Run the crowd, and return the server's memory in MB for each second."""
     sizes: list[float] = []
 
     async def watch() -> None:
@@ -86,13 +86,13 @@ async def watched(crowd: Crowd, server: Server) -> list[float]:
 
 
 def slope_of(sizes: list[float]) -> float:
-    """MB a minute over the last two thirds, by least squares."""
+    """Return the growth in MB per minute over the last two thirds, by least squares."""
     tail = sizes[len(sizes) // 3 :]
     return 60 * float(np.polyfit(range(len(tail)), tail, 1)[0])
 
 
 def at_rest(server: Server) -> Idle:
-    """What it holds when no work is left and the last connections are closed."""
+    """Wait until no work and no connections are left, and return what the server holds."""
     deadline = time.monotonic() + REST_SECONDS
     before = None
     while time.monotonic() < deadline:
@@ -123,7 +123,7 @@ def held(server: Server) -> Idle:
 
 
 def status_of(server: Server, name: str) -> int:
-    """A line of /proc/PID/status; sizes are in KiB."""
+    """Return a value of /proc/PID/status; sizes are in KiB."""
     for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
@@ -131,7 +131,7 @@ def status_of(server: Server, name: str) -> int:
 
 
 def check_nothing_lost(server: Server, crowd: Crowd) -> None:
-    """Every video is over, in the way that it should be."""
+    """Assert that every video has ended in the expected way."""
     with httpx.Client(base_url=server.url, timeout=60) as http:
         videos = {video["id"]: video for video in listed(http)}
     assert not crowd.deleted & videos.keys()

@@ -1,4 +1,4 @@
-"""A server whose disk is full, or may not take more, or is to forget old videos."""
+"""A server with a full disk, with --max-disk, or with --retention."""
 
 import resource
 import socket
@@ -26,7 +26,7 @@ def until(come: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_stops_videos_and_nothing_else(tmp_path: Path) -> None:
-    """The process may write no byte more; when it may again, what had to stop goes on."""
+    """The process may write no more bytes. When it may again, stopped videos resume."""
     with (
         running_server(tmp_path / "data", *FLAGS) as server,
         httpx.Client(base_url=server.url, timeout=60) as http,
@@ -52,7 +52,7 @@ def test_a_full_disk_stops_videos_and_nothing_else(tmp_path: Path) -> None:
 
 
 def unnamed_files(pid: int) -> list[str]:
-    """Files without a name that a process has open."""
+    """Return the number of unnamed files that a process has open."""
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):

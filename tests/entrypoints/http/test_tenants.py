@@ -61,7 +61,7 @@ PATIENCE = 20.0
 
 
 class Tenants:
-    """A server, and a client of each tenant's."""
+    """A server, with a client for each tenant."""
 
     def __init__(self, server: Server, keys: dict[str, str], opened: ExitStack) -> None:
         self.server = server
@@ -99,7 +99,7 @@ def tenants(tmp_path_factory: pytest.TempPathFactory, style: Path) -> Iterator[T
 
 @pytest.fixture(scope="module")
 def finished(tenants: Tenants) -> str:
-    """A complete video of acme's."""
+    """A completed video of acme's."""
     key = tenants.keys["acme"]
     size: Any = "64x64"
     with openai.OpenAI(base_url=f"{tenants.server.url}/v1", api_key=key) as client:
@@ -155,7 +155,7 @@ def test_the_servers_own_state_is_open(tenants: Tenants, path: str) -> None:
 
 
 def start_batch(client: httpx.Client, *bodies: dict[str, Any]) -> tuple[str, str]:
-    """Ids of the file and of the batch."""
+    """Create a batch, and return the ids of its file and of the batch."""
     lines = [
         {"custom_id": f"{index}", "method": "POST", "url": "/v1/videos", "body": body}
         for index, body in enumerate(bodies)
@@ -169,7 +169,7 @@ def start_batch(client: httpx.Client, *bodies: dict[str, Any]) -> tuple[str, str
 
 @pytest.fixture(scope="module")
 def owned(tenants: Tenants, finished: str) -> dict[str, str]:
-    """Something of acme's for every kind of id that routes have."""
+    """A resource of acme's for every kind of id in routes."""
     file, batch = start_batch(tenants["acme"], BODY)
     return {"video_id": finished, "file_id": file, "batch_id": batch}
 
@@ -177,7 +177,7 @@ def owned(tenants: Tenants, finished: str) -> dict[str, str]:
 def test_no_route_shows_what_is_anothers(
     tenants: Tenants, owned: dict[str, str], tmp_path: Path
 ) -> None:
-    """All routes with an id in their path answer as if there were nothing of that id."""
+    """All routes with an id in their path respond as if the id did not exist."""
     with closing(VideoStore(tmp_path)) as store, closing(KeyStore(tmp_path)) as keys:
         app = make_app(AsyncEngine({}, store), store, tmp_path, keys)
     seen = set()
@@ -219,7 +219,7 @@ def test_no_list_and_no_body_leads_to_anothers_video(tenants: Tenants, finished:
 
 
 def test_a_realtime_session_is_its_tenants(tenants: Tenants, finished: str) -> None:
-    """With the key where browsers have it, and where others do."""
+    """With the key in a subprotocol, as browsers send it, and in the header."""
     url = tenants.server.url.replace("http", "ws") + "/v1/realtime/video"
     realtime, wrong = Subprotocol("realtime"), Subprotocol("openai-insecure-api-key.wrong")
     for protocols in (None, [realtime], [realtime, wrong]):
@@ -325,7 +325,7 @@ def test_quotas_of_sessions_are_429_with_retry_after(
 
 
 def test_a_days_frames_are_shared_out_exactly(tenants: Tenants) -> None:
-    """Of many requests at once, also ones for more of a video, no more pass than there are for."""
+    """Many concurrent requests, extensions included, cannot exceed the limit together."""
     counted = tenants["counted"]
     never = refused(counted.post("/v1/videos", json=BODY | {"num_frames": 101}), 400)
     assert never["param"] == "num_frames"

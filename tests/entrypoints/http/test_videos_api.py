@@ -133,7 +133,7 @@ def test_a_remix_keeps_all_but_the_prompt(client: openai.OpenAI, finished: Any) 
 def test_an_extension_is_the_longer_video(
     http: httpx.Client, client: openai.OpenAI, finished: Any
 ) -> None:
-    """What was cut from the first video's end comes back, and nothing jumps."""
+    """The frames that were cut from the first video's last chunk are delivered, without a jump."""
     fields: dict[str, Any] = {"prompt": "a dog runs", "seconds": "2", "video[id]": finished.id}
     longer = http.post("/v1/videos/extensions", data=fields).json()
     assert longer["seconds"] == "3.66667"
@@ -148,7 +148,7 @@ def test_an_extension_is_the_longer_video(
 def test_an_extension_by_what_was_made_already_is_refused(
     http: httpx.Client, finished: Any
 ) -> None:
-    """40 frames are in two chunks, of which all 66 frames were made."""
+    """40 frames are in two chunks, whose 66 frames were all generated."""
     fields = {"prompt": "a cat", "seconds": "1", "video[id]": finished.id}
     refused = http.post("/v1/videos/extensions", data=fields)
     assert (refused.status_code, error_of(refused)["param"]) == (400, "seconds")
@@ -158,7 +158,7 @@ def test_an_extension_by_what_was_made_already_is_refused(
 def test_what_has_no_state_is_gone_on_with_from_its_frames(
     http: httpx.Client, client: openai.OpenAI, finished: Any
 ) -> None:
-    """An uploaded video, and one that was cancelled; as the edit that it comes to."""
+    """An uploaded video, and a cancelled one: the result equals that of an edit."""
     data = client.videos.download_content(finished.id).read()
     fields = {"prompt": "it moves", "seconds": "1", "seed": "3", "size": "64x64"}
     files = {"video": ("dog.mp4", data, "video/mp4")}
@@ -360,7 +360,7 @@ def test_the_server_says_what_it_serves(http: httpx.Client, client: openai.OpenA
 
 @pytest.mark.slow
 def test_videos_outlive_the_server(tmp_path: Path) -> None:
-    """Killed in the middle of one video, with another complete and a third one waiting."""
+    """The server is killed during one video, with another one complete and a third one waiting."""
     folder = tmp_path / "data"
     flags = ("nano", "--device", "cpu", "--batch-invariant")
     bodies = [

@@ -2,10 +2,11 @@
 
     python build.py vllm_omni    prints the environment's folder, built if it is not there yet
 
-The folder of the same name beside this file says what goes in. `first.txt` holds what pins CUDA
-builds of others and is installed without dependencies, behind `torch.txt`; `rest.txt` is what of
-those is needed. The published torchvision and torchaudio are CUDA builds: `cpu_torchvision.py` lets
-the former be imported beside CPU torch, and the latter's compiled libraries go.
+The folder of the same name next to this file lists the packages. `first.txt` has those that pin
+CUDA builds of others; they are installed without dependencies, after `torch.txt`. `rest.txt` has
+the dependencies that are needed. The published torchvision and torchaudio are CUDA builds:
+`cpu_torchvision.py` lets the former be imported beside CPU torch, and the latter's compiled
+libraries go.
 
 An environment lies below build/environments under a name with a hash of all that, and of what this
 package says of itself, so that it is built once for each set of pins.
@@ -29,7 +30,7 @@ EXTRA = "ray"
 
 
 def folder_of(name: str) -> Path:
-    """Where the environment `name` lies, whether it was built or not."""
+    """Return the folder of the environment `name`, built or not."""
     digest = hashlib.sha256(sys.version.encode())
     for path in (*sorted((HERE / name).iterdir()), SHIM, Path(__file__)):
         digest.update(path.read_bytes())
@@ -40,7 +41,7 @@ def folder_of(name: str) -> Path:
 
 
 def build(name: str) -> Path:
-    """The environment `name`, built unless that was done before."""
+    """Return the environment `name`, which is built if it does not exist."""
     folder = folder_of(name)
     ready = folder / ".ready"
     if ready.exists():

@@ -15,7 +15,7 @@ BOXES = "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor"
 
 
 class DeclareOperators(importlib.abc.MetaPathFinder):
-    """Finds nothing; takes the look-up of torchvision as its cue, once."""
+    """A finder that finds nothing. Declares the operators when torchvision is first looked up."""
 
     def find_spec(
         self,

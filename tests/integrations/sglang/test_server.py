@@ -26,7 +26,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 OPTIONS = {"device": "cpu", "dtype": "float32", "batch_invariant": True, "history_blocks": 200}
 SMALL = {"prompt": "a dog runs", "size": "64x64", "seed": 3, "num_frames": 33}
 LARGE = SMALL | {"size": "128x128"}
-"""Takes 116 of the 200 blocks: two do not fit."""
+"""A video that takes 116 of the 200 blocks, so that two do not fit."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def own(checkpoints: dict[str, Path]) -> Iterator[EngineHost]:
 
 
 def alone(host: EngineHost, frames: int, **references: Any) -> list[Pixels]:
-    """The chunks of the small video as our engine makes it by itself."""
+    """Return the chunks of the small video from our engine alone."""
     options = {"width": 64, "height": 64, "num_frames": frames, "seed": SMALL["seed"]}
     foreign = ForeignRequest(request_id="own", prompt="a dog runs", options=options, **references)
     video = host.submit(foreign.to_video_request(host.model, host.config))
@@ -66,7 +66,7 @@ def decoded(content: bytes) -> Pixels:
 
 
 def distance(one: Pixels, other: Pixels) -> float:
-    """Between means of 8 x 8 pixels: what compression takes from noise is left out."""
+    """Return the difference of means of 8 x 8 pixels, because compression changes noise."""
     assert one.shape == other.shape
     frames, height, width, _ = one.shape
     difference = (one.astype(float) - other).reshape(frames, height // 8, 8, width // 8, 8, 3)
@@ -80,7 +80,7 @@ def red_picture() -> bytes:
 
 
 def test_videos_of_different_kinds_are_made_together(server: SGLang) -> None:
-    """Beside one that would take minutes, which is then deleted."""
+    """While one runs that would take minutes and is then deleted."""
     long = server.create(**SMALL | {"num_frames": 33_000})
     while server.video(long)["progress"] == 0:
         time.sleep(0.02)

@@ -16,7 +16,7 @@ def environment() -> Path:
 
 @pytest.fixture(scope="session")
 def config(environment: Path) -> str:
-    """The deploy config that the package brings."""
+    """The path of the package's deploy config."""
     return deploy_config(environment / "bin")
 
 
@@ -27,7 +27,7 @@ def server(
     config: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OmniServer]:
-    """As the README says, with a tiny distilled checkpoint."""
+    """A server with the flags of the README and a tiny distilled checkpoint."""
     log = tmp_path_factory.mktemp("vllm-omni") / "log"
     flags = ("--deploy-config", config, *STREAMING)
     model = checkpoints["distilled"]

@@ -19,20 +19,20 @@ FAULTS = {
     "no-memory": ("MemoryError: out of memory", None),
     "odd-size": ("got size 100x64, expected", 400),
 }
-"""What the requests of `omni_program.py faults` end with: a part of the message, and a status."""
+"""A part of the message, and the status, of each request of `omni_program.py faults`."""
 
 pytestmark = pytest.mark.vllm_omni
 
 
 def run_program(environment: Path, name: str, model: Path, output: Path) -> None:
-    """It runs in the environment that has vLLM-Omni."""
+    """Run `omni_program.py` in the environment of vLLM-Omni."""
     command = [str(environment / "bin" / "python"), str(PROGRAM), name, str(model), str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def alone(model: Helios, frames: int, shape: torch.Size) -> Tensor:
-    """Latents of the same request with helios-serve by itself."""
+    """Return the latents of the same request from helios-serve alone."""
     height, width = (8 * side for side in shape[-2:])
     made = model.generate(
         "a dog", num_frames=frames, width=width, height=height, seed=frames, steps=(1, 1, 1)
@@ -43,7 +43,7 @@ def alone(model: Helios, frames: int, shape: torch.Size) -> Tensor:
 def test_latents_equal_those_of_helios_serve_alone(
     environment: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Of three sizes and lengths that were made together; every other seed is another video."""
+    """Three sizes and lengths are generated together. Other seeds give other videos."""
     output = tmp_path / "latents.pt"
     run_program(environment, "latents", checkpoints["distilled"], output)
     model = Helios(str(checkpoints["distilled"]), device="cpu")
@@ -70,7 +70,7 @@ def test_an_abort_frees_the_blocks_within_two_steps(
 def test_a_request_that_fails_in_a_call_of_several_fails_alone(
     environment: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Whatever the exception, and in the executor's both calls that have several requests."""
+    """With any exception, and in both calls of the executor that have several requests."""
     output = tmp_path / "faults.json"
     run_program(environment, "faults", checkpoints["distilled"], output)
     report = json.loads(output.read_text())

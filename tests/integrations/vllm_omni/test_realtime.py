@@ -1,4 +1,4 @@
-"""Live sessions of vLLM-Omni's own WebSocket."""
+"""Realtime sessions over vLLM-Omni's own WebSocket."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

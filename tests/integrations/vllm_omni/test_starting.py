@@ -1,4 +1,4 @@
-"""How vLLM-Omni is started with us, and how it is not."""
+"""Starting vLLM-Omni with our engine, and refusals to start."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def test_a_killed_ray_worker_is_survived(
 
 
 def watch(server: OmniServer, when_begun: Callable[[], None] = lambda: None) -> list[bytes]:
-    """A video's chunks; `when_begun` is called behind the first."""
+    """Return a video's chunks. `when_begun` is called after the first one."""
     with realtime_client(server.url) as client:
         client.start(**SMALL, num_frames=165)
         first = client.hear()
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_told(
 
 
 def pretend(folder: Path, version: str) -> None:
-    """Let vLLM-Omni be of another version for whoever asks with `folder` on the path."""
+    """Make vLLM-Omni appear as another version for processes with `folder` on their path."""
     metadata = folder / f"vllm_omni-{version}.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.vllm_omni
 
 @pytest.fixture(scope="module")
 def sea(server: OmniServer) -> bytes:
-    """99 frames of text alone."""
+    """Create a video of 99 frames from text, and return the file."""
     answer = server.sync(num_frames=99)
     assert answer.status_code == 200, answer.text
     return answer.content

@@ -1,4 +1,4 @@
-"""A tiny training, which the tests of stages and gates share."""
+"""Fixture: a tiny training, shared by the tests of stages and gates."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from helios_serve.model_executor.training.training import Training
 
 @pytest.fixture(scope="session")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """All stages, without interruption. Its models have learned next to nothing."""
+    """Run all stages without interruption. The models have learned almost nothing."""
     training = Training(tmp_path_factory.mktemp("training"), tiny_recipe())
     for stage in training.makers:
         assert training.run(stage)

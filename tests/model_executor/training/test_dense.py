@@ -1,4 +1,4 @@
-"""The dense forward against the packed one that serves."""
+"""The dense forward against the packed one of the server."""
 
 import msgspec
 import pytest
@@ -21,11 +21,11 @@ from helios_serve.model_executor.worker.history_pool import HistoryPool
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red ball moves right over the sand", "the zebra"]
-"""Of different lengths; the second has a word that is spelled."""
+"""Captions of different lengths. The second has a word that is split into letters."""
 
 
 def random_model(*, amplified: bool = False) -> NanoModel:
-    """A model whose every parameter differs from its start."""
+    """Return a model in which every parameter differs from its initial value."""
     recipe = tiny_recipe()
     settings = recipe.transformer | {"is_amplify_history": amplified}
     model = NanoModel(msgspec.structs.replace(recipe, transformer=settings))

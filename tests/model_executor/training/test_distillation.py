@@ -84,7 +84,7 @@ def test_interrupted_pairs_go_on_and_equal_uninterrupted_ones(
 
 
 def gradients(stage: DmdStage) -> list[Tensor]:
-    """The gradients of the generator's first step, taken before they are applied."""
+    """Return the gradients of the generator's first step, before they are applied."""
     taken: list[Tensor] = []
 
     def keep(*_: object) -> float:
@@ -99,7 +99,7 @@ def gradients(stage: DmdStage) -> list[Tensor]:
 
 @contextmanager
 def saved_bytes(most: list[int]) -> Iterator[None]:
-    """Append to `most` the largest number of bytes that autograd kept at one time."""
+    """Append to `most` the largest number of bytes that autograd saved at one time."""
     alive = [0]
     most.append(0)
 
@@ -118,7 +118,7 @@ def saved_bytes(most: list[int]) -> Iterator[None]:
 
 
 def test_little_memory_gives_the_same_gradients(training: Training) -> None:
-    """And keeps less than half: one step's activations instead of those of six."""
+    """It saves less than half: the activations of one step instead of six."""
     most: list[int] = []
     taken = []
     for low_memory in (False, True):

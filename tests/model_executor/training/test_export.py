@@ -28,7 +28,7 @@ STEPS: dict[Variant, tuple[int, ...]] = {
 
 
 def random_model() -> NanoModel:
-    """A model far from its start, with weights that bfloat16 holds exactly."""
+    """Return a model far from its initial state, with weights that are exact in bfloat16."""
     model = NanoModel(RECIPE)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def random_model() -> NanoModel:
 
 @pytest.mark.parametrize("variant", STEPS)
 def test_the_server_generates_what_the_rollout_does(tmp_path: Path, variant: Variant) -> None:
-    """Over three chunks, so that the window slides, with guidance where there is any."""
+    """Over three chunks, so that the window slides, and with guidance if the variant has it."""
     model, vae = random_model(), build_vae(RECIPE)
     export_checkpoint(tmp_path, variant, RECIPE, model.state_dict(), vae.state_dict())
     guidance = 1.0 if variant == "distilled" else 2.0

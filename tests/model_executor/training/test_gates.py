@@ -1,4 +1,4 @@
-"""Gates measure what they say: on made videos of known value, and on a tiny training."""
+"""Gates measure correctly, on synthetic videos with known values and on a tiny training."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def drift_of(
     seam: float = 1.0,
     inside: float = 1.0,
 ) -> dict[str, Figure]:
-    """The figures of one video that begins as it should and ends with `last`."""
+    """Return the figures of a video that begins correctly and ends with `last`."""
     long = Long(true_video(), last, spread, seam, inside)
     return {figure.name.split(",")[0]: figure for figure in drift_figures([CASE], [long])}
 

@@ -43,13 +43,13 @@ from helios_serve.model_executor.training.windows import (
 
 
 def numbered_clip(frames: int = 36) -> Tensor:
-    """A clip whose latent frame i is filled with i + 1: (1, 16, frames, 8, 8)."""
+    """Return a clip whose latent frame i is filled with i + 1: (1, 16, frames, 8, 8)."""
     numbers = torch.arange(1.0, frames + 1).view(1, 1, -1, 1, 1)
     return numbers.expand(1, 16, frames, 8, 8)
 
 
 def frames_in(window: Tensor) -> list[int]:
-    """The numbers of a window's frames, the anchor first; 0 is an empty frame."""
+    """Return the numbers of a window's frames, the anchor first; 0 is an empty frame."""
     return [int(number) for number in window[0, 0, :, 0, 0]]
 
 
@@ -171,7 +171,7 @@ def test_absolute_positions_are_those_of_a_longer_table() -> None:
 
 
 def shake(model: NanoModel) -> None:
-    """Move all weights away from their start, at which residual branches are zero."""
+    """Move all weights away from their initial values, at which residual branches are zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.transformer.parameters():

@@ -27,7 +27,7 @@ def link_all_but(stage: str, source: Path, folder: Path) -> None:
 
 
 def curve(folder: Path, stage: str) -> list[dict[str, float]]:
-    """The figures of each step in the log, without its time."""
+    """Return the figures of each step in the log, without the time."""
     lines = [json.loads(line) for line in (folder / stage / "log.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in line if key != "cpu_seconds"} for line in lines]
 
@@ -118,7 +118,7 @@ def test_losses_fall(tmp_path: Path) -> None:
 def test_a_training_starts_from_another_at_a_larger_size(
     training: Training, tmp_path: Path
 ) -> None:
-    """With its codec and weights; the first losses are those of a model that knows something."""
+    """With its codec and weights, so that the first losses are those of a trained model."""
     recipe = msgspec.structs.replace(training.recipe, width=128, start=str(training.folder))
     larger = Training(tmp_path, recipe)
     stage = larger.makers["base"]()

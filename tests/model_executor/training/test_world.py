@@ -32,7 +32,7 @@ LOOKS = [(*pair, shape) for pair, shape in product(visible_pairs(), SHAPE_WORDS)
 
 @pytest.mark.parametrize(("colour", "background", "shape"), LOOKS)
 def test_what_is_rendered_is_detected(colour: str, background: str, shape: str) -> None:
-    """Every look, at each size and with each motion at least once over all looks."""
+    """Every color, background and shape, with each size and each motion at least once."""
     index = LOOKS.index((colour, background, shape))
     size, motion = list(SIZES)[index % 3], list(MOTIONS)[index % 5]
     scene = Scene((Thing(colour, shape, size, motion),), background)

@@ -1,6 +1,6 @@
-"""`helios-serve bench`: measures video servers as their users feel them.
+"""`helios-serve bench`: measures video servers as their users experience them.
 
-The package of the benchmarks is imported only when one runs: `serve` never loads it.
+The benchmarks are imported only when one runs, so `serve` never loads them.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def add_command(commands: Any) -> None:
 def add_serve(benchmarks: Any) -> None:
     parser = benchmarks.add_parser(
         "serve",
-        help="load a running server, and measure what its users feel",
+        help="put load on a running server, and measure what its users experience",
         epilog=SERVE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,7 +64,7 @@ def add_serve(benchmarks: Any) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Load a server, and print what was measured. Returns the exit status."""
+    """Put load on a server, and print what was measured. Returns the exit status."""
     load, target = read_flags(arguments, LoadOptions), read_flags(arguments, TargetOptions)
     report = read_flags(arguments, ReportOptions)
     names = check_report(report)
@@ -89,7 +89,8 @@ def serve_repeatedly(
 ) -> int:
     """Run the load several times with a seed for each, and print intervals over the runs.
 
-    Each run has files of its own; the result has the means. An interrupt ends the last run.
+    Each run has files of its own, and the result has their means. After an interrupt, no further
+    run is started.
     """
     from helios_serve.benchmarks.load.workload import draw_workload
     from helios_serve.benchmarks.measure.printed import result_line

@@ -45,7 +45,7 @@ def add_benchmark(benchmarks: Any) -> None:
         nargs="*",
         type=Path,
         metavar="BASE.json NEW.json",
-        help="results, with the files of their sessions next to them (default: none)",
+        help="result files; the files of their sessions must be next to them (default: none)",
     )
     add_options(parser.add_argument_group("comparison"), CompareOptions)
     add_options(parser.add_argument_group("servers, with --alternate"), TargetOptions)
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compare_files(base: Path, new: Path, gates: "list[Gate]") -> "list[Compared]":
-    """Compare two results; of results of several runs, run by run."""
+    """Compare two results. Results of several runs are compared run by run."""
     from helios_serve.benchmarks.measure.comparison import (
         Side,
         check_comparable,
@@ -99,7 +99,8 @@ def compare_files(base: Path, new: Path, gates: "list[Gate]") -> "list[Compared]
     found = sides(base), sides(new)
     if len(found[0]) != len(found[1]):
         raise InvalidRequestError(
-            f"got {len(found[0])} and {len(found[1])} runs, expected as many of each result",
+            f"got {len(found[0])} and {len(found[1])} runs, expected the same number "
+            "in both results",
             param="results",
         )
     pairs = list(zip(*found, strict=True))
@@ -111,7 +112,7 @@ def compare_files(base: Path, new: Path, gates: "list[Gate]") -> "list[Compared]
     check_comparable(one, other)
     digests = {side.result["helios"]["workload"]["sha256"] for side in (one, other)}
     if len(digests) > 1:
-        print("note: the results are of different workloads")
+        print("note: the results come from different workloads")
     return compare(one, other, gates or usable_gates(one, other))
 
 
@@ -121,7 +122,7 @@ async def alternate(
     report: ReportOptions,
     gates: "list[Gate]",
 ) -> "list[Compared]":
-    """Measure both servers in each round, and begin with the other one each time."""
+    """Measure both servers in each round. They take turns at being measured first."""
     from helios_serve.benchmarks.measure.comparison import (
         check_comparable,
         compare_rounds,
@@ -148,7 +149,7 @@ async def alternate(
 async def measure(
     name: str, number: int, target: TargetOptions, load: LoadOptions, report: ReportOptions
 ) -> "Side":
-    """Measure one server once, and write its result if that is asked for."""
+    """Measure one server once, and write its result if `report` says so."""
     from helios_serve.benchmarks.load.workload import draw_workload
     from helios_serve.benchmarks.measure.comparison import Side
     from helios_serve.benchmarks.measure.result import result_of

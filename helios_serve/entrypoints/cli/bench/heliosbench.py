@@ -104,7 +104,8 @@ def add_generate(actions: Any) -> None:
 
 def add_score(actions: Any) -> None:
     parser = actions.add_parser(
-        "score", help="measure videos, and run HeliosBench's scripts where their weights are"
+        "score",
+        help="measure videos, and run HeliosBench's own scripts if their weights are there",
     )
     parser.set_defaults(run=score)
     add_folders(parser)
@@ -158,7 +159,7 @@ def add_track(parser: argparse.ArgumentParser) -> None:
         "--track",
         choices=("long", "short"),
         default="long",
-        help="long: drift counts; short: the first 81 frames (default: long)",
+        help="long: whole videos, scored for drift too; short: the first 81 frames (default: long)",
     )
 
 
@@ -204,7 +205,7 @@ async def make_all(arguments: argparse.Namespace, cases: "list[BenchCase]") -> "
 
 
 async def run_of(server: Any, arguments: argparse.Namespace) -> "BenchRun":
-    """Return how a server's videos are made; one of ours says whether its weights are random."""
+    """Return how a server makes videos. Only helios-serve reports whether weights are random."""
     from helios_serve.benchmarks.quality.making import BenchRun
     from helios_serve.benchmarks.targets.target import SessionFailedError
 
@@ -354,7 +355,7 @@ def print_averages(scores: "FolderScores") -> None:
         cells = (averages[name][measure] for name in averages)
         print(f"{measure:22}" + "".join(f"{'-' if x is None else f'{x:.4g}':>12}" for x in cells))
     if scores.random_weights:
-        print("machinery only: the weights are random, so there are no ratings")
+        print("no ratings: with random weights, the videos show noise")
 
 
 def shorten_all(arguments: argparse.Namespace) -> int:

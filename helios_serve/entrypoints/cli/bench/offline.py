@@ -45,7 +45,7 @@ TIMES = (
     "ramp_up_start_rps", "ramp_up_end_rps", "trace_speed", "users", "think_time",
     "max_concurrency", "duration", "tenants", "cancel_share", "switch_every", "task",
 )  # fmt: skip
-"""Options of a load that these scenarios fix."""
+"""Load options that these scenarios set themselves, and that are therefore not flags."""
 OFFLINE = "offline"
 
 

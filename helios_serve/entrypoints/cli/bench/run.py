@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INVALID = 1
-"""Exit status of a run whose numbers are not to be used."""
+"""Exit status of an invalid run, whose numbers must not be used."""
 
 
 def check_report(report: ReportOptions) -> list[str]:
-    """Check the options of the result before a run: an error after it would cost the measurement.
+    """Check the options of the result before a run: an error after it would lose the numbers.
 
-    Returns the metrics that are printed. Raises InvalidRequestError, and HeliosError if a package
-    is missing.
+    Returns the metrics to print. Raises InvalidRequestError, and HeliosError if a package is
+    missing.
     """
     require("aiohttp")
     if report.report is not None:
@@ -45,7 +45,7 @@ def check_report(report: ReportOptions) -> list[str]:
 def files_of(
     report: ReportOptions, backend: str, load: LoadOptions, model: str | None
 ) -> "ResultFiles | None":
-    """Return where the result is written, if it is. Raises StorageError."""
+    """Return the files to write the result to; None if it is not written. Raises StorageError."""
     from helios_serve.benchmarks.measure.result_files import ResultFiles, default_name
 
     rate = f"{load.users}users" if load.users else f"{load.request_rate:g}qps"
@@ -55,12 +55,12 @@ def files_of(
 
 
 def without_preparation(report: ReportOptions) -> ReportOptions:
-    """Return the options of a further run: the server is warm, and the client was checked."""
+    """Return the options of a repeated run, which needs no warm-up and no check of the client."""
     return msgspec.structs.replace(report, num_warmups=0, no_self_check=True)
 
 
 def finish(measured: "Measured", names: list[str], files: "ResultFiles | None", **top: Any) -> int:
-    """Print the result, and write it. `top` replaces keys of it. Returns the exit status."""
+    """Print and write the result, with the keys in `top` replaced. Returns the exit status."""
     from helios_serve.benchmarks.measure.printed import printed
     from helios_serve.benchmarks.measure.result import result_of
 

@@ -1,4 +1,4 @@
-"""`helios-serve bench sweep`: measures a server under several loads, or searches its capacity."""
+"""`helios-serve bench sweep`: measures a server under several loads, or finds its capacity."""
 
 import argparse
 from pathlib import Path
@@ -39,7 +39,7 @@ SUMMARY = "summary.json"
 def add_benchmark(benchmarks: Any) -> None:
     parser = benchmarks.add_parser(
         "sweep",
-        help="measure a server under several loads, or search its capacity",
+        help="measure a server under several loads, or find its capacity",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     load, target = read_flags(arguments, LoadOptions), read_flags(arguments, TargetOptions)
     check_report(report)
     if (options.bench_params is None) == (options.search is None):
-        raise InvalidRequestError("expected either --bench-params or --search", param="search")
+        raise InvalidRequestError(
+            "got both or none of --bench-params and --search, expected one of them", param="search"
+        )
     if options.search is not None and report.num_runs > 1:
         raise InvalidRequestError(
             "got --num-runs with --search, expected --max-runs", param="num_runs"
@@ -119,7 +121,7 @@ class Sweep:
         return read_json(path, kind, param="bench_params", flag="--bench-params")
 
     async def measure_axis(self, size: float, number: int) -> tuple[int, int]:
-        """Run a load of a search; a load that is run again gets another seed."""
+        """Run a load of a search. A load that is run again gets another seed."""
         changes: dict[str, Any] = {"seed": self.load.seed + number}
         if self.options.search == "users":
             changes["users"] = max(1, int(size))
@@ -136,7 +138,7 @@ class Sweep:
     async def measure(
         self, load: LoadOptions, name: str, size: float, run_number: int = 0
     ) -> dict[str, Any]:
-        """Run a load, and keep its result. `run_number` counts the runs of one load, as vLLM's."""
+        """Run a load, and keep its result. `run_number` counts the runs of one load, as in vLLM."""
         from helios_serve.benchmarks.load.workload import draw_workload
         from helios_serve.benchmarks.measure.printed import result_line
         from helios_serve.benchmarks.measure.result import result_of
@@ -174,7 +176,7 @@ class Sweep:
 
 
 def capacity_text(capacity: "Capacity", options: SweepOptions) -> str:
-    """Say what was found, with the loads on both sides."""
+    """Return the capacity as text, with the loads on both sides of it."""
     for each in capacity.tried:
         print(f"  {each.load:g}: {each.verdict} ({each.good} of {each.offered}, {each.runs} runs)")
     if capacity.passed is None:

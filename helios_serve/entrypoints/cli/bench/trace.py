@@ -49,7 +49,7 @@ def add_benchmark(benchmarks: Any) -> None:
         type=int,
         default=99,
         metavar="N",
-        help="length of sessions whose trace has none (default: 99)",
+        help="frames of a session for which the trace has no length (default: 99)",
     )
     for action in (exporting, importing):
         action.add_argument(
@@ -79,9 +79,9 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def session_of(job: StoredJob, first: float, *, with_prompts: bool) -> "SessionRequest":
-    """Return a job as a session, `first` seconds being the start of the trace.
+    """Return a job as a session of a trace that starts at `first` (Unix seconds).
 
-    References are not exported: a job that had one gets a made one.
+    References are not exported. The session of a job that had one gets a generated one.
     """
     from helios_serve.benchmarks.load.request import SessionRequest
 
@@ -110,7 +110,7 @@ def session_of(job: StoredJob, first: float, *, with_prompts: bool) -> "SessionR
 
 
 def neutral(prompt: str) -> str:
-    """Return a text with as many words, which says nothing."""
+    """Return a text of as many neutral words."""
     return " ".join(["word"] * max(1, len(prompt.split())))
 
 
@@ -133,7 +133,7 @@ def write_trace(path: Path, requests: "Iterable[SessionRequest]") -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Print what a trace asks for."""
+    """Print a summary of a trace."""
     from helios_serve.benchmarks.load.importers import described
     from helios_serve.benchmarks.load.trace_file import read_trace
 

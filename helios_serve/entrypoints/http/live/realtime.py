@@ -33,7 +33,7 @@ POLICY_VIOLATION, RESUMED_ELSEWHERE = 1008, 4409
 
 
 LARGE = 64 << 10
-"""Characters from which on a message is parsed in another thread than the event loop's."""
+"""A message of at least this many characters is parsed outside of the event loop's thread."""
 
 
 class RevokedError(Exception):
@@ -326,7 +326,7 @@ class RealtimeConnection:
 
 
 async def parse(text: str) -> messages.ClientMessage | Json:
-    """Parse a client's message, without delaying the others."""
+    """Parse a client's message, a long one in another thread so that no client waits."""
     if len(text) < LARGE:
         return messages.parse_message(text)
     return await asyncio.to_thread(messages.parse_message, text)
