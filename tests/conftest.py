@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-from tests.support.tries import FULL
+from tests.support.tries import FULL, USUAL
 
 if TYPE_CHECKING:
     from helios_serve.model_executor.loader import LoadedModel
@@ -31,8 +31,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What `--hypothesis-profile=full` names; `tries` reads the name.
-settings.register_profile(FULL)
+# No random test fails because the machine is busy. `tries` reads the name of the profile, which
+# `--hypothesis-profile=full` sets.
+settings.register_profile(USUAL, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(FULL, settings.get_profile(USUAL))
+settings.load_profile(USUAL)
 
 ModelLoader = Callable[..., "LoadedModel"]
 DEAD_WORKERS = pytest.StashKey[list[str]]()

@@ -2,6 +2,7 @@
 
 from hypothesis import settings
 
+USUAL = "usual"
 FULL = "full"
 
 
