@@ -13,7 +13,7 @@ from helios_serve.core.stage_queue import flow_of
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
-from helios_serve.engine.requests.forecast import Load, StageForecast
+from helios_serve.engine.requests.forecast import Load, Packing, StageForecast, packing_of
 
 Phase = Literal["encoding", "queued", "paused", "denoising", "decoding"]
 BUSY: tuple[Stage, ...] = ("denoise", "decode")
@@ -96,6 +96,8 @@ class RemainingTime:
         devices = core.scheduler.devices.values()
         self.decoders = [device for device in devices if "decode" in device.roles]
         self._by_worker: dict[str, StageForecast] = {}
+        self._packings: dict[tuple[str, bool], Packing] = {}
+        """By worker, of its priority sessions and of its others."""
 
     def of(self, assembler: ChunkAssembler) -> float | None:
         """Seconds until the request has delivered its last chunk; None if no rate is known."""
@@ -118,12 +120,14 @@ class RemainingTime:
         forecast = self._by_worker.get(worker.worker_id)
         if forecast is None:
             forecast = self._by_worker[worker.worker_id] = StageForecast(
-                self._active_loads(worker), self.scheduler.config
+                self._active_loads(worker),
+                self.scheduler.config,
+                is_whole=self._packing(worker, is_priority=False).is_whole,
             )
         load = self._load(assembler, worker)
         if not load.chunks:
             return 0.0
-        planned = sum(plan.cost for plan in worker.plans) / worker.rate
+        planned = sum(worker.plan_time.seconds(plan.cost) for plan in worker.plans)
         seconds = forecast.seconds(load, is_included=not assembler.session.clock.is_paused)
         return max(0.0, seconds + planned - self._busy(worker.device))
 
@@ -149,27 +153,62 @@ class RemainingTime:
 
     def _active_loads(self, worker: WorkerState | None) -> Iterator[Load]:
         """Of the requests of a worker, or of all for the decoders."""
-        for assembler in self.assemblers.values():
-            session = assembler.session
-            if session.clock.is_paused or not (
-                worker is None or session.worker_id == worker.worker_id
-            ):
-                continue
+        for assembler in self._active(worker):
             load = self._load(assembler, worker)
             if load.chunks:
                 yield load
 
+    def _active(self, worker: WorkerState | None) -> Iterator[ChunkAssembler]:
+        """Requests that are not paused: of a worker, or all."""
+        for assembler in self.assemblers.values():
+            session = assembler.session
+            if not session.clock.is_paused and (
+                worker is None or session.worker_id == worker.worker_id
+            ):
+                yield assembler
+
     def _load(self, assembler: ChunkAssembler, worker: WorkerState | None) -> Load:
         """What a request takes of a worker, decoding included if that decodes, or of decoders."""
         session, left = assembler.session, assembler.num_left
-        chunk = seconds = 0.0
-        if worker is None or "decode" in worker.device.roles:
-            chunk = self.decode_rate.seconds(session.cost.decode)
-            seconds = left * chunk
-        if worker is not None:
-            chunk += session.cost.chunk / worker.rate
-            seconds += session.remaining_cost / worker.rate
-        return Load(flow_of(session), seconds / chunk, seconds)
+        flow, cost = flow_of(session), session.cost
+        decode = self.decode_rate.seconds(cost.decode)
+        if worker is None:
+            return Load(flow, left, left * decode)
+        packing, plan_time = (
+            self._packing(worker, is_priority=session.is_priority),
+            worker.plan_time,
+        )
+        own = 0.0 if packing.is_whole else 1 / packing.size
+        chunk = plan_time.seconds(cost.chunk, own * cost.chunk_steps)
+        steps_left = cost.steps_left(session.cursor)
+        steps = plan_time.seconds(session.remaining_cost, own * steps_left)
+        common = plan_time.fixed * steps_left if packing.is_whole else 0.0
+        if "decode" not in worker.device.roles:
+            return Load(flow, steps / chunk, steps, offset=common)
+        if packing.is_ahead:
+            return Load(flow, left, left * decode, steps / chunk, chunk)
+        seconds = steps + left * decode
+        return Load(flow, seconds / (chunk + decode), seconds, offset=common)
+
+    def _packing(self, worker: WorkerState, *, is_priority: bool) -> Packing:
+        """How the active sessions of the worker share its plans."""
+        key = worker.worker_id, is_priority
+        if key not in self._packings:
+            active = [
+                assembler.session.cost
+                for assembler in self._active(worker)
+                if assembler.session.is_priority == is_priority
+            ]
+            self._packings[key] = Packing(1.0, is_whole=False, is_ahead=False)
+            if active:
+                pixels = sum(cost.decode for cost in active) / len(active)
+                decode = self.decode_rate.seconds(pixels)
+                if "decode" not in worker.device.roles:
+                    decode *= len(self.scheduler.workers) / max(1, len(self.decoders))
+                self._packings[key] = packing_of(
+                    active, worker.plan_time, self.scheduler.config, decode=decode
+                )
+        return self._packings[key]
 
     def _busy(self, device: Device) -> float:
         """Seconds that the device has spent on plans and decode tasks which it is still at."""
