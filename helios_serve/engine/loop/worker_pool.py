@@ -1,13 +1,14 @@
 """The workers of an engine: started, watched, replaced when they die, drained."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from helios_serve.core.device import Device
+from helios_serve.core.device import Device, Stage
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.time_limit import Speeds
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
@@ -19,9 +20,9 @@ from helios_serve.options.workers import ROLES, Role, WorkerConfig
 MAX_FAILED_STARTS = 3
 """Failed starts in a row before a worker is not started again, where that is limited."""
 RATE_MARGIN = 2.0
-"""A step is taken to be too long if it were even at this multiple of the known rate."""
-LONG_STEP = 0.01
-"""Share of the step deadline from which on a step is long: its time is nearly all computation."""
+"""A job is taken to be too long if it were even at this multiple of the known rate."""
+LONG_JOB = 0.01
+"""Share of the step deadline from which on a job is long: its time is nearly all computation."""
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds before a worker is started again after its first failed start, and at most. They double
 with each failure."""
@@ -97,8 +98,8 @@ class WorkerHandle:
         self.is_ready = False
         self.is_draining = False
         self.device = Device(worker_id, config.roles)
-        self.step_rate = 0.0
-        """FLOP/s at which its steps can be at most; 0 if that is not known."""
+        self.speeds = Speeds()
+        """How fast it can be at most."""
         self.scheduled: WorkerState | None = None
 
     @property
@@ -136,11 +137,28 @@ class WorkerHandle:
     def has_role(self, role: Role) -> bool:
         return role in self.config.roles
 
-    def note_step(self, cost: float, seconds: float, deadline: float) -> None:
-        """Learn the rate from a plan of `cost` FLOPs if it took long enough to tell that of longer
-        ones."""
-        if cost and seconds >= LONG_STEP * deadline:
-            self.step_rate = RATE_MARGIN * cost / seconds
+    def note(self, stage: Stage, work: float, seconds: float, deadline: float) -> None:
+        """Learn how fast it is from a job if that took long enough to tell it of longer ones.
+
+        A short job tells only that it is not slower: the first jobs are long where kernels are
+        compiled. `work` is in the units of `Speeds`.
+        """
+        if stage == "denoise":
+            seconds -= self.device.plan_time.fixed
+        if not work or seconds <= 0:
+            return
+        speed = RATE_MARGIN * work / seconds
+        if seconds >= LONG_JOB * deadline or 0 < getattr(self.speeds, stage) < speed:
+            self.speeds = self.speeds._replace(**{stage: speed})
+
+    def note_task(
+        self, stage: Literal["encode", "decode"], seconds: float, deadline: float
+    ) -> None:
+        """Learn from the task of a stage, which it has done, unless that had prompts alone: these
+        tell nothing of pixels."""
+        queued = self.device.tasks[stage]
+        if not isinstance(queued.task, EncodeTask) or queued.task.seed_from is not None:
+            self.note(stage, queued.cost, seconds, deadline)
 
     def is_late(self, now: float, config: EngineConfig) -> bool:
         """Whether it has not started, or not finished its oldest plan or a task, in time."""
@@ -204,7 +222,8 @@ class WorkerPool:
     def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
         worker.is_ready, worker.failed_starts = True, 0
         self.scheduler.devices[worker.worker_id] = worker.device
-        worker.step_rate = RATE_MARGIN * event.flops
+        most = (event.flops, event.encode_pixels, event.decode_pixels)
+        worker.speeds = Speeds(*(RATE_MARGIN * rate for rate in most))
         self._has_worked = True
         if worker.has_role("denoise") and not worker.is_draining:
             worker.scheduled = self.scheduler.add_worker(
@@ -299,9 +318,9 @@ class WorkerPool:
                 raise HeliosError(f"no worker can be started to {role}: {self._last_death}")
 
     @property
-    def step_rates(self) -> list[float]:
-        """The most FLOP/s of each worker whose rate is known."""
-        return [worker.step_rate for worker in self.workers.values() if worker.step_rate]
+    def speeds(self) -> list[Speeds]:
+        """How fast each worker can be at most."""
+        return [worker.speeds for worker in self.workers.values()]
 
     def reports(self) -> list[WorkerReport]:
         """Every worker, for people."""
