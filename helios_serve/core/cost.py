@@ -64,6 +64,9 @@ class StepLoad(NamedTuple):
         )
 
 
+NO_STEPS = StepLoad()
+
+
 @lru_cache(maxsize=4096)
 def stage_step_cost(config: HeliosConfig, geometry: Geometry, stage: int, branches: int) -> float:
     """FLOPs of one denoise step at `stage`; guidance makes two branches."""

@@ -1,16 +1,18 @@
 """What the device of one worker is busy with, and how fast stages are on it."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from helios_serve.core.cost import StepLoad
+from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.rate import PlanTime, Rate
 from helios_serve.core.stage_queue import Claim, StageQueue
 
 Stage = Literal["encode", "denoise", "decode"]
 
-NO_STEPS = StepLoad()
+LONGEST_GAP = 0.25
+"""Seconds without any job that are taken to be due to the engine, not to a lack of requests."""
 
 
 class Device:
@@ -29,11 +31,16 @@ class Device:
         self.step_queue: StageQueue | None = None
         self.step_rate = Rate()
         self.plan_time = PlanTime()
+        self.use = Rate()
+        """Seconds of work that jobs report in a second that they are given: less than 1, since
+        messages take time, and the engine has more to do."""
         self.tasks: dict[Stage, QueuedTask[Any]] = {}
         self._busy: dict[Stage, float] = {}
         """Seconds of the device that each running stage has had since it began."""
         self._since: dict[Stage, float] = {}
-        self._now = 0.0
+        self._now = -math.inf
+        self._gap = 0.0
+        """Seconds without any job between those since the last one that was measured."""
 
     @property
     def step_claim(self) -> Claim:
@@ -42,14 +49,23 @@ class Device:
 
     def begin(self, stage: Stage, now: float) -> None:
         """The stage runs from `now` on, in seconds of any clock."""
+        if not self._busy and now - self._now < LONGEST_GAP:
+            self._gap += now - self._now
         self._advance(now)
         self._busy[stage], self._since[stage] = 0.0, now
 
-    def end(self, stage: Stage, now: float) -> float:
-        """The stage has ended; returns the part of the device that it had, at most 1."""
+    def end(self, stage: Stage, now: float, seconds: float = 0.0) -> float:
+        """The stage has ended; returns the part of the device that it had, at most 1.
+
+        Its job has reported that it took `seconds`, 0 if that was not measured.
+        """
         self._advance(now)
         busy, whole = self._busy.pop(stage), now - self._since.pop(stage)
-        return busy / whole if whole > 0 else 1.0
+        part = busy / whole if whole > 0 else 1.0
+        if seconds > 0:
+            self.use.measure(min(part * seconds, busy), busy + self._gap)
+            self._gap = 0.0
+        return part
 
     def busy(self, stage: Stage, now: float) -> float:
         """Seconds of the whole device that a running stage has had since it began."""

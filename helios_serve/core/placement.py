@@ -5,8 +5,7 @@ from functools import reduce
 from typing import NamedTuple
 
 from helios_serve.core.admission import Admission
-from helios_serve.core.cost import StepLoad
-from helios_serve.core.device import NO_STEPS
+from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus

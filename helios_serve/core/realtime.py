@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from helios_serve.core.cost import StepLoad
-from helios_serve.core.device import NO_STEPS, Device
+from helios_serve.core.cost import NO_STEPS, StepLoad
+from helios_serve.core.device import Device
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session
 from helios_serve.core.worker_state import WorkerState

@@ -120,7 +120,7 @@ class TaskQueue(Generic[Task]):
         The task is charged with the time that it took here, and to the steps on the same device.
         """
         queued = self._end(device)
-        seconds *= device.end(self.stage, now)
+        seconds *= device.end(self.stage, now, seconds)
         if seconds > 0:
             if self.rate.value:
                 more = self.rate.value * seconds - queued.cost

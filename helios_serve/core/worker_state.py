@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.core.cost import StepLoad
-from helios_serve.core.device import NO_STEPS, Device
+from helios_serve.core.cost import NO_STEPS, StepLoad
+from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.plan_pace import PlanPace
 from helios_serve.core.rate import PlanTime, Rate
@@ -206,7 +206,7 @@ class WorkerState:
     def finish_plan(self, seconds: float) -> Plan:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
-        seconds *= self.device.end("denoise", now)
+        seconds *= self.device.end("denoise", now, seconds)
         if self.plans:
             self.device.begin("denoise", now)
         self.device.step_rate.measure(plan.cost, seconds)

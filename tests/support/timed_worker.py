@@ -48,14 +48,15 @@ class TimedWorker:
 
     Commands of several kinds share the device equally. With the device to itself, a decode task
     takes `decode` seconds, and a plan `fixed` seconds and the time of its steps: `STEP` for the
-    average one, in proportion to their costs. `waits` has the seconds for which each plan waited
-    for the one before.
+    average one, in proportion to their costs. Each result arrives `lag` seconds late. `waits` has
+    the seconds for which each plan waited for the one before.
     """
 
-    def __init__(self, decode: float = DECODE, *, fixed: float = 0.0) -> None:
+    def __init__(self, decode: float = DECODE, *, fixed: float = 0.0, lag: float = 0.0) -> None:
         self.now = 0.0
         self.decode = decode
         self.fixed = fixed
+        self.lag = lag
         self.core: EngineCore | None = None
         self.jobs = Jobs()
         self.waiting: dict[Stage, deque[Command]] = {
@@ -77,14 +78,15 @@ class TimedWorker:
     def poll(self, timeout: float) -> list[Received]:
         if self.ready:
             return [Received("worker", self.ready.pop())]
-        if not self.jobs.left or self.jobs.next_end > timeout:
+        if not self.jobs.left or self.jobs.next_end > max(0.0, timeout):
             self._pass_time(timeout)
             return []
         stage = self.jobs.first
-        self._pass_time(self.jobs.next_end)
+        self._pass_time(max(0.0, self.jobs.next_end))
         del self.jobs.left[stage]
         done = self.waiting[stage].popleft()
         seconds = self.now - self.jobs.begun[stage]
+        self._pass_time(self.lag)
         if self.waiting[stage]:
             self._begin(stage)
         return [Received("worker", msgspec.structs.replace(done.event, seconds=seconds))]

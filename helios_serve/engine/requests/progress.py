@@ -70,6 +70,11 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
     return sum(other.clock.arrival <= arrival for other in scheduler.waiting)
 
 
+def used(device: Device) -> float:
+    """The part of its time in which a device that has jobs works at them."""
+    return device.use.value or 1.0
+
+
 class Backlog(NamedTuple):
     """The work of all requests in the order of their arrival.
 
@@ -129,25 +134,27 @@ class RemainingTime:
             return 0.0
         planned = sum(worker.plan_time.seconds(plan.cost) for plan in worker.plans)
         seconds = forecast.seconds(load, is_included=not assembler.session.clock.is_paused)
-        return max(0.0, seconds + planned - self._busy(worker.device))
+        busy = self._busy(worker.device)
+        return max(0.0, (seconds + planned) / used(worker.device) - busy)
 
     def _in_decoders(self, assembler: ChunkAssembler) -> float:
         """Seconds until decoders that do nothing else have done all for the request."""
         is_included = not assembler.session.clock.is_paused
         seconds = self._decoding.seconds(self._load(assembler, None), is_included=is_included)
-        busy = sum(self._busy(device) for device in self.decoders)
-        return max(0.0, seconds - busy) / max(1, len(self.decoders))
+        uses = sum(map(used, self.decoders)) or 1.0
+        busy = sum(map(self._busy, self.decoders)) / max(1, len(self.decoders))
+        return max(0.0, seconds / uses - busy)
 
     def _in_queue(self, assembler: ChunkAssembler) -> float | None:
         """Seconds until a waiting request ends, if all that came before it is done before it."""
         workers = self.scheduler.workers.values()
-        rate = sum(worker.rate for worker in workers)
+        rate = sum(worker.rate * used(worker.device) for worker in workers)
         if not rate:
             return None
         last = bisect_right(self._backlog.arrivals, assembler.session.clock.arrival) - 1
         steps = self._backlog.steps[last] / rate
         pixels = self._backlog.pixels[last]
-        decode = self.decode_rate.seconds(pixels) / max(1, len(self.decoders))
+        decode = self.decode_rate.seconds(pixels) / (sum(map(used, self.decoders)) or 1.0)
         is_shared = any("decode" in worker.device.roles for worker in workers)
         return steps + decode if is_shared else max(steps, decode)
 
@@ -174,10 +181,8 @@ class RemainingTime:
         decode = self.decode_rate.seconds(cost.decode)
         if worker is None:
             return Load(flow, left, left * decode)
-        packing, plan_time = (
-            self._packing(worker, is_priority=session.is_priority),
-            worker.plan_time,
-        )
+        packing = self._packing(worker, is_priority=session.is_priority)
+        plan_time = worker.plan_time
         own = 0.0 if packing.is_whole else 1 / packing.size
         chunk = plan_time.seconds(cost.chunk, own * cost.chunk_steps)
         steps_left = cost.steps_left(session.cursor)

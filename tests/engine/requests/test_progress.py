@@ -19,9 +19,10 @@ class Run:
         decode: float = DECODE,
         *,
         fixed: float = 0.0,
+        lag: float = 0.0,
         tokens: int = SchedulingConfig().max_num_batched_tokens,
     ) -> None:
-        self.worker = TimedWorker(decode, fixed=fixed)
+        self.worker = TimedWorker(decode, fixed=fixed, lag=lag)
         self.delivered: dict[str, list[float]] = {}
         heavy = SchedulingConfig(
             tenants={"heavy": TenantConfig(weight=3.0)}, max_num_batched_tokens=tokens
@@ -99,6 +100,19 @@ def test_the_remaining_time_is_right_from_the_second_chunk_on(
                 name,
                 now,
             )
+
+
+def test_time_that_is_lost_between_jobs_counts() -> None:
+    """Where jobs are short, messages take as long as they do."""
+    run = Run(0.2, lag=0.2)
+    for name in ("warm-up", "a"):
+        run.core.add_request(make_request(name, chunks=10))
+        run.run_to(name, 2)
+    eta, asked = run.eta("a"), run.worker.now
+    run.run_to("a", 10)
+    left = run.delivered["a"][-1] - asked
+    assert eta == pytest.approx(left, rel=0.25)
+    assert left > 8 * (0.2 + 6 * STEP + 0.5), "nothing was lost"
 
 
 @pytest.mark.parametrize("others", [0, 5])
