@@ -192,12 +192,16 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
 
     `num_blocks` is the size of its history pool, and `text_rows` the number of prompt tokens whose
     cross-attention keys and values fit in its memory. `flops` is the FLOP/s of its matrix products,
-    which its steps do not exceed. All are 0 for a worker that does not denoise.
+    which its steps do not exceed. All are 0 for a worker that does not denoise. At those FLOP/s,
+    the convolutions of its VAE encode `encode_pixels` a second, and decode `decode_pixels`: 0 for a
+    worker without one.
     """
 
     num_blocks: int = 0
     text_rows: int = 0
     flops: float = 0.0
+    encode_pixels: float = 0.0
+    decode_pixels: float = 0.0
 
 
 class StepsDone(msgspec.Struct, frozen=True, tag=True):

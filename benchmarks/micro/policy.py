@@ -6,7 +6,7 @@ Starts servers of its own with the built-in model and puts loads of two tenants 
 
 - weights: two tenants with weights 3:1, each with more requests than its share allows. The server's
   chunks must be divided by 3:1 within 10 %, where decoding is the bottleneck and where denoising
-  is.
+  is. The latter holds only if not all sessions fit one step: see --max-num-batched-tokens.
 - priority: a priority session together with six default ones, and alone. Its longest gap between
   two chunks must be at most 2.5 times that of the session alone.
 - flex: a flex session must get chunks while six default ones run.
@@ -163,6 +163,8 @@ def running(arguments: argparse.Namespace) -> Iterator[Server]:
         }
         flags = ("--port", "0", "--data-dir", name, "--tenants", str(tenants), "--no-access-log")
         roles = [flag for item in arguments.workers for flag in ("--workers", item)]
+        if arguments.max_num_batched_tokens is not None:
+            roles += ["--max-num-batched-tokens", str(arguments.max_num_batched_tokens)]
         process = subprocess.Popen(
             [*command, "serve", arguments.model, *flags, "--drain-timeout", "1", *roles],
             stdout=subprocess.PIPE,
@@ -293,6 +295,7 @@ def main() -> None:
     parser.add_argument("goals", nargs="*", default=list(GOALS), metavar="GOAL")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--workers", action="append", default=[], metavar="N[:ROLES]")
+    parser.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="of the server")
     parser.add_argument("--bottlenecks", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--repeat", type=int, default=3, help="runs of the priority session")

@@ -20,6 +20,7 @@ from helios_serve.model_config import (
     TransformerConfig,
 )
 from helios_serve.options.sampling import ResolvedParams
+from helios_serve.options.scheduling import BatchLimits
 from helios_serve.video_request import VideoRequest
 
 TYPICAL_PROMPT_TOKENS = 64
@@ -39,6 +40,31 @@ class Flops(NamedTuple):
     @property
     def total(self) -> float:
         return self.linear + self.attention
+
+
+class StepLoad(NamedTuple):
+    """What the steps of sessions take in a second: FLOPs, and the plans that they are divided into.
+
+    There are at least as many plans as one session has steps, the `most` of any, and `full` plans
+    that are as full as they can be.
+    """
+
+    flops: float = 0.0
+    most: float = 0.0
+    full: float = 0.0
+
+    @property
+    def plans(self) -> float:
+        return max(self.most, self.full)
+
+    def plus(self, other: "StepLoad") -> "StepLoad":
+        """The load of both."""
+        return StepLoad(
+            self.flops + other.flops, max(self.most, other.most), self.full + other.full
+        )
+
+
+NO_STEPS = StepLoad()
 
 
 @lru_cache(maxsize=4096)
@@ -100,10 +126,10 @@ class SessionCost:
     """Costs that follow from a session's parameters alone, computed once.
 
     By stage: `steps` are the FLOPs of a denoise step, `tokens` what it adds to a batch, history and
-    noise under every prompt. `chunk` is the FLOPs of any chunk but the first, `rate` the FLOP/s
-    that playing the video in real time takes. `decode` is the pixels of a chunk, all of which are
-    decoded even if the last chunk is shorter, and `decode_rate` the pixels a second in real time.
-    `peak_blocks` is the most history blocks that the session ever holds.
+    noise under every prompt. `chunk` is the FLOPs of any chunk but the first, `chunk_steps` its
+    steps, `rate` the FLOP/s that playing the video in real time takes. `decode` is the pixels of a
+    chunk, all of which are decoded even if the last chunk is shorter, and `decode_rate` the pixels
+    a second in real time. `peak_blocks` is the most history blocks that the session ever holds.
     """
 
     def __init__(self, config: HeliosConfig, geometry: Geometry, params: ResolvedParams) -> None:
@@ -116,10 +142,24 @@ class SessionCost:
             for stage in stages
         )
         self.chunk = self.of_chunk(1)
+        self.chunk_steps = sum(params.stage_steps(1))
         self.rate = self.chunk * params.fps / CHUNK_FRAMES
         self.decode = float(CHUNK_FRAMES * params.width * params.height)
         self.decode_rate = self.decode * params.fps / CHUNK_FRAMES
         self.peak_blocks = HistoryManager.peak_blocks(geometry)
+
+    def full_plans(self, limits: BatchLimits) -> float:
+        """Plans for a chunk if each is filled with sessions of this kind."""
+        counts = self.params.stage_steps(1)
+        return sum(
+            count / limits.sessions_of(tokens)
+            for count, tokens in zip(counts, self.tokens, strict=True)
+        )
+
+    def load(self, limits: BatchLimits) -> StepLoad:
+        """What its steps take a second if it plays in real time."""
+        chunks = self.params.fps / CHUNK_FRAMES
+        return StepLoad(self.rate, self.chunk_steps * chunks, self.full_plans(limits) * chunks)
 
     def of_chunk(self, chunk: int) -> float:
         """FLOPs of all steps of a chunk."""
@@ -132,6 +172,14 @@ class SessionCost:
         return sum(
             count * cost for count, cost in zip(left, self.steps[cursor.stage :], strict=True)
         )
+
+    def steps_left(self, cursor: StepCursor) -> int:
+        """Steps from `cursor` to the end of the video."""
+        later = self.params.num_chunks - cursor.chunk - 1
+        if later < 0:
+            return 0
+        left = self.params.stage_steps(cursor.chunk)[cursor.stage :]
+        return sum(left) - cursor.step + later * self.chunk_steps
 
     def left(self, cursor: StepCursor) -> float:
         """FLOPs from `cursor` to the end of the video."""

@@ -4,42 +4,15 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.queued_task import QueuedTask
+from helios_serve.core.rate import PlanTime, Rate
 from helios_serve.core.stage_queue import Claim, StageQueue
 
 Stage = Literal["encode", "denoise", "decode"]
 
-RATE_SECONDS = 5.0
-"""Seconds of work in which the weight of what was measured before falls by a factor of e."""
-RATE_MEMORY = 0.9
-"""Factor by which a measurement reduces that weight at most, so that one long job does not decide
-by what rate the next one is charged."""
-
-
-class Rate:
-    """Work per second as measured; 0 before the first measurement.
-
-    Work and time are summed up, so that a short measurement has little weight. Both sums fade with
-    the time that is added. The first measurement counts until there is a second one: it is slow
-    where libraries are loaded and kernels are chosen or compiled.
-    """
-
-    def __init__(self) -> None:
-        self.value = 0.0
-        self._done = self._spent = 0.0
-
-    def measure(self, work: float, seconds: float) -> None:
-        """Add `work` that took `seconds`; nothing if that was not measured."""
-        if work and seconds > 0:
-            is_first, fade = not self.value, max(RATE_MEMORY, math.exp(-seconds / RATE_SECONDS))
-            done, spent = fade * self._done + work, fade * self._spent + seconds
-            self.value = done / spent
-            if not is_first:
-                self._done, self._spent = done, spent
-
-    def seconds(self, work: float) -> float:
-        """Seconds that `work` takes; 0 before the first measurement."""
-        return work / self.value if self.value else 0.0
+LONGEST_GAP = 0.25
+"""Seconds without any job that are taken to be due to the engine, not to a lack of requests."""
 
 
 class Device:
@@ -57,12 +30,17 @@ class Device:
         self.is_draining = False
         self.step_queue: StageQueue | None = None
         self.step_rate = Rate()
-        self.realtime_load = 0.0
+        self.plan_time = PlanTime()
+        self.use = Rate()
+        """Seconds of work that jobs report in a second that they are given: less than 1, since
+        messages take time, and the engine has more to do."""
         self.tasks: dict[Stage, QueuedTask[Any]] = {}
         self._busy: dict[Stage, float] = {}
         """Seconds of the device that each running stage has had since it began."""
         self._since: dict[Stage, float] = {}
-        self._now = 0.0
+        self._now = -math.inf
+        self._gap = 0.0
+        """Seconds without any job between those since the last one that was measured."""
 
     @property
     def step_claim(self) -> Claim:
@@ -71,23 +49,37 @@ class Device:
 
     def begin(self, stage: Stage, now: float) -> None:
         """The stage runs from `now` on, in seconds of any clock."""
+        if not self._busy and now - self._now < LONGEST_GAP:
+            self._gap += now - self._now
         self._advance(now)
         self._busy[stage], self._since[stage] = 0.0, now
 
-    def end(self, stage: Stage, now: float) -> float:
-        """The stage has ended; returns the part of the device that it had, at most 1."""
+    def end(self, stage: Stage, now: float, seconds: float = 0.0) -> float:
+        """The stage has ended; returns the part of the device that it had, at most 1.
+
+        Its job has reported that it took `seconds`, 0 if that was not measured.
+        """
         self._advance(now)
         busy, whole = self._busy.pop(stage), now - self._since.pop(stage)
-        return busy / whole if whole > 0 else 1.0
+        part = busy / whole if whole > 0 else 1.0
+        if seconds > 0:
+            self.use.measure(min(part * seconds, busy), busy + self._gap)
+            self._gap = 0.0
+        return part
 
     def busy(self, stage: Stage, now: float) -> float:
         """Seconds of the whole device that a running stage has had since it began."""
         self._advance(now)
         return self._busy[stage]
 
-    def realtime_share(self, more: float = 0.0) -> float:
-        """The part of the device that steps of priority sessions take, with `more` FLOP/s."""
-        return self.step_rate.seconds(self.realtime_load + more)
+    def realtime_share(self, more: StepLoad = NO_STEPS) -> float:
+        """The part of the device that steps of priority sessions take, with `more` of them."""
+        load = more
+        if (queue := self.step_queue) is not None:
+            for session in queue.sessions.values():
+                if session.is_priority:
+                    load = load.plus(session.cost.load(queue.config))
+        return self.plan_time.seconds(load.flops, load.plans)
 
     def is_running(self, stage: Stage) -> bool:
         return stage in self._busy

@@ -1,9 +1,11 @@
 """Waiting sessions, and the worker that each of them gets."""
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import NamedTuple
 
 from helios_serve.core.admission import Admission
+from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus
@@ -35,9 +37,10 @@ class WaitingRoom:
         return session_id in self._sessions
 
     @property
-    def promised_rate(self) -> float:
-        """FLOP/s that the waiting priority sessions take in real time."""
-        return sum(session.cost.rate for session in self if session.is_priority)
+    def promised_load(self) -> StepLoad:
+        """What the waiting priority sessions take in real time."""
+        loads = (session.cost.load(self.config) for session in self if session.is_priority)
+        return reduce(StepLoad.plus, loads, NO_STEPS)
 
     def configure(self, config: SchedulingConfig) -> None:
         """Set the tenants' weights, also those of sessions that wait."""
@@ -93,10 +96,10 @@ class PlacementPolicy:
         known = list(workers)
         return not known or any(worker.could_hold(session) for worker in known)
 
-    def check(self, session: Session, workers: Iterable[WorkerState], promised: float) -> None:
+    def check(self, session: Session, workers: Iterable[WorkerState], promised: StepLoad) -> None:
         """Refuse what no worker can ever run, and real time that no worker can promise now.
 
-        `promised` is the FLOP/s of waiting priority sessions. Raises InvalidRequestError or
+        `promised` is the load of waiting priority sessions. Raises InvalidRequestError or
         CapacityError. Without workers everything may wait.
         """
         known = list(workers)
@@ -127,7 +130,7 @@ class PlacementPolicy:
             fits = self.realtime.keeping_up(session, fits, share) or fits
         return min(fits, key=expected_wait, default=None)
 
-    def _keep_up(self, session: Session, workers: list[WorkerState], promised: float) -> bool:
+    def _keep_up(self, session: Session, workers: list[WorkerState], promised: StepLoad) -> bool:
         """Whether some worker, and the decoders, can take one more session in real time.
 
         The first one is taken in any case, and gets what the machine can do.
@@ -192,7 +195,7 @@ class Placement:
         """
         if not was_accepted:
             self.admission.check(session)
-        promised = self.waiting.promised_rate if session.is_priority else 0.0
+        promised = self.waiting.promised_load if session.is_priority else NO_STEPS
         self.policy.check(session, self.workers.values(), promised)
         self.admission.accept(session)
         self.realtime.add(session)

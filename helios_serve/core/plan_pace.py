@@ -12,7 +12,7 @@ PLAN_LEAD = 0.05
 """Seconds before the end of a plan at which the next one is sent: enough to send it, and to launch
 its first kernels."""
 MEMORY = 32
-"""Plans of which the fastest one tells how long a plan takes at least."""
+"""Plans whose times tell by how much a plan may be faster than expected."""
 
 
 class PlanPace:
@@ -20,19 +20,24 @@ class PlanPace:
 
     A plan cannot be taken back. Sent no earlier than that, it has the sessions in it that became
     ready while the last one ran: who goes first waits for one step, not for two. The end is
-    predicted by the highest rate of the last plans, so that a plan is early rather than late.
+    predicted as if the plan were as much faster than expected as any of the last ones, so that the
+    next one is early rather than late.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._rates: deque[float] = deque(maxlen=MEMORY)
-        self._fastest = 0.0
+        self._ratios: deque[float] = deque(maxlen=MEMORY)
+        """Seconds that plans took, by those that were expected."""
+        self._least = 1.0
 
     def measure(self, cost: float, seconds: float) -> None:
-        """A plan of `cost` FLOPs took `seconds` of the whole device, 0 if that was not measured."""
+        """A plan of `cost` FLOPs took `seconds` of the whole device, 0 if that was not measured.
+
+        The device's `plan_time` has been given it already.
+        """
         if cost and seconds > 0:
-            self._rates.append(cost / seconds)
-            self._fastest = max(self._rates)
+            self._ratios.append(seconds / self.device.plan_time.seconds(cost))
+            self._least = min(self._ratios)
 
     def next_at(self, costs: Sequence[float], now: float) -> float:
         """When the next plan is to be sent, if plans of `costs` FLOPs are in flight, the oldest
@@ -44,5 +49,5 @@ class PlanPace:
             return -math.inf
         if len(costs) >= QUEUE_DEPTH:
             return math.inf
-        least = costs[0] / self._fastest if self._fastest else 0.0
+        least = self._least * self.device.plan_time.seconds(costs[0])
         return now + least - self.device.busy("denoise", now) - PLAN_LEAD

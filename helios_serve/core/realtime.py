@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from helios_serve.core.device import Device, Rate
+from helios_serve.core.cost import NO_STEPS, StepLoad
+from helios_serve.core.device import Device
+from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session
 from helios_serve.core.worker_state import WorkerState
 
@@ -35,12 +37,12 @@ class RealTime:
         workers: Iterable[WorkerState],
         share: float,
         *,
-        promised: float = 0.0,
+        promised: StepLoad = NO_STEPS,
     ) -> list[WorkerState]:
         """The workers that can denoise an accepted session in real time, within `share` of each
         device, if the decoders can then decode it.
 
-        `promised` is the FLOP/s of priority sessions that are still to be placed. What was not
+        `promised` is the load of priority sessions that are still to be placed. What was not
         measured yet is taken to be fast enough.
         """
         fast = [worker for worker in workers if worker.keeps_up(session, share, promised)]
@@ -52,11 +54,11 @@ class RealTime:
             if "decode" in device.roles and not device.is_draining
         }
         spare = sum(free.values()) - self.decode_rate.seconds(self.decode_load)
-        more = promised + session.cost.rate
 
         def lost(worker: WorkerState) -> float:
             """What the decoders lose to the session's steps."""
             before = free.get(worker.worker_id, 0.0)
+            more = promised.plus(session.cost.load(worker.queue.config))
             return min(before, before - share + worker.device.realtime_share(more))
 
         return [

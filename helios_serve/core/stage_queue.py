@@ -58,7 +58,8 @@ class StageQueue:
     those that can be served are queued. While both kinds have work, each priority service adds
     `batch_share` of its cost to a debt, and each service of the other tiers pays off the rest of
     its own cost. The other tiers go first while the debt is positive, and so get exactly their
-    share. Tasks that run on a worker's device are charged to the queue of its steps as well.
+    share. They save up nothing while they have no work, but what they had too early stays. Tasks
+    that run on a worker's device are charged to the queue of its steps as well.
     """
 
     def __init__(self, config: SchedulingConfig, order: Order) -> None:
@@ -174,7 +175,7 @@ class StageQueue:
         self._with_work[session.is_priority].discard(session.session_id)
         self._owed.discard(session.session_id)
         if not self._with_work[False]:
-            self._debt = 0.0
+            self._debt = min(0.0, self._debt)
         if session.is_priority:
             self._due.pop(session.session_id, None)
         else:
@@ -197,6 +198,8 @@ class StageQueue:
         share = self.config.batch_share
         if is_contended:
             self._debt += share * cost if session.is_priority else (share - 1) * cost
+        elif session.is_priority and self._debt < 0:
+            self._debt = min(0.0, self._debt + share * cost)
 
     def _pop_fair(self, *, only_owed: bool = False) -> Session | None:
         session_id = self._fair.pop(self._lead, only_owed=only_owed)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, NamedTuple
 
-from helios_serve.core.device import Device, Rate
+from helios_serve.core.device import Device
 from helios_serve.core.queued_task import QueuedTask, Task
+from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session
 from helios_serve.core.stage_queue import Claim, FlowKey, StageQueue, flow_of
 from helios_serve.options.scheduling import SchedulingConfig
@@ -119,7 +120,7 @@ class TaskQueue(Generic[Task]):
         The task is charged with the time that it took here, and to the steps on the same device.
         """
         queued = self._end(device)
-        seconds *= device.end(self.stage, now)
+        seconds *= device.end(self.stage, now, seconds)
         if seconds > 0:
             if self.rate.value:
                 more = self.rate.value * seconds - queued.cost

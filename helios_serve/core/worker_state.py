@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.core.device import Device, Rate
+from helios_serve.core.cost import NO_STEPS, StepLoad
+from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.plan_pace import PlanPace
+from helios_serve.core.rate import PlanTime, Rate
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
 from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
@@ -111,6 +113,11 @@ class WorkerState:
         return self.device.step_rate.value
 
     @property
+    def plan_time(self) -> PlanTime:
+        """How long its plans take, as measured."""
+        return self.device.plan_time
+
+    @property
     def total_blocks(self) -> int:
         """Blocks that can hold history: all but the null block."""
         return self.history.pool.num_blocks - 1
@@ -140,12 +147,12 @@ class WorkerState:
         blocks = session.cost.peak_blocks <= self.total_blocks
         return blocks and (not session.is_ready or session.prompts.text_rows <= self.text_rows)
 
-    def keeps_up(self, session: Session, share: float, promised: float = 0.0) -> bool:
+    def keeps_up(self, session: Session, share: float, promised: StepLoad = NO_STEPS) -> bool:
         """Whether the worker can run `session` and all its priority sessions in real time.
 
-        `promised` is the FLOP/s of priority sessions that are still to be placed.
+        `promised` is the load of priority sessions that are still to be placed.
         """
-        busy = self.device.realtime_share(promised + session.cost.rate)
+        busy = self.device.realtime_share(promised.plus(session.cost.load(self.queue.config)))
         return not self.is_draining and busy <= share
 
     def place(self, session: Session) -> None:
@@ -157,8 +164,6 @@ class WorkerState:
         self.reserved_blocks += session.cost.peak_blocks
         self.reserve_text(session)
         self.outstanding_cost += session.remaining_cost
-        if session.is_priority:
-            self.device.realtime_load += session.cost.rate
         self.queue.join(session)
         if session.is_runnable:
             self.queue.push(session)
@@ -175,8 +180,6 @@ class WorkerState:
         self.reserved_rows -= session.reserved_rows
         session.reserved_rows = 0
         self.outstanding_cost -= session.remaining_cost
-        if session.is_priority:
-            self.device.realtime_load -= session.cost.rate
         self.history.close(session.session_id)
         self._close(session.session_id)
 
@@ -203,10 +206,11 @@ class WorkerState:
     def finish_plan(self, seconds: float) -> Plan:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
-        seconds *= self.device.end("denoise", now)
+        seconds *= self.device.end("denoise", now, seconds)
         if self.plans:
             self.device.begin("denoise", now)
         self.device.step_rate.measure(plan.cost, seconds)
+        self.device.plan_time.measure(plan.cost, seconds)
         self.pace.measure(plan.cost, seconds)
         return plan
 

@@ -67,6 +67,10 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 1024
 
+    def sessions_of(self, tokens: int) -> int:
+        """Return how many sessions fit one denoise step if each has `tokens`; at least one does."""
+        return max(1, min(self.max_num_seqs, self.max_num_batched_tokens // max(1, tokens)))
+
 
 class SchedulingConfig(BatchLimits, frozen=True, kw_only=True):
     """Limits and policies of the scheduler. `tenant_defaults` applies to all other tenants."""

@@ -17,7 +17,7 @@ import msgspec
 
 from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger, show_logs
-from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent
+from helios_serve.messages import WorkerCommand, WorkerDied, WorkerEvent, WorkerReady
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.model_executor.executor.inbox import Inbox
 from helios_serve.model_executor.exit_status import describe_exit
@@ -69,6 +69,7 @@ class Child:
         self.worker_id = worker_id
         self.slots = DEVICE_SLOTS.take(config.ranks)
         self.inbox = inbox
+        self.is_ready = False
         self.is_stopping = False
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -94,10 +95,13 @@ class Child:
         self.process.kill()
 
     def stop(self, seconds: float) -> None:
-        """Let the process finish its commands and exit; kill it after `seconds`."""
+        """Let the process finish its commands and exit; kill it after `seconds`.
+
+        One that is still loading is killed at once: it has no commands, and would not notice.
+        """
         self.is_stopping = True
         self.commands.put(None)
-        self.process.join(seconds)
+        self.process.join(seconds if self.is_ready else 0)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -130,6 +134,7 @@ class Child:
                 self.process.kill()
                 break
             has_reason = has_reason or isinstance(event, WorkerDied)
+            self.is_ready = self.is_ready or isinstance(event, WorkerReady)
             self.inbox.put(self.worker_id, event)
         self.commands.put(None)
         self.process.join()

@@ -17,6 +17,7 @@ from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, Geometry
 from helios_serve.model_executor.models.helios.conditioning import Posterior
 from helios_serve.model_executor.models.wan_vae.autoencoder import decode_latents
 from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d
+from helios_serve.model_executor.models.wan_vae.decoder import conv_weights, flops_per_pixel
 
 MAX_CACHED_BYTES = 256 << 20
 """Maximum bytes of cached posteriors."""
@@ -50,6 +51,17 @@ class Vae:
         self._scale = 1.0 / torch.tensor(model.config.latents_std, device=device).view(shape)
         self._is_compiled = False
         self._posteriors: OrderedDict[tuple[tuple[int, ...], str], Posterior] = OrderedDict()
+
+    @property
+    def decode_flops(self) -> float:
+        """FLOPs of decoding a pixel, at least."""
+        return flops_per_pixel(self.model.decoder)
+
+    @property
+    def encode_flops(self) -> float:
+        """FLOPs of encoding a pixel, at least: those of the blocks at the full resolution."""
+        blocks = self.model.encoder.down_blocks[: self.model.config.num_res_blocks]
+        return 2.0 * sum(map(conv_weights, blocks))
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Posterior:

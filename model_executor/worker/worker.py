@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import msgspec
 import torch
 
 from helios_serve.messages import (
@@ -95,6 +96,12 @@ class Worker:
         self.pace = Pace(model.device)
         self.runner: ModelRunner | None = None
         self.ready = WorkerReady()
+        if model.vae is not None:
+            flops = convolution_flops(model.device)
+            self.ready = WorkerReady(
+                encode_pixels=flops / model.vae.encode_flops,
+                decode_pixels=flops / model.vae.decode_flops,
+            )
         if model.transformer is not None:
             num_blocks = history_blocks or default_blocks(model.transformer)
             text_bytes = default_text_bytes(model.transformer)
@@ -106,10 +113,12 @@ class Worker:
                 text_bytes=text_bytes,
                 batch_invariant=batch_invariant,
             )
-            self.ready = WorkerReady(
-                num_blocks,
-                text_bytes // text_row_bytes(model.transformer),
-                matmul_flops(model.device, model.transformer.dtype) * num_ranks(model.transformer),
+            self.ready = msgspec.structs.replace(
+                self.ready,
+                num_blocks=num_blocks,
+                text_rows=text_bytes // text_row_bytes(model.transformer),
+                flops=matmul_flops(model.device, model.transformer.dtype)
+                * num_ranks(model.transformer),
             )
 
     def run(self, commands: Commands) -> None:
@@ -209,6 +218,12 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
         product[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / max(best, 1e-9)
+
+
+def convolution_flops(device: torch.device) -> float:
+    """Return FLOP/s that convolutions do not exceed: GPUs may compute those of fp32 in TF32."""
+    dtypes = [torch.float32] if device.type == "cpu" else [torch.float32, torch.bfloat16]
+    return max(matmul_flops(device, dtype) for dtype in dtypes)
 
 
 def num_ranks(transformer: HeliosTransformer) -> int:

@@ -2,9 +2,12 @@
 
 import pytest
 
-from helios_serve.core.cost import forward_flops, stage_step_cost
+from helios_serve.core.cost import NO_STEPS, forward_flops, stage_step_cost
+from helios_serve.core.device import Device
+from helios_serve.messages import StepCursor
 from helios_serve.model_config import Geometry
-from tests.support.scheduling import CONFIG
+from helios_serve.options.scheduling import BatchLimits
+from tests.support.scheduling import CONFIG, make_request, make_session
 
 SIZE = Geometry(384, 640)
 
@@ -22,3 +25,32 @@ def test_a_forward_of_the_published_model(stage: int, teraflops: float, attentio
 def test_guidance_costs_twice() -> None:
     once, twice = (stage_step_cost(CONFIG, SIZE, 1, branches) for branches in (1, 2))
     assert twice == 2 * once
+
+
+def test_the_steps_that_are_left_are_counted_from_a_cursor() -> None:
+    """Two for each of three stages; the first chunk of a distilled model may have more."""
+    session = make_session(make_request("a", chunks=3))
+    total = session.params.total_steps
+    assert session.cost.steps_left(StepCursor(0, 0, 0)) == total
+    assert session.cost.steps_left(StepCursor(2, 2, 1)) == 1
+    assert session.cost.steps_left(StepCursor(1, 1, 0)) == 4 + 6
+    assert session.cost.steps_left(StepCursor(3, 0, 0)) == 0
+
+
+def test_sessions_that_fit_one_plan_take_its_fixed_time_once() -> None:
+    """Each plays a chunk of 33 frames at 24 fps, in six steps; a plan has 0.05 s of its own."""
+    cost = make_session(make_request("a")).cost
+    device = Device("worker", ("denoise",))
+    device.plan_time.fixed, device.plan_time.slope = 0.05, 1e-18
+    rounds = 6 * 24 / 33
+
+    def share(sessions: int, limits: BatchLimits) -> float:
+        load = NO_STEPS
+        for _ in range(sessions):
+            load = load.plus(cost.load(limits))
+        return device.realtime_share(load)
+
+    together, alone = BatchLimits(max_num_batched_tokens=1 << 20), BatchLimits(max_num_seqs=1)
+    assert share(1, together) == pytest.approx(0.05 * rounds, rel=0.02)
+    assert share(4, together) == pytest.approx(0.05 * rounds, rel=0.05)
+    assert share(4, alone) == pytest.approx(4 * 0.05 * rounds, rel=0.02)

@@ -191,3 +191,19 @@ def test_admission_adds_up_what_stages_take_of_one_device() -> None:
         world.add("live-1", tier="priority")
     world.run()
     assert world.scheduler.stats().deadline_misses == 0
+
+
+@pytest.mark.parametrize("decode_rate", [SLOW, 2 * SLOW, FAST])
+def test_other_tiers_get_their_share_beside_a_priority_session_and_no_more(
+    decode_rate: float,
+) -> None:
+    """Also a session that has no work now and then, since it may not run ahead of the decoder."""
+    world = make_world(SHARED, decode_rate)
+    world.add("other", chunks=500)
+    world.run(until=20 * CHUNK_SECONDS)
+    world.add("live", tier="priority", chunks=100)
+    before = delivered(world, "other")
+    while len(world.delivered.get("live", ())) < 100:
+        assert world.tick()
+    others = delivered(world, "other") - before
+    assert others / (others + 100) == pytest.approx(world.scheduler.config.batch_share, abs=0.03)

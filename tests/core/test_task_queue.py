@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from helios_serve.core.device import Device, Rate
+from helios_serve.core.device import Device
 from helios_serve.core.queued_task import MAX_LONE_LOSSES, MAX_LOSSES, SUSPECT_AFTER, QueuedTask
+from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session
 from helios_serve.core.task_queue import TaskQueue
 from helios_serve.messages import EncodeTask

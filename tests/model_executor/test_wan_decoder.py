@@ -1,5 +1,6 @@
 """The decoder against diffusers': the same parameters, the same pictures."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae, decode_latents
 
 NANO: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
@@ -61,3 +64,19 @@ def test_parameters_have_the_names_shapes_and_order_of_checkpoints() -> None:
         for model in (reference, own)
     ]
     assert shapes[0] == shapes[1]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("settings", [NANO, PUBLISHED])
+def test_the_flops_of_a_pixel_are_nearly_those_that_are_counted(settings: dict[str, Any]) -> None:
+    """They bound the time of a chunk from below, so they must not be more."""
+    with torch.device("meta"):
+        vae = Vae(build_wan_vae(settings), torch.device("meta"), nullcontext())
+        video, latents = torch.empty(1, 3, 33, 64, 96), torch.empty(16, 9, 8, 12)
+        with FlopCounterMode(display=False) as encoding:
+            vae.model.encode(video)
+        with FlopCounterMode(display=False) as decoding:
+            decode_latents(vae.model, latents)
+    pixels = 33 * 64 * 96
+    assert 0.7 < vae.decode_flops * pixels / decoding.get_total_flops() <= 1
+    assert 0.2 < vae.encode_flops * pixels / encoding.get_total_flops() <= 1

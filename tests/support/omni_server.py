@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,9 +20,12 @@ import av
 import numpy as np
 import requests
 
+from tests.support.processes import parent
+
 BUILDER = Path(__file__).parents[1] / "integrations" / "environments" / "build.py"
 STREAMING = ("--max-num-seqs", "16", "--step-execution", "--diffusion-streaming-output")
-START_SECONDS = 120.0
+START_SECONDS = 300.0
+"""Seconds after which a server is taken not to start; on a busy machine it takes minutes."""
 STEPS = {"steps": [1, 1, 1]}
 SMALL = {"size": "64x64", "fps": 24, "seed": 3, "extra_params": STEPS}
 """Options of a small realtime session."""
@@ -45,6 +49,12 @@ class OmniServer(NamedTuple):
             files={name: (None, str(value)) for name, value in form.items()} | files,
             timeout=120,
         )
+
+    def host(self) -> int:
+        """The process that our engine is in, the parent of the first worker, which must live."""
+        found = re.search(r"local-0 on process (\d+)", self.said("is served by"))
+        assert found is not None, "no worker is named in the log"
+        return parent(int(found[1]))
 
     def said(self, text: str) -> str:
         """Return the first line of the log that contains `text`, or None."""

@@ -13,6 +13,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def parent(pid: int) -> int:
+    """Return the process id of its parent; the process must exist."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
 def is_python_child(pid: int) -> bool:
     """Return whether `multiprocessing` started the process to run a function."""
     try:

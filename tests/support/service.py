@@ -3,9 +3,10 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -27,6 +28,8 @@ CASES = {
     "i2v": Case("distilled", "i2v", height=64, width=128, chunks=2, seed=2).with_defaults(),
     "v2v": Case("distilled", "v2v", height=64, width=64, chunks=2, seed=3).with_defaults(),
 }
+Executed = TypeVar("Executed", bound=LocalExecutor | RayExecutor)
+
 PATIENCE = 120.0
 """Timeout of waits, in seconds."""
 
@@ -35,6 +38,15 @@ def worker_config(folder: Path, **fields: Any) -> WorkerConfig:
     return WorkerConfig(
         model=str(folder), device="cpu", history_blocks=2000, batch_invariant=True, **fields
     )
+
+
+@contextmanager
+def shutting_down(executor: Executed) -> Iterator[Executed]:
+    """An executor whose workers end however the test ends: on Ray they would take others' room."""
+    try:
+        yield executor
+    finally:
+        executor.shutdown()
 
 
 class Service:

@@ -1,7 +1,11 @@
 """A worker in virtual time, for an `EngineCore` whose clock is the worker's."""
 
-import itertools
+from collections import deque
+from typing import NamedTuple
 
+import msgspec
+
+from helios_serve.core.device import Stage
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.messages import (
     ChunkDecoded,
@@ -10,6 +14,7 @@ from helios_serve.messages import (
     EncodeTask,
     InputsEncoded,
     RunnerOutput,
+    ScheduledStep,
     SchedulerOutput,
     StepsDone,
     TensorData,
@@ -21,51 +26,70 @@ from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import WorkerConfig
-from tests.support.scheduling import CONFIG, SESSION_BLOCKS, Past, read
+from tests.support.scheduling import CONFIG, SESSION_BLOCKS, Jobs, Past, read
 
 ENCODE, STEP, DECODE = 0.5, 0.25, 4.0
-"""Seconds of an encode task, of a step of one session and of a decode task."""
+"""Seconds of an encode task, of an average step of one session and of a decode task."""
 LATENTS = TensorData(b"", (), "float32")
 ENOUGH_TIME = 1e6
+
+
+class Command(NamedTuple):
+    """A command, the seconds of the device that it takes, when it was sent, and its result."""
+
+    stage: Stage
+    seconds: float
+    at: float
+    event: InputsEncoded | ChunkDecoded | StepsDone
 
 
 class TimedWorker:
     """An executor of one worker, which does one command of each kind at a time.
 
-    A decode task takes `decode` seconds. `waits` has the seconds for which each plan waited for the
-    previous one.
+    Commands of several kinds share the device equally. With the device to itself, a decode task
+    takes `decode` seconds, and a plan `fixed` seconds and the time of its steps: `STEP` for the
+    average one, in proportion to their costs. Each result arrives `lag` seconds late. `waits` has
+    the seconds for which each plan waited for the one before.
     """
 
-    def __init__(self, decode: float = DECODE) -> None:
+    def __init__(self, decode: float = DECODE, *, fixed: float = 0.0, lag: float = 0.0) -> None:
         self.now = 0.0
         self.decode = decode
+        self.fixed = fixed
+        self.lag = lag
         self.core: EngineCore | None = None
-        self.free_at: dict[type[WorkerCommand], float] = {}
-        self.ends: list[tuple[float, int, WorkerEvent]] = [
-            (0.0, 0, WorkerReady(SESSION_BLOCKS * 16, 10_000))
-        ]
+        self.jobs = Jobs()
+        self.waiting: dict[Stage, deque[Command]] = {
+            stage: deque() for stage in ("encode", "denoise", "decode")
+        }
+        """Commands of each kind, of which the first one runs."""
+        self.ready: list[WorkerEvent] = [WorkerReady(SESSION_BLOCKS * 16, 10_000)]
         self.waits: list[float] = []
-        self._tie = itertools.count(1)
 
     def start_worker(self, config: WorkerConfig) -> str:  # noqa: ARG002
         return "worker"
 
     def submit(self, worker_id: str, command: WorkerCommand) -> None:  # noqa: ARG002
-        seconds, event = self._do(command)
-        start = max(self.now, self.free_at.get(type(command), 0.0))
-        self.free_at[type(command)] = start + seconds
-        if isinstance(command, SchedulerOutput):
-            self.waits.append(start - self.now)
-        self.ends.append((start + seconds, next(self._tie), event))
+        given = self._given(command)
+        self.waiting[given.stage].append(given)
+        if len(self.waiting[given.stage]) == 1:
+            self._begin(given.stage)
 
     def poll(self, timeout: float) -> list[Received]:
-        first = min(self.ends, key=lambda item: item[:2], default=None)
-        if first is None or first[0] > self.now + timeout:
-            self.now += timeout
+        if self.ready:
+            return [Received("worker", self.ready.pop())]
+        if not self.jobs.left or self.jobs.next_end > max(0.0, timeout):
+            self._pass_time(timeout)
             return []
-        self.ends.remove(first)
-        self.now = first[0]
-        return [Received("worker", first[2])]
+        stage = self.jobs.first
+        self._pass_time(max(0.0, self.jobs.next_end))
+        del self.jobs.left[stage]
+        done = self.waiting[stage].popleft()
+        seconds = self.now - self.jobs.begun[stage]
+        self._pass_time(self.lag)
+        if self.waiting[stage]:
+            self._begin(stage)
+        return [Received("worker", msgspec.structs.replace(done.event, seconds=seconds))]
 
     def wake(self) -> None:
         raise AssertionError("virtual time does not wait")
@@ -82,17 +106,37 @@ class TimedWorker:
     def shutdown(self) -> None:
         pass
 
-    def _do(self, command: WorkerCommand) -> tuple[float, WorkerEvent]:
+    def _pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        if self.jobs.left:
+            self.jobs.advance(seconds)
+
+    def _begin(self, stage: Stage) -> None:
+        command = self.waiting[stage][0]
+        self.jobs.begin(stage, command.seconds, self.now)
+        if stage == "denoise":
+            self.waits.append(self.now - command.at)
+
+    def _given(self, command: WorkerCommand) -> Command:
         match command:
             case EncodeTask():
                 prompts = tuple(map(read, command.prompts))
-                return ENCODE, InputsEncoded(command.session_id, prompts, seconds=ENCODE)
+                return Command(
+                    "encode", ENCODE, self.now, InputsEncoded(command.session_id, prompts)
+                )
             case DecodeTask():
-                done = ChunkDecoded(command.session_id, command.chunk, seconds=self.decode)
-                return self.decode, done
+                done = ChunkDecoded(command.session_id, command.chunk)
+                return Command("decode", self.decode, self.now, done)
             case SchedulerOutput():
-                seconds = STEP * len(command.scheduled_steps)
-                return seconds, StepsDone(RunnerOutput(tuple(self._chunks(command))), seconds)
+                steps = list(map(self._seconds, command.scheduled_steps))
+                seconds = sum(steps) + self.fixed * bool(steps)
+                event = StepsDone(RunnerOutput(tuple(self._chunks(command))), 0.0)
+                return Command("denoise", seconds, self.now, event)
+
+    def _seconds(self, step: ScheduledStep) -> float:
+        assert self.core is not None
+        cost = self.core.scheduler.sessions[step.session_id].cost
+        return STEP * cost.steps[step.cursor.stage] * cost.chunk_steps / cost.chunk
 
     def _chunks(self, plan: SchedulerOutput) -> list[ChunkResult]:
         assert self.core is not None

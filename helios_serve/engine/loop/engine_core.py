@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
 from helios_serve.core.session import Session, SessionStatus
-from helios_serve.core.step_limit import StepLimit
+from helios_serve.core.time_limit import TimeLimit
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.continuation import check_continuation
 from helios_serve.engine.loop.decode_stage import DecodeStage
@@ -83,7 +83,7 @@ class EngineCore:
         self.scheduler = Scheduler(self.config.scheduling, clock)
         self.observers = Observers(observers, self.scheduler)
         self.worker_pool = WorkerPool(executor, self.scheduler, self.config, clock)
-        self.step_limit = StepLimit(model_config, self.config.step_deadline)
+        self.time_limit = TimeLimit(model_config, self.config.step_deadline)
         self.encode_stage = EncodeStage(self.scheduler)
         self.decode_stage = DecodeStage(self.scheduler)
         self._pending_events: list[EngineEvent] = []
@@ -129,7 +129,7 @@ class EngineCore:
             siblings=submission.siblings,
         )
         check_continuation(session)
-        self.step_limit.check(session, self.worker_pool.step_rates)
+        self.time_limit.check(session, self.worker_pool.speeds)
         self.scheduler.add_session(session, was_accepted=submission.was_accepted)
         return session
 
@@ -270,8 +270,8 @@ class EngineCore:
         match event:
             case WorkerReady():
                 self.worker_pool.mark_ready(worker, event)
-                rates = self.worker_pool.step_rates
-                for name, message in self.step_limit.too_slow(self.scheduler.waiting, rates):
+                speeds = self.worker_pool.speeds
+                for name, message in self.time_limit.too_slow(self.scheduler.waiting, speeds):
                     yield from self._fail(name, message)
             case StepsDone():
                 yield from self._on_steps(worker, event)
@@ -287,7 +287,7 @@ class EngineCore:
         assert state is not None, f"{worker.worker_id} does not denoise"
         steps = state.plans[0].output.scheduled_steps
         worker.busy_since = self.clock()
-        worker.note_step(state.plans[0].cost, event.seconds, self.config.step_deadline)
+        worker.note("denoise", state.plans[0].cost, event.seconds, self.config.step_deadline)
         self.decode_stage.account(steps, event.seconds)
         for failure in event.output.failures:
             yield from self._fail(failure.session_id, failure.message)
@@ -300,6 +300,7 @@ class EngineCore:
         self.scheduler.update_from_output(state, 0.0 if event.output.failures else event.seconds)
 
     def _on_encoded(self, worker: WorkerHandle, event: InputsEncoded) -> Iterator[EngineEvent]:
+        worker.note_task("encode", event.seconds, self.config.step_deadline)
         task = self.encode_stage.finish(worker, self.clock(), event)
         session = self.encode_stage.live_session(event.session_id)
         if session is None:
@@ -313,6 +314,7 @@ class EngineCore:
         yield from self.encode_stage.receive(session, task, event)
 
     def _on_decoded(self, worker: WorkerHandle, event: ChunkDecoded) -> Iterator[EngineEvent]:
+        worker.note_task("decode", event.seconds, self.config.step_deadline)
         self.decode_stage.finish(worker, self.clock(), event)
         if event.session_id not in self.decode_stage.assemblers:
             return

@@ -1,13 +1,14 @@
 """The workers of an engine: starts, watches, replaces and drains them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from helios_serve.core.device import Device
+from helios_serve.core.device import Device, Stage
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
+from helios_serve.core.time_limit import Speeds
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
@@ -19,9 +20,9 @@ from helios_serve.options.workers import ROLES, Role, WorkerConfig
 MAX_FAILED_STARTS = 3
 """Failed starts in a row after which a worker is given up, while restarts are limited."""
 RATE_MARGIN = 2.0
-"""A step is refused only if it would be too long even at this multiple of the measured rate."""
-LONG_STEP = 0.01
-"""Fraction of the step deadline. Longer steps measure the rate: they are nearly all computation."""
+"""A job is refused only if it would be too long even at this multiple of the measured rate."""
+LONG_JOB = 0.01
+"""Fraction of the step deadline. Longer jobs measure the rate: they are nearly all computation."""
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds before a worker is restarted after a failed start: at first, and at most. They double."""
 
@@ -97,8 +98,8 @@ class WorkerHandle:
         self.is_ready = False
         self.is_draining = False
         self.device = Device(worker_id, config.roles)
-        self.step_rate = 0.0
-        """Maximum FLOP/s of its steps; 0 while that is unknown."""
+        self.speeds = Speeds()
+        """The highest rate of each stage, as far as it is known."""
         self.scheduled: WorkerState | None = None
 
     @property
@@ -138,13 +139,29 @@ class WorkerHandle:
     def has_role(self, role: Role) -> bool:
         return role in self.config.roles
 
-    def note_step(self, cost: float, seconds: float, deadline: float) -> None:
-        """Measure the rate by a plan of `cost` FLOPs that took `seconds`.
+    def note(self, stage: Stage, work: float, seconds: float, deadline: float) -> None:
+        """Measure the rate of a stage by a job of `work`, in the units of `Speeds`.
 
-        Short plans do not count: their rate does not predict that of longer ones.
+        A short job can only raise the rate: it does not predict that of longer ones, and the first
+        jobs are slow where kernels are compiled.
         """
-        if cost and seconds >= LONG_STEP * deadline:
-            self.step_rate = RATE_MARGIN * cost / seconds
+        if stage == "denoise":
+            seconds -= self.device.plan_time.fixed
+        if not work or seconds <= 0:
+            return
+        speed = RATE_MARGIN * work / seconds
+        if seconds >= LONG_JOB * deadline or 0 < getattr(self.speeds, stage) < speed:
+            self.speeds = self.speeds._replace(**{stage: speed})
+
+    def note_task(
+        self, stage: Literal["encode", "decode"], seconds: float, deadline: float
+    ) -> None:
+        """Measure the rate of a stage by its finished task. A task with prompts only does not count:
+        its time does not depend on pixels.
+        """
+        queued = self.device.tasks[stage]
+        if not isinstance(queued.task, EncodeTask) or queued.task.seed_from is not None:
+            self.note(stage, queued.cost, seconds, deadline)
 
     def is_late(self, now: float, config: EngineConfig) -> bool:
         """Return whether its start, its oldest plan or one of its tasks has missed its deadline."""
@@ -209,7 +226,8 @@ class WorkerPool:
     def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
         worker.is_ready, worker.failed_starts = True, 0
         self.scheduler.devices[worker.worker_id] = worker.device
-        worker.step_rate = RATE_MARGIN * event.flops
+        most = (event.flops, event.encode_pixels, event.decode_pixels)
+        worker.speeds = Speeds(*(RATE_MARGIN * rate for rate in most))
         self._has_worked = True
         if worker.has_role("denoise") and not worker.is_draining:
             worker.scheduled = self.scheduler.add_worker(
@@ -304,9 +322,9 @@ class WorkerPool:
                 raise HeliosError(f"no worker can be started to {role}: {self._last_death}")
 
     @property
-    def step_rates(self) -> list[float]:
-        """Return the maximum FLOP/s of each worker whose rate is known."""
-        return [worker.step_rate for worker in self.workers.values() if worker.step_rate]
+    def speeds(self) -> list[Speeds]:
+        """Return the highest rates of each worker."""
+        return [worker.speeds for worker in self.workers.values()]
 
     def reports(self) -> list[WorkerReport]:
         """Return a report on every worker, for people to read."""

@@ -13,7 +13,7 @@ from helios_serve.core.stage_queue import flow_of
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.decode_stage import ChunkAssembler
 from helios_serve.engine.loop.engine_core import EngineCore
-from helios_serve.engine.requests.forecast import Load, StageForecast
+from helios_serve.engine.requests.forecast import Load, Packing, StageForecast, packing_of
 
 Phase = Literal["encoding", "queued", "paused", "denoising", "decoding"]
 BUSY: tuple[Stage, ...] = ("denoise", "decode")
@@ -70,6 +70,11 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
     return sum(other.clock.arrival <= arrival for other in scheduler.waiting)
 
 
+def used(device: Device) -> float:
+    """Return the fraction of time in which a device that has jobs works on them."""
+    return device.use.value or 1.0
+
+
 class Backlog(NamedTuple):
     """The total work of all requests, in order of arrival.
 
@@ -96,6 +101,8 @@ class RemainingTime:
         devices = core.scheduler.devices.values()
         self.decoders = [device for device in devices if "decode" in device.roles]
         self._by_worker: dict[str, StageForecast] = {}
+        self._packings: dict[tuple[str, bool], Packing] = {}
+        """By worker, of its priority sessions and of its others."""
 
     def of(self, assembler: ChunkAssembler) -> float | None:
         """Return the seconds until the request's last chunk is delivered; None without a rate."""
@@ -118,46 +125,54 @@ class RemainingTime:
         forecast = self._by_worker.get(worker.worker_id)
         if forecast is None:
             forecast = self._by_worker[worker.worker_id] = StageForecast(
-                self._active_loads(worker), self.scheduler.config
+                self._active_loads(worker),
+                self.scheduler.config,
+                is_whole=self._packing(worker, is_priority=False).is_whole,
             )
         load = self._load(assembler, worker)
         if not load.chunks:
             return 0.0
-        planned = sum(plan.cost for plan in worker.plans) / worker.rate
+        planned = sum(worker.plan_time.seconds(plan.cost) for plan in worker.plans)
         seconds = forecast.seconds(load, is_included=not assembler.session.clock.is_paused)
-        return max(0.0, seconds + planned - self._busy(worker.device))
+        busy = self._busy(worker.device)
+        return max(0.0, (seconds + planned) / used(worker.device) - busy)
 
     def _in_decoders(self, assembler: ChunkAssembler) -> float:
         """Return the seconds until decode-only workers have finished all work of the request."""
         is_included = not assembler.session.clock.is_paused
         seconds = self._decoding.seconds(self._load(assembler, None), is_included=is_included)
-        busy = sum(self._busy(device) for device in self.decoders)
-        return max(0.0, seconds - busy) / max(1, len(self.decoders))
+        uses = sum(map(used, self.decoders)) or 1.0
+        busy = sum(map(self._busy, self.decoders)) / max(1, len(self.decoders))
+        return max(0.0, seconds / uses - busy)
 
     def _in_queue(self, assembler: ChunkAssembler) -> float | None:
         """Return the seconds until a waiting request ends, if earlier ones are served first."""
         workers = self.scheduler.workers.values()
-        rate = sum(worker.rate for worker in workers)
+        rate = sum(worker.rate * used(worker.device) for worker in workers)
         if not rate:
             return None
         last = bisect_right(self._backlog.arrivals, assembler.session.clock.arrival) - 1
         steps = self._backlog.steps[last] / rate
         pixels = self._backlog.pixels[last]
-        decode = self.decode_rate.seconds(pixels) / max(1, len(self.decoders))
+        decode = self.decode_rate.seconds(pixels) / (sum(map(used, self.decoders)) or 1.0)
         is_shared = any("decode" in worker.device.roles for worker in workers)
         return steps + decode if is_shared else max(steps, decode)
 
     def _active_loads(self, worker: WorkerState | None) -> Iterator[Load]:
         """Yield the loads of a worker's requests; with None, those of all requests on decoders."""
-        for assembler in self.assemblers.values():
-            session = assembler.session
-            if session.clock.is_paused or not (
-                worker is None or session.worker_id == worker.worker_id
-            ):
-                continue
+        for assembler in self._active(worker):
             load = self._load(assembler, worker)
             if load.chunks:
                 yield load
+
+    def _active(self, worker: WorkerState | None) -> Iterator[ChunkAssembler]:
+        """Yield the requests of a worker that are not paused; with None, those of all workers."""
+        for assembler in self.assemblers.values():
+            session = assembler.session
+            if not session.clock.is_paused and (
+                worker is None or session.worker_id == worker.worker_id
+            ):
+                yield assembler
 
     def _load(self, assembler: ChunkAssembler, worker: WorkerState | None) -> Load:
         """Return a request's load on a worker; with None, on decoders.
@@ -165,14 +180,43 @@ class RemainingTime:
         It includes decoding if the worker decodes.
         """
         session, left = assembler.session, assembler.num_left
-        chunk = seconds = 0.0
-        if worker is None or "decode" in worker.device.roles:
-            chunk = self.decode_rate.seconds(session.cost.decode)
-            seconds = left * chunk
-        if worker is not None:
-            chunk += session.cost.chunk / worker.rate
-            seconds += session.remaining_cost / worker.rate
-        return Load(flow_of(session), seconds / chunk, seconds)
+        flow, cost = flow_of(session), session.cost
+        decode = self.decode_rate.seconds(cost.decode)
+        if worker is None:
+            return Load(flow, left, left * decode)
+        packing = self._packing(worker, is_priority=session.is_priority)
+        plan_time = worker.plan_time
+        own = 0.0 if packing.is_whole else 1 / packing.size
+        chunk = plan_time.seconds(cost.chunk, own * cost.chunk_steps)
+        steps_left = cost.steps_left(session.cursor)
+        steps = plan_time.seconds(session.remaining_cost, own * steps_left)
+        common = plan_time.fixed * steps_left if packing.is_whole else 0.0
+        if "decode" not in worker.device.roles:
+            return Load(flow, steps / chunk, steps, offset=common)
+        if packing.is_ahead:
+            return Load(flow, left, left * decode, steps / chunk, chunk)
+        seconds = steps + left * decode
+        return Load(flow, seconds / (chunk + decode), seconds, offset=common)
+
+    def _packing(self, worker: WorkerState, *, is_priority: bool) -> Packing:
+        """Return how the active sessions of a worker share its plans."""
+        key = worker.worker_id, is_priority
+        if key not in self._packings:
+            active = [
+                assembler.session.cost
+                for assembler in self._active(worker)
+                if assembler.session.is_priority == is_priority
+            ]
+            self._packings[key] = Packing(1.0, is_whole=False, is_ahead=False)
+            if active:
+                pixels = sum(cost.decode for cost in active) / len(active)
+                decode = self.decode_rate.seconds(pixels)
+                if "decode" not in worker.device.roles:
+                    decode *= len(self.scheduler.workers) / max(1, len(self.decoders))
+                self._packings[key] = packing_of(
+                    active, worker.plan_time, self.scheduler.config, decode=decode
+                )
+        return self._packings[key]
 
     def _busy(self, device: Device) -> float:
         """Return the seconds that the device has spent on its unfinished plans and tasks."""

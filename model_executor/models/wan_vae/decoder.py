@@ -113,6 +113,27 @@ class WanDecoder(nn.Module):
         return made
 
 
+def flops_per_pixel(decoder: WanDecoder) -> float:
+    """Return the FLOPs for a pixel of the video that residual blocks take; the rest is little.
+
+    A resolution has a quarter of the pixels of the next one, and half its frames where these are
+    doubled after it. Convolutions in time take two thirds of what they do plainly (`conv_pairs`),
+    in half precision up to all of it.
+    """
+    flops, pixels = 0.0, 1.0
+    for block in reversed(decoder.up_blocks):
+        assert isinstance(block, UpBlock)
+        for upsample in block.upsamplers or ():
+            pixels /= 4 if upsample.time_conv is None else 8
+        flops += 2 * pixels * conv_weights(block.resnets) * 2 / 3
+    return flops
+
+
+def conv_weights(module: nn.Module) -> int:
+    """Return the number of multiplications of a module's convolutions for one of its pixels."""
+    return sum(weight.numel() for weight in module.parameters() if weight.dim() > 2)
+
+
 def decode_video(decoder: WanDecoder, latents: Tensor) -> Tensor:
     """Decode a whole video: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
 

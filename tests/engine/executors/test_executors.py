@@ -19,7 +19,7 @@ from helios_serve.model_executor.executor.ray import RayExecutor
 from helios_serve.model_executor.worker.tensors import as_tensor
 from tests.support.models import load_model
 from tests.support.ray_cluster import RayCluster, half_a_gpu
-from tests.support.service import CASES, PATIENCE, Service, worker_config
+from tests.support.service import CASES, PATIENCE, Service, shutting_down, worker_config
 from tests.support.tries import tries
 from tests.support.videos import Case, run_sessions
 
@@ -41,9 +41,8 @@ def start_executor(address: str | None) -> LocalExecutor | RayExecutor:
 
 @pytest.fixture(scope="module")
 def running(address: str | None, folder: Path) -> Iterator[Service]:
-    executor = start_executor(address)
-    yield Service(executor, folder, [worker_config(folder, resources=half_a_gpu())] * 2)
-    executor.shutdown()
+    with shutting_down(start_executor(address)) as executor:
+        yield Service(executor, folder, [worker_config(folder, resources=half_a_gpu())] * 2)
 
 
 @pytest.fixture
@@ -174,22 +173,21 @@ def test_random_kills_lose_and_repeat_nothing(
 def test_a_worker_that_hangs_is_replaced_after_its_deadline(
     address: str | None, folder: Path, expected: dict[str, Tensor]
 ) -> None:
-    executor = start_executor(address)
-    config = worker_config(folder, resources=half_a_gpu())
-    service = Service(executor, folder, [config], step_deadline=3.0)
-    service.add("t2v")
-    service.wait(lambda: service.steps >= 8 and bool(service.busy))
-    (worker_id,) = service.busy
-    worker = service.engine.worker_pool.workers[worker_id]
-    busy_since = min([worker.busy_since, *(task.assigned_at for task in worker.tasks)])
-    service.kill(worker_id, signal.SIGSTOP)
-    busy_for = time.monotonic() - busy_since
-    noticed, resumed = service.time_to_resume(worker_id)
-    assert 3.0 < busy_for + noticed < 30
-    print(f"hung: noticed after {noticed:.3f} s, resumed after {resumed:.3f} s")
-    service.run()
-    service.check(expected)
-    executor.shutdown()
+    with shutting_down(start_executor(address)) as executor:
+        config = worker_config(folder, resources=half_a_gpu())
+        service = Service(executor, folder, [config], step_deadline=3.0)
+        service.add("t2v")
+        service.wait(lambda: service.steps >= 8 and bool(service.busy))
+        (worker_id,) = service.busy
+        worker = service.engine.worker_pool.workers[worker_id]
+        busy_since = min([worker.busy_since, *(task.assigned_at for task in worker.tasks)])
+        service.kill(worker_id, signal.SIGSTOP)
+        busy_for = time.monotonic() - busy_since
+        noticed, resumed = service.time_to_resume(worker_id)
+        assert 3.0 < busy_for + noticed < 30
+        print(f"hung: noticed after {noticed:.3f} s, resumed after {resumed:.3f} s")
+        service.run()
+        service.check(expected)
 
 
 def test_workers_end_with_the_process_that_started_them(
@@ -199,10 +197,12 @@ def test_workers_end_with_the_process_that_started_them(
     script.write_text(PARENT)
     command = [sys.executable, str(script), address or ""]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert is_alive(pid)
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            assert is_alive(pid)
+        finally:
+            parent.kill()
     deadline = time.monotonic() + PATIENCE
     while is_alive(pid):
         assert time.monotonic() < deadline

@@ -1,5 +1,7 @@
 """Workers as child processes."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from helios_serve.errors import HeliosError
+from helios_serve.model_executor.executor import local
 from helios_serve.model_executor.executor.local import LocalExecutor
 from tests.support.service import Service, worker_config
 
@@ -34,3 +37,13 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_by_its_reason(
     service = Service(executor, folder, [worker_config(Path("nano-max"))])
     with pytest.raises(HeliosError, match="no worker can be started to encode: got model 'nano-m"):
         service.wait(lambda: False)
+
+
+def test_a_worker_that_is_still_loading_is_not_waited_for(
+    executor: LocalExecutor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "STOP_SECONDS", 3600.0)
+    pid = executor.pid(executor.start_worker(worker_config(folder)))
+    os.kill(pid, signal.SIGSTOP)  # it would take for ever
+    executor.shutdown()
+    assert not Path(f"/proc/{pid}").exists()

@@ -25,7 +25,7 @@ from helios_serve.model_executor.executor import ray as ray_executor
 from helios_serve.model_executor.executor.ray import RayExecutor
 from helios_serve.options.workers import ROLES, Resources
 from tests.support.ray_cluster import ZONES, RayCluster, half_a_gpu
-from tests.support.service import Service, worker_config
+from tests.support.service import Service, shutting_down, worker_config
 
 pytestmark = pytest.mark.slow
 
@@ -38,19 +38,18 @@ def service(ray_cluster: RayCluster, folder: Path) -> Iterator[Service]:
     with chdir(ROOT):
         executor = RayExecutor(ray_cluster.address)
     workers = [worker_config(folder, resources=half_a_gpu(zone=zone)) for zone in ZONES]
-    running = Service(executor, folder, workers)
-    running.wait_ready(2)
-    yield running
-    executor.shutdown()
+    with shutting_down(executor):
+        running = Service(executor, folder, workers)
+        running.wait_ready(2)
+        yield running
     assert not ray.is_initialized()
 
 
 @pytest.fixture
 def beside(service: Service) -> Iterator[RayExecutor]:
     """A second executor on the same connection. At its end, its resources are free again."""
-    executor = RayExecutor()
-    yield executor
-    executor.shutdown()
+    with shutting_down(RayExecutor()) as executor:
+        yield executor
     wait_for_only(service)
 
 
@@ -251,14 +250,13 @@ assert not ray.is_initialized()
 
 @pytest.mark.parametrize("moment", ["placed", "busy"])
 def test_shutdown_leaves_nothing_behind(service: Service, moment: str) -> None:
-    executor = RayExecutor()
     workers = [worker_config(service.folder, resources=Resources(num_cpus=2))] * 2
-    other = Service(executor, service.folder, workers)
-    if moment == "busy":
-        other.wait_ready(1)
-        other.add("t2v", "t2v")
-        other.wait(lambda: bool(other.busy), timeout=0)
-    executor.shutdown()
+    with shutting_down(RayExecutor()) as executor:
+        other = Service(executor, service.folder, workers)
+        if moment == "busy":
+            other.wait_ready(1)
+            other.add("t2v", "t2v")
+            other.wait(lambda: bool(other.busy), timeout=0)
     wait_for_only(service)
 
 
@@ -281,8 +279,7 @@ def test_a_place_that_is_being_made_is_freed_when_it_is_there(
 
     monkeypatch.setattr(PlacementGroup, "wait", wait_longer)
     monkeypatch.setattr(ray_executor, "remove_placement_group", remove)
-    executor = RayExecutor()
-    executor.start_worker(worker_config(service.folder, resources=Resources(num_cpus=2)))
-    executor.shutdown()
+    with shutting_down(RayExecutor()) as executor:
+        executor.start_worker(worker_config(service.folder, resources=Resources(num_cpus=2)))
     assert told == ["there", "freed"]
     wait_for_only(service)

@@ -3,6 +3,9 @@
 import pytest
 
 from helios_serve.core.plan_pace import PLAN_LEAD
+from helios_serve.engine.loop.engine_core import EngineCore
+from helios_serve.messages import ScheduledStep
+from helios_serve.options.scheduling import SchedulingConfig
 from tests.support.scheduling import make_request
 from tests.support.timed_worker import STEP, TimedWorker, timed_engine
 
@@ -22,3 +25,26 @@ def test_the_engine_wakes_up_to_send_the_next_plan() -> None:
     assert (steps_of_b[0], closing) == (0.0, 0.0)
     assert all(0 < wait <= STEP for wait in steps_of_b[1:])
     assert steps_of_b[-1] == pytest.approx(PLAN_LEAD)
+
+
+def test_a_plan_is_not_late_after_smaller_ones() -> None:
+    """A plan of many steps is faster for its cost, if a part of its time is the same for any."""
+    worker = TimedWorker(decode=0.1, fixed=1.0)
+    core = timed_engine(worker, SchedulingConfig(max_num_batched_tokens=1 << 20))
+    core.add_request(make_request("first", chunks=40))
+    while core.scheduler.sessions["first"].cursor.chunk < 10:
+        core.step(1.0)
+    for index in range(6):
+        core.add_request(make_request(f"other-{index}", chunks=20))
+    while "other-5" not in {step.session_id for step in core_steps(core)}:
+        core.step(1.0)
+    before = len(worker.waits)
+    while len(worker.waits) < before + 12:
+        core.step(1.0)
+    assert all(wait > 0 for wait in worker.waits[before:])
+
+
+def core_steps(core: EngineCore) -> list[ScheduledStep]:
+    """Steps in flight."""
+    plans = core.scheduler.workers["worker"].plans
+    return [step for plan in plans for step in plan.output.scheduled_steps]

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from helios_serve.core.session import Session
+from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.continuation import fork_seed, fork_snapshot
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.errors import InvalidRequestError
+from helios_serve.messages import SchedulerOutput
 from helios_serve.model_config import CHUNK_LATENTS
 from helios_serve.model_executor.loader import LoadedModel
 from helios_serve.options.sampling import PromptSwitch
@@ -238,8 +240,19 @@ def test_a_live_switch_is_one_that_was_asked_for_in_the_beginning(
     whole: Whole,
 ) -> None:
     viewer = view()
+    scheduler = viewer.engine.scheduler
+    schedule = scheduler.schedule
     session = viewer.engine.add_request(CASE.request("a"))
-    viewer.wait(lambda: session.cursor >= start)
+
+    def schedule_up_to_start(worker: WorkerState) -> SchedulerOutput:
+        """Several plans may be sent at once, but no step from `start` on."""
+        if session.cursor == start:
+            scheduler.pause("a")
+        return schedule(worker)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "schedule", schedule_up_to_start)
+        viewer.wait(lambda: session.cursor >= start)
     assert session.cursor == start
     switch(viewer, NEW, transition=transition)
     viewer.finish()

@@ -1,9 +1,12 @@
 """Workers of several roles that start, end and report in any order, controlled by tests."""
 
+import msgspec
 import pytest
 
+from helios_serve.core.device import Stage
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.task_queue import TaskQueue
+from helios_serve.core.time_limit import Speeds
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.events import EngineEvent, PromptSwitched, RequestFailed
 from helios_serve.engine.loop.worker_pool import WorkerHandle
@@ -330,11 +333,39 @@ def test_a_size_that_no_worker_can_make_is_refused_or_fails_when_that_is_known()
     play.engine.add_request(make_request("other"))
 
 
-def test_a_long_step_tells_the_rate_and_a_short_one_does_not() -> None:
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+def test_a_long_job_tells_the_speed_and_a_short_one_does_not(stage: Stage) -> None:
     play = RetryingPlay(ALL)
-    play.say(0, WorkerReady(1 << 20, 1000, 1e15))
+    play.say(0, WorkerReady(1 << 20, 1000, 1e15, 1e15, 1e15))
     (worker,) = play.engine.worker_pool.workers.values()
-    worker.note_step(1e9, 0.5, 300.0)
-    assert worker.step_rate == 2e15
-    worker.note_step(1e12, 10.0, 300.0)
-    assert worker.step_rate == 2e11
+    worker.note(stage, 1e9, 0.5, 300.0)
+    assert worker.speeds == Speeds(2e15, 2e15, 2e15)
+    worker.note(stage, 1e12, 10.0, 300.0)
+    assert worker.speeds == Speeds(2e15, 2e15, 2e15)._replace(**{stage: 2e11})
+    worker.note(stage, 1e12, 1.0, 300.0)  # the one before was the first, for which it compiled
+    assert worker.speeds == Speeds(2e15, 2e15, 2e15)._replace(**{stage: 2e12})
+
+
+def test_a_prompt_that_took_long_to_encode_refuses_no_image() -> None:
+    play = RetryingPlay(ALL)
+    play.say(0, WorkerReady(1 << 20, 1000))
+    play.engine.add_request(make_request("a"))
+    play.say(0, msgspec.structs.replace(encoded(play.told(0)[0]), seconds=60.0))
+    play.engine.add_request(make_request("b", video=True))
+
+
+def test_a_size_that_no_worker_can_decode_is_refused_once_a_chunk_was_decoded() -> None:
+    play = RetryingPlay(ALL)
+    play.say(0, WorkerReady(1 << 20, 1000))
+    session = play.engine.add_request(make_request("a"))
+    play.say(0, encoded(play.told(0)[0]))
+    latents = TensorData(b"", (), "float32")
+    play.engine.decode_stage.receive(
+        ChunkResult("a", 0, latents, Past.of(None).then("a", 0).snapshot(session, 1))
+    )
+    play.engine.add_request(make_request("before", size=(4096, 4096)))
+    play.engine.step(0)
+    play.say(0, ChunkDecoded("a", 0, seconds=30.0))
+    with pytest.raises(InvalidRequestError, match="a chunk of which takes at least 10.. s to"):
+        play.engine.add_request(make_request("late", size=(4096, 4096)))
+    play.engine.add_request(make_request("small"))

@@ -14,10 +14,19 @@ from tests.support.timed_worker import DECODE, ENOUGH_TIME, STEP, TimedWorker, t
 class Run:
     """An engine on a `TimedWorker`, with the delivery times of chunks."""
 
-    def __init__(self, decode: float = DECODE) -> None:
-        self.worker = TimedWorker(decode)
+    def __init__(
+        self,
+        decode: float = DECODE,
+        *,
+        fixed: float = 0.0,
+        lag: float = 0.0,
+        tokens: int = SchedulingConfig().max_num_batched_tokens,
+    ) -> None:
+        self.worker = TimedWorker(decode, fixed=fixed, lag=lag)
         self.delivered: dict[str, list[float]] = {}
-        heavy = SchedulingConfig(tenants={"heavy": TenantConfig(weight=3.0)})
+        heavy = SchedulingConfig(
+            tenants={"heavy": TenantConfig(weight=3.0)}, max_num_batched_tokens=tokens
+        )
         self.core = timed_engine(self.worker, heavy)
 
     def step(self, timeout: float = ENOUGH_TIME) -> list[str]:
@@ -45,6 +54,8 @@ class Ask(NamedTuple):
     tier: str = "default"
 
 
+FIXED = 0.25
+"""Seconds of a plan, if it is not only its steps that take time."""
 LOADS = {
     "one": [Ask(12)],
     "six equal": [Ask(8)] * 6,
@@ -57,12 +68,15 @@ LOADS = {
 
 
 @pytest.mark.parametrize("decode", [DECODE, 0.3], ids=["decode", "denoise"])
+@pytest.mark.parametrize("fixed", [0.0, FIXED], ids=["", "fixed"])
+@pytest.mark.parametrize("tokens", [12288, 1 << 20], ids=["", "packed"])
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
 def test_the_remaining_time_is_right_from_the_second_chunk_on(
-    load: list[Ask], decode: float
+    load: list[Ask], tokens: int, fixed: float, decode: float
 ) -> None:
     """Within 25 %, or the time of a chunk, which cannot be divided, whichever stage is slower."""
-    run, said = Run(decode), dict[str, list[tuple[float, float | None]]]()
+    run = Run(decode, fixed=fixed, tokens=tokens)
+    said = dict[str, list[tuple[float, float | None]]]()
     run.core.add_request(make_request("warm-up", chunks=3))
     run.run_to("warm-up", 3)
     start, waiting = run.worker.now, {f"video-{index}": ask for index, ask in enumerate(load)}
@@ -82,7 +96,23 @@ def test_the_remaining_time_is_right_from_the_second_chunk_on(
     for name, told in said.items():
         for now, eta in told:
             left = run.delivered[name][-1] - now
-            assert eta == pytest.approx(left, rel=0.25, abs=max(decode, 6 * STEP)), (name, now)
+            assert eta == pytest.approx(left, rel=0.25, abs=decode + 6 * (STEP + fixed)), (
+                name,
+                now,
+            )
+
+
+def test_time_that_is_lost_between_jobs_counts() -> None:
+    """Where jobs are short, messages take as long as they do."""
+    run = Run(0.2, lag=0.2)
+    for name in ("warm-up", "a"):
+        run.core.add_request(make_request(name, chunks=10))
+        run.run_to(name, 2)
+    eta, asked = run.eta("a"), run.worker.now
+    run.run_to("a", 10)
+    left = run.delivered["a"][-1] - asked
+    assert eta == pytest.approx(left, rel=0.25)
+    assert left > 8 * (0.2 + 6 * STEP + 0.5), "nothing was lost"
 
 
 @pytest.mark.parametrize("others", [0, 5])

@@ -7,17 +7,21 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.omni_server import (
     SMALL,
+    START_SECONDS,
     STREAMING,
     OmniServer,
     count_frames,
     omni_server,
 )
+from tests.support.processes import children, is_python_child
 from tests.support.realtime import Chunk, realtime_client
 
 EXECUTOR = "helios_serve.integrations.vllm_omni.HeliosExecutor"
@@ -89,6 +93,25 @@ def test_a_client_that_goes_leaves_room_for_the_next(
         begun = time.monotonic()
         assert count_frames(server.sync(num_frames=33).content) == 33
         assert time.monotonic() - begun < 30
+
+
+@pytest.mark.slow
+def test_an_engine_without_workers_fails_the_health_check(
+    environment: Path, checkpoints: dict[str, Path], config: str, tmp_path: Path
+) -> None:
+    """Its workers worked before; then each is killed, and each of those that replace it."""
+    options = '{"helios": {"executor": "local", "device": "cpu", "exit_without_workers": 1}}'
+    flags = ("--deploy-config", config, *STREAMING, "--additional-config", options)
+    with omni_server(environment, checkpoints["distilled"], tmp_path / "log", *flags) as server:
+        host, deadline = server.host(), time.monotonic() + START_SECONDS
+        while (health := requests.get(f"{server.url}/health", timeout=30)).status_code == 200:
+            assert time.monotonic() < deadline
+            for pid in filter(is_python_child, children(host)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+        assert "no worker can encode" in server.log.read_text()
 
 
 @pytest.mark.parametrize(
