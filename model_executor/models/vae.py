@@ -71,15 +71,18 @@ class Vae:
         """Convert VAE latents to the latents of the transformer."""
         return (latents - self._mean) * self._scale
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the CPU."""
+        """`render`, on the CPU."""
+        return self.render(latents).cpu()
+
+    @torch.inference_mode()
+    def render(self, latents: Tensor) -> Tensor:
+        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the device."""
         raw = (latents[None].to(self.device, torch.float32) / self._scale + self._mean)[0]
         raw = raw.to(self.model.post_quant_conv.weight.dtype)
         with self._lock, self.on_device, self._stance():
             video = decode_latents(self.model, raw)
-        pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return pixels.cpu()
+        return (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def compile(self, sizes: Sequence[Geometry]) -> None:
         """Compile the decoder for frames of `sizes`. Call it before serving.

@@ -16,7 +16,7 @@ from helios_serve.model_config import Geometry
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae
-from helios_serve.model_executor.worker.tasks import side_thread
+from helios_serve.model_executor.worker.side_thread import side_thread
 from tests.support.models import load_model, loaded
 
 
@@ -102,7 +102,7 @@ def decode_beside(vae: Vae, latents: Tensor) -> Tensor:
     decoded: list[Tensor] = []
     tasks.put(latents)
     tasks.put(None)
-    with side_thread(lambda task: decoded.append(vae.decode(task)), tasks, vae.device, "decoder"):
+    with side_thread(lambda task: decoded.append(vae.decode(task)), tasks, "decoder"):
         pass
     [frames] = decoded
     return frames

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from helios_serve.core.decode_lead import DecodeLead
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
@@ -147,20 +149,35 @@ class DecodeStage:
         self.assemblers[request_id].input_latents = latents
 
     def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedDecode]:
-        """Tasks for those of `workers` that have none."""
+        """Tasks for those of `workers` that make no frames.
+
+        The worker that denoised a chunk has kept its latents.
+        """
         for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
-            yield AssignedDecode(worker_id, queued.task)
+            task = queued.task
+            if worker_id == queued.preferred:
+                task = msgspec.structs.replace(task, latents=None)
+            yield AssignedDecode(worker_id, task)
+
+    def hand_over(self, worker: WorkerHandle, now: float) -> None:
+        """The worker has made the frames of its task, and encodes them."""
+        self.queue.hand_over(worker.device, now)
+
+    def with_latents(self, worker: WorkerHandle) -> DecodeTask:
+        """The task that the worker has no latents for, with them."""
+        task: DecodeTask = worker.device.tasks["decode"].task
+        return task
 
     def finish(self, worker: WorkerHandle, now: float, event: ChunkDecoded) -> None:
-        """The worker has returned its task."""
+        """The worker has returned its oldest task."""
         self.queue.finish(worker.device, now, event.seconds)
 
-    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> str | None:
-        """Queue the task of a dead worker again; returns its request if that is given up."""
-        lost = self.queue.lose(worker.device, now)
-        if lost is None or lost.task.session_id not in self.assemblers:
-            return None
-        return self.queue.requeue(lost, was_alone=was_alone)
+    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> Iterator[str]:
+        """Queue the tasks of a dead worker again; yields the requests that are given up."""
+        for lost in reversed(self.queue.lose(worker.device, now)):
+            if lost.task.session_id in self.assemblers:
+                given_up = self.queue.requeue(lost, was_alone=was_alone)
+                yield from () if given_up is None else (given_up,)
 
     def receive_decoded(self, event: ChunkDecoded) -> Iterator[ChunkReady | RequestFinished]:
         """Take a decoded chunk; yields every chunk that is next in order, and the end."""

@@ -59,12 +59,12 @@ class EncodeStage:
         """The worker has returned its task."""
         return self.queue.finish(worker.device, now, event.seconds).task
 
-    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> str | None:
-        """Queue the task of a dead worker again; returns its session if that is given up."""
-        lost = self.queue.lose(worker.device, now)
-        if lost is None or self.live_session(lost.task.session_id) is None:
-            return None
-        return self.queue.requeue(lost, was_alone=was_alone)
+    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> Iterator[str]:
+        """Queue the task of a dead worker again; yields its session if that is given up."""
+        for lost in self.queue.lose(worker.device, now):
+            if self.live_session(lost.task.session_id) is not None:
+                given_up = self.queue.requeue(lost, was_alone=was_alone)
+                yield from () if given_up is None else (given_up,)
 
     def live_session(self, session_id: str) -> Session | None:
         """The session if it still has steps to take."""

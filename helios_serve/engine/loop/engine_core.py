@@ -23,8 +23,10 @@ from helios_serve.engine.observe.observer import Observer, Observers
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
+    ChunkRendered,
     ChunkResult,
     InputsEncoded,
+    LatentsMissing,
     SchedulerOutput,
     Snapshot,
     StepsDone,
@@ -198,7 +200,8 @@ class EngineCore:
     @property
     def is_quiet(self) -> bool:
         """Whether no session is on a worker, and no chunk waits for decoding or is decoded."""
-        is_decoding = any("decode" in item.tasks for item in self.scheduler.devices.values())
+        devices = self.scheduler.devices.values()
+        is_decoding = any("decode" in item.tasks or item.on_host for item in devices)
         running = self.scheduler.stats().running
         return not (running or self.decode_stage.queue.num_waiting or is_decoding)
 
@@ -277,6 +280,10 @@ class EngineCore:
                 yield from self._on_steps(worker, event)
             case InputsEncoded():
                 yield from self._on_encoded(worker, event)
+            case LatentsMissing():
+                self.executor.submit(worker.worker_id, self.decode_stage.with_latents(worker))
+            case ChunkRendered():
+                self.decode_stage.hand_over(worker, self.clock())
             case ChunkDecoded():
                 yield from self._on_decoded(worker, event)
             case WorkerDied():
@@ -331,8 +338,7 @@ class EngineCore:
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(state)
         for stage in (self.encode_stage, self.decode_stage):
-            lost = stage.requeue_lost(worker, self.clock(), was_alone=was_alone)
-            if (request_id := lost) is not None:
+            for request_id in stage.requeue_lost(worker, self.clock(), was_alone=was_alone):
                 message = f"too many workers died encoding or decoding for it: {event.reason}"
                 yield from self._fail(request_id, message)
 

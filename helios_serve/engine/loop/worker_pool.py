@@ -115,7 +115,7 @@ class WorkerHandle:
     @property
     def tasks(self) -> list[QueuedTask[EncodeTask] | QueuedTask[DecodeTask]]:
         """Tasks in flight."""
-        return list(self.device.tasks.values())
+        return self.device.all_tasks
 
     @property
     def has_suspect(self) -> bool:

@@ -18,6 +18,7 @@ from helios_serve.errors import StorageError
 from helios_serve.logger import logger
 from helios_serve.messages import (
     ChunkDecoded,
+    ChunkRendered,
     InputsEncoded,
     ScheduledStep,
     SchedulerOutput,
@@ -83,8 +84,9 @@ class EventFile:
 class Trace:
     """Each worker has one lane for its steps and others for its tasks.
 
-    A slice ends when the engine receives the result. Several engines share a file, each with a part
-    of its own.
+    Of a decode task one lane shows the frames as they are made, and the other one as they are
+    encoded. A slice ends when the engine receives the result. Several engines share a file, each
+    with a part of its own.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -103,6 +105,8 @@ class Trace:
         self._process = next(self._processes)
         self._lanes: dict[str, int] = {}
         self._plans: defaultdict[str, deque[Slice]] = defaultdict(deque)
+        self._rendered: defaultdict[str, deque[float]] = defaultdict(deque)
+        """Seconds that the frames took which each worker encodes, the oldest first."""
 
     def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
         """A plan was sent to a worker."""
@@ -134,11 +138,20 @@ class Trace:
             self._slice(f"{worker_id} encode", "inputs", event.seconds, details)
         else:
             details["chunk"] = event.chunk
-            self._slice(f"{worker_id} decode", f"chunk {event.chunk}", event.seconds, details)
+            rendering = self._rendered[worker_id].popleft()
+            encoding = max(0.0, event.seconds - rendering)
+            self._slice(f"{worker_id} segments", f"chunk {event.chunk}", encoding, details)
+
+    def rendered(self, worker_id: str, event: ChunkRendered) -> None:
+        """The frames of a decode task are made, and are encoded from now on."""
+        details: Event = {"session": event.session_id, "chunk": event.chunk}
+        self._rendered[worker_id].append(event.seconds)
+        self._slice(f"{worker_id} decode", f"chunk {event.chunk}", event.seconds, details)
 
     def death(self, worker_id: str, reason: str) -> None:
         """The worker died, with its plans."""
         self._plans.pop(worker_id, None)
+        self._rendered.pop(worker_id, None)
         self._write(
             {
                 "ph": "i",
