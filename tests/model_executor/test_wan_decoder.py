@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import Tensor, nn
 
-from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae, decode_latents
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 
 NANO: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 PUBLISHED: dict[str, Any] = {}
@@ -23,13 +23,13 @@ def both(widths: dict[str, Any], latents: Tensor) -> tuple[Tensor, Tensor]:
     for name, parameter in reference.named_parameters():
         if "gamma" in name:
             parameter.normal_(1, 0.2)
-    own = build_wan_vae(dict(reference.config)).eval()
+    own = WanVae(dict(reference.config)).eval()
     own.load_state_dict(reference.state_dict())
     for model in (reference, own):
         for parameter in model.parameters():
             parameter.data = parameter.data.to(latents.dtype)
     expected = reference.decode(latents[None]).sample[0].permute(1, 2, 3, 0)
-    return decode_latents(own, latents), expected
+    return own.decode(latents), expected
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -55,7 +55,7 @@ def test_the_published_widths_equal_those_of_diffusers() -> None:
 
 def test_parameters_have_the_names_shapes_and_order_of_checkpoints() -> None:
     with torch.device("meta"):
-        reference, own = AutoencoderKLWan(), build_wan_vae({})
+        reference, own = AutoencoderKLWan(), WanVae({})
     shapes = [
         [(name, tensor.shape) for name, tensor in model.state_dict().items()]
         for model in (reference, own)

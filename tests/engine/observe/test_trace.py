@@ -173,8 +173,8 @@ def test_engines_share_a_file_but_no_lanes(path: Path) -> None:
     assert sorted(parts.values()) == ["first", "second"]
     for process, model in parts.items():
         of_process = [event for event in events if event["pid"] == process]
-        own = {"inline-0", *(f"inline-0 {kind}" for kind in ("encode", "decode", "segments"))}
-        assert set(lanes(of_process).values()) == own
+        expected = {"inline-0", *(f"inline-0 {kind}" for kind in ("encode", "decode", "segments"))}
+        assert set(lanes(of_process).values()) == expected
         steps = [step for event in of_process for step in event.get("args", {}).get("steps", ())]
         assert {step["session"] for step in steps} == {f"of {model}"}
         assert len(steps) == 6
