@@ -95,14 +95,15 @@ class EncodeTask(msgspec.Struct, frozen=True, tag=True):
 class DecodeTask(msgspec.Struct, frozen=True, tag=True):
     """A task to decode the latents of a finished chunk into its first `num_frames` frames.
 
-    `latents` is (1, 16, 9, height / 8, width / 8). `output` selects pixels or an MP4 segment, at
+    `latents` is (1, 16, 9, height / 8, width / 8), or None for the worker that denoised the chunk,
+    which has kept them; LatentsMissing asks for them. `output` selects pixels or an MP4 segment, at
     `fps` frames per second. Frames are scaled and cropped to `shown_size`; None keeps the sampled
     size.
     """
 
     session_id: str
     chunk: int
-    latents: TensorData
+    latents: TensorData | None
     num_frames: int
     fps: int
     output: OutputKind
@@ -233,8 +234,29 @@ class Segment(msgspec.Struct, frozen=True):
     fragment: bytes
 
 
+class LatentsMissing(msgspec.Struct, frozen=True, tag=True):
+    """The worker has no latents for a `DecodeTask` that came without: send it again with them."""
+
+    session_id: str
+    chunk: int
+
+
+class ChunkRendered(msgspec.Struct, frozen=True, tag=True):
+    """The device has made the frames of a `DecodeTask`, in `seconds`, and can begin another one.
+
+    ChunkDecoded follows when the frames are encoded.
+    """
+
+    session_id: str
+    chunk: int
+    seconds: float
+
+
 class ChunkDecoded(msgspec.Struct, frozen=True, tag=True):
-    """The result of a `DecodeTask`: frames or a segment, or the `error`."""
+    """The result of a `DecodeTask`: frames or a segment, or the `error`.
+
+    `seconds` is the time of making and encoding frames, without waiting in between.
+    """
 
     session_id: str
     chunk: int
@@ -254,4 +276,12 @@ class WorkerDied(msgspec.Struct, frozen=True, tag=True):
     is_final: bool = False
 
 
-WorkerEvent = WorkerReady | StepsDone | InputsEncoded | ChunkDecoded | WorkerDied
+WorkerEvent = (
+    WorkerReady
+    | StepsDone
+    | InputsEncoded
+    | LatentsMissing
+    | ChunkRendered
+    | ChunkDecoded
+    | WorkerDied
+)

@@ -1,11 +1,11 @@
 """Builds the modules of a checkpoint on the meta device and describes how their files fill them."""
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
 
 from helios_serve.errors import CheckpointError
 from helios_serve.kernels.reference import quantize_rows
@@ -13,7 +13,7 @@ from helios_serve.model_config import LATENT_CHANNELS, HeliosConfig
 from helios_serve.model_executor.models.helios.config import read_json
 from helios_serve.model_executor.models.helios.lora import LoraLinear
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
-from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 from helios_serve.model_executor.weights import Component
 from helios_serve.options.workers import Quantization, Role
 
@@ -33,6 +33,8 @@ PARTS_OF_ROLE: dict[Role, tuple[str, ...]] = {
     "decode": ("vae",),
 }
 """The parts of a checkpoint that each role needs."""
+PARTS = ("transformer", "text_encoder", "vae")
+"""All parts, in the order in which they are loaded."""
 
 DECODER_PARTS = ("decoder.", "post_quant_conv.")
 """Prefixes of the parameters that the VAE needs for decoding."""
@@ -54,18 +56,28 @@ def build_parts(
     config: HeliosConfig,
     dtype: torch.dtype,
     quantization: Quantization | None = None,
+    *,
     decode_dtype: torch.dtype = torch.float32,
+    needed: Collection[str] = PARTS,
 ) -> dict[str, Part]:
     """Build the transformer, text encoder and VAE of the checkpoint in `folder`.
 
-    Returns the parts by the names of their subfolders. Raises CheckpointError for a configuration
-    that is not supported.
+    Returns the parts by the names of their subfolders, those that are `needed`. Raises
+    CheckpointError for a configuration that is not supported.
     """
-    return {
-        "transformer": build_transformer(folder, config, dtype, quantization),
-        "text_encoder": build_text_encoder(folder, config, dtype),
-        "vae": build_vae(folder, decode_dtype),
-    }
+    parts: dict[str, Part] = {}
+    if "transformer" in needed:
+        parts["transformer"] = build_transformer(folder, config, dtype, quantization)
+    if "text_encoder" in needed:
+        parts["text_encoder"] = build_text_encoder(folder, config, dtype)
+    if "vae" in needed:
+        parts["vae"] = build_vae(folder, decode_dtype)
+    return parts
+
+
+def parts_of(roles: Iterable[Role]) -> frozenset[str]:
+    """Return the names of the parts that a worker with `roles` needs."""
+    return frozenset(name for role in roles for name in PARTS_OF_ROLE[role])
 
 
 def build_transformer(
@@ -93,6 +105,9 @@ def build_transformer(
 
 
 def build_text_encoder(folder: Path, config: HeliosConfig, dtype: torch.dtype) -> Part:
+    # Imported here because it takes a second or two, which workers without the role save.
+    from transformers import UMT5Config, UMT5EncoderModel
+
     settings = read_json(folder, "text_encoder/config.json")
     if settings.get("d_model") != config.transformer.text_dim:
         raise CheckpointError(
@@ -112,10 +127,13 @@ def build_text_encoder(folder: Path, config: HeliosConfig, dtype: torch.dtype) -
 
 
 def build_vae(folder: Path, decode_dtype: torch.dtype) -> Part:
-    """Build the VAE in fp32, as its checkpoints document, with a decoder in `decode_dtype`."""
+    """Build the VAE in fp32, as its checkpoints document, with a decoder in `decode_dtype`.
+
+    Raises CheckpointError for a configuration that is not supported.
+    """
     settings = read_json(folder, "vae/config.json")
     with torch.device("meta"):
-        module = build_wan_vae(settings)
+        module = WanVae(settings)
     component = Component(
         folder / "vae",
         rename=lambda key: key,

@@ -9,19 +9,18 @@ import msgspec
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoTokenizer
 
 from helios_serve.errors import CheckpointError, DeviceError
 from helios_serve.logger import logger
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.checks import check_compilation
 from helios_serve.model_executor.components import (
-    PARTS_OF_ROLE,
     Part,
     build_parts,
+    parts_of,
     tie_embeddings,
 )
-from helios_serve.model_executor.device import DTYPES, check_fp8, resolve_kernels
+from helios_serve.model_executor.device import check_fp8, resolve_dtype, resolve_kernels
 from helios_serve.model_executor.memory import MemoryCheck, is_out_of_memory
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -29,6 +28,7 @@ from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
 from helios_serve.model_executor.models.published import published_checkpoint
 from helios_serve.model_executor.models.text_encoder import TextEncoder
 from helios_serve.model_executor.models.vae import Vae, put_channels_last
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 from helios_serve.model_executor.offload import WeightPlacement
 from helios_serve.model_executor.weights import (
     fill_random,
@@ -105,9 +105,11 @@ def load_checkpoint(
     folder, config = checkpoint.folder, checkpoint.config
     worker = worker_config(checkpoint.name, options, like=WorkerConfig(roles=tuple(roles)))
     check_memory(checkpoint, device, dtype, worker)
-    needed = {name for role in roles for name in PARTS_OF_ROLE[role]}
-    built = build_parts(folder, config, dtype, options.quantization, DTYPES[options.decode_dtype])
-    parts = {name: part for name, part in built.items() if name in needed}
+    decode_dtype = resolve_dtype(options.decode_dtype, device)
+    needed = parts_of(roles)
+    parts = build_parts(
+        folder, config, dtype, options.quantization, decode_dtype=decode_dtype, needed=needed
+    )
     tokenizer = load_tokenizer(folder) if "text_encoder" in parts else None
     placements = {
         name: WeightPlacement(name, weight_bytes(*part), device, options.offload)
@@ -130,6 +132,7 @@ def load_checkpoint(
         tie_embeddings(text_encoder)
     vae = None
     if "vae" in modules:
+        assert isinstance(modules["vae"], WanVae)
         vae = Vae(modules["vae"], device, contexts["vae"])
         optimize_vae(vae, options, compiled if "decode" in roles else ())
     if device.type != "cpu":  # other threads use the weights on streams of their own
@@ -178,7 +181,8 @@ def optimize_transformer(
 
 def optimize_vae(vae: Vae, options: WorkerOptions, compiled: Sequence[Geometry]) -> None:
     """Lay out the decoder for fast convolutions, and compile it for the sizes in `compiled`."""
-    if options.decode_dtype == "bfloat16" and not options.offload:
+    is_half = vae.model.post_quant_conv.weight.dtype.itemsize == 2
+    if is_half and not options.offload:
         put_channels_last(vae.model.decoder)
     if compiled:
         vae.compile(compiled)
@@ -233,6 +237,8 @@ def download(model: str, patterns: list[str]) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # imported here: see `build_text_encoder`
+
     try:
         return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

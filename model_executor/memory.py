@@ -10,10 +10,9 @@ import torch
 
 from helios_serve.errors import DeviceError
 from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM, HeliosConfig
-from helios_serve.model_executor.components import PARTS_OF_ROLE, build_parts
+from helios_serve.model_executor.components import build_parts, parts_of
 from helios_serve.model_executor.device import (
     ACCELERATORS,
-    DTYPES,
     check_fp8,
     device_memory,
     find_accelerator,
@@ -95,17 +94,24 @@ class MemoryCheck:
     def _placements(self, worker: WorkerConfig) -> Iterator[tuple[str, WeightPlacement]]:
         """Yield the placement of each part that a worker loads. Allocates nothing."""
         device = device_of(worker)
-        needed = {name for role in worker.roles for name in PARTS_OF_ROLE[role]}
         for name, sizes in self._sizes(worker, device).items():
-            if name in needed:
-                yield name, WeightPlacement(name, sizes, device, worker.offload)
+            yield name, WeightPlacement(name, sizes, device, worker.offload)
 
     def _sizes(self, worker: WorkerConfig, device: torch.device) -> dict[str, dict[str, int]]:
-        """Return the bytes of each tensor of all parts, in the precision that a worker has."""
-        dtype, decode_dtype = resolve_dtype(worker.dtype, device), DTYPES[worker.decode_dtype]
-        key = (dtype, worker.quantization, decode_dtype)
+        """Return the bytes of each tensor of a worker's parts, in the precision that it has."""
+        dtype = resolve_dtype(worker.dtype, device)
+        decode_dtype = resolve_dtype(worker.decode_dtype, device)
+        needed = parts_of(worker.roles)
+        key = (dtype, worker.quantization, decode_dtype, needed)
         if key not in self._known:
-            parts = build_parts(self.folder, self.config, dtype, worker.quantization, decode_dtype)
+            parts = build_parts(
+                self.folder,
+                self.config,
+                dtype,
+                worker.quantization,
+                decode_dtype=decode_dtype,
+                needed=needed,
+            )
             self._known[key] = {name: weight_bytes(*part) for name, part in parts.items()}
         return self._known[key]
 

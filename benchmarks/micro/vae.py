@@ -27,6 +27,7 @@ from helios_serve.model_executor.components import build_vae
 from helios_serve.model_executor.device import resolve_device
 from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.model_executor.models.vae import Vae, put_channels_last
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 from helios_serve.model_executor.weights import fill_random
 
 MODEL = "BestWishYsh/Helios-Distilled"
@@ -45,6 +46,7 @@ VARIANTS = ["contiguous", "channels last"]
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Vae:
     module, component = build_vae(folder, dtype)
     fill_random(module, component, device, seed=0)
+    assert isinstance(module, WanVae)
     return Vae(module.eval().requires_grad_(False), device, nullcontext())
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.kernels import registry
 from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS
-from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae, decode_latents
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 
 
 class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
     width, height = parser.parse_args().size
     with torch.device("meta"):
-        model = build_wan_vae({}).to(torch.bfloat16)
+        model = WanVae({}).to(torch.bfloat16)
         shape = LATENT_CHANNELS, CHUNK_LATENTS, height // 8, width // 8
         latents = torch.empty(shape, dtype=torch.bfloat16)
     count = Count()
@@ -64,7 +64,7 @@ def main() -> None:
     registry.implement.cache_clear()
     registry.REFERENCE = kernels
     with torch.inference_mode(), count:
-        decode_latents(model, latents)
+        model.decode(latents)
     print(f"{count.operations} operations, {count.bytes / 1e9:.0f} GB")
 
 

@@ -1,11 +1,13 @@
-"""Decodes a chunk with our VAE decoder and with diffusers', on the same weights, in turns.
+"""Decodes, or encodes, a chunk with our VAE and with diffusers', on the same weights, in turns.
 
     python benchmarks/micro/vae_vs_diffusers.py --model nano --output results.json
     python benchmarks/micro/vae_vs_diffusers.py                   # the published widths
+    python benchmarks/micro/vae_vs_diffusers.py --part encoder
 
-Prints seconds of wall and CPU time, the largest difference of the pictures (-1 to 1), and how much
-memory each decoder takes at its peak, in a process of its own (Linux). Weights and latents are
-random, in fp32. Needs torch, diffusers, transformers, msgspec and safetensors.
+Prints seconds of wall and CPU time, the largest difference of the pictures (-1 to 1) or of the
+means of the latents, and how much memory each side takes at its peak, in a process of its own
+(Linux). Weights and inputs are random, in fp32. Needs torch, diffusers, transformers, msgspec and
+safetensors.
 """
 
 import argparse
@@ -16,17 +18,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import msgspec
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from helios_serve.entrypoints.cli.arguments import size
-from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, Geometry
+from helios_serve.model_config import CHUNK_FRAMES, CHUNK_LATENTS, LATENT_CHANNELS, Geometry
 from helios_serve.model_executor.components import build_vae
 from helios_serve.model_executor.loader import open_checkpoint
-from helios_serve.model_executor.models.wan_vae.autoencoder import decode_latents
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 from helios_serve.model_executor.weights import fill_random
 
 PUBLISHED = "BestWishYsh/Helios-Distilled"
@@ -34,26 +37,29 @@ OWN, DIFFUSERS = "helios-serve", "diffusers"
 
 RESET_PEAK = Path("/proc/self/clear_refs")
 
-Decode = Callable[[Tensor], Tensor]
-"""Latents (16, 9, h, w) -> RGB (33, height, width, 3)."""
+Part = Literal["decoder", "encoder"]
+PARTS: tuple[Part, ...] = get_args(Part)
+Code = Callable[[Tensor], Tensor]
+"""Latents (16, 9, h, w) -> RGB (33, height, width, 3), or RGB -> means (1, 16, 9, h, w)."""
 
 
 class Seconds(NamedTuple):
-    """Wall time of a decode, and CPU time of all cores."""
+    """Wall time of a chunk, and CPU time of all cores."""
 
     wall: float
     cpu: float
 
 
-def decoder(name: str, model: str) -> Decode:
-    """Return one of both decoders, with random weights that are the same for both."""
+def coder(name: str, model: str, part: Part) -> Code:
+    """Return a part of one of both, with random weights that are the same for both."""
     folder = open_checkpoint(model, load_format="dummy").folder
     own, component = build_vae(folder, torch.float32)
+    assert isinstance(own, WanVae)
     fill_random(own, component, torch.device("cpu"), 0)
     own.eval().requires_grad_(False)
     if name == OWN:
-        return lambda latents: decode_latents(own, latents)
-    reference: Any = AutoencoderKLWan.from_config(own.config)
+        return own.decode if part == "decoder" else lambda frames: own.encode(frames).mean
+    reference: Any = AutoencoderKLWan.from_config(json.loads(msgspec.json.encode(own.config)))
     reference.load_state_dict(own.state_dict())
     reference.eval().requires_grad_(False)
 
@@ -61,33 +67,39 @@ def decoder(name: str, model: str) -> Decode:
         video: Tensor = reference.decode(latents[None], return_dict=False)[0][0]
         return video.permute(1, 2, 3, 0)
 
-    return decode
+    def encode(frames: Tensor) -> Tensor:
+        mean: Tensor = reference.encode(frames.permute(3, 0, 1, 2)[None]).latent_dist.mean
+        return mean
+
+    return decode if part == "decoder" else encode
 
 
-def draw_latents(geometry: Geometry) -> Tensor:
+def draw_input(geometry: Geometry, part: Part) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    shape = (LATENT_CHANNELS, CHUNK_LATENTS, *geometry.latent_size)
-    return torch.randn(shape, generator=generator)
+    if part == "decoder":
+        shape = (LATENT_CHANNELS, CHUNK_LATENTS, *geometry.latent_size)
+        return torch.randn(shape, generator=generator)
+    return torch.rand(CHUNK_FRAMES, geometry.height, geometry.width, 3, generator=generator) * 2 - 1
 
 
-def timed(decode: Decode, latents: Tensor) -> tuple[Tensor, Seconds]:
+def timed(code: Code, given: Tensor) -> tuple[Tensor, Seconds]:
     wall, cpu = time.perf_counter(), time.process_time()
-    video = decode(latents)
-    return video, Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+    made = code(given)
+    return made, Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def compare(model: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
-    """Time both in turns, after an uncounted decode of each."""
-    latents = draw_latents(geometry)
-    decoders = {name: decoder(name, model) for name in (OWN, DIFFUSERS)}
-    times: dict[str, list[Seconds]] = {name: [] for name in decoders}
+def compare(model: str, part: Part, geometry: Geometry, rounds: int) -> dict[str, Any]:
+    """Time both in turns, after an uncounted chunk of each."""
+    given = draw_input(geometry, part)
+    coders = {name: coder(name, model, part) for name in (OWN, DIFFUSERS)}
+    times: dict[str, list[Seconds]] = {name: [] for name in coders}
     difference = 0.0
     for number in range(rounds + 1):
-        videos = {}
-        for name, decode in decoders.items():
-            videos[name], seconds = timed(decode, latents)
+        made = {}
+        for name, code in coders.items():
+            made[name], seconds = timed(code, given)
             times[name] += [seconds] if number else []
-        difference = max(difference, float((videos[OWN] - videos[DIFFUSERS]).abs().max()))
+        difference = max(difference, float((made[OWN] - made[DIFFUSERS]).abs().max()))
     middle = {
         name: {kind: median(getattr(each, kind) for each in own) for kind in Seconds._fields}
         for name, own in times.items()
@@ -100,7 +112,7 @@ def compare(model: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
 
 
 def peak_memory(arguments: list[str]) -> dict[str, float]:
-    """Return the MiB that each decoder adds to its process at its peak."""
+    """Return the MiB that each side adds to its process at its peak."""
     found = {}
     for name in (OWN, DIFFUSERS):
         command = [sys.executable, "-P", __file__, *arguments, "--peak-of", name]
@@ -109,11 +121,11 @@ def peak_memory(arguments: list[str]) -> dict[str, float]:
     return found
 
 
-def print_peak(name: str, model: str, geometry: Geometry) -> None:
-    decode, latents = decoder(name, model), draw_latents(geometry)
+def print_peak(name: str, model: str, part: Part, geometry: Geometry) -> None:
+    code, given = coder(name, model, part), draw_input(geometry, part)
     RESET_PEAK.write_text("5")
     before = peak_kib()
-    decode(latents)
+    code(given)
     print((peak_kib() - before) / 1024)
 
 
@@ -129,6 +141,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=PUBLISHED, help=f"default: {PUBLISHED}")
+    parser.add_argument("--part", choices=PARTS, default="decoder")
     parser.add_argument("--size", type=size, default=(128, 64), metavar="WIDTHxHEIGHT")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="write the result as JSON")
@@ -137,11 +150,12 @@ def main() -> None:
     width, height = given.size
     geometry = Geometry(height, width)
     if given.peak_of:
-        print_peak(given.peak_of, given.model, geometry)
+        print_peak(given.peak_of, given.model, given.part, geometry)
         return
-    found = compare(given.model, geometry, given.rounds)
-    same = ["--model", given.model, "--size", f"{width}x{height}"]
-    found = {"model": given.model, "size": f"{width}x{height}", "torch": torch.__version__,
+    found = compare(given.model, given.part, geometry, given.rounds)
+    same = ["--model", given.model, "--size", f"{width}x{height}", "--part", given.part]
+    found = {"model": given.model, "part": given.part, "size": f"{width}x{height}",
+             "torch": torch.__version__,
              "threads": torch.get_num_threads(), "rounds": given.rounds,
              **found, "peak_mib": peak_memory(same)}  # fmt: skip
     print(json.dumps(found, indent=2))

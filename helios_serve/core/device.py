@@ -1,8 +1,9 @@
 """What the device of one worker is busy with, and how fast stages are on it."""
 
 import math
+from collections import deque
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.queued_task import QueuedTask
@@ -15,13 +16,21 @@ LONGEST_GAP = 0.25
 """Seconds without any job that are taken to be due to the engine, not to a lack of requests."""
 
 
+class HostTask(NamedTuple):
+    """A task that the host finishes, and the part of the device that it had before."""
+
+    queued: QueuedTask[Any]
+    share: float
+
+
 class Device:
     """The device of one worker, which its stages share.
 
     Stages that run at the same time slow each other down. So each is taken to have an equal part of
     the device while they do, and rates are measured in seconds of the whole device: what several
     stages need on it adds up. `steps` is the scheduler's account of the denoise steps on it, None
-    for a worker that does not denoise. `tasks` run on it, one for each stage at most.
+    for a worker that does not denoise. `tasks` run on it, one for each stage at most. `on_host` are
+    those that it is done with, and that the worker's host finishes, the oldest first.
     """
 
     def __init__(self, worker_id: str, roles: Iterable[Stage]) -> None:
@@ -35,12 +44,18 @@ class Device:
         """Seconds of work that jobs report in a second that they are given: less than 1, since
         messages take time, and the engine has more to do."""
         self.tasks: dict[Stage, QueuedTask[Any]] = {}
+        self.on_host: deque[HostTask] = deque()
         self._busy: dict[Stage, float] = {}
         """Seconds of the device that each running stage has had since it began."""
         self._since: dict[Stage, float] = {}
         self._now = -math.inf
         self._gap = 0.0
         """Seconds without any job between those since the last one that was measured."""
+
+    @property
+    def all_tasks(self) -> list[QueuedTask[Any]]:
+        """Tasks that the worker has, on the device or on its host."""
+        return [*(task.queued for task in self.on_host), *self.tasks.values()]
 
     @property
     def step_claim(self) -> Claim:
@@ -89,6 +104,7 @@ class Device:
         assert self._busy.keys() == self._since.keys()
         assert self._busy.keys() - {"denoise"} == self.tasks.keys(), f"{self.worker_id} is idle"
         assert self.tasks.keys() <= self.roles, f"{self.worker_id} has a task without the role"
+        assert not self.on_host or "decode" in self.roles, f"{self.worker_id} decodes nothing"
 
     def _advance(self, now: float) -> None:
         for stage in self._busy:

@@ -3,9 +3,10 @@
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, Literal, NamedTuple
 
-from helios_serve.core.device import Device
+from helios_serve.core.device import Device, HostTask
 from helios_serve.core.queued_task import QueuedTask, Task
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session
@@ -56,8 +57,9 @@ class TaskQueue(Generic[Task]):
     """Tasks of one kind for all workers with the role.
 
     Tasks of a session are first in, first out; between sessions the policy decides that orders
-    their steps as well. A worker has one task of a kind at a time, and finishes it. `rate` is in
-    pixels per second of one worker's device.
+    their steps as well. A worker's device has one task of a kind at a time, and finishes it; those
+    that it is done with may still be on the worker's host. `rate` is in pixels per second of one
+    worker's device.
     """
 
     def __init__(self, stage: Literal["encode", "decode"], config: SchedulingConfig) -> None:
@@ -66,8 +68,8 @@ class TaskQueue(Generic[Task]):
         self.waiting_by_flow: Counter[FlowKey] = Counter()
         self._tasks: dict[str, SessionTasks[Task]] = {}
         self.queue = StageQueue(config, TaskOrder(self._tasks, self.rate))
-        self._running: dict[str, QueuedTask[Task]] = {}
-        """By worker."""
+        self._running: dict[str, deque[QueuedTask[Task]]] = {}
+        """By worker, the oldest first."""
 
     def __contains__(self, session_id: str) -> bool:
         """Whether a task of the session waits."""
@@ -79,7 +81,8 @@ class TaskQueue(Generic[Task]):
 
     def running(self, session_id: str) -> bool:
         """Whether a worker has a task of the session."""
-        return any(item.session.session_id == session_id for item in self._running.values())
+        running = chain.from_iterable(self._running.values())
+        return any(item.session.session_id == session_id for item in running)
 
     def claim(self, device: Device) -> Claim:
         """The claim of the tasks that run on `device` or wait for it, to which steps give way."""
@@ -110,17 +113,28 @@ class TaskQueue(Generic[Task]):
             device = self._choose(queued, free)
             del free[device.worker_id]
             queued.assigned_at = now
-            device.tasks[self.stage] = self._running[device.worker_id] = queued
+            device.tasks[self.stage] = queued
+            self._running.setdefault(device.worker_id, deque()).append(queued)
             device.begin(self.stage, now)
             yield Assignment(device.worker_id, queued)
 
+    def hand_over(self, device: Device, now: float, seconds: float = 0.0) -> None:
+        """Record that the device is done with its task, which the host finishes.
+
+        The device can begin another one. `seconds` are those that the worker measured, if it did.
+        """
+        queued = device.tasks.pop(self.stage)
+        device.on_host.append(HostTask(queued, device.end(self.stage, now, seconds)))
+
     def finish(self, device: Device, now: float, seconds: float = 0.0) -> QueuedTask[Task]:
-        """The device has done its task in `seconds`, 0 if that was not measured.
+        """The worker has done its oldest task in `seconds`, 0 if that was not measured.
 
         The task is charged with the time that it took here, and to the steps on the same device.
         """
-        queued = self._end(device)
-        seconds *= device.end(self.stage, now, seconds)
+        queued = self._running[device.worker_id][0]
+        if device.tasks.get(self.stage) is queued:
+            self.hand_over(device, now, seconds)
+        seconds *= self._end(device).share
         if seconds > 0:
             if self.rate.value:
                 more = self.rate.value * seconds - queued.cost
@@ -131,12 +145,11 @@ class TaskQueue(Generic[Task]):
                 steps.bill(queued.session, cost, credit)
         return queued
 
-    def lose(self, device: Device, now: float) -> QueuedTask[Task] | None:
-        """The device's worker died; returns the task that it had."""
-        if self.stage not in device.tasks:
-            return None
-        device.end(self.stage, now)
-        return self._end(device)
+    def lose(self, device: Device, now: float) -> list[QueuedTask[Task]]:
+        """The device's worker died; returns the tasks that it had, the oldest first."""
+        if self.stage in device.tasks:
+            self.hand_over(device, now)
+        return [self._end(device).queued for _ in range(self._number(device))]
 
     def requeue(self, lost: QueuedTask[Task], *, was_alone: bool) -> str | None:
         """Queue a dead worker's task again, before all others of its session.
@@ -171,8 +184,11 @@ class TaskQueue(Generic[Task]):
             assert tasks.waiting, f"{tasks.session.session_id} waits for nothing"
             counts[flow_of(tasks.session)] += len(tasks.waiting)
         assert counts == self.waiting_by_flow
-        running = {item.worker_id: item.tasks.get(self.stage) for item in known}
-        assert self._running == {name: item for name, item in running.items() if item is not None}
+        for device in known:
+            own: list[QueuedTask[Task]] = list(self._running.get(device.worker_id, ()))
+            assert own == [item for item in device.all_tasks if item in own]
+            assert device.tasks.get(self.stage) in (*own[-1:], None)
+        assert self._running.keys() <= {device.worker_id for device in known}
 
     def _tasks_of(self, session: Session) -> SessionTasks[Task]:
         return self._tasks.setdefault(session.session_id, SessionTasks(session))
@@ -221,9 +237,18 @@ class TaskQueue(Generic[Task]):
             self.queue.leave(session)
         return queued
 
-    def _end(self, device: Device) -> QueuedTask[Task]:
-        del device.tasks[self.stage]
-        return self._running.pop(device.worker_id)
+    def _number(self, device: Device) -> int:
+        return len(self._running.get(device.worker_id, ()))
+
+    def _end(self, device: Device) -> HostTask:
+        """Forget the oldest task of a worker, which is on its host."""
+        running = self._running[device.worker_id]
+        queued = running.popleft()
+        if not running:
+            del self._running[device.worker_id]
+        ended = next(item for item in device.on_host if item.queued is queued)
+        device.on_host.remove(ended)
+        return ended
 
     def _count(self, session: Session, change: int) -> None:
         flow = flow_of(session)

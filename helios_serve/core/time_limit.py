@@ -25,7 +25,7 @@ class Speeds(NamedTuple):
     decode: float = 0.0
 
 
-class Jobs(NamedTuple):
+class LongestJobs(NamedTuple):
     """The longest jobs of a video that are not divided, in the units of `Speeds`: a step, encoding
     its prompts and its reference, and decoding a chunk."""
 
@@ -73,7 +73,7 @@ class TimeLimit:
         fastest = Speeds(*(max(rates) for rates in zip(Speeds(), *speeds, strict=True)))
         size = Size(session.params.width, session.params.height)
         seconds = self._seconds(session, size, fastest)
-        stage = max(Jobs._fields, key=lambda name: getattr(seconds, name))
+        stage = max(LongestJobs._fields, key=lambda name: getattr(seconds, name))
         longest = getattr(seconds, stage)
         if longest <= self.deadline:
             return
@@ -96,19 +96,19 @@ class TimeLimit:
             except InvalidRequestError as error:
                 yield RefusedSession(session.session_id, str(error))
 
-    def _seconds(self, session: Session, size: Size, speeds: Speeds) -> Jobs:
+    def _seconds(self, session: Session, size: Size, speeds: Speeds) -> LongestJobs:
         """Seconds that the jobs of a session take at least if it had another size."""
         jobs = self._jobs(session, size)
-        return Jobs(
+        return LongestJobs(
             *(work / speed if speed else 0.0 for work, speed in zip(jobs, speeds, strict=True))
         )
 
-    def _jobs(self, session: Session, size: Size) -> Jobs:
+    def _jobs(self, session: Session, size: Size) -> LongestJobs:
         params = msgspec.structs.replace(session.params, width=size.width, height=size.height)
         cost = SessionCost(self.config, Geometry(size.height, size.width), params)
         request = msgspec.structs.replace(session.request, params=params)
         encode = encode_cost(len(session.prompts.missing), request if session.needs_seed else None)
-        return Jobs(max(cost.steps), encode, cost.decode)
+        return LongestJobs(max(cost.steps), encode, cost.decode)
 
     def _largest(self, session: Session, size: Size, speeds: Speeds) -> Size | None:
         """The largest size of about the same shape whose jobs are short enough, if any is."""

@@ -8,7 +8,7 @@ position in time and sequence number are patched into its fragment (moof and mda
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from helios_serve.messages import Segment
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.video_request import Frames
 
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 TICKS_PER_FRAME = 512
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"}
 MUXER_OPTIONS = "empty_moov+default_base_moof+frag_keyframe+skip_trailer"
@@ -45,29 +46,55 @@ def encode_chunk(frames: Frames, *, chunk: int, fps: int) -> Segment:
 
     Raises ValueError for more frames than a chunk has: they would not fit in one fragment.
     """
-    if not 1 <= frames.count <= CHUNK_FRAMES:
-        raise ValueError(f"got {frames.count} frames, expected 1 to {CHUNK_FRAMES}")
+    return encode_rgb(as_array(frames), chunk=chunk, fps=fps)
+
+
+def encode_rgb(frames: Pixels, *, chunk: int, fps: int) -> Segment:
+    """`encode_chunk` of an array (frames, height, width, 3)."""
+    pictures = (
+        av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709
+        )
+        for pixels in frames
+    )
+    return encode(pictures, frames.shape[:3], chunk=chunk, fps=fps)
+
+
+def encode_yuv(planes: Pixels, *, chunk: int, fps: int) -> Segment:
+    """`encode_chunk` of frames in YUV 4:2:0, BT.709 in limited range.
+
+    An array (frames, 3 / 2 * height, width): Y, then the rows of U and V, each two to a row.
+    """
+    count, rows, width = planes.shape
+    pictures = (av.VideoFrame.from_ndarray(picture, format="yuv420p") for picture in planes)
+    return encode(pictures, (count, rows * 2 // 3, width), chunk=chunk, fps=fps)
+
+
+def encode(
+    pictures: Iterable[av.VideoFrame], shape: Sequence[int], *, chunk: int, fps: int
+) -> Segment:
+    """Encode pictures in YUV 4:2:0; `shape` is their number, their height and their width."""
+    count, height, width = shape
+    if not 1 <= count <= CHUNK_FRAMES:
+        raise ValueError(f"got {count} frames, expected 1 to {CHUNK_FRAMES}")
     buffer = io.BytesIO()
     options = {"movflags": MUXER_OPTIONS, "video_track_timescale": str(fps * TICKS_PER_FRAME)}
     with av.open(buffer, "w", format="mp4", container_options=options) as container:
         stream = container.add_stream("libx264", rate=fps, options=CODEC_OPTIONS)
-        stream.width, stream.height, stream.pix_fmt = frames.width, frames.height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.gop_size, context.max_b_frames = CHUNK_FRAMES, 0
         context.time_base = Fraction(1, fps)
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        for index, pixels in enumerate(as_array(frames)):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709
-            )
+        for index, frame in enumerate(pictures):
             frame.pts, frame.time_base = index, context.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return split_segment(buffer.getvalue(), chunk)
 
 
-def as_array(frames: Frames) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def as_array(frames: Frames) -> Pixels:
     """Return the frames as a uint8 array (count, height, width, 3), without a copy."""
     shape = (frames.count, frames.height, frames.width, 3)
     return np.frombuffer(frames.data, np.uint8).reshape(shape)

@@ -16,8 +16,9 @@ Role = Literal["encode", "denoise", "decode"]
 ROLES: tuple[Role, ...] = ("encode", "denoise", "decode")
 Quantization = Literal["fp8"]
 """Quantization of the transformer's large linear layers. fp8: float8_e4m3fn, a scale per row."""
-DecodeDtype = Literal["float32", "bfloat16"]
-"""Dtype of the VAE's decoder. Its encoder always runs in float32."""
+DecodeDtype = Literal["auto", "bfloat16", "float32"]
+"""Dtype of the VAE's decoder. auto: bfloat16, or float32 on the CPU. Its encoder always runs in
+float32."""
 ExecutorKind = Literal["inline", "local", "ray"]
 """How workers run: as threads of this process, as child processes, or as Ray actors."""
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -67,10 +68,10 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     decode_dtype: Annotated[
         DecodeDtype,
         Meta(
-            description="Precision of the VAE decoder; bfloat16 takes half the memory and is less "
-            "exact.",
+            description="Precision of the VAE decoder; auto: bfloat16, or float32 on the CPU. "
+            "float32 is more exact.",
         ),
-    ] = "float32"
+    ] = "auto"
     compile_sizes: Annotated[
         tuple[SizeName, ...],
         Meta(

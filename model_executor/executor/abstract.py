@@ -18,8 +18,9 @@ class Executor(Protocol):
 
     Workers are addressed by id. Ids are never reused, so a late event cannot be attributed to
     another worker. A worker's first event is WorkerReady or WorkerDied. It answers each plan with
-    StepsDone, each EncodeTask with InputsEncoded and each DecodeTask with ChunkDecoded, in order
-    within each kind. Its last event is WorkerDied, unless it was stopped.
+    StepsDone, each EncodeTask with InputsEncoded, and each DecodeTask with ChunkRendered and then
+    ChunkDecoded, or with LatentsMissing, in order within each kind. Its last event is WorkerDied,
+    unless it was stopped.
     """
 
     def start_worker(self, config: WorkerConfig) -> str:

@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from helios_serve.errors import DeviceError
 from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, Geometry
 from helios_serve.model_executor.models.helios.conditioning import Posterior
-from helios_serve.model_executor.models.wan_vae.autoencoder import decode_latents
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d
 from helios_serve.model_executor.models.wan_vae.decoder import conv_weights, flops_per_pixel
 
@@ -29,18 +28,17 @@ STANCE = "eager_on_recompile"
 
 
 class Vae:
-    """Wraps the module that `build_wan_vae` builds.
+    """Encodes references to posteriors, and decodes latents to frames.
 
-    Each chunk is decoded independently, with an empty causal state. The encoder's cache belongs to
-    `model`, and so do its weights on the device, so `encode` and `decode`, which two threads may
-    call, exclude each other. Posteriors of
-    references are cached by shape and hash of the pixels. `model` is used on `device`, and only
-    within the context `on_device`, so its weights may be offloaded otherwise. The decoder may have
-    another dtype than fp32; latents are scaled in fp32 in any case.
+    Each chunk is decoded independently, with an empty causal state. `model` is used on `device`,
+    and only within the context `on_device`, so its weights may be offloaded otherwise: `encode` and
+    `decode`, which two threads may call, exclude each other. Posteriors of references are cached by
+    shape and hash of the pixels. The decoder may have another dtype than fp32; latents are scaled
+    in fp32 in any case.
     """
 
     def __init__(
-        self, model: Any, device: torch.device, on_device: AbstractContextManager[object]
+        self, model: WanVae, device: torch.device, on_device: AbstractContextManager[object]
     ) -> None:
         self.model = model
         self.device = device
@@ -71,10 +69,10 @@ class Vae:
         if key in self._posteriors:
             self._posteriors.move_to_end(key)
             return self._posteriors[key]
-        video = frames.to(self.device).permute(3, 0, 1, 2)[None].float() / 255
+        video = frames.to(self.device).float() / 255
         with self._lock, self.on_device:
-            distribution = self.model.encode(2 * video - 1).latent_dist
-        posterior = self._posteriors[key] = Posterior(distribution.mean, distribution.std)
+            moments = self.model.encode(2 * video - 1)
+        posterior = self._posteriors[key] = Posterior(*moments)
         while sum(map(num_bytes, self._posteriors.values())) > MAX_CACHED_BYTES:
             self._posteriors.popitem(last=False)
         return posterior
@@ -83,15 +81,18 @@ class Vae:
         """Convert VAE latents to the latents of the transformer."""
         return (latents - self._mean) * self._scale
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the CPU."""
+        """`render`, on the CPU."""
+        return self.render(latents).cpu()
+
+    @torch.inference_mode()
+    def render(self, latents: Tensor) -> Tensor:
+        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the device."""
         raw = (latents[None].to(self.device, torch.float32) / self._scale + self._mean)[0]
         raw = raw.to(self.model.post_quant_conv.weight.dtype)
         with self._lock, self.on_device, self._stance():
-            video = decode_latents(self.model, raw)
-        pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return pixels.cpu()
+            video = self.model.decode(raw)
+        return (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def compile(self, sizes: Sequence[Geometry]) -> None:
         """Compile the decoder for frames of `sizes`. Call it before serving.

@@ -35,8 +35,9 @@ def main() -> None:
             lambda _: None,
             join=lambda device: join_group(folder, start.rank, size, device),
         )
-        while (plan := plans.get()) is not None:
-            worker.execute(plan)
+        with worker.reports.running(interrupt=lambda: plans.put(None)):
+            while (plan := plans.get()) is not None:
+                worker.execute(plan)
         dist.destroy_process_group()
     except Exception as error:  # its exit ends the worker: rank 0 notices
         logger.error("rank %d failed", start.rank, exc_info=error)

@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 
 from helios_serve.logger import logger
-from helios_serve.messages import RunnerOutput, SchedulerOutput, WorkerDied
+from helios_serve.messages import SchedulerOutput, WorkerDied
 from helios_serve.model_executor.exit_status import describe_exit
 from helios_serve.model_executor.models.helios.exchange import Ranks
+from helios_serve.model_executor.worker.chunk_end import LaunchedPlan
 from helios_serve.options.workers import WorkerConfig
 
 REPORT_SECONDS = 1.0
@@ -106,11 +107,11 @@ class Followers:
         return join_group(Path(self._folder.name), 0, self.size, device)
 
     def share(
-        self, plan: SchedulerOutput, execute: Callable[[SchedulerOutput], RunnerOutput]
-    ) -> RunnerOutput:
-        """Execute a plan on all ranks and return this rank's output.
+        self, plan: SchedulerOutput, launch: Callable[[SchedulerOutput], LaunchedPlan]
+    ) -> LaunchedPlan:
+        """Launch a plan on all ranks and return what this rank has launched.
 
-        Raises the exceptions of `execute`, unless a follower has ended: then this never returns,
+        Raises the exceptions of `launch`, unless a follower has ended: then this never returns,
         since the end is reported to the engine and this process exits.
         """
         try:
@@ -118,7 +119,7 @@ class Followers:
             for process in self.processes:
                 assert process.stdin is not None
                 write_frame(process.stdin, data)
-            return execute(plan)
+            return launch(plan)
         except Exception:
             if self._has_ended.wait(EXIT_NOTICE_SECONDS):
                 threading.Event().wait()

@@ -21,7 +21,6 @@ from helios_serve.model_config import (
 )
 from helios_serve.model_executor.models.helios.inputs import HistoryPatches
 from helios_serve.model_executor.models.helios.samplers import patchify
-from helios_serve.model_executor.worker.tensors import as_bytes
 
 TILE_PIXELS = 2 * TILE_PATCHES
 """Latent pixels along a side of a tile."""
@@ -42,13 +41,13 @@ class HistoryPool:
         """Write latent frames (16, frames, h, w) to `block_ids`, one block per tile."""
         self._put(tile_rows(latents), block_ids)
 
-    def read(self, block_ids: Sequence[int]) -> bytes:
-        """Return the content of blocks as raw bytes, in the pool's dtype."""
+    def read(self, block_ids: Sequence[int]) -> Tensor:
+        """Return a copy of blocks, on the pool's device: (blocks, 16, 64)."""
         index = upload(torch.tensor(block_ids, dtype=torch.long), self.blocks.device)
-        return as_bytes(self.blocks[index])
+        return self.blocks[index]
 
     def restore(self, data: bytes, dtype: torch.dtype, block_ids: Sequence[int]) -> None:
-        """Write raw bytes of `dtype`, as returned by `read`, to blocks."""
+        """Write the rows of blocks, as raw bytes of `dtype`, to blocks."""
         rows = torch.frombuffer(bytearray(data), dtype=dtype)
         self._put(rows.view(-1, BLOCK_ROWS, PATCH_DIM), block_ids)
 

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from helios_serve.errors import HeliosError, describe_error
+from helios_serve.errors import HeliosError
 from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import upload
 from helios_serve.logger import logger
 from helios_serve.messages import (
     NULL_BLOCK,
     ChunkBlocks,
-    ChunkResult,
     ChunkStart,
     NewSession,
     RunnerOutput,
@@ -41,12 +40,16 @@ from helios_serve.model_executor.models.helios.samplers import (
     unpatchify,
 )
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.streams import DeviceStreams, HostCopy
+from helios_serve.model_executor.worker.chunk_end import ChunkEnd, LaunchedPlan, failure_of
 from helios_serve.model_executor.worker.history_pool import HistoryPool
+from helios_serve.model_executor.worker.kept_latents import KeptLatents
 from helios_serve.model_executor.worker.noise_stream import NoiseStream
 from helios_serve.model_executor.worker.packed_batch import Job, PackedBatch
 from helios_serve.model_executor.worker.prompt_reader import PromptReader
 from helios_serve.model_executor.worker.session_state import ChunkState, SessionState
-from helios_serve.model_executor.worker.tensors import as_data, as_tensor, dtype_name
+from helios_serve.model_executor.worker.tensors import as_tensor, dtype_name
+from helios_serve.size import Size
 from helios_serve.video_request import PromptWeight, VideoRequest
 
 MAX_ADAPTERS = 8
@@ -58,7 +61,8 @@ class ModelRunner:
 
     `num_blocks` is the size of the history pool. `text_bytes` limits the cache of prompts' keys and
     values. With `batch_invariant` each pack segment runs alone, so that results do not depend on
-    the batch.
+    the batch. Latents of finished chunks are put into `kept` for a decoder on the same device.
+    `streams` are those of the device.
     """
 
     def __init__(
@@ -70,11 +74,15 @@ class ModelRunner:
         num_blocks: int,
         text_bytes: int,
         batch_invariant: bool = False,
+        streams: DeviceStreams | None = None,
+        kept: KeptLatents | None = None,
     ) -> None:
         self.config = config
         self.transformer = transformer
         self.device = device
         self.batch_invariant = batch_invariant
+        self.streams = streams or DeviceStreams(device)
+        self.kept = kept
         self.pool = HistoryPool(num_blocks, transformer.dtype, device)
         self.prompts = PromptReader(transformer, text_bytes)
         self.sessions: dict[str, SessionState] = {}
@@ -84,16 +92,20 @@ class ModelRunner:
         self._forward_seconds = 0.0
 
     def execute_model(self, output: SchedulerOutput) -> RunnerOutput:
-        """Execute a plan: close finished sessions, open new ones and run the scheduled steps.
+        """`launch` a plan, and wait until the device has finished its chunks."""
+        return self.launch(output).wait()
 
-        An exception in one session fails that session only: it is closed and reported in
-        `failures`, and its later steps are skipped.
+    def launch(self, output: SchedulerOutput) -> LaunchedPlan:
+        """Launch a plan: close finished sessions, open new ones and run the scheduled steps.
+
+        It does not wait for the device. An exception in one session fails that session only: it is
+        closed and reported in `failures`, and its later steps are skipped.
         """
         self._forward_seconds = 0.0
         for session_id in output.finished:
             self.sessions.pop(session_id, None)
         failures: list[SessionFailure] = []
-        jobs, chunks = [], []
+        jobs, ends = [], []
         with current_device(self.device):
             for new in output.new_sessions:
                 with self._isolated(new.session_id, failures):
@@ -107,8 +119,8 @@ class ModelRunner:
                 session = self.sessions.get(step.session_id)
                 if session is not None and session.is_last_step(step.cursor):
                     with self._isolated(step.session_id, failures):
-                        chunks.append(self._finish_chunk(step, session))
-        return RunnerOutput(tuple(chunks), tuple(failures), self._forward_seconds)
+                        ends.append(self._end_chunk(step, session))
+        return LaunchedPlan(tuple(ends), tuple(failures), self._forward_seconds)
 
     @contextmanager
     def _isolated(self, session_id: str, failures: list[SessionFailure]) -> Iterator[None]:
@@ -119,10 +131,8 @@ class ModelRunner:
             self._fail(session_id, error, failures)
 
     def _fail(self, session_id: str, error: Exception, failures: list[SessionFailure]) -> None:
-        if not isinstance(error, HeliosError):
-            logger.error("session %s failed", session_id, exc_info=error)
         self.sessions.pop(session_id, None)
-        failures.append(SessionFailure(session_id, describe_error(error)))
+        failures.append(failure_of(session_id, error))
 
     def _open(self, new: NewSession) -> SessionState:
         params = new.request.params.resolve(self.config)
@@ -160,24 +170,6 @@ class ModelRunner:
         else:
             state = torch.frombuffer(bytearray(snapshot.rng), dtype=torch.uint8)
             generator.set_state(state)
-
-    def _snapshot(self, session: SessionState, blocks: ChunkBlocks, chunk: int) -> Snapshot:
-        """Return the snapshot after `chunk`, whose frames are in `blocks` already."""
-        size = session.geometry.blocks_per_frame
-        anchor, frames = blocks.window[:size], blocks.window[size:] + blocks.append
-        if blocks.new_anchor:
-            anchor = blocks.append[:size]
-        kept = [block for block in frames[-HISTORY_FRAMES * size :] if block != NULL_BLOCK]
-        return Snapshot(
-            chunk=chunk + 1,
-            rng=session.noise.state,
-            anchor=self.pool.read(anchor),
-            frames=self.pool.read(kept),
-            num_frames=len(kept) // size,
-            dtype=dtype_name(self.pool.blocks.dtype),
-            height=session.geometry.height,
-            width=session.geometry.width,
-        )
 
     def _adapter(self, request: VideoRequest) -> LoraAdapter | None:
         """Return the request's adapter, loaded once. With a scale of 0 it is only checked."""
@@ -284,18 +276,33 @@ class ModelRunner:
         self._forward_seconds += time.perf_counter() - started
         return flow
 
-    def _finish_chunk(self, scheduled: ScheduledStep, session: SessionState) -> ChunkResult:
-        """Write the chunk's latent frames to its blocks and take a snapshot."""
+    def _end_chunk(self, scheduled: ScheduledStep, session: SessionState) -> ChunkEnd:
+        """Write the chunk's latent frames to its blocks, and start to copy what is reported."""
         assert session.chunk is not None
         index, blocks = scheduled.cursor.chunk, session.chunk.blocks
         latents = unpatchify(session.chunk.sampler.latents, session.geometry.patches)
-        if not latents.isfinite().all():
-            raise HeliosError(f"the latents of chunk {index} contain NaN or infinity")
         self.pool.write(latents, blocks.append)
         session.chunk = None
-        return ChunkResult(
-            session_id=scheduled.session_id,
-            chunk=index,
-            latents=as_data(latents[None]),
-            snapshot=self._snapshot(session, blocks, index),
+        if self.kept is not None:
+            self.kept.put(scheduled.session_id, index, latents)
+        size = session.geometry.blocks_per_frame
+        anchor, frames = blocks.window[:size], blocks.window[size:] + blocks.append
+        if blocks.new_anchor:
+            anchor = blocks.append[:size]
+        history = [block for block in frames[-HISTORY_FRAMES * size :] if block != NULL_BLOCK]
+        return ChunkEnd(
+            scheduled.session_id,
+            index,
+            HostCopy(
+                self.streams,
+                [
+                    latents.isfinite().all(),
+                    latents[None],
+                    self.pool.read(anchor),
+                    self.pool.read(history),
+                ],
+            ),
+            num_frames=len(history) // size,
+            rng=session.noise.state,
+            size=Size(session.geometry.width, session.geometry.height),
         )

@@ -1,27 +1,13 @@
-"""Encode and decode tasks of a worker, and the threads that execute them."""
+"""Encode tasks of a worker."""
 
-import contextlib
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from helios_serve.errors import describe_error
 from helios_serve.logger import logger
-from helios_serve.media.mp4 import encode_chunk
-from helios_serve.media.references import fit_frames
-from helios_serve.messages import (
-    ChunkDecoded,
-    DecodeTask,
-    EncodedPrompt,
-    EncodeTask,
-    InputsEncoded,
-    Snapshot,
-)
+from helios_serve.messages import EncodedPrompt, EncodeTask, InputsEncoded, Snapshot
 from helios_serve.model_executor.models.helios.conditioning import (
     HistorySeed,
     seed_from_image,
@@ -30,10 +16,8 @@ from helios_serve.model_executor.models.helios.conditioning import (
 from helios_serve.model_executor.models.text_encoder import TextEncoder
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.worker.history_pool import tile_rows
-from helios_serve.model_executor.worker.tensors import as_bytes, as_data, as_tensor
+from helios_serve.model_executor.worker.tensors import as_bytes, as_data
 from helios_serve.video_request import Frames, VideoRequest
-
-Task = TypeVar("Task")
 
 
 class InputEncoder:
@@ -101,67 +85,3 @@ def as_pixels(frames: Frames) -> Tensor:
     """Return frames as a uint8 tensor (count, height, width, 3)."""
     flat = torch.frombuffer(bytearray(frames.data), dtype=torch.uint8)
     return flat.view(frames.count, frames.height, frames.width, 3)
-
-
-class ChunkDecoder:
-    """Executes decode tasks."""
-
-    def __init__(self, vae: Vae) -> None:
-        self.vae = vae
-
-    def decode(self, task: DecodeTask) -> ChunkDecoded:
-        """Decode a chunk. Never raises: a failure is the result's `error`."""
-        started = time.perf_counter()
-        try:
-            frames = self._frames(task)
-            segment = None
-            if task.output == "segment":
-                segment = encode_chunk(frames, chunk=task.chunk, fps=task.fps)
-        except Exception as error:  # reported to the engine, which fails that session only
-            logger.error(
-                "decoding chunk %d of %s failed", task.chunk, task.session_id, exc_info=error
-            )
-            message = f"decoding failed: {describe_error(error)}"
-            return ChunkDecoded(task.session_id, task.chunk, error=message)
-        return ChunkDecoded(
-            task.session_id,
-            task.chunk,
-            frames if segment is None else None,
-            segment,
-            seconds=time.perf_counter() - started,
-        )
-
-    def _frames(self, task: DecodeTask) -> Frames:
-        """Return the frames of the chunk that belong to the video, in the size to show."""
-        pixels = self.vae.decode(as_tensor(task.latents)[0])[: task.num_frames]
-        count, height, width, _ = pixels.shape
-        frames = Frames(as_bytes(pixels), count, height, width)
-        return frames if task.shown_size is None else fit_frames(frames, *task.shown_size)
-
-
-@contextlib.contextmanager
-def side_thread(
-    work: Callable[[Task], None],
-    tasks: "queue.SimpleQueue[Task | None]",
-    device: torch.device,
-    name: str,
-) -> Iterator[None]:
-    """Run `work` on the tasks of a queue, in a thread, until it takes None. A context manager.
-
-    Leaving the context waits for the thread. On devices with streams the thread uses its own one.
-    """
-
-    def run() -> None:
-        with own_stream(device):
-            while (task := tasks.get()) is not None:
-                work(task)
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    yield
-    thread.join()
-
-
-def own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return the context of a new stream, or a null context on a CPU."""
-    return contextlib.nullcontext() if device.type == "cpu" else torch.Stream(device)

@@ -9,27 +9,25 @@ from contextlib import contextmanager
 import msgspec
 import torch
 
-from helios_serve.messages import (
-    DecodeTask,
-    EncodeTask,
-    SchedulerOutput,
-    StepsDone,
-    WorkerEvent,
-    WorkerReady,
-)
+from helios_serve.messages import EncodeTask, SchedulerOutput, WorkerEvent, WorkerReady
 from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM
 from helios_serve.model_executor.checks import check_context_parallel
 from helios_serve.model_executor.device import device_memory, resolve_device, resolve_dtype
 from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, open_checkpoint
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
+from helios_serve.model_executor.streams import DeviceStreams, Passing
+from helios_serve.model_executor.worker.chunk_decoder import ChunkDecoder
 from helios_serve.model_executor.worker.commands import Commands
 from helios_serve.model_executor.worker.group import (
     Followers,
     device_of,
 )
+from helios_serve.model_executor.worker.kept_latents import KeptLatents
 from helios_serve.model_executor.worker.model_runner import ModelRunner
-from helios_serve.model_executor.worker.tasks import ChunkDecoder, InputEncoder, side_thread
+from helios_serve.model_executor.worker.reports import PlanReports
+from helios_serve.model_executor.worker.side_thread import side_thread
+from helios_serve.model_executor.worker.tasks import InputEncoder
 from helios_serve.model_executor.worker.warm_up import warm_up
 from helios_serve.options.workers import WorkerConfig
 
@@ -60,9 +58,9 @@ class Pace:
     On a CPU there is nothing to wait for.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._pending: deque[torch.Event] = deque()
+    def __init__(self, streams: DeviceStreams) -> None:
+        self.streams = streams
+        self._pending: deque[Passing] = deque()
 
     @contextmanager
     def plan(self) -> Iterator[None]:
@@ -70,15 +68,16 @@ class Pace:
         while len(self._pending) > MAX_PENDING:
             self._pending.popleft().synchronize()
         yield
-        if self.device.type != "cpu":
-            self._pending.append(torch.accelerator.current_stream(self.device).record_event())
+        if self.streams.is_concurrent:
+            self._pending.append(self.streams.record())
 
 
 class Worker:
     """Executes plans in order and, in other threads, encode and decode tasks.
 
     Results are sent through `emit`, which is called from several threads. `followers` are the other
-    ranks of a context-parallel worker. None for `history_blocks` sizes the pool by the free memory.
+    ranks of a context-parallel worker. None for `history_blocks` sizes the pool by the free memory,
+    and None for `streams` takes those of the model's device.
     """
 
     def __init__(
@@ -89,11 +88,15 @@ class Worker:
         history_blocks: int | None = None,
         batch_invariant: bool = False,
         followers: Followers | None = None,
+        streams: DeviceStreams | None = None,
     ) -> None:
         self.model = model
         self.emit = emit
         self.followers = followers
-        self.pace = Pace(model.device)
+        self.streams = streams or DeviceStreams(model.device)
+        self.pace = Pace(self.streams)
+        self.kept = KeptLatents(self.streams)
+        self.reports = PlanReports(emit, in_thread=self.streams.is_concurrent)
         self.runner: ModelRunner | None = None
         self.ready = WorkerReady()
         if model.vae is not None:
@@ -112,6 +115,8 @@ class Worker:
                 num_blocks=num_blocks,
                 text_bytes=text_bytes,
                 batch_invariant=batch_invariant,
+                streams=self.streams,
+                kept=self.kept if model.vae is not None else None,
             )
             self.ready = msgspec.structs.replace(
                 self.ready,
@@ -123,7 +128,7 @@ class Worker:
 
     def run(self, commands: Commands) -> None:
         """Emit WorkerReady and execute commands until they are closed."""
-        with self.task_threads(commands):
+        with self.task_threads(commands), self.reports.running(interrupt=commands.close):
             self.emit(self.ready)
             while (plan := commands.plans.get()) is not None:
                 self.execute(plan)
@@ -133,7 +138,7 @@ class Worker:
     @contextlib.contextmanager
     def task_threads(self, commands: Commands) -> Iterator[None]:
         """Execute encode and decode tasks in threads until `commands` are closed."""
-        model = self.model
+        model, streams = self.model, self.streams
         with contextlib.ExitStack() as threads:
             if model.text_encoder is not None and model.vae is not None:
                 encoder = InputEncoder(model.text_encoder, model.vae)
@@ -141,26 +146,24 @@ class Worker:
                 def encode(task: EncodeTask) -> None:
                     self.emit(encoder.encode(task))
 
-                threads.enter_context(side_thread(encode, commands.encode, model.device, "encoder"))
+                threads.enter_context(
+                    side_thread(encode, commands.encode, "encoder", streams.own())
+                )
             if model.vae is not None:
-                decoder = ChunkDecoder(model.vae)
-
-                def decode(task: DecodeTask) -> None:
-                    self.emit(decoder.decode(task))
-
-                threads.enter_context(side_thread(decode, commands.decode, model.device, "decoder"))
+                decoder = ChunkDecoder(model.vae, self.emit, self.kept, streams)
+                threads.enter_context(decoder.running(commands.decode))
             yield
 
     def execute(self, plan: SchedulerOutput) -> None:
-        """Execute a plan and emit StepsDone."""
+        """Launch a plan. StepsDone follows when its results are on the host."""
         assert self.runner is not None, "got a plan for a worker without the denoise role"
         started = time.perf_counter()
         with self.pace.plan():
             if self.followers is None:
-                output = self.runner.execute_model(plan)
+                launched = self.runner.launch(plan)
             else:
-                output = self.followers.share(plan, self.runner.execute_model)
-        self.emit(StepsDone(output, time.perf_counter() - started))
+                launched = self.followers.share(plan, self.runner.launch)
+        self.reports.put(launched, time.perf_counter() - started)
 
 
 def load_worker(config: WorkerConfig, emit: Emit) -> Worker:

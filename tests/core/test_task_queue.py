@@ -51,7 +51,7 @@ class Tasks:
         """Assign the next task and lose it at once; return it."""
         device = Device("w", ("encode",))
         ((_, queued),) = self.queue.assign([device], 0.0)
-        assert self.queue.lose(device, 0.0) is queued
+        assert self.queue.lose(device, 0.0) == [queued]
         self.check()
         return queued
 
@@ -198,3 +198,36 @@ def test_a_rate_forgets_the_first_measurement_and_fades_by_time() -> None:
     for _ in range(40):
         rate.measure(20.0, 1.0)
     assert rate.value == pytest.approx(20.0, rel=0.05)
+
+
+def test_a_device_that_has_handed_its_task_over_can_begin_another_one() -> None:
+    tasks = Tasks("a0", "b0", "a1")
+    device = tasks.device("w")
+    for name in ("a0", "b0"):
+        assert tasks.assign("w") == [("w", name)]
+        assert tasks.assign("w") == []
+        tasks.queue.hand_over(device, 1.0)
+        tasks.check()
+    assert tasks.assign("w") == [("w", "a1")]
+    assert tasks.queue.running("b")
+    ended = [tasks.queue.finish(device, 2.0).task.prompts[0] for _ in range(3)]
+    assert ended == ["a0", "b0", "a1"]
+    assert not tasks.queue.running("b")
+    assert device.all_tasks == []
+    tasks.check()
+
+
+def test_a_dead_worker_loses_its_tasks_on_the_device_and_on_its_host() -> None:
+    tasks = Tasks("a0", "a1", "a2", "b0")
+    device = tasks.device("w")
+    for _ in range(2):
+        tasks.assign("w")
+        tasks.queue.hand_over(device, 1.0)
+    tasks.assign("w")
+    lost = tasks.queue.lose(device, 2.0)
+    assert [queued.task.prompts[0] for queued in lost] == ["a0", "b0", "a1"]
+    assert tasks.queue.lose(device, 2.0) == []
+    for queued in reversed(lost):
+        assert tasks.queue.requeue(queued, was_alone=False) is None
+    tasks.check()
+    assert sorted(tasks.order()[:2]) == ["a0", "b0"]

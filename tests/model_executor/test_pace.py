@@ -1,15 +1,16 @@
 """A worker that runs ahead of a simulated device."""
 
-import pytest
 import torch
 
+from helios_serve.model_executor.streams import DeviceStreams
 from helios_serve.model_executor.worker.worker import Pace
 
 
-class SlowDevice:
+class SlowDevice(DeviceStreams):
     """Records what was queued and what was awaited."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "cuda:0") -> None:
+        super().__init__(torch.device(name))
         self.told: list[str] = []
 
     def run(self, pace: Pace, plans: int) -> list[str]:
@@ -18,7 +19,7 @@ class SlowDevice:
                 self.told.append(f"queue {number}")
         return self.told
 
-    def record_event(self) -> "Done":
+    def record(self) -> "Done":
         return Done(self, self.told[-1].removeprefix("queue "))
 
 
@@ -33,18 +34,15 @@ class Done:
         self.device.told.append(f"wait for {self.plan}")
 
 
-def test_a_plan_is_queued_while_the_device_is_at_the_one_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_plan_is_queued_while_the_device_is_at_the_one_before() -> None:
     device = SlowDevice()
-    monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: device)
-    assert device.run(Pace(torch.device("cuda", 0)), 4) == [
+    assert device.run(Pace(device), 4) == [
         *("queue 0", "queue 1"),
         *("wait for 0", "queue 2"),
         *("wait for 1", "queue 3"),
     ]
 
 
-def test_a_cpu_is_never_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "current_stream", None)
-    assert SlowDevice().run(Pace(torch.device("cpu")), 3) == ["queue 0", "queue 1", "queue 2"]
+def test_a_cpu_is_never_waited_for() -> None:
+    cpu = SlowDevice("cpu")
+    assert cpu.run(Pace(cpu), 3) == ["queue 0", "queue 1", "queue 2"]

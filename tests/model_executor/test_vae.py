@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from msgspec import json
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from helios_serve.errors import DeviceError, InvalidRequestError
 from helios_serve.model_config import Geometry
+from helios_serve.model_executor.components import DECODER_PARTS, build_vae
+from helios_serve.model_executor.device import resolve_dtype
 from helios_serve.model_executor.models import vae as vae_module
 from helios_serve.model_executor.models.vae import Vae
-from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae
-from helios_serve.model_executor.worker.tasks import side_thread
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
+from helios_serve.model_executor.worker.side_thread import side_thread
+from helios_serve.options.workers import WorkerOptions
 from tests.support.models import load_model, loaded
 
 
@@ -35,7 +39,7 @@ def test_a_chunk_decodes_as_diffusers_does(vae: Vae) -> None:
     settings = vae.model.config
     mean = torch.tensor(settings.latents_mean).view(1, 16, 1, 1, 1)
     std = torch.tensor(settings.latents_std).view(1, 16, 1, 1, 1)
-    reference = AutoencoderKLWan.from_config(settings).eval()
+    reference = AutoencoderKLWan.from_config(json.decode(json.encode(settings))).eval()
     reference.load_state_dict(vae.model.state_dict())
     with torch.inference_mode():
         video = reference.decode(latents[None] * std + mean).sample[0]
@@ -56,6 +60,18 @@ def test_a_decoder_in_half_precision_makes_nearly_the_same_pictures(
     assert 40 < -10 * (error / 255).square().mean().log10() < 70
     frames = random_frames(33, 64, 64)
     assert torch.equal(half.encode(frames).mean, vae.encode(frames).mean)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16)])
+def test_decoders_are_in_half_precision_on_gpus_by_default(
+    device: str, dtype: torch.dtype, checkpoints: dict[str, Path]
+) -> None:
+    options = WorkerOptions()
+    decode_dtype = resolve_dtype(options.decode_dtype, torch.device(device))
+    module, component = build_vae(checkpoints["base"], decode_dtype)
+    stored = {name: component.dtype_of(name) for name, _ in module.named_parameters()}
+    assert {stored[name] for name in stored if name.startswith(DECODER_PARTS)} == {dtype}
+    assert {stored[name] for name in stored if name.startswith("encoder.")} == {torch.float32}
 
 
 def test_encoding_undoes_normalisation(vae: Vae) -> None:
@@ -90,7 +106,7 @@ def small_vae() -> Vae:
     """Return a VAE with one upsampling instead of three: each layer takes seconds to compile."""
     torch.manual_seed(0)
     widths = {"base_dim": 8, "dim_mult": [1, 1], "num_res_blocks": 0}
-    model = build_wan_vae(widths | {"temperal_downsample": [True]})
+    model = WanVae(widths | {"temperal_downsample": [True]})
     for name, parameter in model.named_parameters():
         nn.init.ones_(parameter) if "gamma" in name else nn.init.normal_(parameter, std=0.1)
     return Vae(model.eval().requires_grad_(False), torch.device("cpu"), nullcontext())
@@ -102,7 +118,7 @@ def decode_beside(vae: Vae, latents: Tensor) -> Tensor:
     decoded: list[Tensor] = []
     tasks.put(latents)
     tasks.put(None)
-    with side_thread(lambda task: decoded.append(vae.decode(task)), tasks, vae.device, "decoder"):
+    with side_thread(lambda task: decoded.append(vae.decode(task)), tasks, "decoder"):
         pass
     [frames] = decoded
     return frames

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from helios_serve.model_executor.models.vae import Vae
-from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae, decode_latents
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 
 NANO: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 PUBLISHED: dict[str, Any] = {}
@@ -26,13 +26,13 @@ def both(widths: dict[str, Any], latents: Tensor) -> tuple[Tensor, Tensor]:
     for name, parameter in reference.named_parameters():
         if "gamma" in name:
             parameter.normal_(1, 0.2)
-    own = build_wan_vae(dict(reference.config)).eval()
+    own = WanVae(dict(reference.config)).eval()
     own.load_state_dict(reference.state_dict())
     for model in (reference, own):
         for parameter in model.parameters():
             parameter.data = parameter.data.to(latents.dtype)
     expected = reference.decode(latents[None]).sample[0].permute(1, 2, 3, 0)
-    return decode_latents(own, latents), expected
+    return own.decode(latents), expected
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -58,7 +58,7 @@ def test_the_published_widths_equal_those_of_diffusers() -> None:
 
 def test_parameters_have_the_names_shapes_and_order_of_checkpoints() -> None:
     with torch.device("meta"):
-        reference, own = AutoencoderKLWan(), build_wan_vae({})
+        reference, own = AutoencoderKLWan(), WanVae({})
     shapes = [
         [(name, tensor.shape) for name, tensor in model.state_dict().items()]
         for model in (reference, own)
@@ -71,12 +71,12 @@ def test_parameters_have_the_names_shapes_and_order_of_checkpoints() -> None:
 def test_the_flops_of_a_pixel_are_nearly_those_that_are_counted(settings: dict[str, Any]) -> None:
     """They bound the time of a chunk from below, so they must not be more."""
     with torch.device("meta"):
-        vae = Vae(build_wan_vae(settings), torch.device("meta"), nullcontext())
-        video, latents = torch.empty(1, 3, 33, 64, 96), torch.empty(16, 9, 8, 12)
+        vae = Vae(WanVae(settings), torch.device("meta"), nullcontext())
+        video, latents = torch.empty(33, 64, 96, 3), torch.empty(16, 9, 8, 12)
         with FlopCounterMode(display=False) as encoding:
             vae.model.encode(video)
         with FlopCounterMode(display=False) as decoding:
-            decode_latents(vae.model, latents)
+            vae.model.decode(latents)
     pixels = 33 * 64 * 96
     assert 0.7 < vae.decode_flops * pixels / decoding.get_total_flops() <= 1
     assert 0.2 < vae.encode_flops * pixels / encoding.get_total_flops() <= 1

@@ -296,10 +296,12 @@ class World:
             self.scheduler.remove_worker(self.worker(name))
         else:
             del self.scheduler.devices[name]
-        if encode is not None and encode.session in self.live:
-            self.scheduler.encoding.requeue(encode, was_alone=False)
-        if decode is not None and decode.session.session_id in self.open:
-            self.scheduler.decoding.requeue(decode, was_alone=False)
+        for lost in encode:
+            if lost.session in self.live:
+                self.scheduler.encoding.requeue(lost, was_alone=False)
+        for decoding in reversed(decode):
+            if decoding.session.session_id in self.open:
+                self.scheduler.decoding.requeue(decoding, was_alone=False)
 
     def add(
         self,

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from helios_serve.core.decode_lead import DecodeLead
+from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.engine.loop.events import ChunkReady, RequestFinished
@@ -147,20 +150,37 @@ class DecodeStage:
         self.assemblers[request_id].input_latents = latents
 
     def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedDecode]:
-        """Yield a task for each of `workers` that has none."""
+        """Yield a task for each of `workers` that decodes no frames at present.
+
+        The task has no latents if it goes to the worker that denoised the chunk, which keeps them.
+        """
         for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
-            yield AssignedDecode(worker_id, queued.task)
+            task = queued.task
+            if worker_id == queued.preferred:
+                task = msgspec.structs.replace(task, latents=None)
+            yield AssignedDecode(worker_id, task)
 
-    def finish(self, worker: WorkerHandle, now: float, event: ChunkDecoded) -> None:
-        """Record that the worker has returned its task."""
-        self.queue.finish(worker.device, now, event.seconds)
+    def hand_over(self, worker: WorkerHandle, now: float) -> None:
+        """Record that the worker has decoded the frames of its task, and now encodes them."""
+        self.queue.hand_over(worker.device, now)
 
-    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> str | None:
-        """Queue the task of a dead worker again. Returns the request id if the task is given up."""
-        lost = self.queue.lose(worker.device, now)
-        if lost is None or lost.task.session_id not in self.assemblers:
-            return None
-        return self.queue.requeue(lost, was_alone=was_alone)
+    def with_latents(self, worker: WorkerHandle) -> DecodeTask:
+        """Return the task of a worker that lacks its latents, with these."""
+        task: DecodeTask = worker.device.tasks["decode"].task
+        return task
+
+    def finish(
+        self, worker: WorkerHandle, now: float, event: ChunkDecoded
+    ) -> QueuedTask[DecodeTask]:
+        """Return the oldest task of the worker, which it has finished."""
+        return self.queue.finish(worker.device, now, event.seconds)
+
+    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> Iterator[str]:
+        """Queue the tasks of a dead worker again. Yields the ids of requests that are given up."""
+        for lost in reversed(self.queue.lose(worker.device, now)):
+            if lost.task.session_id in self.assemblers:
+                given_up = self.queue.requeue(lost, was_alone=was_alone)
+                yield from () if given_up is None else (given_up,)
 
     def receive_decoded(self, event: ChunkDecoded) -> Iterator[ChunkReady | RequestFinished]:
         """Store a decoded chunk. Yields all chunks that are next in order, and the final event."""

@@ -55,16 +55,18 @@ class EncodeStage:
         for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
             yield AssignedEncode(worker_id, queued.task)
 
-    def finish(self, worker: WorkerHandle, now: float, event: InputsEncoded) -> EncodeTask:
+    def finish(
+        self, worker: WorkerHandle, now: float, event: InputsEncoded
+    ) -> QueuedTask[EncodeTask]:
         """Return the task that the worker has finished."""
-        return self.queue.finish(worker.device, now, event.seconds).task
+        return self.queue.finish(worker.device, now, event.seconds)
 
-    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> str | None:
-        """Queue the task of a dead worker again. Returns the session id if the task is given up."""
-        lost = self.queue.lose(worker.device, now)
-        if lost is None or self.live_session(lost.task.session_id) is None:
-            return None
-        return self.queue.requeue(lost, was_alone=was_alone)
+    def requeue_lost(self, worker: WorkerHandle, now: float, *, was_alone: bool) -> Iterator[str]:
+        """Queue the task of a dead worker again. Yields its session id if the task is given up."""
+        for lost in self.queue.lose(worker.device, now):
+            if self.live_session(lost.task.session_id) is not None:
+                given_up = self.queue.requeue(lost, was_alone=was_alone)
+                yield from () if given_up is None else (given_up,)
 
     def live_session(self, session_id: str) -> Session | None:
         """Return the session, or None if it is finished or unknown."""

@@ -23,8 +23,10 @@ from helios_serve.engine.observe.observer import Observer, Observers
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,
+    ChunkRendered,
     ChunkResult,
     InputsEncoded,
+    LatentsMissing,
     SchedulerOutput,
     Snapshot,
     StepsDone,
@@ -198,7 +200,8 @@ class EngineCore:
     @property
     def is_quiet(self) -> bool:
         """Whether no session is on a worker, and no chunk is decoded or waits for decoding."""
-        is_decoding = any("decode" in item.tasks for item in self.scheduler.devices.values())
+        devices = self.scheduler.devices.values()
+        is_decoding = any("decode" in item.tasks or item.on_host for item in devices)
         running = self.scheduler.stats().running
         return not (running or self.decode_stage.queue.num_waiting or is_decoding)
 
@@ -277,6 +280,10 @@ class EngineCore:
                 yield from self._on_steps(worker, event)
             case InputsEncoded():
                 yield from self._on_encoded(worker, event)
+            case LatentsMissing():
+                self.executor.submit(worker.worker_id, self.decode_stage.with_latents(worker))
+            case ChunkRendered():
+                self.decode_stage.hand_over(worker, self.clock())
             case ChunkDecoded():
                 yield from self._on_decoded(worker, event)
             case WorkerDied():
@@ -300,8 +307,9 @@ class EngineCore:
         self.scheduler.update_from_output(state, 0.0 if event.output.failures else event.seconds)
 
     def _on_encoded(self, worker: WorkerHandle, event: InputsEncoded) -> Iterator[EngineEvent]:
-        worker.note_task("encode", event.seconds, self.config.step_deadline)
-        task = self.encode_stage.finish(worker, self.clock(), event)
+        queued = self.encode_stage.finish(worker, self.clock(), event)
+        worker.note_task("encode", queued, event.seconds, self.config.step_deadline)
+        task = queued.task
         session = self.encode_stage.live_session(event.session_id)
         if session is None:
             return
@@ -314,8 +322,8 @@ class EngineCore:
         yield from self.encode_stage.receive(session, task, event)
 
     def _on_decoded(self, worker: WorkerHandle, event: ChunkDecoded) -> Iterator[EngineEvent]:
-        worker.note_task("decode", event.seconds, self.config.step_deadline)
-        self.decode_stage.finish(worker, self.clock(), event)
+        queued = self.decode_stage.finish(worker, self.clock(), event)
+        worker.note_task("decode", queued, event.seconds, self.config.step_deadline)
         if event.session_id not in self.decode_stage.assemblers:
             return
         if event.error is not None:
@@ -333,8 +341,7 @@ class EngineCore:
                 yield from self._fail(session_id, message)
             self.scheduler.remove_worker(state)
         for stage in (self.encode_stage, self.decode_stage):
-            lost = stage.requeue_lost(worker, self.clock(), was_alone=was_alone)
-            if (request_id := lost) is not None:
+            for request_id in stage.requeue_lost(worker, self.clock(), was_alone=was_alone):
                 message = f"too many workers died encoding or decoding the video: {event.reason}"
                 yield from self._fail(request_id, message)
 

@@ -1,7 +1,7 @@
 """The workers of an engine: starts, watches, replaces and drains them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -116,7 +116,7 @@ class WorkerHandle:
     @property
     def tasks(self) -> list[QueuedTask[EncodeTask] | QueuedTask[DecodeTask]]:
         """Tasks in flight."""
-        return list(self.device.tasks.values())
+        return self.device.all_tasks
 
     @property
     def has_suspect(self) -> bool:
@@ -154,12 +154,16 @@ class WorkerHandle:
             self.speeds = self.speeds._replace(**{stage: speed})
 
     def note_task(
-        self, stage: Literal["encode", "decode"], seconds: float, deadline: float
+        self,
+        stage: Literal["encode", "decode"],
+        queued: QueuedTask[Any],
+        seconds: float,
+        deadline: float,
     ) -> None:
-        """Measure the rate of a stage by its finished task. A task with prompts only does not count:
-        its time does not depend on pixels.
+        """Measure the rate of a stage by its finished task.
+
+        A task with prompts only does not count: its time does not depend on pixels.
         """
-        queued = self.device.tasks[stage]
         if not isinstance(queued.task, EncodeTask) or queued.task.seed_from is not None:
             self.note(stage, queued.cost, seconds, deadline)
 

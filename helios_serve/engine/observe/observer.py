@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from helios_serve.core.scheduler import Scheduler, SchedulerStats
 from helios_serve.messages import (
     ChunkDecoded,
+    ChunkRendered,
     InputsEncoded,
     SchedulerOutput,
     StepsDone,
@@ -27,6 +28,9 @@ class Observer(Protocol):
 
     def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:
         """An encode or decode task is done."""
+
+    def rendered(self, worker_id: str, event: ChunkRendered) -> None:
+        """The frames of a decode task are made, and are encoded from now on."""
 
     def death(self, worker_id: str, reason: str) -> None:
         """The worker died, with all its plans."""
@@ -53,6 +57,8 @@ class Observers:
                     observer.steps(worker_id, event, self.scheduler.stats())
                 case InputsEncoded() | ChunkDecoded():
                     observer.task(worker_id, event)
+                case ChunkRendered():
+                    observer.rendered(worker_id, event)
                 case WorkerDied():
                     observer.death(worker_id, event.reason)
 
@@ -89,6 +95,9 @@ class StepMetrics:
         is_decoded = isinstance(event, ChunkDecoded)
         timed = self.metrics.decode_seconds if is_decoded else self.metrics.encode_seconds
         timed.labels(self.model).observe(event.seconds)
+
+    def rendered(self, worker_id: str, event: ChunkRendered) -> None:
+        """Nothing: the time of a task is counted when it is done."""
 
     def death(self, worker_id: str, reason: str) -> None:  # noqa: ARG002
         self._plans.pop(worker_id, None)

@@ -18,6 +18,7 @@ from helios_serve.errors import StorageError
 from helios_serve.logger import logger
 from helios_serve.messages import (
     ChunkDecoded,
+    ChunkRendered,
     InputsEncoded,
     ScheduledStep,
     SchedulerOutput,
@@ -83,6 +84,7 @@ class EventFile:
 class Trace:
     """Each worker has one lane for its steps and others for its tasks.
 
+    A decode task is shown in two lanes: while its frames are decoded, and while they are encoded.
     A slice ends when the engine receives the result. The engines of several models share a file;
     each has a group of lanes.
     """
@@ -106,6 +108,8 @@ class Trace:
         self._process = next(self._processes)
         self._lanes: dict[str, int] = {}
         self._plans: defaultdict[str, deque[Slice]] = defaultdict(deque)
+        self._rendered: defaultdict[str, deque[float]] = defaultdict(deque)
+        """Seconds that the frames took which each worker encodes, the oldest first."""
 
     def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
         """A plan was sent to a worker."""
@@ -137,11 +141,20 @@ class Trace:
             self._slice(f"{worker_id} encode", "inputs", event.seconds, details)
         else:
             details["chunk"] = event.chunk
-            self._slice(f"{worker_id} decode", f"chunk {event.chunk}", event.seconds, details)
+            rendering = self._rendered[worker_id].popleft()
+            encoding = max(0.0, event.seconds - rendering)
+            self._slice(f"{worker_id} segments", f"chunk {event.chunk}", encoding, details)
+
+    def rendered(self, worker_id: str, event: ChunkRendered) -> None:
+        """The frames of a decode task are made, and are encoded from now on."""
+        details: Event = {"session": event.session_id, "chunk": event.chunk}
+        self._rendered[worker_id].append(event.seconds)
+        self._slice(f"{worker_id} decode", f"chunk {event.chunk}", event.seconds, details)
 
     def death(self, worker_id: str, reason: str) -> None:
         """The worker died, with its plans."""
         self._plans.pop(worker_id, None)
+        self._rendered.pop(worker_id, None)
         self._write(
             {
                 "ph": "i",

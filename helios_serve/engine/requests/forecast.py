@@ -65,7 +65,7 @@ def packing_of(
 
 
 class Turns:
-    """Sessions that take turns, chunk by chunk, given by their (chunks, seconds); chunks exceed 0."""
+    """Sessions that take turns, chunk by chunk: pairs of chunks (more than 0) and seconds."""
 
     def __init__(self, works: Iterable[tuple[float, float]]) -> None:
         ordered = sorted(works)

@@ -1,9 +1,12 @@
 """A small subword tokenizer built from a word list, without training or download."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 WORDS = (
@@ -21,8 +24,10 @@ WORDS = (
 WORD_SCORE, CHARACTER_SCORE = -4.0, -10.0
 
 
-def build_tokenizer(words: str = WORDS) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: str = WORDS) -> "PreTrainedTokenizerFast":
     """Build a unigram tokenizer: `words`, a list in a string, are one token, others are spelled."""
+    from transformers import PreTrainedTokenizerFast  # imported here because it takes a while
+
     characters = ["\u2581", *(chr(code) for code in range(33, 127))]
     pieces = [(piece, 0.0) for piece in SPECIAL]
     pieces += [(f"\u2581{word}", WORD_SCORE) for word in words.split()]

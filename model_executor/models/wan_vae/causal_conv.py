@@ -77,6 +77,13 @@ class CausalConv3d(nn.Module):
         return convolved
 
 
+def name_convolutions(coder: nn.Module) -> None:
+    """Give each convolution of an encoder or decoder the name of its past."""
+    for name, module in coder.named_modules():
+        if isinstance(module, CausalConv3d):
+            module.name = name
+
+
 def conv_frames(
     frames: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padded: bool = True
 ) -> Tensor:

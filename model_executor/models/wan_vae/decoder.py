@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 from helios_serve.kernels.registry import kernels_of
 from helios_serve.model_executor.models.wan_vae.blocks import MidBlock, ResidualBlock
-from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d, CausalState
+from helios_serve.model_executor.models.wan_vae.causal_conv import (
+    CausalConv3d,
+    CausalState,
+    name_convolutions,
+)
 from helios_serve.model_executor.models.wan_vae.norm import ChannelNorm, norm_conv
 from helios_serve.model_executor.models.wan_vae.resample import Upsample
 
@@ -65,9 +69,7 @@ class WanDecoder(nn.Module):
             width_in = width // 2
         self.norm_out = ChannelNorm(widths[-1], 3)
         self.conv_out = CausalConv3d(widths[-1], RGB, (3, 3, 3))
-        for name, module in self.named_modules():
-            if isinstance(module, CausalConv3d):
-                module.name = name
+        name_convolutions(self)
 
     def forward(self, latents: Tensor, state: CausalState) -> Tensor:
         """Decode the next latents: (n, h, w, z_dim) -> RGB (frames, 8 * h, 8 * w, 3).

@@ -44,6 +44,37 @@ class Upsample(nn.Module):
         return doubled.permute(0, 3, 1, 2, 4).flatten(0, 1)
 
 
+class Downsample(nn.Module):
+    """Halves height and width; halves the frames if `in_time`.
+
+    The first frame of a video stays one frame.
+    """
+
+    def __init__(self, channels: int, *, in_time: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.Identity(), nn.Conv2d(channels, channels, 3))
+        self.time_conv = CausalConv3d(channels, channels, (3, 1, 1)) if in_time else None
+
+    def forward(self, frames: Tensor, state: CausalState) -> Tensor:
+        """Frames (n, h, w, channels) -> (n or n / 2, h / 2, w / 2, channels)."""
+        conv = self.resample[1]
+        assert isinstance(conv, nn.Conv2d)
+        padded = nn.functional.pad(frames, (0, 0, 0, 1, 0, 1))
+        frames = conv_frames(padded, conv.weight, conv.bias, stride=2, padded=False)
+        return frames if self.time_conv is None else self._halve(self.time_conv, frames, state)
+
+    def _halve(self, conv: CausalConv3d, frames: Tensor, state: CausalState) -> Tensor:
+        """Convolve each two frames with the one before them."""
+        past = state.past(conv.name)
+        state.keep(conv.name, frames)
+        if past is None:
+            return frames
+        joined = torch.cat([past[-1:], frames])
+        triples = torch.cat([joined[:-2:2], joined[1:-1:2], joined[2::2]], dim=-1)
+        weight = conv.weight[..., 0, 0].permute(0, 2, 1).flatten(1)
+        return nn.functional.linear(triples, weight, conv.bias)
+
+
 def conv_doubled(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Double height and width by repetition, then convolve by (out, c, 3, 3), padded.
 

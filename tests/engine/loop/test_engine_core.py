@@ -235,10 +235,10 @@ def test_a_chunk_that_cannot_be_decoded_fails_its_session_alone(model: LoadedMod
         def __getattr__(self, name: str) -> Any:
             return getattr(self.vae, name)
 
-        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        def render(self, latents: torch.Tensor) -> torch.Tensor:
             if latents.shape[-1] == 16:
                 raise RuntimeError("a bad picture")
-            frames: torch.Tensor = self.vae.decode(latents)
+            frames: torch.Tensor = self.vae.render(latents)
             return frames
 
     bad: Any = BadVae(model.vae)
@@ -254,14 +254,13 @@ def test_a_chunk_that_cannot_be_decoded_fails_its_session_alone(model: LoadedMod
 def may_decode(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """An event before which no chunk is decoded."""
     event, vae = threading.Event(), loaded(model.vae)
-    decode = vae.decode
+    render = vae.render
 
-    def wait_and_decode(latents: torch.Tensor) -> torch.Tensor:
+    def wait_and_render(latents: torch.Tensor) -> torch.Tensor:
         event.wait(60)
-        frames: torch.Tensor = decode(latents)
-        return frames
+        return render(latents)
 
-    monkeypatch.setattr(vae, "decode", wait_and_decode)
+    monkeypatch.setattr(vae, "render", wait_and_render)
     yield event
     event.set()
 

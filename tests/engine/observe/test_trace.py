@@ -12,6 +12,7 @@ from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import StorageError
 from helios_serve.messages import (
     ChunkDecoded,
+    ChunkRendered,
     InputsEncoded,
     RunnerOutput,
     ScheduledStep,
@@ -114,10 +115,18 @@ def test_what_runs_beside_the_steps_has_lanes_of_its_own(path: Path, clock: Cloc
     with Trace(path, clock) as trace:
         clock.now = 102.0
         trace.task("one", InputsEncoded("a", seconds=0.5))
-        trace.task("one", ChunkDecoded("a", 3, error="no memory", seconds=1.0))
+        trace.rendered("one", ChunkRendered("a", 3, 1.0))
+        clock.now = 102.5
+        trace.rendered("one", ChunkRendered("a", 4, 0.5))
+        trace.task("one", ChunkDecoded("a", 3, error="no memory", seconds=1.25))
     events = json.loads(path.read_text())
-    assert lanes(events) == {1: "one encode", 2: "one decode"}
-    assert slices(events) == [("inputs", 1, 1500, 500), ("chunk 3", 2, 1000, 1000)]
+    assert lanes(events) == {1: "one encode", 2: "one decode", 3: "one segments"}
+    assert slices(events) == [
+        ("inputs", 1, 1500, 500),
+        ("chunk 3", 2, 1000, 1000),
+        ("chunk 4", 2, 2000, 500),
+        ("chunk 3", 3, 2250, 250),
+    ]
     assert events[-1]["args"] == {"session": "a", "error": "no memory", "chunk": 3}
 
 
@@ -164,7 +173,8 @@ def test_engines_share_a_file_but_no_lanes(path: Path) -> None:
     assert sorted(parts.values()) == ["first", "second"]
     for process, model in parts.items():
         of_process = [event for event in events if event["pid"] == process]
-        assert set(lanes(of_process).values()) == {"inline-0", "inline-0 encode", "inline-0 decode"}
+        expected = {"inline-0", *(f"inline-0 {kind}" for kind in ("encode", "decode", "segments"))}
+        assert set(lanes(of_process).values()) == expected
         steps = [step for event in of_process for step in event.get("args", {}).get("steps", ())]
         assert {step["session"] for step in steps} == {f"of {model}"}
         assert len(steps) == 6
