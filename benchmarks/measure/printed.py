@@ -71,6 +71,7 @@ def timing_text(block: dict[str, Any]) -> str:
         "media": "their last byte at the client",
         "events": "the server's events (available, not delivered)",
         "engine": "the engine, when it has them (nothing is delivered)",
+        "simulated": "virtual time: nothing was measured",
         "poll": f"polls every {block['poll_interval']} s: no chunks, latencies are intervals",
     }
     return texts[block["timing"]]
