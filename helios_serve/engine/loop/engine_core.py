@@ -228,11 +228,12 @@ class EngineCore:
         Returns when the next plan is to be sent if nothing happens before.
         """
         now = self.clock()
+        decoders = self.worker_pool.ready("decode")
         for worker_id, encode in self.encode_stage.assign(self.worker_pool.ready("encode"), now):
             self.executor.submit(worker_id, encode)
-        for worker_id, decode in self.decode_stage.assign(self.worker_pool.ready("decode"), now):
+        for worker_id, decode in self.decode_stage.assign(decoders, now):
             self.executor.submit(worker_id, decode)
-        self.decode_stage.lead.update()
+        self.decode_stage.lead.update(len(decoders))
         later = math.inf
         for worker, state in self.worker_pool.scheduled():
             for plan in self._plans(worker, state, now):
