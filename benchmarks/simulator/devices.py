@@ -42,8 +42,6 @@ POOL_SHARE, TEXT_SHARE, MOST_POOL, MOST_TEXT = 0.1, 0.1, 4 << 30, 16 << 30
 WEIGHTS = 40e9
 """Bytes of the 14B transformer, the text encoder and the VAE."""
 START_SECONDS = 60.0
-MOST_BLOCKS = 120_000
-"""History blocks of a simulated worker: more than the sessions whose prompts fit can use."""
 
 
 def device_costs(name: str, config: HeliosConfig) -> DeviceCosts:
@@ -74,8 +72,6 @@ def device_costs(name: str, config: HeliosConfig) -> DeviceCosts:
         decode=TaskCosts(overhead=TASK_SECONDS, pixel=DECODE_BYTES / bandwidth),
         sharing=1.0,
         start_seconds=START_SECONDS,
-        num_blocks=min(
-            MOST_BLOCKS, int(min(POOL_SHARE * free, MOST_POOL)) // (BLOCK_ROWS * PATCH_DIM * BYTES)
-        ),
+        num_blocks=int(min(POOL_SHARE * free, MOST_POOL)) // (BLOCK_ROWS * PATCH_DIM * BYTES),
         text_rows=int(min(TEXT_SHARE * free, MOST_TEXT)) // row,
     )

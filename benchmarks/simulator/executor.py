@@ -34,9 +34,9 @@ from helios_serve.options.workers import ROLES, Role, WorkerConfig
 
 WORD_TOKENS = 1.3
 """Tokens of a word of a prompt, about."""
-TICK = 1e-3
-"""Seconds that an engine waits at least if there is no event: an engine in real time is no faster,
-and would else look for a plan's time again and again while stages share a device."""
+TICK = 5e-3
+"""Seconds that an engine waits at least if there is no event. While stages share a device, it would
+else look again and again whether it is time for a plan; plans are sent 50 ms early."""
 EPSILON = 1e-9
 """Seconds by which an event may be early: times are sums of floating-point numbers."""
 

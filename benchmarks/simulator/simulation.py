@@ -1,10 +1,11 @@
 """Runs a load on a simulated fleet, and returns what `helios-serve bench` returns of a real one."""
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from helios_serve.size import Size
 
 SAMPLES = 200
 """Times at which the workers are looked at, for the report."""
+GC_THRESHOLDS = (100_000, 50, 100)
 DATE = "19700101-000000"
 """Virtual time begins here: a result does not depend on the day on which it is computed."""
 
@@ -77,8 +79,21 @@ def simulate(
     """
     started = time.process_time()
     with ExitStack() as files:
+        files.enter_context(rare_collections())
         made = run_virtual(simulated(workload, model, plan, report, files))
     return made._replace(cpu_seconds=time.process_time() - started)
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Collect garbage rarely: a long run keeps millions of objects, none of them in a cycle."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 async def simulated(

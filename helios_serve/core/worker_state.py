@@ -1,5 +1,6 @@
 """The scheduler's account of one worker: its blocks, sessions, plans and speed."""
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -95,6 +96,7 @@ class WorkerState:
         self.queue = device.step_queue = StageQueue(config, StepOrder(config, device, decode_rate))
         self.plans: deque[Plan] = deque()
         self.pace = PlanPace(device)
+        self._next_plan_at = -math.inf
         self.opening: list[NewSession] = []
         self.closing: list[str] = []
         self.reserved_blocks = 0
@@ -201,15 +203,22 @@ class WorkerState:
             if not self.plans:
                 self.device.begin("denoise", self.clock())
             self.plans.append(Plan(output, cost))
+            self._next_plan_at = -math.inf
         return output
 
     def next_plan_at(self, now: float) -> float:
-        """When it should be given its next plan; see PlanPace."""
-        return self.pace.next_at([plan.cost for plan in self.plans], now)
+        """When it should be given its next plan; see PlanPace.
+
+        What was computed for the same plans holds until that time: it can only turn out later.
+        """
+        if now >= self._next_plan_at:
+            self._next_plan_at = self.pace.next_at([plan.cost for plan in self.plans], now)
+        return self._next_plan_at
 
     def finish_plan(self, seconds: float) -> Plan:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
+        self._next_plan_at = -math.inf
         seconds *= self.device.end("denoise", now)
         if self.plans:
             self.device.begin("denoise", now)

@@ -236,8 +236,9 @@ class EngineCore:
         self.decode_stage.lead.update(len(decoders))
         later = math.inf
         for worker, state in self.worker_pool.scheduled():
-            for plan in self._plans(worker, state, now):
-                self.executor.submit(worker.worker_id, plan)
+            if state.next_plan_at(now) <= now:
+                for plan in self._plans(worker, state, now):
+                    self.executor.submit(worker.worker_id, plan)
             if (next_at := state.next_plan_at(now)) > now:
                 later = min(later, next_at)
         return later
