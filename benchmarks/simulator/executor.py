@@ -28,7 +28,13 @@ from helios_serve.messages import (
     WorkerEvent,
     WorkerReady,
 )
-from helios_serve.model_config import CHUNK_FRAMES, CHUNK_LATENTS, HISTORY_FRAMES, LATENT_CHANNELS, LATENT_STRIDE
+from helios_serve.model_config import (
+    CHUNK_FRAMES,
+    CHUNK_LATENTS,
+    HISTORY_FRAMES,
+    LATENT_CHANNELS,
+    LATENT_STRIDE,
+)
 from helios_serve.model_executor.executor.abstract import Received
 from helios_serve.options.workers import ROLES, Role, WorkerConfig
 
@@ -62,6 +68,7 @@ class SimulatedExecutor:
         self.last_received = 0
         """Events that the last `poll` returned."""
         self._jitter = jitter
+        self._began = clock.now()
         self._numbers = itertools.count(1)
         self._tie = itertools.count()
         self._ends: list[tuple[float, int, SimulatedWorker, int]] = []
@@ -74,7 +81,8 @@ class SimulatedExecutor:
         ready = WorkerReady()
         if "denoise" in config.roles:
             ready = WorkerReady(config.history_blocks or costs.num_blocks, costs.text_rows)
-        self._put(now + costs.start_seconds if now > 0 else now, worker_id, ready)
+        is_first = now == self._began
+        self._put(now if is_first else now + costs.start_seconds, worker_id, ready)
         return worker_id
 
     def submit(self, worker_id: str, command: WorkerCommand) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in a simulation, and when: workers and cells that die, workers that are drained."""
+"""What goes wrong in a simulation, and when: deaths of workers and cells, and drains."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -10,8 +10,8 @@ from helios_serve.benchmarks.simulator.cell import Cell, CellCounts
 class Fleet:
     """Sends each session to the cell with the fewest sessions for its workers.
 
-    The balancer knows what the cells reported last, every `report_lag` seconds, and what it has sent
-    to each of them since.
+    The balancer knows what the cells reported last, every `report_lag` seconds, and what it has
+    sent to each of them since.
     """
 
     def __init__(self, cells: Sequence[Cell], *, report_lag: float) -> None:

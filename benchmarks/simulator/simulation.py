@@ -17,7 +17,6 @@ from helios_serve.benchmarks.load.generator import LoadGenerator
 from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.workload import Workload
 from helios_serve.benchmarks.measure.load_run import ClientLoad, LoadRun, window_of
-from helios_serve.benchmarks.measure.record import SessionRecord
 from helios_serve.benchmarks.measure.result import result_of
 from helios_serve.benchmarks.measure.server_metrics import GaugeSample
 from helios_serve.benchmarks.simulator.cell import Cell, CellCounts
@@ -221,9 +220,7 @@ async def happening(
         await asyncio.wait(tasks)
 
 
-async def sample(
-    fleet: Fleet, clock: LoadClock, period: float, samples: list[GaugeSample]
-) -> None:
+async def sample(fleet: Fleet, clock: LoadClock, period: float, samples: list[GaugeSample]) -> None:
     """Note the fleet's gauges every `period` seconds until cancelled, by the server's names."""
     while True:
         await asyncio.sleep(period)
@@ -234,7 +231,9 @@ async def sample(
                 stats = cell.core.scheduler.stats()
                 used, total = used + stats.used_blocks, total + stats.total_blocks
         values = {"worker_up": ready, "history_blocks_used": used, "history_blocks_total": total}
-        samples.append(GaugeSample(clock.now(), {name: float(value) for name, value in values.items()}))
+        samples.append(
+            GaugeSample(clock.now(), {name: float(value) for name, value in values.items()})
+        )
 
 
 def simulated_result(made: Simulated, *, command: str) -> dict[str, Any]:

@@ -120,3 +120,23 @@ class FleetOptions(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "FILE.json"},
         ),
     ] = None
+
+
+class FitOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trace does not say of a device."""
+
+    name: Annotated[
+        str | None,
+        Meta(
+            description="Name of the device.",
+            extra={"metavar": "TEXT", "default": "this machine's processor"},
+        ),
+    ] = None
+    text_rows: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Prompt tokens whose keys and values fit the memory of a worker.",
+            extra={"metavar": "N"},
+        ),
+    ] = 100_000

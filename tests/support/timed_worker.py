@@ -1,110 +1,41 @@
 """A worker in virtual time, for an `EngineCore` whose clock is the worker's."""
 
-import itertools
-
+from helios_serve.benchmarks.simulator.costs import CostModel
+from helios_serve.benchmarks.simulator.executor import SimulatedExecutor
+from helios_serve.benchmarks.simulator.virtual_time import SteppedClock
 from helios_serve.engine.loop.engine_core import EngineCore
-from helios_serve.messages import (
-    ChunkDecoded,
-    ChunkResult,
-    DecodeTask,
-    EncodeTask,
-    InputsEncoded,
-    RunnerOutput,
-    SchedulerOutput,
-    StepsDone,
-    TensorData,
-    WorkerCommand,
-    WorkerEvent,
-    WorkerReady,
-)
-from helios_serve.model_executor.executor.abstract import Received
+from helios_serve.messages import SchedulerOutput, WorkerCommand
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import WorkerConfig
-from tests.support.scheduling import CONFIG, SESSION_BLOCKS, Past, read
+from tests.support.scheduling import CONFIG
+from tests.support.simulated import seconds_of
 
 ENCODE, STEP, DECODE = 0.5, 0.25, 4.0
 """Seconds of an encode task, of a step of one session and of a decode task."""
-LATENTS = TensorData(b"", (), "float32")
 ENOUGH_TIME = 1e6
 
 
-class TimedWorker:
-    """An executor of one worker, which does one command of each kind at a time.
+class TimedWorker(SimulatedExecutor):
+    """An executor of one worker, whose stages do not slow each other down.
 
     A decode task takes `decode` seconds. `waits` has the seconds for which each plan
     waited behind the one before.
     """
 
     def __init__(self, decode: float = DECODE) -> None:
-        self.now = 0.0
-        self.decode = decode
-        self.core: EngineCore | None = None
-        self.free_at: dict[type[WorkerCommand], float] = {}
-        self.ends: list[tuple[float, int, WorkerEvent]] = [
-            (0.0, 0, WorkerReady(SESSION_BLOCKS * 16, 10_000))
-        ]
+        costs = seconds_of(encode=ENCODE, step=STEP, decode=decode)
+        super().__init__(CostModel(costs, CONFIG), SteppedClock())
         self.waits: list[float] = []
-        self._tie = itertools.count(1)
 
-    def start_worker(self, config: WorkerConfig) -> str:  # noqa: ARG002
-        return "worker"
+    @property
+    def now(self) -> float:
+        return self.clock.now()
 
-    def submit(self, worker_id: str, command: WorkerCommand) -> None:  # noqa: ARG002
-        seconds, event = self._do(command)
-        start = max(self.now, self.free_at.get(type(command), 0.0))
-        self.free_at[type(command)] = start + seconds
+    def submit(self, worker_id: str, command: WorkerCommand) -> None:
         if isinstance(command, SchedulerOutput):
-            self.waits.append(start - self.now)
-        self.ends.append((start + seconds, next(self._tie), event))
-
-    def poll(self, timeout: float) -> list[Received]:
-        first = min(self.ends, key=lambda item: item[:2], default=None)
-        if first is None or first[0] > self.now + timeout:
-            self.now += timeout
-            return []
-        self.ends.remove(first)
-        self.now = first[0]
-        return [Received("worker", first[2])]
-
-    def wake(self) -> None:
-        raise AssertionError("nothing waits here")
-
-    def where(self, worker_id: str) -> str:
-        return worker_id
-
-    def kill_worker(self, worker_id: str) -> None:
-        raise AssertionError(f"{worker_id} is not late")
-
-    def stop_worker(self, worker_id: str) -> None:
-        raise AssertionError(f"{worker_id} does not drain")
-
-    def shutdown(self) -> None:
-        pass
-
-    def _do(self, command: WorkerCommand) -> tuple[float, WorkerEvent]:
-        match command:
-            case EncodeTask():
-                prompts = tuple(map(read, command.prompts))
-                return ENCODE, InputsEncoded(command.session_id, prompts, seconds=ENCODE)
-            case DecodeTask():
-                done = ChunkDecoded(command.session_id, command.chunk, seconds=self.decode)
-                return self.decode, done
-            case SchedulerOutput():
-                seconds = STEP * len(command.scheduled_steps)
-                return seconds, StepsDone(RunnerOutput(tuple(self._chunks(command))), seconds)
-
-    def _chunks(self, plan: SchedulerOutput) -> list[ChunkResult]:
-        assert self.core is not None
-        made = []
-        for step in plan.scheduled_steps:
-            session = self.core.scheduler.sessions[step.session_id]
-            chunk, counts = step.cursor.chunk, session.params.stage_steps(step.cursor.chunk)
-            if step.cursor[1:] == (len(counts) - 1, counts[-1] - 1):
-                snapshot = Past.of(session.snapshot).then(step.session_id, chunk)
-                snap = snapshot.snapshot(session, chunk + 1)
-                made.append(ChunkResult(step.session_id, chunk, LATENTS, snap))
-        return made
+            self.waits.append(self.workers[worker_id].backlog("denoise", self.now))
+        super().submit(worker_id, command)
 
 
 def timed_engine(worker: TimedWorker, scheduling: SchedulingConfig | None = None) -> EngineCore:
@@ -116,5 +47,4 @@ def timed_engine(worker: TimedWorker, scheduling: SchedulingConfig | None = None
         start_deadline=ENOUGH_TIME,
         scheduling=scheduling or SchedulingConfig(),
     )
-    worker.core = EngineCore(worker, CONFIG, config, clock=lambda: worker.now)
-    return worker.core
+    return EngineCore(worker, CONFIG, config, clock=worker.clock.now)

@@ -5,7 +5,7 @@ The simulator is imported only when it runs: `serve` never loads it.
 
 from typing import Any
 
-from helios_serve.entrypoints.cli.simulate import run
+from helios_serve.entrypoints.cli.simulate import fit, run
 
 
 def add_command(commands: Any) -> None:
@@ -15,3 +15,4 @@ def add_command(commands: Any) -> None:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     run.add_action(actions)
+    fit.add_action(actions)

@@ -39,8 +39,9 @@ Costs are assumed from datasheets until `simulate fit` measures them: results sa
 
 examples:
   helios-serve simulate run --workers 8 --request-rate 2 --duration 600 --steps 1,1,1 --fps 16
-  helios-serve simulate run --workers 6:denoise --workers 2:encode+decode --users 8 --duration 600 \\
-    --max-lead 2 --tier priority --kill 300:0 --goodput ttfc:5000 stall:0 --report report.html
+  helios-serve simulate run --workers 6:denoise --workers 2:encode+decode --users 8 \\
+    --duration 600 --max-lead 2 --tier priority --kill 300:0 \\
+    --goodput ttfc:5000 stall:0 --report report.html
 """
 
 
