@@ -24,7 +24,7 @@ TAU = 0.9
 """Kendall's tau of the orders in which sessions were completed, at least."""
 
 
-class Comparison(NamedTuple):
+class Agreement(NamedTuple):
     """A statistic as measured and as simulated. `error` is relative to the measured one.
 
     `spread` is the largest relative difference of real runs of the same load from their mean.
@@ -48,7 +48,7 @@ class Comparison(NamedTuple):
 
 def compare(
     runs: Sequence[Sequence[SessionRecord]], simulated: Sequence[SessionRecord]
-) -> list[Comparison]:
+) -> list[Agreement]:
     """Compare real runs of one load, together, with a simulated one."""
     found = []
     for metric in METRICS:
@@ -60,7 +60,7 @@ def compare(
             mean = float(np.mean(numbers))
             spread = max(abs(each / mean - 1) for each in numbers) if len(numbers) > 1 else None
             value = statistic(own, goal.statistic)
-            found.append(Comparison(f"{metric} {goal.statistic}", mean, value, goal.limit, spread))
+            found.append(Agreement(f"{metric} {goal.statistic}", mean, value, goal.limit, spread))
     return found
 
 
@@ -103,7 +103,7 @@ def refused(records: Sequence[SessionRecord]) -> int:
     return sum(Outcomes.of(list(records)).refused.values())
 
 
-def table_lines(comparisons: Sequence[Comparison]) -> list[str]:
+def table_lines(comparisons: Sequence[Agreement]) -> list[str]:
     """Return the comparisons as a table, in milliseconds."""
     lines = [f"{'':12} {'real ms':>10} {'simulated':>10} {'error':>8} {'allowed':>8} {'spread':>8}"]
     for each in comparisons:

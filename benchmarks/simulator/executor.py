@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 from helios_serve.benchmarks.simulator.costs import CostModel
-from helios_serve.benchmarks.simulator.lanes import Job, OpenSession, SimulatedWorker
+from helios_serve.benchmarks.simulator.lanes import LaneJob, OpenSession, SimulatedWorker
 from helios_serve.benchmarks.simulator.virtual_time import VirtualClock
 from helios_serve.messages import (
     ChunkDecoded,
@@ -102,7 +102,7 @@ class SimulatedExecutor:
         residuals = self.model.costs.residuals.get(lane)
         if self._jitter is not None and residuals:
             seconds *= self._jitter.choice(residuals)
-        worker.put(lane, Job(command, seconds), now)
+        worker.put(lane, LaneJob(command, seconds), now)
         self._await(worker, now)
 
     def poll(self, timeout: float) -> list[Received]:
@@ -208,7 +208,7 @@ class SimulatedExecutor:
             0 if new.snapshot is None else new.snapshot.num_frames,
         )
 
-    def _result(self, worker: SimulatedWorker, job: Job, now: float) -> WorkerEvent:
+    def _result(self, worker: SimulatedWorker, job: LaneJob, now: float) -> WorkerEvent:
         seconds = now - job.begun
         match job.command:
             case SchedulerOutput():

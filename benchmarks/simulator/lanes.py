@@ -9,7 +9,7 @@ from helios_serve.options.workers import ROLES, Role, WorkerConfig
 
 
 @dataclass
-class Job:
+class LaneJob:
     """A command, the seconds that it takes alone, and when it was begun."""
 
     command: WorkerCommand
@@ -48,12 +48,12 @@ class SimulatedWorker:
         self.busy: dict[Role, float] = dict.fromkeys(ROLES, 0.0)
         """Seconds in which each lane was busy."""
         self._sharing = sharing
-        self._running: dict[Role, Job] = {}
+        self._running: dict[Role, LaneJob] = {}
         self._left: dict[Role, float] = {}
-        self._waiting: dict[Role, deque[Job]] = {role: deque() for role in ROLES}
+        self._waiting: dict[Role, deque[LaneJob]] = {role: deque() for role in ROLES}
         self._now = 0.0
 
-    def put(self, lane: Role, job: Job, now: float) -> None:
+    def put(self, lane: Role, job: LaneJob, now: float) -> None:
         """Begin a job, or queue it in its lane."""
         if lane in self._running:
             self._waiting[lane].append(job)
@@ -68,7 +68,7 @@ class SimulatedWorker:
         self._advance(now)
         return now + min(self._left.values()) * self._slowdown
 
-    def finish(self, now: float) -> tuple[Role, Job]:
+    def finish(self, now: float) -> tuple[Role, LaneJob]:
         """End the job that ends first, and begin the next one of its lane."""
         self._advance(now)
         lane = min(self._left, key=lambda role: self._left[role])
@@ -83,14 +83,14 @@ class SimulatedWorker:
     def backlog(self, lane: Role, now: float) -> float:
         """Return the seconds of work in a lane."""
         self._advance(now)
-        waiting: Iterable[Job] = self._waiting[lane]
+        waiting: Iterable[LaneJob] = self._waiting[lane]
         return self._left.get(lane, 0.0) + sum(job.seconds for job in waiting)
 
     @property
     def _slowdown(self) -> float:
         return 1.0 + self._sharing * (len(self._left) - 1)
 
-    def _begin(self, lane: Role, job: Job) -> None:
+    def _begin(self, lane: Role, job: LaneJob) -> None:
         job.begun = self._now
         self._running[lane], self._left[lane] = job, job.seconds
         self.version += 1

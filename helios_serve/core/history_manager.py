@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from helios_serve.messages import NULL_BLOCK, ChunkBlocks
 from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, WINDOW_FRAMES, Geometry
@@ -52,13 +53,15 @@ class BlockPool:
 
     def free(self, blocks: Iterable[int]) -> None:
         """Drop one reference to each block; the last one frees it."""
+        counts, freed = self._ref_cnt, self._freed
         for block in blocks:
             if block == NULL_BLOCK:
                 continue
-            assert self._ref_cnt[block] > 0, f"block {block} was freed twice"
-            self._ref_cnt[block] -= 1
-            if self._ref_cnt[block] == 0:
-                self._freed.append(block)
+            count = counts[block] - 1
+            assert count >= 0, f"block {block} was freed twice"
+            counts[block] = count
+            if count == 0:
+                freed.append(block)
 
     def check_integrity(self, tables: Sequence[Sequence[int]]) -> None:
         """Raise AssertionError unless counts are exactly the references held by `tables`."""
@@ -91,7 +94,7 @@ class History:
     def window(self) -> tuple[int, ...]:
         """The flat block table of the anchor and the last 19 frames, null frames in front."""
         missing = [self.null_frame] * (HISTORY_FRAMES - len(self.frames))
-        return tuple(block for frame in (self.anchor, *missing, *self.frames) for block in frame)
+        return tuple(chain.from_iterable((self.anchor, *missing, *self.frames)))
 
     def split_frames(self, blocks: list[int]) -> list[Frame]:
         size = self.blocks_per_frame

@@ -9,7 +9,7 @@ import pytest
 from helios_serve.benchmarks.load.workload import draw_workload
 from helios_serve.benchmarks.measure.result_files import json_of
 from helios_serve.benchmarks.simulator.agreement import (
-    Comparison,
+    Agreement,
     compare,
     completion_tau,
     table_lines,
@@ -120,5 +120,5 @@ def test_a_run_agrees_with_itself_and_not_with_a_slower_one() -> None:
 
 
 def test_an_error_within_the_spread_of_real_runs_is_met() -> None:
-    assert not Comparison("x", 1.0, 1.2, 0.1).is_met
-    assert Comparison("x", 1.0, 1.2, 0.1, 0.25).is_met
+    assert not Agreement("x", 1.0, 1.2, 0.1).is_met
+    assert Agreement("x", 1.0, 1.2, 0.1, 0.25).is_met
