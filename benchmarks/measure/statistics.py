@@ -171,7 +171,7 @@ def woodruff_interval(
     share of values below it (Woodruff, 1952).
     """
     value, sizes = quantile(ordered, q), np.bincount(owners).astype(float)
-    below = np.bincount(owners, weights=ordered <= value, minlength=len(sizes))
+    below = np.bincount(owners, weights=ordered <= value, minlength=len(sizes)).astype(float)
     half = Z * ratio_error(below, sizes)
     low, high = np.quantile(ordered, [max(0.0, q - half), min(1.0, q + half)])
     return Estimate(value, float(low), float(high))

@@ -198,7 +198,8 @@ def alone(observations: Sequence[Observation], sharing: float) -> Array:
 
 def stretch(observations: Sequence[Observation], seconds: Array, sharing: float) -> Array:
     """Return the seconds that jobs of `seconds` alone take with what ran at the same time."""
-    return seconds + np.array([each.lost(sharing) for each in observations])
+    lost: Array = np.array([each.lost(sharing) for each in observations])
+    return np.add(seconds, lost)
 
 
 def numbers(found: Fit) -> list[float]:

@@ -28,7 +28,8 @@ def nonnegative_least_squares(features: Array, values: Array) -> Array:
             break
         free[best] = True
         found = within_bounds(scaled, values, found, free)
-    return found / scale
+    unscaled: Array = found / scale
+    return unscaled
 
 
 def within_bounds(features: Array, values: Array, found: Array, free: NDArray[np.bool_]) -> Array:

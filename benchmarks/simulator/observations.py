@@ -134,10 +134,11 @@ def with_overlap(observations: Sequence[Observation]) -> Iterator[Observation]:
         for each in own:
             first = bisect_left(starts, each.start - longest)
             near = own[first : bisect_left(starts, each.start + each.seconds)]
-            yield each._replace(**busy_with(each, near))
+            once, twice = busy_with(each, near)
+            yield each._replace(with_one=once, with_two=twice)
 
 
-def busy_with(each: Observation, near: Sequence[Observation]) -> dict[str, float]:
+def busy_with(each: Observation, near: Sequence[Observation]) -> tuple[float, float]:
     """Return the seconds in which one, and two, other lanes were busy during an observation.
 
     A lane has one job at a time, so that at most two others are busy.
@@ -155,7 +156,7 @@ def busy_with(each: Observation, near: Sequence[Observation]) -> dict[str, float
         if later >= start
     )
     once = sum(end - start for start, end in spans) - 2 * twice
-    return {"with_one": max(0.0, once), "with_two": twice}
+    return max(0.0, once), twice
 
 
 def blocks_of(events: Iterable[Event], workers: int) -> int | None:
