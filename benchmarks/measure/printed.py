@@ -38,7 +38,8 @@ def lines_of(result: dict[str, Any], names: list[str]) -> Iterator[str]:
     yield from metric_lines(block, names)
     yield from player_lines(block)
     yield from fairness_lines(block)
-    yield from client_lines(block)
+    if block["timing"] != "simulated":  # or there was no client
+        yield from client_lines(block)
     yield "=" * WIDTH
     if not block["valid"]:
         yield "INVALID RUN, do not use its numbers:"

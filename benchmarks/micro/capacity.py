@@ -1,6 +1,6 @@
 """How many live sessions a fleet carries, what they cost, and what failures do to them.
 
-    python benchmarks/micro/capacity.py [--gpus 1,2,4,8,16,64] [--sessions 500] [--folder FOLDER]
+    python benchmarks/micro/capacity.py [--gpus 1,4,16,64] [--sessions 500] [--folder FOLDER]
 
 Simulates live sessions of the 14B model at 640x384 on H100s, in cells of up to 16 workers. They
 come at random times, play as they are made, and stop a few chunks ahead of their viewers. The
@@ -12,8 +12,10 @@ plots of docs/capacity.md; `--plots-only` draws them again.
 import argparse
 import json
 import math
+import multiprocessing
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,18 +50,18 @@ GPU_HOUR = 2.50
 """Assumed price of an hour of an H100, in dollars."""
 TARGETS = (0.95, 0.99, 0.999)
 BUFFERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-LOADS = (0.25, 0.4, 0.6, 0.75, 0.9, 1.05)
+LOADS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 """Mean live sessions that are tried, as shares of what the devices could make at best."""
 
 
-ENOUGH = 0.8
-"""Share without a stall below which no higher load is tried."""
+DURATIONS = 12
+"""Lengths of a session for which sessions come, at least: at first the fleet is empty."""
 
 
 class Case(NamedTuple):
     """What is simulated: GPUs, and how sessions and the scheduler differ from the base."""
 
-    gpus: int = 8
+    gpus: int = 4
     fps: int = 16
     steps: tuple[int, ...] = (1, 1, 1)
     tier: Tier = "default"
@@ -96,7 +98,7 @@ class Fleet:
     def run(self, case: Case, live: float, **options: Any) -> Simulated:
         """Simulate Poisson arrivals with a mean of `live` sessions per GPU."""
         seconds = CHUNKS * CHUNK_FRAMES / case.fps
-        number = max(self.sessions, 4 * case.gpus)
+        number = max(self.sessions, round(DURATIONS * live * case.gpus))
         load = LoadOptions(
             request_rate=live * case.gpus / seconds,
             num_prompts=number,
@@ -106,7 +108,7 @@ class Fleet:
             tier=case.tier,
             seed=1,
         )
-        cells = math.ceil(case.gpus / CELL)
+        cells = options.pop("cells", math.ceil(case.gpus / CELL))
         plan = FleetPlan(
             self.costs,
             (WorkerConfig(),) * (case.gpus // cells),
@@ -116,24 +118,17 @@ class Fleet:
         model = SimulatedModel(MODEL, self.config, Size(640, 384))
         return simulate(draw_workload(load), model, plan, ReportOptions(start_buffer=case.buffer))
 
-    def curve(self, case: Case) -> list[Point]:
-        """Simulate rising loads, until far too many sessions stall with any buffer."""
-        found = []
-        for share in LOADS:
-            live = share * self.best(case)
-            started = time.process_time()
-            made = self.run(case, live)
-            point = point_of(made, live)
-            found.append(point)
-            print(
-                f"{case}: {live:.2f} live sessions per GPU: "
-                f"{point.stall_free[case.buffer]:.1%} without a stall, "
-                f"{point.refused:.0%} refused, {time.process_time() - started:.1f} CPU-s",
-                flush=True,
-            )
-            if max(point.stall_free.values()) < ENOUGH:
-                break
-        return found
+    def point(self, case: Case, share: float) -> Point:
+        """Simulate a load that is a share of the best that the devices could do."""
+        live, started = share * self.best(case), time.process_time()
+        point = point_of(self.run(case, live), live)
+        print(
+            f"{case}: {live:.2f} live sessions per GPU: "
+            f"{point.stall_free[case.buffer]:.1%} without a stall, "
+            f"{point.refused:.0%} refused, {time.process_time() - started:.1f} CPU-s",
+            flush=True,
+        )
+        return point
 
 
 def point_of(made: Simulated, live: float) -> Point:
@@ -177,38 +172,39 @@ VARIANTS: dict[str, dict[str, Case]] = {
         "4096": Case(batched_tokens=4096), "12288": Case(), "32768": Case(batched_tokens=32768),
     },
 }  # fmt: skip
-FAILURES = {
+FAILURES: dict[str, dict[str, tuple[str, ...]]] = {
     "nothing": {},
-    "a worker": {"kill": ("120:0",)},
-    "a node of 8": {"kill": ("120:0-7",)},
-    "a cell of 16": {"kill_cell": ("120:0",)},
+    "a worker": {"kill": ("60:0",)},
+    "a node of 4": {"kill": ("60:0-3",)},
+    "a cell of 8": {"kill_cell": ("60:0",)},
 }
+FAILING = Case(gpus=16)
+FAILING_LOAD = 0.6
+"""What the failures happen to, in two cells, and its load as a share of the best."""
 
 
-def failures(fleet: Fleet, live: float) -> dict[str, Any]:
-    """Let things die in four cells of 16 workers, and note when chunks came."""
-    case, found = Case(gpus=64), {}
-    for name, options in FAILURES.items():
-        made = fleet.run(case, live, **options)
-        chunks = sorted(chunk.at for record in made.run.records for chunk in record.chunks)
-        stalls = [
-            [record.intended, session_metrics(record, case.buffer).stall_seconds or 0.0]
-            for record in made.run.records
-            if record.chunks
-        ]
-        stalled = [seconds for _, seconds in stalls if seconds > 0]
-        found[name] = {
-            "chunks": chunks,
-            "sessions": len(made.run.records),
-            "stalled": len(stalled),
-            "worst": max(stalled, default=0.0),
-            "lost": sum(record.outcome != "completed" for record in made.run.records),
-        }
-        print(
-            f"{name}: {len(stalled)} of {len(stalls)} sessions stall, the longest "
-            f"{max(stalled, default=0.0):.1f} s, {found[name]['lost']} not completed",
-            flush=True,
-        )
+def failure(fleet: Fleet, name: str) -> dict[str, Any]:
+    """Let something die, and note when chunks came and which sessions stalled."""
+    made = fleet.run(FAILING, FAILING_LOAD * fleet.best(FAILING), cells=2, **FAILURES[name])
+    records = made.run.records
+    stalls = [
+        session_metrics(record, FAILING.buffer).stall_seconds or 0.0
+        for record in records
+        if record.chunks
+    ]
+    stalled = [seconds for seconds in stalls if seconds > 0]
+    found = {
+        "chunks": sorted(chunk.at for record in records for chunk in record.chunks),
+        "sessions": len(records),
+        "stalled": len(stalled),
+        "worst": max(stalled, default=0.0),
+        "lost": sum(record.outcome != "completed" for record in records),
+    }
+    print(
+        f"{name} dies: {len(stalled)} of {len(records)} sessions stall, the longest "
+        f"{found['worst']:.1f} s, {found['lost']} are not completed",
+        flush=True,
+    )
     return found
 
 
@@ -230,22 +226,28 @@ def engine_limits(fleet: Fleet) -> list[dict[str, float]]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Simulate everything, in several processes, and return the results."""
     fleet = Fleet(arguments.sessions)
     sizes = [int(text) for text in arguments.gpus.split(",")]
-    curves = {str(gpus): fleet.curve(Case(gpus=gpus)) for gpus in sizes}
-    known = {Case(gpus=gpus): curves[str(gpus)] for gpus in sizes}
-    variants: dict[str, dict[str, list[Point]]] = {}
-    for title, cases in VARIANTS.items():
-        for name, case in cases.items():
-            if case not in known:
-                known[case] = fleet.curve(case)
-            variants.setdefault(title, {})[name] = known[case]
-    base = capacity(known[Case()], 0.99, Case().buffer)
+    cases = dict.fromkeys(case for named in VARIANTS.values() for case in named.values())
+    cases = dict.fromkeys(Case(gpus=gpus) for gpus in sizes) | cases
+    fork = multiprocessing.get_context("fork")  # which inherits the model's configuration
+    with ProcessPoolExecutor(arguments.jobs, mp_context=fork) as pool:
+        points = {
+            case: [pool.submit(fleet.point, case, share) for share in LOADS]
+            for case in sorted(cases, key=lambda case: -case.gpus)
+        }
+        died = {name: pool.submit(failure, fleet, name) for name in FAILURES}
+        curves = {case: [each.result() for each in made] for case, made in points.items()}
+        failed = {name: each.result() for name, each in died.items()}
     return {
         "best": fleet.best(Case()),
-        "curves": curves,
-        "variants": variants,
-        "failures": failures(fleet, 0.8 * base),
+        "curves": {str(gpus): curves[Case(gpus=gpus)] for gpus in sizes},
+        "variants": {
+            title: {name: curves[case] for name, case in named.items()}
+            for title, named in VARIANTS.items()
+        },
+        "failures": failed,
     }
 
 
@@ -301,7 +303,7 @@ def draw_variants(variants: dict[str, dict[str, list[Point]]], path: Path) -> No
             axes.plot([point.live for point in points], shares, marker="o", label=name)
         axes.set(
             title=title,
-            xlabel="mean live sessions per GPU, 8 H100s (roofline)",
+            xlabel="mean live sessions per GPU, 4 H100s (roofline)",
             ylabel="% of offered without a stall",
         )
     finish(figure, tuple(all_axes.flat), path)
@@ -316,8 +318,8 @@ def draw_failures(found: dict[str, Any], path: Path) -> None:
             sum(start <= chunk < start + 10 for chunk in each["chunks"]) / 10 for start in bins
         ]
         axes.plot(bins, counts, label=f"{name}: {each['stalled']} of {each['sessions']} stall")
-    axes.axvline(120, color="grey", linestyle=":")
-    axes.set(xlabel="s; dies at 120 s", ylabel="chunks a second, 64 H100s (roofline)")
+    axes.axvline(60, color="grey", linestyle=":")
+    axes.set(xlabel="s; dies at 60 s", ylabel="chunks a second, 16 H100s (roofline)")
     axes.set_ylim(bottom=0)
     finish(figure, (axes,), path)
 
@@ -347,9 +349,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpus", default="1,2,4,8,16,64")
+    parser.add_argument("--gpus", default="1,4,16,64")
     parser.add_argument("--sessions", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path("docs/capacity"))
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: 2)")
     parser.add_argument("--plots-only", action="store_true")
     parser.add_argument("--engine", action="store_true", help="print what one engine takes")
     arguments = parser.parse_args()

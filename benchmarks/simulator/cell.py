@@ -89,6 +89,7 @@ class Cell:
         self.config = config
         self.sessions: dict[str, LiveSession] = {}
         self.deaths = 0
+        self.is_up = False
         self._now = now
         self._deliver_seconds = deliver_seconds
         self._observers = observers
@@ -100,13 +101,9 @@ class Cell:
         self._past: list[CellCounts] = []
         self._open()
 
-    @property
-    def is_up(self) -> bool:
-        return self._is_up
-
     def start(self, request: VideoRequest, record: SessionRecord) -> LiveSession:
         """Accept a session; raises what EngineCore.add_request does."""
-        if not self._is_up:
+        if not self.is_up:
             raise SessionFailedError("connection", "the cell is down")
         self.core.add_request(request)
         live = LiveSession(request, record, self._loop.create_future())
@@ -133,7 +130,7 @@ class Cell:
             return
         if live.lead is not None:
             live.lead.leave()
-        if self._is_up:
+        if self.is_up:
             self.core.abort(request_id)
             self.wake()
 
@@ -143,24 +140,24 @@ class Cell:
 
     def lose_worker(self, index: int, reason: str) -> None:
         """Let the worker die that is `index`-th in the order of their starts, if there is one."""
-        if self._is_up and index < len(self.executor.workers):
+        if self.is_up and index < len(self.executor.workers):
             self.deaths += 1
             self.executor.lose(list(self.executor.workers)[index], reason)
             self.wake()
 
     def drain_worker(self, index: int) -> None:
         """Let a worker's sessions leave it, and stop it. The last one with a role stays."""
-        if self._is_up and index < len(self.executor.workers):
+        if self.is_up and index < len(self.executor.workers):
             self.core.worker_pool.drain(list(self.executor.workers)[index])
             self.wake()
 
     def die(self, seconds: float) -> None:
         """The engine and all its workers die; after `seconds` its sessions resume from the disk."""
-        if not self._is_up:
+        if not self.is_up:
             return
         self._past.append(self._counts())
         self.deaths += len(self.executor.workers)
-        self._is_up = False
+        self.is_up = False
         if self._timer is not None:
             self._timer.cancel()
         for live in self.sessions.values():
@@ -170,7 +167,7 @@ class Cell:
 
     def counts(self) -> CellCounts:
         """Return what was done so far."""
-        parts = [*self._past, *([self._counts()] if self._is_up else [])]
+        parts = [*self._past, *([self._counts()] if self.is_up else [])]
         sums = CellCounts(*map(sum, zip(*parts, strict=True)))
         return sums._replace(steps=self._steps, deaths=self.deaths)
 
@@ -187,7 +184,7 @@ class Cell:
             clock=self._time.now,
             observers=self._observers,
         )
-        self._is_up = True
+        self.is_up = True
         self.wake()
 
     def _restart(self) -> None:
@@ -225,7 +222,7 @@ class Cell:
     def _set_timer(self, when: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._is_up:
+        if not self.is_up:
             return
         if when is None:
             self._timer = self._loop.call_soon(self._step)

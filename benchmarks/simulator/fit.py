@@ -79,7 +79,7 @@ def fit_costs(
         encode=TaskCosts(**dict(zip(("overhead", "pixel"), numbers(fits["encode"]), strict=True))),
         decode=TaskCosts(**dict(zip(("overhead", "pixel"), numbers(fits["decode"]), strict=True))),
         sharing=sharing,
-        num_blocks=facts.num_blocks or 2,
+        num_blocks=facts.num_blocks,
         text_rows=text_rows,
         errors={role: each.error for role, each in fits.items()},
         residuals={role: each.residuals for role, each in fits.items()},

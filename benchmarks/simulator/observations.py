@@ -46,7 +46,7 @@ class TraceFacts(NamedTuple):
     """A trace's observations in the order of time, and the history blocks of a worker."""
 
     observations: list[Observation]
-    num_blocks: int | None
+    num_blocks: int
 
 
 def read_observations(path: Path) -> TraceFacts:
@@ -68,15 +68,16 @@ def read_observations(path: Path) -> TraceFacts:
         for event in slices
         if (observation := observe(event, lanes[event["pid"], event["tid"]], sizes)) is not None
     ]
-    if not any(each.steps for each in found):
+    workers = {each.worker for each in found if each.steps}
+    totals = blocks_of(events)
+    if not workers or not totals:
         raise InvalidRequestError(
             f"{path}: got no plan with the sizes of its steps, expected a trace that `helios-serve "
             "serve --trace` of this version wrote under load",
             param="trace",
         )
     found.sort(key=lambda each: each.start)
-    workers = len({each.worker for each in found if each.steps})
-    return TraceFacts(list(with_overlap(found)), blocks_of(events, workers))
+    return TraceFacts(list(with_overlap(found)), max(totals) // len(workers) + 1)
 
 
 def read_events(path: Path) -> list[Event]:
@@ -159,11 +160,10 @@ def busy_with(each: Observation, near: Sequence[Observation]) -> tuple[float, fl
     return max(0.0, once), twice
 
 
-def blocks_of(events: Iterable[Event], workers: int) -> int | None:
-    """Return the history blocks of one of the workers; counters tell those of all together."""
-    totals = [
+def blocks_of(events: Iterable[Event]) -> list[int]:
+    """Return the history blocks of all workers together, but for the null blocks, over time."""
+    return [
         int(event["args"]["used"] + event["args"]["free"])
         for event in events
         if event.get("name") == "history blocks"
     ]
-    return max(totals) // workers if totals else None

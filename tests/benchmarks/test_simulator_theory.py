@@ -8,6 +8,7 @@ come, first served for videos of one chunk, and for longer ones serves all in tu
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ def sojourns(starts: Sequence[float], chunks: Sequence[int], step: float) -> lis
     """Seconds of each video on one worker that runs one session at a time, without guidance."""
     workload = load_of(starts, steps=(1,))
     requests = tuple(
-        type(request)(**request_fields(request, CHUNK_FRAMES * count))
+        msgspec.structs.replace(request, num_frames=CHUNK_FRAMES * count)
         for request, count in zip(workload.requests, chunks, strict=True)
     )
     made = run_load(
@@ -46,11 +47,6 @@ def sojourns(starts: Sequence[float], chunks: Sequence[int], step: float) -> lis
         limits=BatchLimits(max_num_seqs=1, max_queued=100_000),
     )
     return [(record.ended or math.nan) - record.intended for record in made.run.records]
-
-
-def request_fields(request: object, num_frames: int) -> dict[str, object]:
-    names = type(request).__struct_fields__  # type: ignore[attr-defined]
-    return {name: getattr(request, name) for name in names} | {"num_frames": num_frames}
 
 
 def poisson(random: np.random.Generator, rate: float, number: int) -> list[float]:

@@ -32,8 +32,8 @@ MEASURED_ONLY = ("num_warmups", "slo_scale", "num_runs", "no_self_check", "disab
 """Options of a result that mean nothing in virtual time."""
 EPILOG = """\
 The engine is the real one, with its scheduling, admission and fault tolerance; its workers take the
-time that a cost model says, and compute nothing. Results have the form of `bench serve`, so that
-`bench compare` compares them with measured ones. The same command gives the same result.
+time that a cost model says, and compute nothing. Results have the form of `bench serve`'s;
+`bench compare` compares two simulated ones. The same command gives the same result.
 
 Costs are assumed from datasheets until `simulate fit` measures them: results say which.
 
