@@ -50,10 +50,6 @@ GPU_HOUR = 2.50
 """Assumed price of an hour of an H100, in dollars."""
 TARGETS = (0.95, 0.99, 0.999)
 BUFFERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-LOADS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
-"""Mean live sessions that are tried, as shares of what the devices could make at best."""
-
-
 DURATIONS = 12
 """Lengths of a session for which sessions come, at least: at first the fleet is empty."""
 
@@ -146,20 +142,24 @@ def point_of(made: Simulated, live: float) -> Point:
 
 def capacity(points: Sequence[Point], target: float, buffer: float) -> float:
     """Return live sessions per GPU at which the share without a stall falls below `target`, linear
-    between the loads that were tried.
+    between the loads that were tried: NaN if the smallest of them is too much, and the largest one
+    if all are carried.
     """
-    before = Point(0.0, dict.fromkeys(BUFFERS, 1.0), 0.0, 0.0)
+    before: Point | None = None
     for point in points:
-        high, low = before.stall_free[buffer], point.stall_free[buffer]
+        low = point.stall_free[buffer]
         if low < target:
+            if before is None:
+                return math.nan
+            high = before.stall_free[buffer]
             return before.live + (point.live - before.live) * (high - target) / (high - low)
         before = point
-    return before.live
+    return math.nan if before is None else before.live
 
 
 def cost_of_minute(live: float) -> float:
     """Return dollars of a minute of video, if one GPU carries `live` sessions."""
-    return GPU_HOUR / 60 / live if live else math.nan
+    return GPU_HOUR / 60 / live
 
 
 VARIANTS: dict[str, dict[str, Case]] = {
@@ -229,12 +229,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Simulate everything, in several processes, and return the results."""
     fleet = Fleet(arguments.sessions)
     sizes = [int(text) for text in arguments.gpus.split(",")]
+    loads = [float(text) for text in arguments.loads.split(",")]
     cases = dict.fromkeys(case for named in VARIANTS.values() for case in named.values())
     cases = dict.fromkeys(Case(gpus=gpus) for gpus in sizes) | cases
     fork = multiprocessing.get_context("fork")  # which inherits the model's configuration
     with ProcessPoolExecutor(arguments.jobs, mp_context=fork) as pool:
         points = {
-            case: [pool.submit(fleet.point, case, share) for share in LOADS]
+            case: [pool.submit(fleet.point, case, share) for share in loads]
             for case in sorted(cases, key=lambda case: -case.gpus)
         }
         died = {name: pool.submit(failure, fleet, name) for name in FAILURES}
@@ -272,15 +273,19 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 
 def draw_fleets(curves: dict[int, list[Point]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    sizes = sorted(curves)
+    sizes, buffer = sorted(curves), Case().buffer
+    for gpus in sizes:
+        lives = [point.live for point in curves[gpus]]
+        shares = [100 * point.stall_free[buffer] for point in curves[gpus]]
+        left.plot(lives, shares, marker="o", label=f"{gpus} H100")
     for target in TARGETS:
-        lives = [capacity(curves[gpus], target, Case().buffer) for gpus in sizes]
-        label = f"{target:.1%} without a stall"
-        totals = [live * gpus for live, gpus in zip(lives, sizes, strict=True)]
-        left.loglog(sizes, totals, marker="o", label=label)
-        right.semilogx(sizes, list(map(cost_of_minute, lives)), marker="o", label=label)
-    left.set(xlabel="H100s (roofline)", ylabel="mean live sessions, 640x384 at 16 fps")
-    right.set(xlabel="H100s (roofline)", ylabel=f"$ per minute of video at ${GPU_HOUR:.2f}/h")
+        costs = [cost_of_minute(capacity(curves[gpus], target, buffer)) for gpus in sizes]
+        right.plot(range(len(sizes)), costs, marker="o", label=f"{target:.1%} without a stall")
+    left.set(xlabel="mean live sessions per GPU (roofline)", ylabel="% of sessions without a stall")
+    right.set(
+        xlabel="H100s (roofline)", ylabel=rf"\$ per minute of video at \${GPU_HOUR:.2f} an hour"
+    )
+    right.set_xticks(range(len(sizes)), list(map(str, sizes)))
     right.set_ylim(bottom=0)
     finish(figure, (left, right), path)
 
@@ -341,7 +346,12 @@ def print_table(results: dict[str, Any]) -> None:
     for gpus, points in results["curves"].items():
         own = [msgspec.convert(point, Point, strict=False) for point in points]
         lives = [capacity(own, target, Case().buffer) for target in TARGETS]
-        cells = [f"{live * int(gpus):.1f} (${cost_of_minute(live):.3f})" for live in lives]
+        cells = [
+            "below the loads tried"
+            if math.isnan(live)
+            else f"{live * int(gpus):.1f} (${cost_of_minute(live):.3f})"
+            for live in lives
+        ]
         print(f"| {gpus} | {' | '.join(cells)} |")
 
 
@@ -351,6 +361,11 @@ def main() -> None:
     )
     parser.add_argument("--gpus", default="1,4,16,64")
     parser.add_argument("--sessions", type=int, default=500)
+    parser.add_argument(
+        "--loads",
+        default="0.25,0.4,0.5,0.6,0.7,0.8,0.9,1",
+        help="mean live sessions that are tried, as shares of what the devices could make at best",
+    )
     parser.add_argument("--folder", type=Path, default=Path("docs/capacity"))
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: 2)")
     parser.add_argument("--plots-only", action="store_true")
