@@ -23,6 +23,7 @@ class LoadTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     - `weight`: its weight in the server's fair queueing, by which fairness is judged; default: its
       share.
     - `request_rate`: sessions per second of its own, instead of a share of the common ones.
+    - `start`, `stop`: seconds between which those come, such as of a flood; default: all the time.
     """
 
     name: str
@@ -31,6 +32,8 @@ class LoadTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     weight: Positive | None = None
     tier: Tier | None = None
     request_rate: Positive | None = None
+    start: Annotated[float, Meta(ge=0)] = 0.0
+    stop: Positive | None = None
 
 
 class LoadTenants(msgspec.Struct, frozen=True):

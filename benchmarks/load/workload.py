@@ -215,8 +215,9 @@ def arrivals(
     for tenant in tenants.all:
         if tenant.request_rate is not None:
             process = GammaArrivals(tenant.request_rate, options.burstiness)
-            times = draw_times(process, streams.arrivals, num=num, duration=last)
-            yield from ((time, tenant) for time in times)
+            end = last if tenant.stop is None else min(last, tenant.stop)
+            times = draw_times(process, streams.arrivals, num=num, duration=end - tenant.start)
+            yield from ((tenant.start + time, tenant) for time in times)
 
 
 def process_of(options: LoadOptions, num: int) -> ArrivalProcess:

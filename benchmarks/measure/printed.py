@@ -38,7 +38,8 @@ def lines_of(result: dict[str, Any], names: list[str]) -> Iterator[str]:
     yield from metric_lines(block, names)
     yield from player_lines(block)
     yield from fairness_lines(block)
-    yield from client_lines(block)
+    if block["timing"] != "simulated":  # or there was no client
+        yield from client_lines(block)
     yield "=" * WIDTH
     if not block["valid"]:
         yield "INVALID RUN, do not use its numbers:"
@@ -71,6 +72,7 @@ def timing_text(block: dict[str, Any]) -> str:
         "media": "their last byte at the client",
         "events": "the server's events (available, not delivered)",
         "engine": "the engine, when it has them (nothing is delivered)",
+        "simulated": "virtual time: nothing was measured",
         "poll": f"polls every {block['poll_interval']} s: no chunks, latencies are intervals",
     }
     return texts[block["timing"]]

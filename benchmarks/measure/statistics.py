@@ -23,6 +23,9 @@ DRAWS = 2000
 """Draws of a bootstrap."""
 MAX_CELLS = 4_000_000
 """Weights of values that are held at a time."""
+LARGE = 5000
+"""Sessions from which on bounds follow from the normal distribution instead of a bootstrap, which
+would take minutes and give the same."""
 BLOCK = 100
 """Draws that are computed together, which bounds memory."""
 
@@ -83,6 +86,9 @@ def ratio_interval(numerators: Values, denominators: Values, seed: int) -> Estim
     value = float(over.sum() / under.sum())
     if len(over) < 2:
         return Estimate(value, None, None)
+    if len(over) >= LARGE:
+        half = Z * ratio_error(over, under)
+        return Estimate(value, value - half, value + half)
     random = np.random.default_rng(seed)
     found: list[NDArray[np.float64]] = []
     for _ in range(DRAWS // BLOCK):
@@ -91,6 +97,12 @@ def ratio_interval(numerators: Values, denominators: Values, seed: int) -> Estim
             found.append(weights @ over / (weights @ under))
     drawn = np.concatenate(found)
     return bounds_of(value, drawn[np.isfinite(drawn)])
+
+
+def ratio_error(over: NDArray[np.float64], under: NDArray[np.float64]) -> float:
+    """Return the standard error of sum(over) / sum(under) by linearization (delta method)."""
+    residuals = over - over.sum() / under.sum() * under
+    return math.sqrt(float(residuals @ residuals)) / float(under.sum())
 
 
 def mean_interval(values: Values, seed: int) -> Estimate:
@@ -135,6 +147,8 @@ def clustered_quantiles(
     ordered, owners = given[order], np.asarray(clusters)[order]
     number = int(owners.max()) + 1
     drawn = np.full((0, len(quantiles)), np.nan)
+    if number >= LARGE:
+        return [woodruff_interval(ordered, owners, q) for q in quantiles]
     if number > 1:
         weights = session_weights(number, seed)
         drawn = weighted_quantiles(ordered, owners, weights, quantiles)
@@ -148,6 +162,19 @@ def clustered_quantiles(
         for exact in [quantile_interval(ordered, q)]
         for bounds in [bounds_of(exact.value, found)]
     ]
+
+
+def woodruff_interval(
+    ordered: NDArray[np.float64], owners: NDArray[np.int64], q: float
+) -> Estimate:
+    """Return a quantile of ascending values of clusters, with bounds from the standard error of the
+    share of values below it (Woodruff, 1952).
+    """
+    value, sizes = quantile(ordered, q), np.bincount(owners).astype(float)
+    below = np.bincount(owners, weights=ordered <= value, minlength=len(sizes)).astype(float)
+    half = Z * ratio_error(below, sizes)
+    low, high = np.quantile(ordered, [max(0.0, q - half), min(1.0, q + half)])
+    return Estimate(value, float(low), float(high))
 
 
 def session_weights(number: int, seed: int) -> NDArray[np.int64]:

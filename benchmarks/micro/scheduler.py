@@ -5,7 +5,8 @@
 Sessions of 20 tenants in all tiers and several sizes. Each worker keeps two plans, as in service;
 sessions that end are replaced by new ones. First, `schedule()` alone is timed on 64 workers. Then
 plans per second of CPU time are counted, with all that the scheduler does between two plans, for
-several numbers of workers. Under overload all blocks are taken and as many sessions wait.
+several numbers of workers. Under overload all blocks are taken and as many sessions wait. At last
+the whole engine is stepped on simulated workers, which finish plans, encode and decode tasks.
 """
 
 import argparse
@@ -19,14 +20,21 @@ import tracemalloc
 from pathlib import Path
 from typing import NamedTuple
 
+from helios_serve.benchmarks.simulator.costs import CostModel
+from helios_serve.benchmarks.simulator.devices import device_costs
+from helios_serve.benchmarks.simulator.executor import SimulatedExecutor
+from helios_serve.benchmarks.simulator.virtual_time import SteppedClock
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
+from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.messages import EncodedPrompt, TensorData
 from helios_serve.model_config import Geometry
 from helios_serve.model_executor.loader import open_checkpoint
+from helios_serve.options.engine import EngineConfig
 from helios_serve.options.sampling import SamplingParams
 from helios_serve.options.scheduling import SchedulingConfig, ServiceTier, TenantConfig
+from helios_serve.options.workers import WorkerConfig
 from helios_serve.video_request import VideoRequest
 
 WORKERS, QUEUE_DEPTH = 64, 2
@@ -35,6 +43,7 @@ AIMS = {1000: 1e-3, 10000: 5e-4}
 PER_WORKER = 4
 """Sessions for which a worker has room while plans are counted."""
 MEMORY_AIM_MB = 200
+ENGINE_WORKERS, ENGINE_AIM = 32, 6e3
 
 
 class Case(NamedTuple):
@@ -117,6 +126,33 @@ class Load:
         return done / self.cpu_seconds
 
 
+class EngineSteps(NamedTuple):
+    """Steps of the engine's loop, and plans, per CPU second; the simulated workers' included."""
+
+    steps: float
+    plans: float
+
+
+def engine_steps(workers: int, steps: int) -> EngineSteps:
+    """Step an engine that always has two videos of four chunks for each worker."""
+    config = open_checkpoint("BestWishYsh/Helios-Distilled", "dummy").config
+    clock = SteppedClock()
+    executor = SimulatedExecutor(CostModel(device_costs("h100", config), config), clock)
+    engine = EngineConfig(workers=(WorkerConfig(),) * workers)
+    core = EngineCore(executor, config, engine, clock=clock.now)
+    numbers, spent = itertools.count(), 0.0
+    for _ in range(steps):
+        while len(core.decode_stage.assemblers) < 2 * workers:
+            params = SamplingParams(num_frames=120, steps=(1, 1, 1))
+            core.add_request(
+                VideoRequest(request_id=f"video-{next(numbers)}", prompt="x", params=params)
+            )
+        started = time.thread_time()
+        core.step(1.0)
+        spent += time.thread_time() - started
+    return EngineSteps(steps / spent, executor.done["denoise"] / spent)
+
+
 def block_memory_mb(workers: int) -> float:
     """Return the megabytes of block ids of workers with room for PER_WORKER sessions each."""
     largest = max(HistoryManager.peak_blocks(Geometry(h, w)) for w, h in SIZES)
@@ -177,6 +213,12 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     arguments = parser.parse_args()
     counts = count_plans(arguments.calls)
+    engine = engine_steps(ENGINE_WORKERS, 3 * arguments.calls)
+    print(
+        f"engine steps per CPU s, {ENGINE_WORKERS} workers: {engine.steps:.0f} "
+        f"({engine.plans:.0f} plans)   {ENGINE_AIM:.0f}",
+        flush=True,
+    )
     memory = block_memory_mb(1000)
     print(f"block ids of 1,000 workers: {memory:.0f} MB   {MEMORY_AIM_MB}")
     rows = []
@@ -196,6 +238,7 @@ def main() -> None:
         machine = f"{platform.machine()} CPU, Python {platform.python_version()}"
         result = {"machine": machine, "workers": WORKERS, "rows": rows}
         result |= {"plans_per_cpu_second": counts, "block_ids_mb": memory}
+        result |= {"engine_steps_per_cpu_second": engine._asdict()}
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     if arguments.plot is not None:
         draw(rows, arguments.plot)

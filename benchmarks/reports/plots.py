@@ -36,6 +36,7 @@ def svg_of(draw: Callable[[Axes], None], width: float = WIDTH, height: float = H
     """Draw on new axes, and return the SVG element."""
     style: Any = {
         "svg.fonttype": "none",
+        "svg.hashsalt": "helios",  # or ids would be random
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.edgecolor": INK,

@@ -141,6 +141,8 @@ class SessionCost:
             branches * (geometry.history_tokens + geometry.noise_tokens(stage, config.stages))
             for stage in stages
         )
+        self._counts = (params.stage_steps(0), params.stage_steps(1))
+        """Steps of each stage, of the first chunk and of the others."""
         self.chunk = self.of_chunk(1)
         self.chunk_steps = sum(params.stage_steps(1))
         self.rate = self.chunk * params.fps / CHUNK_FRAMES
@@ -167,7 +169,7 @@ class SessionCost:
 
     def left_in_chunk(self, cursor: StepCursor) -> float:
         """FLOPs from `cursor` to the end of its chunk."""
-        counts = self.params.stage_steps(cursor.chunk)
+        counts = self._counts[cursor.chunk > 0]
         left = (counts[cursor.stage] - cursor.step, *counts[cursor.stage + 1 :])
         return sum(
             count * cost for count, cost in zip(left, self.steps[cursor.stage :], strict=True)

@@ -28,9 +28,11 @@ class DecodeLead:
         self.scheduler = scheduler
         self._next: dict[str, int] = {}
         """The chunk that each session is to deliver next."""
-        self._changed: set[str] = set()
-        """Sessions whose limit has to be set anew."""
+        self._changed: dict[str, None] = {}
+        """Sessions whose limit has to be set anew, in order: sets of names have a random one."""
         self._decoders = 0
+        self._held: Set[FlowKey] = frozenset()
+        """Flows that begin no chunk."""
 
     def put(self, session: Session, task: DecodeTask, preferred: str | None = None) -> None:
         """Queue a denoised chunk for decoding, best by the worker `preferred`."""
@@ -43,7 +45,7 @@ class DecodeLead:
     def deliver(self, session_id: str, next_chunk: int) -> None:
         """All chunks of a session before `next_chunk` were delivered; also for a new session."""
         self._next[session_id] = next_chunk
-        self._changed.add(session_id)
+        self._changed[session_id] = None
 
     def next_chunk(self, session_id: str) -> int:
         """The chunk that a session is to deliver next."""
@@ -54,25 +56,25 @@ class DecodeLead:
         self._next.pop(session_id, None)
         self.scheduler.decoding.forget(session_id)
 
-    def update(self) -> None:
-        """Let sessions begin the chunks that decoders keep up with, and no others."""
-        devices = self.scheduler.devices.values()
-        decoders = sum("decode" in item.roles and not item.is_draining for item in devices)
+    def update(self, decoders: int) -> None:
+        """Let sessions begin the chunks that so many decoders keep up with, and no others."""
         if decoders != self._decoders:
             self._decoders = decoders
-            self._changed.update(self._next)
-        changed, self._changed = self._changed, set()
-        for session_id in changed & self._next.keys():
-            self.scheduler.allow_chunks(session_id, self._next[session_id] + self._ahead)
-        held = self._held()
-        for worker in self.scheduler.workers.values():
-            worker.queue.hold(held)
+            self._changed.update(dict.fromkeys(self._next))
+        changed, self._changed = self._changed, {}
+        for session_id in changed:
+            if session_id in self._next:
+                self.scheduler.allow_chunks(session_id, self._next[session_id] + self._ahead)
+        before, self._held = self._held, self._full_flows()
+        if before or self._held:  # queues of new workers hold nothing
+            for worker in self.scheduler.workers.values():
+                worker.queue.hold(self._held)
 
     @property
     def _ahead(self) -> int:
         return max(1, self._decoders) + CHUNKS_AHEAD
 
-    def _held(self) -> Set[FlowKey]:
+    def _full_flows(self) -> Set[FlowKey]:
         """Flows with so many waiting chunks that no more should be begun."""
         waiting = self.scheduler.decoding.waiting_by_flow
         if not waiting:

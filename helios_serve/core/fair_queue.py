@@ -105,14 +105,13 @@ class FairQueue(Generic[Item]):
         if keys == self._held:
             return
         held, self._held = self._held, keys
-        for key in held - keys:
-            if (flow := self._flows.get(key)) is not None:
+        for key, flow in self._flows.items():
+            if key in held and key not in keys:
                 flow.is_held = False
                 if flow.fresh:
                     self._limit_credit(flow, credit(next(iter(flow.fresh))))
                 self._index(key, flow)
-        for key in keys - held:
-            if (flow := self._flows.get(key)) is not None:
+            elif key in keys:
                 flow.is_held = True
 
     def is_owed(self, item: Item) -> bool:

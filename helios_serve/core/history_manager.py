@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from helios_serve.messages import NULL_BLOCK, ChunkBlocks
 from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, WINDOW_FRAMES, Geometry
@@ -14,29 +15,33 @@ class BlockPool:
     """Allocates and frees block ids in O(1) each; block 0 is the null block, never allocated.
 
     A block is immutable once written, so it is shared by counting references. Ids and counts are
-    kept in arrays, 8 bytes a block: there may be thousands of workers.
+    kept in arrays, 8 bytes for each block that was ever used: there may be thousands of workers.
     """
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 2:
             raise ValueError(f"got {num_blocks} blocks, expected at least 2 (block 0 is the null)")
         self.num_blocks = num_blocks
-        self._free = array("i", range(num_blocks - 1, 0, -1))
-        self._ref_cnt = array("i", bytes(4 * num_blocks))
+        self._freed = array("i")
+        self._ref_cnt = array("i", [0])
+        """Of the blocks that were ever used, and of the null block; the others follow in order."""
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return len(self._freed) + self.num_blocks - len(self._ref_cnt)
 
     def allocate(self, count: int) -> list[int]:
         """`count` blocks with one reference each; the caller has checked `num_free`."""
         assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
-        kept = self.num_free - count
-        blocks = self._free[kept:].tolist()
+        kept = max(0, len(self._freed) - count)
+        blocks = self._freed[kept:].tolist()
         blocks.reverse()
-        del self._free[kept:]
+        del self._freed[kept:]
         for block in blocks:
             self._ref_cnt[block] = 1
+        unused, missing = len(self._ref_cnt), count - len(blocks)
+        self._ref_cnt.extend([1] * missing)
+        blocks.extend(range(unused, unused + missing))
         return blocks
 
     def share(self, blocks: Iterable[int]) -> None:
@@ -48,25 +53,28 @@ class BlockPool:
 
     def free(self, blocks: Iterable[int]) -> None:
         """Drop one reference to each block; the last one frees it."""
+        counts, freed = self._ref_cnt, self._freed
         for block in blocks:
             if block == NULL_BLOCK:
                 continue
-            assert self._ref_cnt[block] > 0, f"block {block} was freed twice"
-            self._ref_cnt[block] -= 1
-            if self._ref_cnt[block] == 0:
-                self._free.append(block)
+            count = counts[block] - 1
+            assert count >= 0, f"block {block} was freed twice"
+            counts[block] = count
+            if count == 0:
+                freed.append(block)
 
     def check_integrity(self, tables: Sequence[Sequence[int]]) -> None:
         """Raise AssertionError unless counts are exactly the references held by `tables`."""
-        expected = [0] * self.num_blocks
+        expected = [0] * len(self._ref_cnt)
         for table in tables:
             for block in table:
                 expected[block] += block != NULL_BLOCK
         assert expected == self._ref_cnt.tolist(), "reference counts differ from the block tables"
-        assert len(set(self._free)) == len(self._free), "a block is free twice"
+        assert len(set(self._freed)) == len(self._freed), "a block is free twice"
         held = {block for block, count in enumerate(expected) if count}
-        assert held.isdisjoint(self._free), "a held block is free"
-        assert len(held) + len(self._free) == self.num_blocks - 1, "a block was lost"
+        assert held.isdisjoint(self._freed), "a held block is free"
+        assert len(held) + len(self._freed) == len(self._ref_cnt) - 1, "a block was lost"
+        assert len(self._ref_cnt) <= self.num_blocks, "there are more blocks than memory"
 
 
 class History:
@@ -86,7 +94,7 @@ class History:
     def window(self) -> tuple[int, ...]:
         """The flat block table of the anchor and the last 19 frames, null frames in front."""
         missing = [self.null_frame] * (HISTORY_FRAMES - len(self.frames))
-        return tuple(block for frame in (self.anchor, *missing, *self.frames) for block in frame)
+        return tuple(chain.from_iterable((self.anchor, *missing, *self.frames)))
 
     def split_frames(self, blocks: list[int]) -> list[Frame]:
         size = self.blocks_per_frame

@@ -89,6 +89,11 @@ class StageQueue:
         return Claim(bool(self._with_work[True]), is_owed)
 
     @property
+    def has_work(self) -> bool:
+        """Whether sessions have work here, queued or under way."""
+        return bool(self._with_work[True] or self._with_work[False])
+
+    @property
     def claimants(self) -> Set[str]:
         """Ids of the sessions that have work here, queued or under way."""
         return self._with_work[True] | self._with_work[False]

@@ -108,6 +108,8 @@ class TaskQueue(Generic[Task]):
         No device whose steps have a claim begins to decode for another session, unless that is owed
         a share: it could not be interrupted. Encoding is short, and not put off.
         """
+        if not self._tasks:
+            return
         free = {item.worker_id: item for item in devices if self.stage not in item.tasks}
         while free and (queued := self._next(list(free.values()))) is not None:
             device = self._choose(queued, free)

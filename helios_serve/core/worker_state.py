@@ -1,5 +1,6 @@
 """The scheduler's account of one worker: its blocks, sessions, plans and speed."""
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import msgspec
 from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.core.plan_pace import PlanPace
+from helios_serve.core.plan_pace import QUEUE_DEPTH, PlanPace
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
@@ -97,6 +98,7 @@ class WorkerState:
         self.queue = device.step_queue = StageQueue(config, StepOrder(config, device, decode_rate))
         self.plans: deque[Plan] = deque()
         self.pace = PlanPace(device)
+        self._next_plan_at = -math.inf
         self.opening: list[NewSession] = []
         self.closing: list[str] = []
         self.reserved_blocks = 0
@@ -131,6 +133,13 @@ class WorkerState:
     def is_empty(self) -> bool:
         """Whether it has no session, no plan in flight, and no session still to close."""
         return not (self.queue.sessions or self.plans or self.closing)
+
+    @property
+    def may_need_plan(self) -> bool:
+        """Whether fewer plans than it may have are in flight, and there is something to plan."""
+        if len(self.plans) >= QUEUE_DEPTH:
+            return False
+        return bool(self.plans or self.opening or self.closing or self.queue.has_work)
 
     def has_room(self, session: Session) -> bool:
         """Whether there are blocks for its history and rows for its prompts' keys and values."""
@@ -192,15 +201,22 @@ class WorkerState:
             if not self.plans:
                 self.device.begin("denoise", self.clock())
             self.plans.append(Plan(output, cost))
+            self._next_plan_at = -math.inf
         return output
 
     def next_plan_at(self, now: float) -> float:
-        """When it should be given its next plan; see PlanPace."""
-        return self.pace.next_at([plan.cost for plan in self.plans], now)
+        """When it should be given its next plan; see PlanPace.
+
+        What was computed for the same plans holds until that time: it can only turn out later.
+        """
+        if now >= self._next_plan_at:
+            self._next_plan_at = self.pace.next_at([plan.cost for plan in self.plans], now)
+        return self._next_plan_at
 
     def finish_plan(self, seconds: float) -> Plan:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
+        self._next_plan_at = -math.inf
         seconds *= self.device.end("denoise", now, seconds)
         if self.plans:
             self.device.begin("denoise", now)

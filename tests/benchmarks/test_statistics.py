@@ -7,13 +7,17 @@ import pytest
 from msgspec.structs import astuple
 
 from helios_serve.benchmarks.measure.statistics import (
+    LARGE,
+    Z,
     binomial_cdf,
     clustered_quantiles,
     jain,
     quantile_interval,
+    ratio_error,
     ratio_interval,
     runs_interval,
     wilson,
+    woodruff_interval,
 )
 
 
@@ -72,6 +76,35 @@ def test_quantiles_of_clusters_are_wider_than_of_independent_values() -> None:
     assert alone.low is not None
     assert alone.high is not None
     assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+
+
+def test_bounds_of_large_runs_are_nearly_those_of_a_bootstrap() -> None:
+    """Of 600 sessions, which the bootstrap takes no long for."""
+    random, number = np.random.default_rng(0), 600
+    sizes = random.integers(1, 5, size=number)
+    owners = np.repeat(np.arange(number), sizes)
+    values = np.sort(random.normal(10, 1, size=number)[owners] + random.normal(size=len(owners)))
+    for q in (0.5, 0.9):
+        computed = woodruff_interval(values, owners, q)
+        (drawn,) = clustered_quantiles(values, list(owners), [q], 0)
+        assert astuple(computed) == pytest.approx(astuple(drawn), rel=5e-3)
+    sums, counts = np.bincount(owners, weights=values).astype(float), sizes.astype(float)
+    drawn = ratio_interval(sums, counts, 0)
+    assert drawn.high is not None
+    half = Z * ratio_error(sums, counts)
+    assert half == pytest.approx(drawn.high - drawn.value, rel=0.1)
+
+
+def test_large_runs_have_bounds() -> None:
+    values = np.random.default_rng(0).exponential(size=LARGE)
+    found = ratio_interval(values, np.ones(LARGE), 0)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 1.0 < found.high < 1.05
+    (median,) = clustered_quantiles(values, range(LARGE), [0.5], 0)
+    assert median.low is not None
+    assert median.high is not None
+    assert median.low < math.log(2) < median.high < 0.73
 
 
 def test_intervals_over_runs_are_students() -> None:

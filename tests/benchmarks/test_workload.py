@@ -169,3 +169,20 @@ def test_a_broken_csv_is_named(tmp_path: Path, text: str, reason: str) -> None:
 def test_options_that_make_no_load_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidRequestError, match=reason):
         draw_workload(msgspec.convert(options, LoadOptions))
+
+
+def test_a_flood_comes_between_its_times(tmp_path: Path) -> None:
+    """A tenant with a rate of its own floods for 20 s; the others' sessions stay where they are."""
+    calm = [{"name": "calm", "request_rate": 0.5}]
+    flood = {"name": "flood", "request_rate": 5.0, "start": 30.0, "stop": 50.0}
+    file = tmp_path / "tenants.json"
+    drawn = []
+    for tenants in (calm, [*calm, flood]):
+        file.write_text(json.dumps(tenants))
+        drawn.append(draw(tenants=str(file), duration=100.0, num_prompts=1000).requests)
+    times = [item.intended for item in drawn[1] if item.tenant == "flood"]
+    assert 60 < len(times) < 140
+    assert 30.0 <= min(times) < 32.0
+    assert 48.0 < max(times) < 50.0
+    before, after = ([item.timestamp for item in some if item.tenant == "calm"] for some in drawn)
+    assert before == after

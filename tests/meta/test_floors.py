@@ -12,6 +12,7 @@ FOLDERS = {
     "helios_serve.model_executor": "model_executor",
     "helios_serve.kernels": "kernels",
     "helios_serve.benchmarks": "benchmarks",
+    "helios_serve.benchmarks.simulator": "benchmarks/simulator",
 }
 SCRIPTS = ROOT / "benchmarks" / "micro"
 """Programs that are run from the repository: they measure parts of any floor."""
@@ -39,6 +40,14 @@ SERVICE = {"helios_serve.engine", "helios_serve.media", "helios_serve.store"}
 MAY_IMPORT = {
     "helios_serve.kernels": set(),
     "helios_serve.benchmarks": CONTRACTS | {"helios_serve.media"},
+    "helios_serve.benchmarks.simulator": CONTRACTS
+    | {
+        "helios_serve.benchmarks",
+        "helios_serve.core",
+        "helios_serve.engine",
+        "helios_serve.model_executor",
+        "helios_serve.store",
+    },
     "helios_serve.media": CONTRACTS,
     "helios_serve.store": CONTRACTS,
     "helios_serve.core": CONTRACTS,
@@ -52,12 +61,15 @@ MAY_IMPORT = {
     "helios_serve.integrations": CONTRACTS | {"helios_serve.engine", "helios_serve.media"},
     "helios_serve.__main__": {"helios_serve.entrypoints"},
 } | dict.fromkeys(CONTRACTS, CONTRACTS)
+OWN_FLOORS = ("helios_serve.benchmarks.simulator",)
+"""Folders inside another floor's, which are floors of their own."""
 TORCH_FREE = ("benchmarks", "helios_serve/core", "helios_serve/media", "helios_serve/store")
 
 
 def sources(package: str) -> list[Path]:
     folder = ROOT / FOLDERS.get(package, package.replace(".", "/"))
-    files = [path for path in folder.rglob("*.py") if path.parent != SCRIPTS]
+    inner = [ROOT / FOLDERS[name] for name in OWN_FLOORS if name != package]
+    files = [path for path in folder.rglob("*.py") if path.parent not in (SCRIPTS, *inner)]
     return files if folder.is_dir() else [folder.with_suffix(".py")]
 
 
@@ -120,6 +132,14 @@ def test_serving_imports_nothing_of_the_training() -> None:
     for source in ALL_SOURCES:
         if not module_name(source).startswith(training):
             assert not any(name.startswith(training) for name in imports(source)), source
+
+
+def test_only_its_own_command_imports_the_simulator() -> None:
+    simulator = "helios_serve.benchmarks.simulator"
+    command = "helios_serve.entrypoints.cli.simulate"
+    for source in ALL_SOURCES:
+        if not module_name(source).startswith((simulator, command)):
+            assert not any(name.startswith(simulator) for name in imports(source)), source
 
 
 def test_policy_and_files_need_no_torch() -> None:

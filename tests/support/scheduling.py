@@ -282,6 +282,12 @@ class World:
             self.queues[name] = deque()
             self.scheduler.add_worker(name, num_blocks, text_rows)
 
+    @property
+    def decoders(self) -> int:
+        """Devices that decode and take new work."""
+        devices = self.scheduler.devices.values()
+        return sum("decode" in item.roles and not item.is_draining for item in devices)
+
     def worker(self, name: str) -> WorkerState:
         return self.scheduler.workers[name]
 
@@ -476,7 +482,7 @@ class World:
         """Assign tasks, and fill all queues with plans."""
         self.assign_tasks()
         if self.decode_rate is not None:
-            self.lead.update()
+            self.lead.update(self.decoders)
         for name in self.queues:
             while self.worker(name).next_plan_at(self.now) <= self.now and self.plan(name):
                 pass

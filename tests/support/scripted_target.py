@@ -9,8 +9,8 @@ from helios_serve.benchmarks.load.request import SessionRequest
 from helios_serve.benchmarks.load.tenants import LoadTenants
 from helios_serve.benchmarks.load.workload import Workload
 from helios_serve.benchmarks.measure.record import ChunkRecord, SessionRecord
+from helios_serve.benchmarks.simulator.virtual_time import run_virtual
 from helios_serve.options.benchmarks import LoadOptions
-from tests.support.virtual_time import run_virtual
 
 Script = Callable[[SessionRecord, float], Sequence[float] | Exception]
 """Returns when a session's chunks arrive, in seconds after sending, or how the session ends. Its

@@ -231,15 +231,17 @@ class EngineCore:
         Returns the time at which the next plan is due if no event arrives before.
         """
         now = self.clock()
+        decoders = self.worker_pool.ready("decode")
         for worker_id, encode in self.encode_stage.assign(self.worker_pool.ready("encode"), now):
             self.executor.submit(worker_id, encode)
-        for worker_id, decode in self.decode_stage.assign(self.worker_pool.ready("decode"), now):
+        for worker_id, decode in self.decode_stage.assign(decoders, now):
             self.executor.submit(worker_id, decode)
-        self.decode_stage.lead.update()
+        self.decode_stage.lead.update(len(decoders))
         later = math.inf
         for worker, state in self.worker_pool.scheduled():
-            for plan in self._plans(worker, state, now):
-                self.executor.submit(worker.worker_id, plan)
+            if state.next_plan_at(now) <= now:
+                for plan in self._plans(worker, state, now):
+                    self.executor.submit(worker.worker_id, plan)
             if (next_at := state.next_plan_at(now)) > now:
                 later = min(later, next_at)
         return later

@@ -1,5 +1,6 @@
 """The workers of an engine: starts, watches, replaces and drains them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -169,12 +170,16 @@ class WorkerHandle:
 
     def is_late(self, now: float, config: EngineConfig) -> bool:
         """Return whether its start, its oldest plan or one of its tasks has missed its deadline."""
-        waited = now - self.busy_since
+        return now > self.late_from(config)
+
+    def late_from(self, config: EngineConfig) -> float:
+        """Return the time of the first deadline: of its start, or of its oldest plan and tasks."""
         if not self.is_ready:
-            return waited > config.start_deadline
-        if self.plans and waited > config.step_deadline:
-            return True
-        return any(now - task.assigned_at > config.step_deadline for task in self.tasks)
+            return self.busy_since + config.start_deadline
+        since = [task.assigned_at for task in self.tasks]
+        if self.plans:
+            since.append(self.busy_since)
+        return min(since, default=math.inf) + config.step_deadline
 
     def report(self, where: str) -> WorkerReport:
         state = self.scheduled
@@ -216,6 +221,12 @@ class WorkerPool:
         self._last_death = "no worker was configured"
         self._has_worked = False
         self._out_since: float | None = None
+        self._ready: dict[Role, list[WorkerHandle]] = {}
+        """Answers of `ready`, until a worker comes, goes, or changes its phase."""
+        self._is_checked = False
+        """Whether `reap` has looked at the roles since then."""
+        self._late_from = -math.inf
+        """No worker can be late before this time."""
         for worker in config.workers:
             self.start(worker)
 
@@ -225,10 +236,12 @@ class WorkerPool:
         self.workers[worker_id] = WorkerHandle(
             worker_id, config, self.clock(), failed_starts=failed_starts
         )
+        self._change()
         return worker_id
 
     def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
         worker.is_ready, worker.failed_starts = True, 0
+        self._change()
         self.scheduler.devices[worker.worker_id] = worker.device
         most = (event.flops, event.encode_pixels, event.decode_pixels)
         worker.speeds = Speeds(*(RATE_MARGIN * rate for rate in most))
@@ -238,25 +251,29 @@ class WorkerPool:
                 worker.worker_id, event.num_blocks, event.text_rows
             )
 
-    def ready(self, role: Role) -> list[WorkerHandle]:
+    def ready(self, role: Role) -> Sequence[WorkerHandle]:
         """Return the workers that accept new work of `role`."""
-        return [
-            worker
-            for worker in self.workers.values()
-            if worker.is_ready and not worker.is_draining and worker.has_role(role)
-        ]
+        if role not in self._ready:
+            self._ready[role] = [
+                worker
+                for worker in self.workers.values()
+                if worker.is_ready and not worker.is_draining and worker.has_role(role)
+            ]
+        return self._ready[role]
 
     def scheduled(self) -> Iterator[tuple[WorkerHandle, WorkerState]]:
-        """Yield the workers that accept plans. Draining ones do, until their sessions have left."""
+        """Yield the workers that may need a plan, draining ones as long as they have sessions."""
         for worker in self.workers.values():
-            if worker.scheduled is not None:
-                yield worker, worker.scheduled
+            state = worker.scheduled
+            if state is not None and state.may_need_plan:
+                yield worker, state
 
     def replace_dead(self, worker: WorkerHandle, death: WorkerDied) -> None:
         """Remove a worker that died, and start its replacement now or after a delay."""
         logger.error("worker %s died: %s", worker.worker_id, death.reason)
         self._last_death = death.reason
         del self.workers[worker.worker_id]
+        self._change()
         self.scheduler.devices.pop(worker.worker_id, None)
         failed = 0 if worker.is_ready else worker.failed_starts + 1
         if worker.is_draining or self._gives_up(failed, death):
@@ -279,6 +296,7 @@ class WorkerPool:
         for the last one with some role.
         """
         if self.failed.pop(worker_id, None) is not None:
+            self._change()
             return
         worker = self.workers.get(worker_id)
         if worker is None:
@@ -295,6 +313,7 @@ class WorkerPool:
                     param="worker",
                 )
         worker.is_draining = worker.device.is_draining = True
+        self._change()
         if worker.scheduled is not None:
             self.scheduler.drain(worker.scheduled)
 
@@ -303,15 +322,17 @@ class WorkerPool:
 
         Raises HeliosError if no worker is left, or starting, for some role.
         """
-        for worker in list(self.workers.values()):
-            if worker.is_draining and worker.is_empty:
-                self._remove(worker)
-            elif worker.is_late(self.clock(), self.config):
-                self._kill(worker)
         now = self.clock()
+        for worker in [item for item in self._draining if item.is_empty]:
+            self._remove(worker)
+        if now >= self._late_from:
+            self._kill_late(now)
         for failed in [item for item in self.failed.values() if item.retry_at <= now]:
             del self.failed[failed.worker_id]
             self.start(failed.config, failed_starts=failed.failed_starts)
+        if self._is_checked:
+            return
+        self._is_checked = True
         if self._missing_role is None:
             self._out_since = None
         elif self._out_since is None:
@@ -377,11 +398,30 @@ class WorkerPool:
         limit = self.config.max_failed_starts or MAX_FAILED_STARTS
         return failed >= limit and not self._retries_forever
 
+    def _change(self) -> None:
+        """A worker has come, gone, or changed its phase."""
+        self._ready.clear()
+        self._is_checked = False
+        self._draining = [worker for worker in self.workers.values() if worker.is_draining]
+
+    def _kill_late(self, now: float) -> None:
+        """Kill late workers, and note when the next one can be late at the earliest.
+
+        What begins from now on has a whole deadline.
+        """
+        for worker in list(self.workers.values()):
+            if worker.is_late(now, self.config):
+                self._kill(worker)
+        later = (worker.late_from(self.config) for worker in self.workers.values())
+        soonest = now + min(self.config.step_deadline, self.config.start_deadline)
+        self._late_from = min(soonest, min(later, default=soonest))
+
     def _remove(self, worker: WorkerHandle) -> None:
         if worker.scheduled is not None:
             self.scheduler.remove_worker(worker.scheduled)
         self.scheduler.devices.pop(worker.worker_id, None)
         del self.workers[worker.worker_id]
+        self._change()
         self.executor.stop_worker(worker.worker_id)
 
     def _kill(self, worker: WorkerHandle) -> None:

@@ -138,6 +138,8 @@ class Trace:
         """An encode or decode task is done."""
         details: Event = {"session": event.session_id, "error": event.error}
         if isinstance(event, InputsEncoded):
+            details["prompts"] = len(event.prompts)
+            details["has_reference"] = event.snapshot is not None
             self._slice(f"{worker_id} encode", "inputs", event.seconds, details)
         else:
             details["chunk"] = event.chunk
@@ -214,4 +216,7 @@ def describe_step(step: ScheduledStep, scheduler: Scheduler) -> Event:
         "stage": stage,
         "step": number,
         "tokens": session.cost.tokens[stage],
+        "width": session.geometry.width,
+        "height": session.geometry.height,
+        "branches": 2 if session.params.is_guided else 1,
     }

@@ -144,6 +144,13 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address of a Ray cluster to join; auto: the cluster on this machine (default: none)",
     )
+    add_worker_groups(group)
+    add_options(group, WorkerOptions, include=WORKER_GROUP_OPTIONS)
+    add_options(group, BatchLimits)
+
+
+def add_worker_groups(group: Any) -> None:
+    """Add `--workers`."""
     group.add_argument(
         "--workers",
         type=workers,
@@ -153,8 +160,6 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
         "KEY=VALUE of a Ray cluster (cpus, gpus, fractions allowed; other keys are node labels); "
         "can be repeated (default: 1 worker with all roles)",
     )
-    add_options(group, WorkerOptions, include=WORKER_GROUP_OPTIONS)
-    add_options(group, BatchLimits)
 
 
 def executor_kind(arguments: argparse.Namespace) -> ExecutorKind:

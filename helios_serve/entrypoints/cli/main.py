@@ -18,6 +18,7 @@ from helios_serve.entrypoints.cli import (
 )
 from helios_serve.entrypoints.cli.bench import command as bench
 from helios_serve.entrypoints.cli.parser import PROGRAM, CommandParser, unknown_variables
+from helios_serve.entrypoints.cli.simulate import command as simulate
 from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger, show_logs
 
@@ -68,7 +69,7 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, run_batch, bench, keys, workers):
+    for command in (generate, serve, run_batch, bench, simulate, keys, workers):
         command.add_command(commands)
     completion.add_command(commands, parser)
     add_vllm_omni_config(commands)

@@ -15,6 +15,7 @@ from helios_serve.options.host import HostOptions
 from helios_serve.options.realtime import RealtimeOptions
 from helios_serve.options.sampling import SamplingOptions
 from helios_serve.options.scheduling import BatchLimits, SchedulingConfig
+from helios_serve.options.simulation import FitOptions, FleetOptions
 from helios_serve.options.sweeps import CompareOptions, SweepOptions
 from helios_serve.options.workers import WorkerOptions
 from helios_serve.service.protocol import CreateVideo
@@ -76,7 +77,7 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
     ),
     (
         "Load of a benchmark",
-        "Flags of `helios-serve bench`: which sessions it starts, and when.",
+        "Flags of `helios-serve bench` and `simulate run`: which sessions they start, and when.",
         LoadOptions,
         None,
     ),
@@ -102,6 +103,18 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         "Comparisons",
         "Flags of `helios-serve bench compare`.",
         CompareOptions,
+        None,
+    ),
+    (
+        "Simulated fleet",
+        "Flags of `helios-serve simulate run`. See [capacity.md](capacity.md).",
+        FleetOptions,
+        None,
+    ),
+    (
+        "Fitted costs",
+        "Flags of `helios-serve simulate fit`.",
+        FitOptions,
         None,
     ),
     (

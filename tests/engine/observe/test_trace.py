@@ -101,9 +101,10 @@ def test_a_plan_is_a_slice_that_ends_when_it_is_done(
     ]
     first, closing, _ = [event["args"] for event in events if event["ph"] == "X"]
     tokens = [scheduler.sessions[name].cost.tokens[stage] for name, stage in (("a", 0), ("b", 2))]
+    size = {"width": 64, "height": 64, "branches": 1}
     assert first["steps"] == [
-        {"session": "a", "chunk": 1, "stage": 0, "step": 0, "tokens": tokens[0]},
-        {"session": "b", "chunk": 1, "stage": 2, "step": 0, "tokens": tokens[1]},
+        {"session": "a", "chunk": 1, "stage": 0, "step": 0, "tokens": tokens[0]} | size,
+        {"session": "b", "chunk": 1, "stage": 2, "step": 0, "tokens": tokens[1]} | size,
     ]
     assert first["tokens"] == sum(tokens)
     assert closing["closed"] == ["c"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from helios_serve.benchmarks.simulator.virtual_time import run_virtual
 from helios_serve.engine.observe.request_metrics import RequestMetrics
 from helios_serve.engine.requests.active_requests import RequestHandle
 from helios_serve.engine.requests.chunk_stream import ChunkStream, VideoChunk
@@ -15,7 +16,6 @@ from helios_serve.metrics import Metrics
 from helios_serve.options.realtime import Pacing
 from helios_serve.video_request import VideoRequest
 from tests.support.engines import request
-from tests.support.virtual_time import run_virtual
 
 FPS = 33
 """Frames per second, so that a chunk plays for one second."""

@@ -1,0 +1,207 @@
+"""Whether the simulator says what a real server does.
+
+    python benchmarks/micro/simulator.py [--loads 0.3,0.6,0.85,1.2] [--sessions 40] [--runs 2]
+
+Starts a server with the built-in model and measures its capacity: all of some sessions at once. The
+costs are fitted to the trace of one load, at half of the capacity. Then other loads, with other
+seeds, run on the server and in the simulator, and are compared: means and medians within 10 %, p95
+within 15 %, frames per second within 3 % beyond the capacity, and the order in which sessions end.
+An error within the spread of the real runs counts as met. The machine should do nothing else.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from helios_serve.benchmarks.load.workload import Workload, draw_workload
+from helios_serve.benchmarks.measure.record import SessionRecord
+from helios_serve.benchmarks.measure.result_files import read_result, read_sessions
+from helios_serve.benchmarks.simulator.agreement import (
+    TAU,
+    compare,
+    completion_tau,
+    refused,
+    table_lines,
+)
+from helios_serve.benchmarks.simulator.costs import DeviceCosts
+from helios_serve.benchmarks.simulator.fit import fit_costs
+from helios_serve.benchmarks.simulator.observations import read_observations
+from helios_serve.benchmarks.simulator.simulation import (
+    FleetPlan,
+    SimulatedModel,
+    simulate,
+    simulated_result,
+)
+from helios_serve.engine.launch import read_model_config
+from helios_serve.options.benchmarks import LoadOptions, ReportOptions
+from helios_serve.options.sampling import default_size
+from helios_serve.options.scheduling import BatchLimits
+from helios_serve.options.simulation import FleetOptions
+from helios_serve.options.workers import WorkerConfig
+
+MODEL = "nano"
+MIX = json.dumps(
+    [
+        {"width": 64, "height": 64, "num_frames": 66, "weight": 2},
+        {"width": 128, "height": 64, "num_frames": 99, "weight": 2},
+        {"width": 64, "height": 64, "num_frames": 132, "tier": "priority", "weight": 1},
+    ]
+)
+CALIBRATION = 0.5
+PORT = 18431
+
+
+class Server:
+    """`helios-serve serve` with a trace; `with` ends it."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.trace = folder / "trace.json"
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            *(sys.executable, "-m", "helios_serve", "serve", MODEL, "--device", "cpu"),
+            *("--port", str(port), "--data-dir", str(folder / "data")),
+            *("--trace", str(self.trace), "--log-level", "error"),
+        ]
+        self.process = subprocess.Popen(command)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+
+
+def measure(server: Server, load: LoadOptions, result: Path) -> list[SessionRecord]:
+    """Run a load on the server with `helios-serve bench serve`, and return its sessions."""
+    command = [
+        *(sys.executable, "-m", "helios_serve", "bench", "serve", "--base-url", server.url),
+        *("--num-prompts", str(load.num_prompts), "--seed", str(load.seed)),
+        *("--random-request-config", MIX, "--request-rate", str(load.request_rate)),
+        *("--result-dir", str(result.parent), "--result-filename", result.name),
+        *("--disable-tqdm", "--no-self-check", "--ready-check-timeout-sec", "300"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not result.exists():
+        raise SystemExit(f"bench serve failed:\n{done.stdout}\n{done.stderr}")
+    return read_sessions(result)
+
+
+def capacity_of(records: list[SessionRecord]) -> float:
+    """Return sessions per second of a server that always had work."""
+    ends = sorted(record.ended or 0.0 for record in records if record.outcome == "completed")
+    return len(ends) / ends[-1]
+
+
+def workload_of(rate: float, sessions: int, seed: int) -> Workload:
+    return draw_workload(
+        LoadOptions(request_rate=rate, num_prompts=sessions, random_request_config=MIX, seed=seed)
+    )
+
+
+def calibrate(server: Server) -> DeviceCosts:
+    """Fit the costs to what the server has traced so far."""
+    costs = fit_costs(
+        read_observations(server.trace),
+        read_model_config(MODEL, "auto"),
+        name="this machine",
+        origin=f"a trace of {MODEL}",
+        text_rows=1_000_000,
+    )
+    for lane, error in costs.errors.items():
+        print(f"{lane}: error {error.mape:.1%} of {error.n} held out, bias {error.bias:+.1%}")
+    print(f"stages slow each other down by {costs.sharing:.0%}", flush=True)
+    return costs
+
+
+def simulated_run(
+    costs: DeviceCosts, workload: Workload
+) -> tuple[list[SessionRecord], dict[str, Any]]:
+    model = SimulatedModel(MODEL, read_model_config(MODEL, "auto"), default_size(MODEL))
+    plan = FleetPlan(costs, (WorkerConfig(model=MODEL),), FleetOptions(), BatchLimits())
+    made = simulate(workload, model, plan, ReportOptions())
+    return made.run.records, simulated_result(made, command="")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--loads", default="0.3,0.6,0.85,1.2")
+    parser.add_argument("--sessions", type=int, default=40)
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    parser.add_argument("--port", type=int, default=PORT)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        rows = judge(Path(name), arguments)
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def judge(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Calibrate, then compare every load. Returns the printed rows."""
+    rows: list[dict[str, Any]] = []
+    sessions: int = arguments.sessions
+    with Server(folder, arguments.port) as server:
+        at_once = LoadOptions(num_prompts=sessions, seed=1000)
+        capacity = capacity_of(measure(server, at_once, folder / "capacity.json"))
+        print(f"capacity: {capacity:.3f} sessions/s", flush=True)
+        half = LoadOptions(num_prompts=sessions, seed=1001, request_rate=CALIBRATION * capacity)
+        measure(server, half, folder / "calibration.json")
+        time.sleep(1.0)
+        costs = calibrate(server)
+        own, _ = simulated_run(
+            costs, draw_workload(msgspec.structs.replace(at_once, random_request_config=MIX))
+        )
+        error = capacity_of(own) / capacity - 1
+        print(f"capacity as simulated: {capacity_of(own):.3f} sessions/s, error {error:+.1%}")
+        rows.append({"capacity": capacity, "simulated": capacity_of(own)})
+        for number, load in enumerate(map(float, arguments.loads.split(","))):
+            rows.append(compare_load(server, costs, load, capacity, number, arguments, folder))
+    return rows
+
+
+def compare_load(
+    server: Server,
+    costs: DeviceCosts,
+    load: float,
+    capacity: float,
+    number: int,
+    arguments: argparse.Namespace,
+    folder: Path,
+) -> dict[str, Any]:
+    """Run a load on the server several times and in the simulator once, and print both."""
+    rate, sessions, seed = load * capacity, arguments.sessions, 10 + number
+    options = LoadOptions(request_rate=rate, num_prompts=sessions, seed=seed)
+    paths = [folder / f"load-{number}-{run}.json" for run in range(arguments.runs)]
+    runs = [measure(server, options, path) for path in paths]
+    own, result = simulated_run(costs, workload_of(rate, sessions, seed))
+    found = compare(runs, own)
+    print(f"\nload {load:g} of the capacity, {sessions} sessions, {len(runs)} real runs")
+    print("\n".join(table_lines(found)))
+    taus = [completion_tau(run, own) for run in runs]
+    print(f"order of completion: tau {min(taus):.3f} (goal {TAU})")
+    real = sum(read_result(path)["helios"]["frames_per_second"] for path in paths) / len(paths)
+    simulated = result["helios"]["frames_per_second"]
+    print(f"frames/s: {real:.1f} and {simulated:.1f} ({simulated / real - 1:+.1%})")
+    print(f"refused: {[refused(run) for run in runs]} and {refused(own)}", flush=True)
+    return {
+        "load": load,
+        "tau": taus,
+        "frames_per_second": [real, simulated],
+        "comparisons": [each._asdict() | {"error": each.error} for each in found],
+    }
+
+
+if __name__ == "__main__":
+    main()

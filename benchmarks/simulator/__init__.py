@@ -1,0 +1,1 @@
+"""Simulates a fleet: the real EngineCore in virtual time, on workers that only take their time."""

@@ -1,0 +1,173 @@
+"""What a trace of `helios-serve serve --trace` says of the time of plans and tasks."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from helios_serve.benchmarks.simulator.costs import StepSize
+from helios_serve.errors import InvalidRequestError
+from helios_serve.model_config import Geometry
+from helios_serve.options.workers import Role
+
+Event = dict[str, Any]
+LANES: tuple[tuple[str, Role], ...] = ((" encode", "encode"), (" decode", "decode"))
+HOST_LANE = " segments"
+"""The lane of frames that the worker's host encodes. The device is free meanwhile."""
+
+
+class Observation(NamedTuple):
+    """A plan or a task that took `seconds`, from `start` on, on a worker.
+
+    `steps` are those of a plan. A task has the size of its video and the number of its prompts.
+    `with_one` and `with_two` are the seconds in which one or two other lanes of the worker were
+    busy as well.
+    """
+
+    worker: str
+    lane: Role
+    start: float
+    seconds: float
+    steps: tuple[StepSize, ...] = ()
+    geometry: Geometry | None = None
+    prompts: int = 0
+    has_reference: bool = False
+    with_one: float = 0.0
+    with_two: float = 0.0
+
+    def lost(self, sharing: float) -> float:
+        """Return the seconds that other lanes took of it: each of k lanes runs at
+        1 / (1 + sharing (k - 1)) of its speed.
+        """
+        return self.with_one * (1 - 1 / (1 + sharing)) + self.with_two * (1 - 1 / (1 + 2 * sharing))
+
+
+class TraceFacts(NamedTuple):
+    """A trace's observations in the order of time, and the history blocks of a worker."""
+
+    observations: list[Observation]
+    num_blocks: int
+
+
+def read_observations(path: Path) -> TraceFacts:
+    """Read a trace of one model.
+
+    The trace of a server that still runs has no end. Raises InvalidRequestError for any other file,
+    and for a trace without plans.
+    """
+    events = read_events(path)
+    lanes = {
+        (event["pid"], event["tid"]): str(event["args"]["name"])
+        for event in events
+        if event.get("name") == "thread_name"
+    }
+    slices = [event for event in events if event.get("ph") == "X"]
+    sizes = dict(sizes_of(slices))
+    found = [
+        observation
+        for event in slices
+        if (observation := observe(event, lanes[event["pid"], event["tid"]], sizes)) is not None
+    ]
+    workers = {each.worker for each in found if each.steps}
+    totals = blocks_of(events)
+    if not workers or not totals:
+        raise InvalidRequestError(
+            f"{path}: got no plan with the sizes of its steps, expected a trace that `helios-serve "
+            "serve --trace` of this version wrote under load",
+            param="trace",
+        )
+    found.sort(key=lambda each: each.start)
+    return TraceFacts(list(with_overlap(found)), max(totals) // len(workers) + 1)
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read the events of a trace. Raises InvalidRequestError."""
+    try:
+        text = path.read_bytes().rstrip()
+        if not text.endswith(b"]"):  # it ends within an event, or after one
+            text = text[: text.rfind(b"\n")].rstrip().rstrip(b",") + b"]"
+        return msgspec.json.decode(text, type=list[Event])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(
+            f"got trace {path}, expected a file of `helios-serve serve --trace`: {error}",
+            param="trace",
+        ) from error
+
+
+def sizes_of(slices: Iterable[Event]) -> Iterator[tuple[str, Geometry]]:
+    """Yield the size of each session, which its steps name."""
+    for event in slices:
+        for step in event["args"].get("steps", ()):
+            if "width" in step:
+                yield step["session"], Geometry(step["height"], step["width"])
+
+
+def observe(event: Event, lane: str, sizes: dict[str, Geometry]) -> Observation | None:
+    """Return what a slice says; None if it says nothing of costs."""
+    details, start, seconds = event["args"], event["ts"] / 1e6, event["dur"] / 1e6
+    if lane.endswith(HOST_LANE):
+        return None
+    for ending, role in LANES:
+        if not lane.endswith(ending):
+            continue
+        size = sizes.get(details["session"])
+        if size is None or details.get("error") is not None:
+            return None
+        prompts, has_reference = details.get("prompts", 0), details.get("has_reference", False)
+        worker = lane.removesuffix(ending)
+        return Observation(
+            worker, role, start, seconds, (), size, prompts, has_reference=has_reference
+        )
+    steps = tuple(
+        StepSize(Geometry(step["height"], step["width"]), step["stage"], step["branches"])
+        for step in details["steps"]
+        if "width" in step
+    )
+    return Observation(lane, "denoise", start, seconds, steps) if steps else None
+
+
+def with_overlap(observations: Sequence[Observation]) -> Iterator[Observation]:
+    """Count for each observation the seconds that it shared with other lanes of its worker."""
+    by_worker: dict[str, list[Observation]] = {}
+    for each in observations:
+        by_worker.setdefault(each.worker, []).append(each)
+    for own in by_worker.values():
+        starts = [each.start for each in own]
+        longest = max(each.seconds for each in own)
+        for each in own:
+            first = bisect_left(starts, each.start - longest)
+            near = own[first : bisect_left(starts, each.start + each.seconds)]
+            once, twice = busy_with(each, near)
+            yield each._replace(with_one=once, with_two=twice)
+
+
+def busy_with(each: Observation, near: Sequence[Observation]) -> tuple[float, float]:
+    """Return the seconds in which one, and two, other lanes were busy during an observation.
+
+    A lane has one job at a time, so that at most two others are busy.
+    """
+    others = [
+        (max(each.start, other.start), min(each.start + each.seconds, other.start + other.seconds))
+        for other in near
+        if other.lane != each.lane
+    ]
+    spans = [(start, end) for start, end in others if end > start]
+    twice = sum(
+        max(0.0, min(end, later_end) - later)
+        for index, (start, end) in enumerate(spans)
+        for later, later_end in spans[index + 1 :]
+        if later >= start
+    )
+    once = sum(end - start for start, end in spans) - 2 * twice
+    return max(0.0, once), twice
+
+
+def blocks_of(events: Iterable[Event]) -> list[int]:
+    """Return the history blocks of all workers together, but for the null blocks, over time."""
+    return [
+        int(event["args"]["used"] + event["args"]["free"])
+        for event in events
+        if event.get("name") == "history blocks"
+    ]

@@ -1,0 +1,1 @@
+"""`helios-serve simulate`: a fleet in virtual time."""
