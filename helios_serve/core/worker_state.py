@@ -10,7 +10,7 @@ import msgspec
 from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.core.plan_pace import QUEUE_DEPTH, PlanPace
+from helios_serve.core.plan_pace import PlanPace
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
@@ -133,13 +133,6 @@ class WorkerState:
     def is_empty(self) -> bool:
         """Whether it has no session, no plan in flight, and no session still to close."""
         return not (self.queue.sessions or self.plans or self.closing)
-
-    @property
-    def may_need_plan(self) -> bool:
-        """Whether fewer plans than it may have are in flight, and there is something to plan."""
-        if len(self.plans) >= QUEUE_DEPTH:
-            return False
-        return bool(self.plans or self.opening or self.closing or self.queue.has_work)
 
     def has_room(self, session: Session) -> bool:
         """Whether there are blocks for its history and rows for its prompts' keys and values."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from helios_serve.core.device import Device, Stage
+from helios_serve.core.plan_pace import QUEUE_DEPTH
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.time_limit import Speeds
@@ -265,7 +266,7 @@ class WorkerPool:
         """Yield the workers that may need a plan, draining ones as long as they have sessions."""
         for worker in self.workers.values():
             state = worker.scheduled
-            if state is not None and state.may_need_plan:
+            if state is not None and may_need_plan(state):
                 yield worker, state
 
     def replace_dead(self, worker: WorkerHandle, death: WorkerDied) -> None:
@@ -431,3 +432,10 @@ class WorkerPool:
         for task in worker.tasks:
             task.assigned_at = self.clock()
         self.executor.kill_worker(worker.worker_id)
+
+
+def may_need_plan(state: WorkerState) -> bool:
+    """Whether fewer plans than it may have are in flight, and there is something to plan."""
+    if len(state.plans) >= QUEUE_DEPTH:
+        return False
+    return bool(state.plans or state.opening or state.closing or state.queue.has_work)
