@@ -10,7 +10,7 @@ from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.plan_pace import PlanPace
-from helios_serve.core.rate import PlanTime, Rate
+from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
 from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
@@ -111,11 +111,6 @@ class WorkerState:
     def rate(self) -> float:
         """The measured speed in FLOP/s, 0 before the first measurement."""
         return self.device.step_rate.value
-
-    @property
-    def plan_time(self) -> PlanTime:
-        """How long its plans take, as measured."""
-        return self.device.plan_time
 
     @property
     def total_blocks(self) -> int:

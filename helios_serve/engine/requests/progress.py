@@ -132,7 +132,7 @@ class RemainingTime:
         load = self._load(assembler, worker)
         if not load.chunks:
             return 0.0
-        planned = sum(worker.plan_time.seconds(plan.cost) for plan in worker.plans)
+        planned = sum(worker.device.plan_time.seconds(plan.cost) for plan in worker.plans)
         seconds = forecast.seconds(load, is_included=not assembler.session.clock.is_paused)
         busy = self._busy(worker.device)
         return max(0.0, (seconds + planned) / used(worker.device) - busy)
@@ -182,7 +182,7 @@ class RemainingTime:
         if worker is None:
             return Load(flow, left, left * decode)
         packing = self._packing(worker, is_priority=session.is_priority)
-        plan_time = worker.plan_time
+        plan_time = worker.device.plan_time
         own = 0.0 if packing.is_whole else 1 / packing.size
         chunk = plan_time.seconds(cost.chunk, own * cost.chunk_steps)
         steps_left = cost.steps_left(session.cursor)
@@ -211,7 +211,7 @@ class RemainingTime:
                 if "decode" not in worker.device.roles:
                     decode *= len(self.scheduler.workers) / max(1, len(self.decoders))
                 self._packings[key] = packing_of(
-                    active, worker.plan_time, self.scheduler.config, decode=decode
+                    active, worker.device.plan_time, self.scheduler.config, decode=decode
                 )
         return self._packings[key]
 
