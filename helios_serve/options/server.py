@@ -1,8 +1,13 @@
 """Server options: retention, disk limit, realtime sessions, LoRA adapters and observability."""
 
+import re
+
 import msgspec
 
 from helios_serve.options.edge import EdgeOptions
+
+CELL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,29}[a-z0-9])?")
+"""Names of cells: without an underscore, which separates the parts of an id."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +24,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     - `loras`: files of the LoRA adapters that requests may use, by name.
     - `public_metrics`: serve /metrics and /load without an API key.
     - `access_log`: log every request.
+    - `cell`: name of this server behind a balancer, which its ids contain; None: it is the only
+      one.
     """
 
     retention: float | None = None
@@ -29,3 +36,4 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     loras: dict[str, str] = {}
     public_metrics: bool = False
     access_log: bool = True
+    cell: str | None = None

@@ -74,6 +74,7 @@ def start_server(
     log: Path | None = None,
     module: str = COMMAND,
     dying: tuple[str, str] | None = None,
+    port: int = 0,
 ) -> Iterator[Server]:
     """As `running_server`, of one that dies at a point of dying_server.py: without a url if that
     was before it listened."""
@@ -82,7 +83,7 @@ def start_server(
         command[1:3] = ["-m", "tests.support.dying_server", *dying, "SIGKILL"]
     with log.open("w") if log else nullcontext() as errors:
         process = subprocess.Popen(
-            [*command, "--port", "0", "--data-dir", str(folder)],
+            [*command, "--port", str(port), "--data-dir", str(folder)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -17,6 +17,7 @@ from helios_serve.entrypoints.cli.arguments import (
     add_log_flags,
     api_key,
     byte_count,
+    cell_name,
     duration,
     lora_module,
     port,
@@ -146,6 +147,13 @@ def add_observability_flags(server: Any) -> None:
 
 def add_storage_flags(server: Any) -> None:
     add_data_dir(server, "folder in which jobs and videos are stored")
+    server.add_argument(
+        "--cell",
+        type=cell_name,
+        metavar="NAME",
+        help="name of this server among several behind one balancer; new ids contain it (default: "
+        "that of the data folder, if it was ever given)",
+    )
     server.add_argument(
         "--retention",
         type=duration,
@@ -319,12 +327,14 @@ def make_server(
 ) -> "Starlette":
     """Return the application that the flags configure. Its resources are closed with `opened`."""
     from helios_serve.service.tenants import TenantsFile
+    from helios_serve.store.cell import claim_cell
     from helios_serve.store.video_store import VideoStore
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
     media = make_media(arguments)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
+    cell = claim_cell(arguments.data_dir, arguments.cell)
     webhooks = make_webhooks(arguments, store)
     logger.info("loading %s", ", ".join(models.paths))
     # Imported last: torch takes seconds to import, and errors must be immediate.
@@ -343,6 +353,7 @@ def make_server(
         loras=dict(arguments.lora_modules),
         public_metrics=arguments.public_metrics,
         access_log=not arguments.no_access_log,
+        cell=cell,
     )
     return make_app(
         AsyncEngine(cores, store, metrics, models.aliases),

@@ -16,6 +16,7 @@ from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
 from helios_serve.entrypoints.http.bodies import BodyLimit, BodyLimits
+from helios_serve.entrypoints.http.cells import CellHeader
 from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
@@ -35,6 +36,7 @@ from helios_serve.service.batches.batch_runner import BatchRunner
 from helios_serve.service.control import ControlServer
 from helios_serve.service.errors import ApiError
 from helios_serve.service.housekeeping import Housekeeper
+from helios_serve.service.ids import Ids
 from helios_serve.service.key_cache import KeyCache
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.media.references import References
@@ -102,15 +104,15 @@ def make_app(
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     key_cache = KeyCache(keys)
     tables = ServiceTables(folder)
-    disk = Disk(folder, config.max_disk)
+    disk, ids = Disk(folder, config.max_disk), Ids(config.cell)
     finished = FinishedFiles(folder / "finished", store)
-    videos = Videos(engine, store, finished, disk, lifecycle, config.retention)
+    videos = Videos(engine, store, finished, disk, lifecycle, config.retention, ids=ids)
     keeper = Housekeeper(videos, tables, disk, config.retention)
-    files = FileApi(tables.files, engine, disk)
+    files = FileApi(tables.files, engine, disk, ids)
     references = References(
         folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
     )
-    builder = RequestBuilder(engine, references, LoraModules(config.loras))
+    builder = RequestBuilder(engine, references, LoraModules(config.loras), ids=ids)
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder, RateLimits(engine, store)),
@@ -158,6 +160,7 @@ def middleware_of(
         Middleware(RootPath, root_path=edge.root_path),
         Middleware(AccessLog, routes, metrics, is_logged=config.access_log),
         *([Middleware(CrossOrigin, origins=origins)] if edge.allowed_origins else ()),
+        *([Middleware(CellHeader, cell=config.cell)] if config.cell is not None else ()),
         Middleware(OriginGuard, keys=keys, hosts=hosts, origins=origins),
         Middleware(Authentication, keys, public_metrics=config.public_metrics),
         Middleware(BodyLimit, limits=BodyLimits(text=edge.max_request_text, spool=spool)),

@@ -172,11 +172,10 @@ def local_request(line: BatchLine, folder: Path, model: str, config: HeliosConfi
     body = with_plain_options(body, config)
     shown = asked_size(body, model)
     size = sampled_size(shown, body, config)
-    request = creation(body, model, size, shown, "default")
+    request = creation(body, line.custom_id, model=model, size=size, shown=shown, tenant="default")
     files = {"width": size.width, "height": size.height}
     request = msgspec.structs.replace(
         request,
-        request_id=line.custom_id,
         image=None if body.image is None else load_image(folder / body.image, **files),
         video=None if body.video is None else load_video(folder / body.video, **files),
         lora=str((folder / body.lora).absolute()) if isinstance(body.lora, str) else None,

@@ -21,6 +21,7 @@ from helios_serve.errors import (
 from helios_serve.logger import logger
 from helios_serve.service.batches.batch_line import BatchLine, LineSpan, check_file, read_line
 from helios_serve.service.errors import ApiError, as_api_error
+from helios_serve.service.ids import cell_of, join
 from helios_serve.service.protocol import (
     BatchLineError,
     BatchLineResponse,
@@ -209,7 +210,7 @@ class BatchRunner:
 
     def _write(self, batch: StoredBatch, kind: str, are_good: bool) -> str | None:
         """Write a result file. Return its id, or None if there are no results."""
-        file_id = f"file-{digest(batch.id, kind)}"
+        file_id = join("file", cell_of(batch.id), digest(batch.id, kind))
         lines = 0
         with create_file(self.files.scratch(file_id)) as file:
             for data in self.batches.results(batch.id, are_good=are_good):
@@ -254,8 +255,8 @@ def digest(*parts: str) -> str:
 
 
 def line_id(batch_id: str, line: int) -> str:
-    """Return the video id of a line, the same in every process."""
-    return f"video_{digest(batch_id, str(line))}"
+    """Return the video id of a line, the same in every process and in the batch's cell."""
+    return join("video", cell_of(batch_id), digest(batch_id, str(line)))
 
 
 def video_result(name: str, line: BatchLine, video: Video) -> BatchOutputLine:

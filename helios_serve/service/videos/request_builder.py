@@ -4,6 +4,7 @@ import msgspec
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import InvalidRequestError
+from helios_serve.service.ids import Ids
 from helios_serve.service.media.references import ReferenceInput, References
 from helios_serve.service.protocol import CreateVideo, Json
 from helios_serve.service.validation import convert
@@ -24,14 +25,21 @@ class RequestBuilder:
         engine: The engine that checks the requests.
         references: Decodes reference images and videos.
         loras: The LoRA adapters that requests may use.
+        ids: Makes the ids of new videos.
     """
 
     def __init__(
-        self, engine: AsyncEngine, references: References, loras: LoraModules | None = None
+        self,
+        engine: AsyncEngine,
+        references: References,
+        loras: LoraModules | None = None,
+        *,
+        ids: Ids | None = None,
     ) -> None:
         self.engine = engine
         self.references = references
         self.loras = loras or LoraModules()
+        self.ids = ids or Ids()
 
     async def make(
         self, fields: Json, tenant: str, given: ReferenceInput | None = None
@@ -50,7 +58,8 @@ class RequestBuilder:
         body = with_plain_options(body, config)
         shown = asked_size(body, self.engine.models.worker_config(model).model)
         size = sampled_size(shown, body, config)
-        asked = creation(body, model, size, shown, tenant)
+        video_id = self.ids.new("video")
+        asked = creation(body, video_id, model=model, size=size, shown=shown, tenant=tenant)
         if body.service_tier == "auto" and model in self.engine.models.cores:
             tier = self.engine.models.tenant(tenant, model).tier_like("default")
             asked = msgspec.structs.replace(asked, tier=tier)

@@ -26,10 +26,6 @@ MAX_SEED = 2**31
 """Exclusive maximum of random seeds."""
 
 
-def new_id() -> str:
-    return f"video_{secrets.token_hex(16)}"
-
-
 def with_plain_options(body: Body, config: HeliosConfig) -> Body:
     """Return `body` with `extra_params`, and `lora` as an object, as plain options.
 
@@ -125,7 +121,9 @@ def sampled_size(size: Size, body: CreateVideo, config: HeliosConfig) -> Size:
     return nearest_size(*size, config)
 
 
-def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str) -> VideoRequest:
+def creation(
+    body: CreateVideo, request_id: str, *, model: str, size: Size, shown: Size, tenant: str
+) -> VideoRequest:
     """Build the request for a new video, without its reference.
 
     `size` is the size at which the model generates; `shown` is the size of the finished video.
@@ -146,7 +144,7 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
     )
     return VideoRequest(
-        request_id=new_id(),
+        request_id=request_id,
         prompt=body.prompt,
         model=model,
         params=params,
@@ -158,14 +156,16 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
     )
 
 
-def derived(request: VideoRequest, relation: Relation, **params: Any) -> VideoRequest:
+def derived(
+    request: VideoRequest, request_id: str, *, relation: Relation, params: dict[str, Any]
+) -> VideoRequest:
     """Build a request for a video that is derived from `request`, with the given `params` replaced.
 
     It never waits for a reader, even if `request` belongs to a realtime session.
     """
     return msgspec.structs.replace(
         request,
-        request_id=new_id(),
+        request_id=request_id,
         params=msgspec.structs.replace(request.params, **params),
         max_lead_chunks=None,
         pacing="reader",
@@ -175,13 +175,13 @@ def derived(request: VideoRequest, relation: Relation, **params: Any) -> VideoRe
     )
 
 
-def remix(request: VideoRequest, prompt: str) -> VideoRequest:
+def remix(request: VideoRequest, request_id: str, *, prompt: str) -> VideoRequest:
     """Build a request with the seed, size, length and reference of `request`, and a new prompt."""
-    child = derived(request, "remix", switches=())
+    child = derived(request, request_id, relation="remix", params={"switches": ()})
     return msgspec.structs.replace(child, prompt=prompt)
 
 
-def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
+def extension(request: VideoRequest, request_id: str, *, body: ExtendVideo) -> VideoRequest:
     """Build a request that continues `request` from its snapshot, with a new prompt if there is
     one.
 
@@ -198,12 +198,19 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
             "extensions end within the last chunk, which is already generated",
             param="seconds",
         )
-    longer = derived(request, "extension", num_frames=total).without_media()
+    longer = derived(
+        request, request_id, relation="extension", params={"num_frames": total}
+    ).without_media()
     return longer if body.prompt is None else longer.with_switch(PromptSwitch(edge, body.prompt))
 
 
 def fork(
-    request: VideoRequest, edge: int, prompt: str | None, seconds: float | None
+    request: VideoRequest,
+    request_id: str,
+    *,
+    edge: int,
+    prompt: str | None,
+    seconds: float | None,
 ) -> VideoRequest:
     """Build a request that continues `request` at chunk `edge`, with another prompt if given.
 
@@ -220,7 +227,8 @@ def fork(
         )
     end = num_chunks(frames)
     switches = tuple(switch for switch in params.switches if switch.chunk < end)
-    child = derived(request, "fork", num_frames=frames, switches=switches).without_media()
+    changes: dict[str, Any] = {"num_frames": frames, "switches": switches}
+    child = derived(request, request_id, relation="fork", params=changes).without_media()
     return child if prompt is None else child.with_switch(PromptSwitch(edge, prompt))
 
 

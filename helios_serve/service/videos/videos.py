@@ -6,6 +6,7 @@ from pathlib import Path
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.service.errors import ApiError, not_found
+from helios_serve.service.ids import Ids
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import Video
 from helios_serve.service.videos.finished_files import FinishedFiles
@@ -27,6 +28,7 @@ class Videos:
         disk: Limits the disk space of new videos.
         lifecycle: Rejects new videos during shutdown.
         retention: Seconds for which finished videos are kept; None: forever.
+        ids: Makes the ids of new videos, and knows those of other cells.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class Videos:
         disk: Disk,
         lifecycle: Lifecycle,
         retention: float | None = None,
+        *,
+        ids: Ids | None = None,
     ) -> None:
         self.engine = engine
         self.store = store
@@ -44,15 +48,17 @@ class Videos:
         self.disk = disk
         self.lifecycle = lifecycle
         self.retention = retention
+        self.ids = ids or Ids()
 
     async def find(self, video_id: str, tenant: str) -> StoredJob:
         """Return a video of the tenant.
 
-        Raises ApiError 404 if there is none, or it belongs to another tenant.
+        Raises ApiError 404 if there is none, or it belongs to another tenant, and 421 if it belongs
+        to another cell.
         """
         job = await asyncio.to_thread(self.store.job, video_id)
         if job is None or job.tenant != tenant:
-            raise not_found(video_id)
+            raise self.ids.missing(video_id)
         return job
 
     async def accept(self, asked: VideoRequest) -> Video:
@@ -85,7 +91,10 @@ class Videos:
         made: list[VideoRequest] = []
 
         def make(edge: int) -> list[VideoRequest]:
-            made.extend(fork(job.request, edge, prompt, seconds) for prompt in prompts)
+            made.extend(
+                fork(job.request, self.ids.new("video"), edge=edge, prompt=prompt, seconds=seconds)
+                for prompt in prompts
+            )
             return made
 
         await self.engine.fork(job.id, make)

@@ -66,7 +66,7 @@ class VideoApi:
         self.limits = limits
         self.engine = videos.engine
         self.store = videos.store
-        self.idempotency = IdempotencyKeys(videos.store)
+        self.idempotency = IdempotencyKeys(videos.store, videos.ids)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -301,7 +301,7 @@ class VideoApi:
         source = await asyncio.to_thread(self.store.request, job.id)
         if source is None:
             raise not_found(job.id)
-        return remix(source, body.prompt)
+        return remix(source, self.videos.ids.new("video"), prompt=body.prompt)
 
     async def _extension(self, request: Request, fields: Json) -> VideoRequest:
         """Build an extension. Without a snapshot, continue the parent's last frames (V2V)."""
@@ -312,7 +312,7 @@ class VideoApi:
         body = convert(fields, ExtendVideo)
         job = await self.videos.find(body.video.get("id", ""), tenant_of(request))
         if job.status in ("queued", "in_progress", "completed"):
-            return extension(job.request, body)
+            return extension(job.request, self.videos.ids.new("video"), body=body)
         fields = continuation(job.request, body)
         asked = await self._from_job(fields, request, job, "continuation")
         return msgspec.structs.replace(asked, lora=job.request.lora)
