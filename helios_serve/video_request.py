@@ -62,6 +62,7 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
       `pacing` "media", ahead of what a viewer has seen of the chunks that were read.
     - `parent`: the id of the video that this one was derived from, as `relation` says.
     - `fingerprint`: a hash of the original request, which identifies a retry of it.
+    - `traceparent`: the W3C trace context of the video's spans; None: it has none.
     """
 
     request_id: str
@@ -82,6 +83,7 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     relation: Relation | None = None
     fingerprint: str | None = None
+    traceparent: str | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:

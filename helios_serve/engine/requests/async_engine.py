@@ -20,6 +20,7 @@ from helios_serve.errors import CapacityError, EngineDeadError, RequestFailedErr
 from helios_serve.messages import Snapshot
 from helios_serve.metrics import Metrics
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.spans import Spans
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
@@ -33,7 +34,7 @@ class AsyncEngine:
 
     An asynchronous context. With `store` an accepted request survives a crash of the process:
     entering the context resumes what was not finished, and a chunk is published when it is stored.
-    The engine owns the cores, but not the store.
+    The engine owns the cores, but neither the store nor `spans`.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class AsyncEngine:
         store: VideoStore | None = None,
         metrics: Metrics | None = None,
         aliases: Mapping[str, str] | None = None,
+        *,
+        spans: Spans | None = None,
     ) -> None:
         self.models = ModelPool(cores, aliases)
         self.store = store
         self.metrics = metrics or Metrics()
+        self.spans = spans
         self._active = ActiveRequests(store, self.metrics)
-        self._delivery = EventDelivery(self._active, store)
+        self._delivery = EventDelivery(self._active, store, spans)
         self._submissions = Submissions(self.models, self._active, self._delivery, store)
         self._recovery = (
             None if store is None else Recovery(self.models, self._active, self._submissions, store)

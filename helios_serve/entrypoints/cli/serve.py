@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from helios_serve.engine.loop.engine_core import EngineCore
     from helios_serve.metrics import Metrics
     from helios_serve.service.tenants import TenantsFile
+    from helios_serve.spans import Spans
 
 EPILOG = """\
 examples:
@@ -142,6 +143,12 @@ def add_observability_flags(server: Any) -> None:
         type=Path,
         metavar="FILE.json",
         help="write a timeline of the workers' tasks, for Perfetto (default: none)",
+    )
+    server.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="collector to which OpenTelemetry spans of requests and videos are sent over "
+        "OTLP/HTTP, such as http://localhost:4318 (default: none)",
     )
 
 
@@ -341,9 +348,14 @@ def make_server(
     from helios_serve.engine.requests.async_engine import AsyncEngine
     from helios_serve.entrypoints.http.app import make_app
     from helios_serve.metrics import Metrics
+    from helios_serve.spans import open_spans
 
     metrics = Metrics()
-    cores = launch_models(arguments, models, opened, tenants, metrics)
+    spans = None
+    if arguments.otlp_traces_endpoint is not None:
+        spans = open_spans(arguments.otlp_traces_endpoint)
+        opened.callback(spans.close)
+    cores = launch_models(arguments, models, opened, tenants, metrics, spans)
     config = ServerConfig(
         retention=arguments.retention,
         max_disk=arguments.max_disk,
@@ -356,7 +368,7 @@ def make_server(
         cell=cell,
     )
     return make_app(
-        AsyncEngine(cores, store, metrics, models.aliases),
+        AsyncEngine(cores, store, metrics, models.aliases, spans=spans),
         store,
         arguments.data_dir,
         keys,
@@ -373,6 +385,7 @@ def launch_models(
     opened: ExitStack,
     tenants: "TenantsFile | None",
     metrics: "Metrics",
+    spans: "Spans | None",
 ) -> "dict[str, EngineCore]":
     """Return an engine for each model, by name. Their workers are starting."""
     from helios_serve.engine.launch import launch
@@ -396,6 +409,7 @@ def launch_models(
             scheduling=scheduling,
             trace=trace,
             metrics=metrics,
+            spans=spans,
         )
         for name, model in models.paths.items()
     }

@@ -26,11 +26,11 @@ from helios_serve.entrypoints.http.origins import CrossOrigin, OriginGuard, pars
 from helios_serve.entrypoints.http.paths import RootPath
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.probes import Probes
+from helios_serve.entrypoints.http.request_spans import RequestSpans
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
 from helios_serve.entrypoints.http.videos.videos import CharacterApi, VideoApi
 from helios_serve.errors import HeliosError
-from helios_serve.metrics import HttpMetrics
 from helios_serve.options.server import ServerConfig
 from helios_serve.service.batches.batch_runner import BatchRunner
 from helios_serve.service.control import ControlServer
@@ -135,7 +135,7 @@ def make_app(
     routes = [*routes_of(operations), *realtime.routes, *Playground().routes]
     app = Starlette(
         routes=routes,
-        middleware=middleware_of(routes, engine.metrics.http, key_cache, config, disk),
+        middleware=middleware_of(routes, engine, key_cache, config, disk),
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
@@ -146,7 +146,7 @@ def make_app(
 
 def middleware_of(
     routes: Sequence[BaseRoute],
-    metrics: HttpMetrics,
+    engine: AsyncEngine,
     keys: KeyCache,
     config: ServerConfig,
     disk: Disk,
@@ -158,7 +158,8 @@ def middleware_of(
     return [
         request_ids(),
         Middleware(RootPath, root_path=edge.root_path),
-        Middleware(AccessLog, routes, metrics, is_logged=config.access_log),
+        *([] if engine.spans is None else [Middleware(RequestSpans, routes, engine.spans)]),
+        Middleware(AccessLog, routes, engine.metrics.http, is_logged=config.access_log),
         *([Middleware(CrossOrigin, origins=origins)] if edge.allowed_origins else ()),
         *([Middleware(CellHeader, cell=config.cell)] if config.cell is not None else ()),
         Middleware(OriginGuard, keys=keys, hosts=hosts, origins=origins),

@@ -5,11 +5,11 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from helios_serve.entrypoints.http.access import STARTS
 from helios_serve.entrypoints.http.authentication import refuse
 from helios_serve.service.ids import other_cell
 
 HEADER, QUERY = "x-helios-cell", "cell"
-STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
 class CellHeader:

@@ -172,6 +172,7 @@ def derived(
         parent=request.request_id,
         relation=relation,
         fingerprint=None,
+        traceparent=None,
     )
 
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.ids import Ids
@@ -69,6 +71,7 @@ class Videos:
         """
         self.lifecycle.check_open()
         await asyncio.to_thread(self.disk.check_room, reference_bytes(asked))
+        asked = self._traced(asked)
         if asked.relation == "extension" and asked.parent is not None:
             await self.engine.submit(asked, extends=asked.parent)
         else:
@@ -91,10 +94,10 @@ class Videos:
         made: list[VideoRequest] = []
 
         def make(edge: int) -> list[VideoRequest]:
-            made.extend(
-                fork(job.request, self.ids.new("video"), edge=edge, prompt=prompt, seconds=seconds)
-                for prompt in prompts
-            )
+            for prompt in prompts:
+                name = self.ids.new("video")
+                child = fork(job.request, name, edge=edge, prompt=prompt, seconds=seconds)
+                made.append(self._traced(child))
             return made
 
         await self.engine.fork(job.id, make)
@@ -147,6 +150,13 @@ class Videos:
         except TimeoutError:
             return False
         return True
+
+    def _traced(self, asked: VideoRequest) -> VideoRequest:
+        """Return the request with the trace of what is being answered, if there are spans."""
+        if self.engine.spans is None:
+            return asked
+        traceparent = self.engine.spans.accept(asked.request_id)
+        return msgspec.structs.replace(asked, traceparent=traceparent)
 
 
 def reference_bytes(asked: VideoRequest) -> int:
