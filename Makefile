@@ -26,7 +26,7 @@ GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psuti
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install serve docs format lint typecheck test test-slow node browser prometheus balancers test-integrations test-vllm-omni test-sglang \
+.PHONY: help install serve docs site format lint typecheck test test-slow node browser prometheus balancers test-integrations test-vllm-omni test-sglang \
   tree bench bench-kernels bench-gpu nano-train nano-check wheels wheel clean
 
 # The first target, so that `make` alone prints it.
@@ -55,6 +55,9 @@ serve: $(READY)  ## serve the video API with the built-in model at http://127.0.
 
 docs: $(READY)  ## write docs/options.md from the options
 	$(BIN)/python -m helios_serve.entrypoints.cli.options_document > docs/options.md
+
+site: $(READY)  ## build the pages of docs/ into build/site; links that lead nowhere are errors
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(READY)  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -30,10 +30,13 @@ PATIENCE = 300.0
 
 
 class Fleet(NamedTuple):
-    """Three cells, the ports of their stand-bys, and the keys of a small and of a large tenant."""
+    """Three cells, the ports of their stand-bys, which run in `opened`, and the keys of a small and
+    of a large tenant.
+    """
 
     servers: dict[str, Server]
     stand_bys: dict[str, int]
+    opened: ExitStack
     small: str
     large: str
 
@@ -66,8 +69,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             servers[cell] = opened.enter_context(started)
         for server in servers.values():
             with httpx.Client(base_url=server.url) as http:
-                wait_until_ready(http)
-        yield Fleet(servers, {cell: free_port() for cell in CELLS}, **secrets)
+                wait_until_ready(http, PATIENCE)
+        yield Fleet(servers, {cell: free_port() for cell in CELLS}, opened, **secrets)
 
 
 @pytest.fixture(scope="module", params=BALANCERS)
@@ -287,21 +290,20 @@ def test_a_cell_that_is_killed_loses_nothing_and_disturbs_no_other(
         others = [one for one in ids if cell_of(one) != victim]
         assert http.get(f"/v1/videos/{others[0]}").status_code == 200
         port = fleet.stand_bys[victim]
-        with start_server(
-            fleet.servers[victim].folder, *FLAGS, port=port, log=tmp_path / "log"
-        ) as stand_by:
-            assert stand_by.url
-            while True:
-                answer = http.get(f"/v1/videos/{going}")
-                if answer.status_code == 200:
-                    break
-                assert answer.status_code in (502, 503)
-                assert time.monotonic() < killed + PATIENCE
-                time.sleep(0.1)
-            record_property("seconds until the stand-by answers", time.monotonic() - killed)
-            found = list(pool.map(lambda one: completed(http, one), ids))
-            assert {video["seconds"] for video in found} == {"13.75"}
-            files = {http.get(f"/v1/videos/{one}/content").content for one in ids}
-            assert len(files) == 1  # also those that were cut
-            new = http.post("/v1/videos", json=body(), headers={"x-helios-cell": victim}).json()
-            assert cell_of(new["id"]) == victim  # the folder's name, which no flag gave
+        folder, log = fleet.servers[victim].folder, tmp_path / "log"
+        stand_by = fleet.opened.enter_context(start_server(folder, *FLAGS, port=port, log=log))
+        assert stand_by.url
+        while True:
+            answer = http.get(f"/v1/videos/{going}")
+            if answer.status_code == 200:
+                break
+            assert answer.status_code in (502, 503)
+            assert time.monotonic() < killed + PATIENCE
+            time.sleep(0.1)
+        record_property("seconds until the stand-by answers", time.monotonic() - killed)
+        found = list(pool.map(lambda one: completed(http, one), ids))
+        assert {video["seconds"] for video in found} == {"13.75"}
+        files = {http.get(f"/v1/videos/{one}/content").content for one in ids}
+        assert len(files) == 1  # also those that were cut
+        new = http.post("/v1/videos", json=body(), headers={"x-helios-cell": victim}).json()
+        assert cell_of(new["id"]) == victim  # the folder's name, which no flag gave

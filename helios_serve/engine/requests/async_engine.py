@@ -1,6 +1,7 @@
 """The engine for asyncio: takes requests for several models and returns videos chunk by chunk."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
@@ -160,6 +161,7 @@ class AsyncEngine:
         stream = await self._active.stream(request_id)
         try:
             async for chunk in stream.chunks(from_chunk):
+                self.note_view(request_id)
                 yield chunk
         finally:
             if stream.is_over and not stream.has_unread:
@@ -171,18 +173,34 @@ class AsyncEngine:
             await handle.stream.over()
 
     async def abort(self, request_id: str) -> None:
-        """End a request at once; a finished or unknown one is left as it is."""
+        """End a request at once; a finished or unknown one is left as it is.
+
+        It is cancelled. A stored video without an end is complete, with the chunks that it has.
+        """
         await self._submissions.settled(request_id)
         handle = self._active.handles.get(request_id)
         if handle is not None and handle.is_made:
             return
-        self._active.end(request_id, CANCELLED)
+        is_complete = self.store is not None and handle is not None and handle.is_endless
+        self._active.end(request_id, None if is_complete else CANCELLED)
         self._active.forget(request_id)
+        status = "cancelled"
         if self.store is not None:
-            await asyncio.to_thread(self.store.finish, request_id, "cancelled")
+            status = await asyncio.to_thread(self.store.end_early, request_id)
         if handle is not None:
-            handle.counts.end("cancelled")
+            handle.counts.end(status)
             await self._submissions.drop(request_id, handle.thread)
+
+    def note_view(self, request_id: str) -> None:
+        """Someone reads or looks at a video; see `unwatched`."""
+        if (handle := self._active.handles.get(request_id)) is not None:
+            handle.seen_at = time.monotonic()
+
+    def unwatched(self, seconds: float) -> list[str]:
+        """Return the videos without an end that were not viewed for `seconds`."""
+        limit = time.monotonic() - seconds
+        handles = self._active.handles.items()
+        return [name for name, each in handles if each.is_endless and each.seen_at < limit]
 
     async def pause(self, request_id: str, reason: str = ASKED_FOR) -> None:
         """Take no more steps for a request until it is resumed for this reason and all others."""

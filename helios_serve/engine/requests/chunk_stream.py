@@ -31,8 +31,9 @@ class ChunkStream:
 
     `next_chunk` is the next to come, `read_chunk` the next that no reader has had. With `fetch` the
     chunks are stored: any number of readers get them, from any chunk on, those from `first_chunk`
-    at once. Without it each chunk is held here until one reader has had it. `on_read` is called
-    when a chunk is read for the first time.
+    at once. With `kept`, readers find that many of the last chunks, and one who is later goes on at
+    the oldest of them. Without `fetch` each chunk is held here until one reader has had it.
+    `on_read` is called when a chunk is read for the first time.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class ChunkStream:
         first_chunk: int | None,
         next_chunk: int,
         fetch: Fetch | None = None,
+        *,
+        kept: int | None = None,
     ) -> None:
         self.request_id = request_id
         self.first_chunk = next_chunk if first_chunk is None else first_chunk
@@ -48,6 +51,7 @@ class ChunkStream:
         self.is_over = False
         self.error: str | None = None
         self._fetch = fetch
+        self._kept = kept
         self.on_read: Callable[[], None] = lambda: None
         self._held: dict[int, VideoChunk] = {}
         self._changed = asyncio.Event()
@@ -69,6 +73,8 @@ class ChunkStream:
     def announce(self, index: int) -> None:
         """The next chunk can be read."""
         self.next_chunk = index + 1
+        if self._kept is not None:
+            self.first_chunk = max(self.first_chunk, self.next_chunk - self._kept)
         self._wake()
 
     def end(self, error: str | None = None) -> None:
@@ -104,7 +110,7 @@ class ChunkStream:
 
     def _next_for(self, index: int) -> int:
         """The next chunk for a reader at `index`; other readers may have had those held here."""
-        return index if self._fetch is not None else max(index, self.read_chunk)
+        return max(index, self.read_chunk if self._fetch is None else self.first_chunk)
 
     def _wake(self) -> None:
         """Wake all who wait now; later ones wait for the next change."""

@@ -106,6 +106,13 @@ def _cell_name(text: str) -> str:
     return text
 
 
+def _chunk_count(text: str) -> int:
+    count = int(text)
+    if not 4 <= count <= 100_000:
+        raise ValueError("out of range")
+    return count
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds <= 3600:
@@ -142,6 +149,7 @@ names = value_parser("comma-separated names, such as a.example.com,*.example.org
 bounds = value_parser("MIN,MAX, such as 0.111,0.135", _bounds)
 switch = value_parser("CHUNK:TEXT, such as 2:the sun sets", _switch)
 lora_module = value_parser("NAME=PATH of an existing file or folder", _lora_module)
+chunk_count = value_parser("an integer from 4 to 100000", _chunk_count)
 cell_name = value_parser(
     "1 to 31 lower-case letters, digits or dashes, without a dash at an end", _cell_name
 )

@@ -18,6 +18,7 @@ from helios_serve.entrypoints.cli.arguments import (
     api_key,
     byte_count,
     cell_name,
+    chunk_count,
     duration,
     lora_module,
     port,
@@ -46,7 +47,7 @@ from helios_serve.entrypoints.cli.tls import add_tls_flags, address_of, check_tl
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import LogFormat, logger, show_server_logs
 from helios_serve.options.edge import EdgeOptions
-from helios_serve.options.server import ServerConfig
+from helios_serve.options.server import KEPT_CHUNKS, ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.disk import Ballast
 from helios_serve.store.keys import KeyStore
@@ -220,6 +221,21 @@ def add_timeout_flags(server: Any) -> None:
         help="how long a realtime session waits for its client to reconnect (default: 30)",
     )
     server.add_argument(
+        "--endless-window",
+        type=chunk_count,
+        default=KEPT_CHUNKS,
+        metavar="N",
+        help="number of last chunks that viewers of a video without an end find; twice as many are "
+        f"kept (default: {KEPT_CHUNKS})",
+    )
+    server.add_argument(
+        "--endless-idle",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="end a video without an end that has had no viewer for this long (default: 300)",
+    )
+    server.add_argument(
         "--drain-timeout",
         type=seconds,
         default=30.0,
@@ -366,6 +382,8 @@ def make_server(
         public_metrics=arguments.public_metrics,
         access_log=not arguments.no_access_log,
         cell=cell,
+        kept_chunks=arguments.endless_window,
+        idle=arguments.endless_idle,
     )
     return make_app(
         AsyncEngine(cores, store, metrics, models.aliases, spans=spans),

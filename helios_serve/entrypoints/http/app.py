@@ -107,12 +107,14 @@ def make_app(
     disk, ids = Disk(folder, config.max_disk), Ids(config.cell)
     finished = FinishedFiles(folder / "finished", store)
     videos = Videos(engine, store, finished, disk, lifecycle, config.retention, ids=ids)
-    keeper = Housekeeper(videos, tables, disk, config.retention)
+    keeper = Housekeeper(videos, tables, disk, config.retention, idle=config.idle)
     files = FileApi(tables.files, engine, disk, ids)
     references = References(
         folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
     )
-    builder = RequestBuilder(engine, references, LoraModules(config.loras), ids=ids)
+    builder = RequestBuilder(
+        engine, references, LoraModules(config.loras), ids=ids, kept_chunks=config.kept_chunks
+    )
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder, RateLimits(engine, store)),

@@ -30,6 +30,7 @@ from helios_serve.service.protocol import (
     Video,
 )
 from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.service.videos.requests import check_has_end
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.batches import BatchStatus, BatchStore, LineError, StoredBatch
 from helios_serve.store.files import create_file
@@ -171,6 +172,7 @@ class BatchRunner:
         if await asyncio.to_thread(self.videos.store.job, name) is None:
             tier = self.videos.engine.models.tenant(batch.tenant).tier_like("flex")
             asked = await self.builder.make({"service_tier": tier} | line.body, batch.tenant)
+            check_has_end(asked, "a batch")
             await self._submit(msgspec.structs.replace(asked, request_id=name))
         while True:
             await self.videos.engine.wait(name)

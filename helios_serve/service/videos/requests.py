@@ -9,6 +9,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
 from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import (
+    ENDLESS_FRAMES,
     MAX_FRAMES,
     PromptSwitch,
     SamplingOptions,
@@ -88,7 +89,13 @@ def asked_size(body: CreateVideo, model: str) -> Size:
 
 
 def asked_frames(body: CreateVideo) -> int:
-    """Return the requested number of frames, from `num_frames` or `seconds`."""
+    """Return the requested number of frames, from `num_frames`, `seconds` or `endless`."""
+    if body.endless:
+        if body.seconds is not None or body.num_frames is not None:
+            raise InvalidRequestError(
+                "got both endless and a length, expected only one of them", param="endless"
+            )
+        return ENDLESS_FRAMES
     if body.seconds is None:
         return SamplingParams().num_frames if body.num_frames is None else body.num_frames
     if body.num_frames is not None:
@@ -107,6 +114,15 @@ def frames_of(seconds: float, fps: int) -> int:
             param="seconds",
         )
     return max(1, round(seconds * fps))
+
+
+def check_has_end(asked: VideoRequest, what: str) -> None:
+    """Refuse a video without an end for `what`, which waits for its end."""
+    if asked.params.is_endless:
+        raise InvalidRequestError(
+            f"got a video without an end for {what}, expected num_frames or seconds",
+            param="endless",
+        )
 
 
 def sampled_size(size: Size, body: CreateVideo, config: HeliosConfig) -> Size:
@@ -190,6 +206,11 @@ def extension(request: VideoRequest, request_id: str, *, body: ExtendVideo) -> V
     generated and was only cut.
     """
     params = request.params
+    if params.is_endless:
+        raise InvalidRequestError(
+            "got a video without an end to extend, expected one with an end: fork it instead",
+            param="video",
+        )
     edge = num_chunks(params.num_frames)
     total = params.num_frames + frames_of(body.seconds, params.fps)
     if num_chunks(total) == edge:
@@ -230,6 +251,8 @@ def fork(
     switches = tuple(switch for switch in params.switches if switch.chunk < end)
     changes: dict[str, Any] = {"num_frames": frames, "switches": switches}
     child = derived(request, request_id, relation="fork", params=changes).without_media()
+    if frames != ENDLESS_FRAMES:
+        child = msgspec.structs.replace(child, kept_chunks=None)
     return child if prompt is None else child.with_switch(PromptSwitch(edge, prompt))
 
 

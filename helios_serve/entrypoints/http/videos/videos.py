@@ -49,7 +49,7 @@ from helios_serve.service.validation import convert
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
 from helios_serve.service.videos.idempotency import IdempotencyKeys
 from helios_serve.service.videos.request_builder import RequestBuilder
-from helios_serve.service.videos.requests import continuation, extension, remix
+from helios_serve.service.videos.requests import check_has_end, continuation, extension, remix
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.jobs import StoredJob
 from helios_serve.video_request import Relation, VideoRequest
@@ -173,7 +173,7 @@ class VideoApi:
 
         The video is aborted if the client disconnects.
         """
-        name = (await self._create(request, self._new_request)).id
+        name = (await self._create(request, self._new_request_with_end)).id
         done = asyncio.ensure_future(self._wait(name))
         gone = asyncio.ensure_future(disconnected(request))
         try:
@@ -294,6 +294,11 @@ class VideoApi:
                 f"got file field {min(unknown)!r}, expected input_reference", param=min(unknown)
             )
         return await self.builder.make(fields | uploads, tenant_of(request))
+
+    async def _new_request_with_end(self, request: Request, fields: Json) -> VideoRequest:
+        asked = await self._new_request(request, fields)
+        check_has_end(asked, "a response that waits for it")
+        return asked
 
     async def _remix(self, request: Request, fields: Json) -> VideoRequest:
         body = convert(fields, RemixVideo)
