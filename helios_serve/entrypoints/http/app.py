@@ -112,9 +112,8 @@ def make_app(
     references = References(
         folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
     )
-    builder = RequestBuilder(
-        engine, references, LoraModules(config.loras), ids=ids, kept_chunks=config.kept_chunks
-    )
+    loras = LoraModules(config.loras)
+    builder = RequestBuilder(engine, references, loras, ids=ids, kept_chunks=config.kept_chunks)
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder, RateLimits(engine, store)),

@@ -177,8 +177,8 @@ def test_a_cell_names_itself_and_others(quick: httpx.Client) -> None:
         assert (answer.status_code, error_of(answer)["code"]) == (421, "other_cell")
     assert quick.get(f"/v1/videos/video_here_{digest}").status_code == 404
     assert quick.get(f"/v1/videos/video_{digest}").status_code == 404
-    for options in ({"headers": {"x-helios-cell": "there"}}, {"params": {"cell": "there"}}):
-        answer = quick.get("/v1/videos", **options)
+    for path, headers in (("", {"x-helios-cell": "there"}), ("?cell=there", {})):
+        answer = quick.get(f"/v1/videos{path}", headers=headers)
         assert (answer.status_code, answer.headers["x-helios-cell"]) == (421, "here")
         assert error_of(answer)["code"] == "other_cell"
     assert quick.get("/v1/videos", params={"cell": "here"}).status_code == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -55,6 +56,13 @@ from helios_serve.store.jobs import StoredJob
 from helios_serve.video_request import Relation, VideoRequest
 
 Make = Callable[[Request, Json], Awaitable[VideoRequest]]
+
+
+async def with_end(make: Make, request: Request, fields: Json) -> VideoRequest:
+    """Make a request as `make` does. Raises InvalidRequestError for a video without an end."""
+    asked = await make(request, fields)
+    check_has_end(asked, "a response that waits for it")
+    return asked
 
 
 class VideoApi:
@@ -173,7 +181,7 @@ class VideoApi:
 
         The video is aborted if the client disconnects.
         """
-        name = (await self._create(request, self._new_request_with_end)).id
+        name = (await self._create(request, partial(with_end, self._new_request))).id
         done = asyncio.ensure_future(self._wait(name))
         gone = asyncio.ensure_future(disconnected(request))
         try:
@@ -294,11 +302,6 @@ class VideoApi:
                 f"got file field {min(unknown)!r}, expected input_reference", param=min(unknown)
             )
         return await self.builder.make(fields | uploads, tenant_of(request))
-
-    async def _new_request_with_end(self, request: Request, fields: Json) -> VideoRequest:
-        asked = await self._new_request(request, fields)
-        check_has_end(asked, "a response that waits for it")
-        return asked
 
     async def _remix(self, request: Request, fields: Json) -> VideoRequest:
         body = convert(fields, RemixVideo)
