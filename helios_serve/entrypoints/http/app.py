@@ -103,7 +103,7 @@ def make_app(
     lifecycle = Lifecycle(engine, config.exit_without_workers)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     key_cache = KeyCache(keys)
-    tables = ServiceTables(folder)
+    tables, loras = ServiceTables(folder), LoraModules(config.loras)
     disk, ids = Disk(folder, config.max_disk), Ids(config.cell)
     finished = FinishedFiles(folder / "finished", store)
     videos = Videos(engine, store, finished, disk, lifecycle, config.retention, ids=ids)
@@ -112,7 +112,6 @@ def make_app(
     references = References(
         folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
     )
-    loras = LoraModules(config.loras)
     builder = RequestBuilder(engine, references, loras, ids=ids, kept_chunks=config.kept_chunks)
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
