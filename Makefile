@@ -15,6 +15,9 @@ BROWSERS := chromium chromium-browser google-chrome
 WHEELS := build/wheels
 NANO := build/nano
 PROMETHEUS := build/prometheus
+BALANCERS := build/balancers
+# HAProxy and nginx, with the libraries that a minimal Debian lacks.
+BALANCER_PACKAGES := haproxy nginx liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
 GPU_PACKAGES := build/gpu-packages
 # What benchmarks/micro/vae.py and the whole way of benchmarks/micro/denoise.py import beside torch, triton and transformers.
 GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psutil wcwidth
@@ -23,7 +26,7 @@ GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psuti
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install serve docs format lint typecheck test test-slow node browser prometheus test-integrations test-vllm-omni test-sglang \
+.PHONY: help install serve docs site format lint typecheck test test-slow node browser prometheus balancers test-integrations test-vllm-omni test-sglang \
   tree bench bench-kernels bench-gpu nano-train nano-check wheels wheel clean
 
 # The first target, so that `make` alone prints it.
@@ -53,6 +56,9 @@ serve: $(READY)  ## serve the video API with the built-in model at http://127.0.
 docs: $(READY)  ## write docs/options.md from the options
 	$(BIN)/python -m helios_serve.entrypoints.cli.options_document > docs/options.md
 
+site: $(READY)  ## build the pages of docs/ into build/site; links that lead nowhere are errors
+	$(BIN)/mkdocs build --strict --quiet
+
 format: $(READY)  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
@@ -77,7 +83,7 @@ test: $(READY)  ## run the fast tests
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not vllm_omni and not sglang"
 
 # In the order of the files, of which the last ones are short: modules of few tests take longest here.
-test-slow: $(READY) node browser prometheus  ## run the slow tests: full matrices, faults, soaks, fuzzing
+test-slow: $(READY) node browser prometheus balancers  ## run the slow tests: full matrices, faults, soaks, fuzzing
 	$(BIN)/pytest $(PARALLEL) --no-loadscope-reorder -m "$(SLOW) and not alone"
 	$(BIN)/pytest -m "$(SLOW) and alone"
 
@@ -103,6 +109,14 @@ prometheus:  ## get Debian's Prometheus for a test of the dashboard, unless ther
 	  command -v apt-get > /dev/null || { echo "The test of docs/grafana.json needs prometheus on the PATH."; exit 1; }; \
 	  mkdir -p $(PROMETHEUS); if [ "$$(id -u)" = 0 ]; then apt-get update -qq; fi; \
 	  cd $(PROMETHEUS) && apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; \
+	}
+
+balancers:  ## get Debian's HAProxy and nginx for the tests of cells, unless they are on PATH
+	@{ command -v haproxy && command -v nginx; } > /dev/null || [ -x $(BALANCERS)/usr/sbin/haproxy ] || { \
+	  command -v apt-get > /dev/null || { echo "The tests of cells need haproxy and nginx on the PATH."; exit 1; }; \
+	  mkdir -p $(BALANCERS); if [ "$$(id -u)" = 0 ]; then apt-get update -qq; fi; \
+	  cd $(BALANCERS) && apt-get download -qq -o APT::Sandbox::User=root $(BALANCER_PACKAGES) && \
+	  for package in *.deb; do dpkg -x $$package .; done && rm *.deb; \
 	}
 
 test-integrations: test-vllm-omni test-sglang  ## run the tests with the real vLLM-Omni and SGLang

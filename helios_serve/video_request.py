@@ -21,6 +21,8 @@ from helios_serve.size import Size, check_shown_size
 
 MAX_TEXT = 32_768
 """Maximum characters of a prompt. The text encoder reads far fewer."""
+MAX_OLD_SWITCHES = 64
+"""Earlier prompt switches that a video without an end remembers."""
 MAX_MEDIA_BYTES = (1 << 32) - 1
 """Maximum bytes of a reference, decoded: msgpack stores lengths in 32 bits."""
 Relation = Literal["remix", "extension", "edit", "continuation", "fork"]
@@ -62,6 +64,9 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
       `pacing` "media", ahead of what a viewer has seen of the chunks that were read.
     - `parent`: the id of the video that this one was derived from, as `relation` says.
     - `fingerprint`: a hash of the original request, which identifies a retry of it.
+    - `kept_chunks`: of a video without an end, the number of chunks that readers find; the server
+      keeps twice as many, for those who are late. None: the video has an end, and all are kept.
+    - `traceparent`: the W3C trace context of the video's spans; None: it has none.
     """
 
     request_id: str
@@ -82,6 +87,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     relation: Relation | None = None
     fingerprint: str | None = None
+    kept_chunks: int | None = None
+    traceparent: str | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -98,7 +105,9 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def with_switch(self, switch: PromptSwitch) -> "VideoRequest":
         """Return the request with `switch` in place of all switches at its chunk or later ones."""
-        earlier = (item for item in self.params.switches if item.chunk < switch.chunk)
+        earlier = [item for item in self.params.switches if item.chunk < switch.chunk]
+        if self.kept_chunks is not None:
+            earlier = earlier[-MAX_OLD_SWITCHES:]
         params = msgspec.structs.replace(self.params, switches=(*earlier, switch))
         return msgspec.structs.replace(self, params=params)
 
@@ -121,6 +130,8 @@ class VideoRequest(msgspec.Struct, frozen=True, kw_only=True):
                     f"got {len(media.data)} bytes of {name}, expected at most {MAX_MEDIA_BYTES}",
                     param=name,
                 )
+        if self.kept_chunks is None:
+            check_range("num_frames", self.params.num_frames, 1, MAX_FRAMES)
         if self.max_lead_chunks is not None:
             check_range("max_lead_chunks", self.max_lead_chunks, 1, MAX_FRAMES)
         if not math.isfinite(self.lora_scale):

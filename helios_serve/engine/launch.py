@@ -3,6 +3,7 @@
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.worker_pool import MAX_FAILED_STARTS
 from helios_serve.engine.observe.observer import Observer, StepMetrics
+from helios_serve.engine.observe.step_spans import StepSpans
 from helios_serve.engine.observe.trace import Trace
 from helios_serve.metrics import Metrics
 from helios_serve.model_config import HeliosConfig
@@ -13,6 +14,7 @@ from helios_serve.model_executor.memory import MemoryCheck
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import ExecutorKind, LoadFormat, WorkerGroup
+from helios_serve.spans import Spans
 
 
 def launch(
@@ -25,6 +27,7 @@ def launch(
     scheduling: SchedulingConfig | None = None,
     trace: Trace | None = None,
     metrics: Metrics | None = None,
+    spans: Spans | None = None,
     is_server: bool = True,
 ) -> EngineCore:
     """Return an engine whose workers are starting.
@@ -54,7 +57,10 @@ def launch(
         observers.append(trace.of(name or model))
     if metrics is not None:
         observers.append(StepMetrics(metrics, name or model))
-    return EngineCore(executor, checkpoint.config, config, observers=tuple(observers))
+    core = EngineCore(executor, checkpoint.config, config, observers=tuple(observers))
+    if spans is not None:
+        core.observers.add(StepSpans(spans, core.decode_stage.assemblers, clock=core.clock))
+    return core
 
 
 def read_model_config(model: str, load_format: LoadFormat) -> HeliosConfig:

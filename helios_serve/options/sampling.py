@@ -7,11 +7,13 @@ from msgspec import Meta
 
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import HeliosConfig, num_chunks
-from helios_serve.options.fields import check_ranges
+from helios_serve.options.fields import check_range, check_ranges
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.size import Size, check_size
 
 MAX_FRAMES = 24 * 3600
+ENDLESS_FRAMES = 33 * 10**9
+"""Number of frames of a video without an end: at 24 frames a second it ends after 43 years."""
 MAX_STEPS = 1000
 DEFAULT_STEPS = {"base": (50,), "mid": (20, 20, 20), "distilled": (2, 2, 2)}
 DEFAULT_GUIDANCE = {"base": 5.0, "mid": 5.0, "distilled": 1.0}
@@ -35,6 +37,16 @@ StepCount = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
 NumFrames = Annotated[
     int, Meta(ge=1, le=MAX_FRAMES, description="Number of frames.", extra={"metavar": "N"})
 ]
+FrameCount = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=ENDLESS_FRAMES,
+        description="Number of frames.",
+        extra={"metavar": "N", "allowed": f"1 to {MAX_FRAMES}"},
+    ),
+]
+"""Also that of a video without an end, which `VideoRequest.kept_chunks` allows."""
 FramesPerSecond = Annotated[
     int, Meta(ge=1, le=120, description="Frames per second.", extra={"metavar": "N"})
 ]
@@ -159,8 +171,13 @@ class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
 
     width: Annotated[int, Meta(description="Width in pixels.")] = 640
     height: Annotated[int, Meta(description="Height in pixels.")] = 384
-    num_frames: NumFrames = 99
+    num_frames: FrameCount = 99
     seed: Seed = 0
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether the video has no end of its own."""
+        return self.num_frames == ENDLESS_FRAMES
 
     def resolve(self, config: HeliosConfig) -> "ResolvedParams":
         """Validate the parameters against `config`, and fill in its defaults.
@@ -169,6 +186,8 @@ class SamplingParams(SamplingOptions, frozen=True, kw_only=True):
         """
         check_size(self.width, self.height, config)
         check_ranges(self)
+        if not self.is_endless:
+            check_range("num_frames", self.num_frames, 1, MAX_FRAMES)
         check_sigma("image_noise_sigma", self.image_noise_sigma)
         check_sigma("video_noise_sigma", self.video_noise_sigma)
         check_switches(self.switches, num_chunks(self.num_frames))

@@ -1,8 +1,15 @@
 """Server options: retention, disk limit, realtime sessions, LoRA adapters and observability."""
 
+import re
+
 import msgspec
 
 from helios_serve.options.edge import EdgeOptions
+
+CELL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,29}[a-z0-9])?")
+"""Names of cells: without an underscore, which separates the parts of an id."""
+
+KEPT_CHUNKS = 64
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +26,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     - `loras`: files of the LoRA adapters that requests may use, by name.
     - `public_metrics`: serve /metrics and /load without an API key.
     - `access_log`: log every request.
+    - `kept_chunks`: number of last chunks that readers of a video without an end find.
+    - `idle`: seconds after which a video without an end is ended if it has no viewer.
+    - `cell`: name of this server behind a balancer, which its ids contain; None: it is the only
+      one.
     """
 
     retention: float | None = None
@@ -29,3 +40,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     loras: dict[str, str] = {}
     public_metrics: bool = False
     access_log: bool = True
+    kept_chunks: int = KEPT_CHUNKS
+    idle: float = 300.0
+    cell: str | None = None

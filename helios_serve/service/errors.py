@@ -66,9 +66,9 @@ def type_of(status: int) -> str:
             return "server_error"
 
 
-def not_found(video_id: str) -> ApiError:
-    """Return the error for a video that does not exist, or belongs to another tenant."""
-    return ApiError(404, f"video {video_id!r} not found", code="not_found")
+def not_found(item_id: str, kind: str = "video") -> ApiError:
+    """Return the error for an object that does not exist, or belongs to another tenant."""
+    return ApiError(404, f"{kind} {item_id!r} not found", code="not_found")
 
 
 def as_api_error(error: Exception) -> ApiError:

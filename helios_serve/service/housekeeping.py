@@ -16,16 +16,24 @@ PERIOD = 10.0
 class Housekeeper:
     """An asynchronous context manager that runs maintenance rounds in the background.
 
-    Finished videos and files are deleted after `retention` seconds (None: never).
+    Finished videos and files are deleted after `retention` seconds (None: never). Videos without an
+    end are ended after `idle` seconds without a viewer.
     """
 
     def __init__(
-        self, videos: Videos, tables: ServiceTables, disk: Disk, retention: float | None
+        self,
+        videos: Videos,
+        tables: ServiceTables,
+        disk: Disk,
+        retention: float | None,
+        *,
+        idle: float,
     ) -> None:
         self.videos = videos
         self.tables = tables
         self.disk = disk
         self.retention = retention
+        self.idle = idle
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Housekeeper":
@@ -40,10 +48,14 @@ class Housekeeper:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def round(self) -> None:
-        """Delete what has expired, measure disk use, and resume stored jobs if there is room.
+        """End what nobody watches, delete what has expired, measure disk use, and resume stored
+        jobs if there is room.
 
         Raises StorageError if there is none; then files that can be made again are deleted.
         """
+        for video_id in self.videos.engine.unwatched(self.idle):
+            logger.info("video %s has no viewer and ends", video_id)
+            await self.videos.engine.abort(video_id)
         if self.retention is not None:
             await self._delete_older(time.time() - self.retention)
         await asyncio.to_thread(self._checkpoint)

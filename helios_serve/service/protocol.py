@@ -84,6 +84,13 @@ class CreateVideo(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fie
     num_frames: Annotated[
         NumFrames | None, Meta(description="Length in frames.", extra={"default": "99"})
     ] = None
+    endless: Annotated[
+        bool,
+        Meta(
+            description="Generate until the video is cancelled, or has no viewer for a while; only "
+            "its last chunks are kept. Instead of a length."
+        ),
+    ] = False
     seed: Annotated[Seed | None, Meta(extra={"default": "random"})] = None
     pyramid_num_inference_steps_list: Annotated[
         tuple[StepCount, ...] | None, Meta(description="Alias of `steps`, as in diffusers.")
@@ -159,7 +166,8 @@ class Video(msgspec.Struct, kw_only=True):
     The fields from `num_frames` on are not part of OpenAI's API. `inference_time_s` is the time
     from acceptance to the end, as in vLLM-Omni; null until then. `relation` says how the video was
     derived from its parent. A continuation contains only the new frames, because its parent has no
-    snapshot to resume from.
+    snapshot to resume from. `num_frames` and `num_chunks` are null for an endless video, whose
+    `seconds` are those generated so far.
     """
 
     id: str
@@ -175,12 +183,12 @@ class Video(msgspec.Struct, kw_only=True):
     remixed_from_video_id: str | None
     seconds: str
     size: str
-    num_frames: int
+    num_frames: int | None
     fps: int
     seed: int
     phase: str
     chunks_done: int
-    num_chunks: int
+    num_chunks: int | None
     parent_video_id: str | None
     relation: Relation | None
     queue_position: int | None

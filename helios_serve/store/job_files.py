@@ -28,7 +28,9 @@ from helios_serve.store.jobs import StoredJob
 from helios_serve.store.lost_and_found import LostAndFound
 from helios_serve.video_request import Frames, VideoRequest
 
-HEADER = "init.mp4"
+HEADER, SUFFIX = "init.mp4", ".m4s"
+MAX_LEFT = 1000
+"""Segments that are older than all kept ones and may be left on disk, if deleting failed."""
 MEDIA = "media.msgpack"
 PLAIN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
@@ -152,8 +154,22 @@ class SegmentStore(JobFolders):
         return names | {HEADER} if names else set()
 
     def uncommitted(self, job: StoredJob) -> set[str]:
-        """Return the segment of the next chunk, whose commit a crash may have interrupted."""
-        return {HEADER, fragment_name(job.next_chunk)}
+        """Return the segments that an interrupted commit may have left.
+
+        These are the segment of the next chunk, and, of an endless video, those to be deleted.
+        """
+        names = {HEADER, fragment_name(job.next_chunk)}
+        if job.is_endless:
+            oldest = max(0, job.first_chunk - MAX_LEFT)
+            names |= {fragment_name(chunk) for chunk in range(oldest, job.first_chunk)}
+        return names
+
+    def delete_before(self, job_id: str, chunk: int) -> None:
+        """Delete the segments of all chunks before `chunk`."""
+        for path in list_folder(self.folder(job_id)):
+            number = path.name.removesuffix(SUFFIX)
+            if number != path.name and number.isdigit() and int(number) < chunk:
+                remove(path)
 
     def _has_header(self, job_id: str, header: bytes) -> bool:
         try:
@@ -166,7 +182,7 @@ class SegmentStore(JobFolders):
 
 
 def fragment_name(chunk: int) -> str:
-    return f"{chunk:05d}.m4s"
+    return f"{chunk:05d}{SUFFIX}"
 
 
 class Media(msgspec.Struct, frozen=True):

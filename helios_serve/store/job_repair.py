@@ -108,8 +108,7 @@ class JobRepair:
                 next_chunk,
             )
             for chunk in range(job.next_chunk, next_chunk):
-                left = job.frames_after(chunk)
-                self.jobs.advance(job.id, chunk, frames_left=left, spent=NOTHING_SPENT)
+                self.jobs.advance(job, chunk, NOTHING_SPENT)
             if next_chunk == kept_chunk:
                 return
         else:

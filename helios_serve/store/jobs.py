@@ -73,7 +73,8 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
     - `request`: without its reference, which is in a file if `has_media` is set.
     - `first_chunk`, `next_chunk`: the committed chunks are `first_chunk` to `next_chunk - 1`.
-      `first_chunk` is above 0 for a fork, which does not have its parent's chunks.
+      `first_chunk` is above 0 for a fork, which does not have its parent's chunks, and for a video
+      without an end, whose oldest chunks are deleted.
     - `num_chunks`: chunks of the whole video.
     - `kept_chunk`: the chunk of the stored snapshot, from which the job resumes; None without one.
     - `frames_left`: frames still to be generated; in an ended job, frames that never will be.
@@ -119,8 +120,24 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def chunks(self) -> range:
-        """The committed chunks."""
+        """The committed chunks that are kept."""
         return range(self.first_chunk, self.next_chunk)
+
+    @property
+    def shown_chunks(self) -> range:
+        """The chunks that playlists list: of a video without an end, its last `kept_chunks`."""
+        kept = self.request.kept_chunks
+        return self.chunks if kept is None else self.chunks[-kept:]
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether the video has no end of its own."""
+        return self.request.kept_chunks is not None
+
+    def oldest_kept(self, next_chunk: int) -> int:
+        """The first chunk that is kept when the job stands at `next_chunk`."""
+        kept = self.request.kept_chunks
+        return self.first_chunk if kept is None else max(self.first_chunk, next_chunk - 2 * kept)
 
     def frames_after(self, chunk: int) -> int:
         """Return the number of frames of the video after `chunk`."""
@@ -217,11 +234,12 @@ class JobStore:
             request.request_id,
         )
 
-    def advance(self, job_id: str, chunk: int, *, frames_left: int, spent: StageSeconds) -> None:
+    def advance(self, job: StoredJob, chunk: int, spent: StageSeconds) -> None:
         """Commit `chunk`: its segment, its snapshot and the usage, in one transaction.
 
-        `frames_left` is the number of frames after the chunk, and `spent` the time that it took.
+        `spent` is the time that it took. The frames of a video without an end are granted now.
         """
+        job_id = job.id
         now = self._clock()
         more = ", ".join(f"{column} = {column} + ?" for column in STAGE_COLUMNS)
         with self._table.transaction() as run:
@@ -233,10 +251,14 @@ class JobStore:
             if not rows:
                 return
             tenant, before = rows[0]
-            left = min(before, frames_left)  # a chunk that is generated again counts once
+            left = min(
+                before, job.frames_after(chunk)
+            )  # a chunk that is generated again counts once
+            frames = CHUNK_FRAMES if job.is_endless else before - left
             run(
-                "UPDATE jobs SET status = 'in_progress', next_chunk = ?, kept_chunk = ?, "
-                f"frames_left = ?, updated_at = ?, {more} WHERE id = ?",
+                "UPDATE jobs SET status = 'in_progress', first_chunk = ?, next_chunk = ?, "
+                f"kept_chunk = ?, frames_left = ?, updated_at = ?, {more} WHERE id = ?",
+                job.oldest_kept(chunk + 1),
                 chunk + 1,
                 chunk + 1,
                 left,
@@ -244,7 +266,8 @@ class JobStore:
                 *spent,
                 job_id,
             )
-            UsageTable(run).add(tenant, now, before - left, spent.on_workers)
+            granted = CHUNK_FRAMES if job.is_endless else 0
+            UsageTable(run).add(tenant, now, frames, spent.on_workers, granted=granted)
 
     def go_back(self, job_id: str, next_chunk: int, kept_chunk: int | None) -> None:
         """Set an unfinished job back, so that chunks from `next_chunk` on are generated again."""
@@ -340,6 +363,7 @@ def columns_of(row: NewRow, now: float) -> dict[str, Value]:
     """Return the columns of a job that is accepted at time `now`."""
     request = row.request
     blob = msgspec.msgpack.encode(request.without_media())
+    endless = request.kept_chunks is not None  # its frames are granted as they are made
     return {
         "id": request.request_id,
         "tenant": request.tenant,
@@ -352,7 +376,7 @@ def columns_of(row: NewRow, now: float) -> dict[str, Value]:
         "num_chunks": row.num_chunks,
         "has_media": request.has_reference,
         "kept_chunk": row.kept_chunk,
-        "frames_left": max(0, request.params.num_frames - row.frames_before),
+        "frames_left": 0 if endless else max(0, request.params.num_frames - row.frames_before),
         "start_chunk": row.kept_chunk or 0,
         "checksum": crc32(blob),
         **dict.fromkeys(STAGE_COLUMNS, 0.0),

@@ -32,6 +32,7 @@ IN_USE = "keys.in-use"
 PREFIX = "sk-helios-"
 KEY_BYTES = 32
 """Random bytes in a key: enough entropy that a plain, unsalted hash is safe."""
+SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_LABEL = 200
 FIXED = "--api-key"
@@ -112,13 +113,33 @@ class KeyStore:
 
     def create(self, tenant: str, label: str = "") -> NewKey:
         """Create a key for a tenant. Raises InvalidRequestError for an invalid tenant or label."""
+        return self._insert(tenant, label, PREFIX + secrets.token_urlsafe(KEY_BYTES))
+
+    def add(self, tenant: str, secret: str, label: str = "") -> NewKey:
+        """Add a key that was created in another folder, such as that of another cell.
+
+        Raises InvalidRequestError for an invalid tenant, key or label, or a key that is here.
+        """
+        if not SECRET.fullmatch(secret):
+            raise InvalidRequestError(
+                f"got a key of {len(secret)} characters, expected one as `helios-serve keys "
+                "create` prints it",
+                param="key",
+            )
+        present = [key.id for key in self.all() if key.hash == hash_of(secret)]
+        if present:
+            raise InvalidRequestError(
+                f"got a key that {self.path} has already, as {present[0]}", param="key"
+            )
+        return self._insert(tenant, label, secret)
+
+    def _insert(self, tenant: str, label: str, secret: str) -> NewKey:
         check_tenant_name(tenant)
         if len(label) > MAX_LABEL or not label.isprintable():
             raise InvalidRequestError(
                 f"got name {label!r}, expected printable text of at most {MAX_LABEL} characters",
                 param="name",
             )
-        secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
         name = f"key_{secrets.token_hex(8)}"
         key = ApiKey(name, hash_of(secret), tenant, label, self._clock())
         self._note_in_use()

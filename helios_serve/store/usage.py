@@ -75,9 +75,15 @@ class UsageTable:
         """Refund frames and requests, charged at `asked_at`, that will not be generated."""
         self._add(tenant, day_of(asked_at), requests=-requests, granted=-frames)
 
-    def add(self, tenant: str, now: float, frames: int, device_seconds: float) -> None:
-        """Count generated frames and the device time spent on them."""
-        self._add(tenant, day_of(now), frames=frames, device_seconds=device_seconds)
+    def add(
+        self, tenant: str, now: float, frames: int, device_seconds: float, *, granted: int = 0
+    ) -> None:
+        """Count generated frames and the device time spent on them.
+
+        `granted` of them were not charged when they were requested.
+        """
+        counts = {"granted": granted} if granted else {}
+        self._add(tenant, day_of(now), frames=frames, device_seconds=device_seconds, **counts)
 
     def days(self, tenant: str, first: date, last: date) -> list[DayUsage]:
         """Return the usage of each active day from `first` to `last`, inclusive."""

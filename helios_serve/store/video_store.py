@@ -129,9 +129,10 @@ class VideoStore:
             assert not job.is_finished, f"chunk {chunk} of a job that is {job.status}"
             self._segments.put(job_id, chunk, segment)
             self._snapshots.put(job_id, resume_point)
-            left = job.frames_after(chunk)
-            self._jobs.advance(job_id, chunk, frames_left=left, spent=spent)
+            self._jobs.advance(job, chunk, spent)
             self._snapshots.delete_old(job, chunk + 1)
+            if job.is_endless:
+                self._segments.delete_before(job_id, job.oldest_kept(chunk + 1))
             return True
 
     def finish(self, job_id: str, status: EndStatus, error: str | None = None) -> None:
@@ -144,6 +145,18 @@ class VideoStore:
                 self.ballast.spend(lambda: self._jobs.finish(job_id, status, error))
             else:
                 self._jobs.finish(job_id, status, error)
+
+    def end_early(self, job_id: str) -> EndStatus:
+        """End a job before it is complete, and return its status.
+
+        A video without an end is then complete, if it has a chunk; any other is cancelled.
+        """
+        job = self._jobs.get(job_id)
+        is_complete = job is not None and job.is_endless and job.next_chunk > job.first_chunk
+        status: EndStatus = "completed" if is_complete else "cancelled"
+        with self._lock(job_id):
+            self.ballast.spend(lambda: self._jobs.finish(job_id, status))
+        return status
 
     def delete(self, job_id: str) -> None:
         """Delete a job, if it exists, and its files. It works on a full disk, too."""

@@ -31,6 +31,8 @@ FOREIGN = {
     "pytest": {"hypothesis-profile"},
     "ray": {"head"},
     "curl": {"output"},
+    "docker": {"rm"},
+    "pip": {"upgrade"},
     "sglang": {
         *("batching-delay-ms", "batching-max-size", "disagg-role", "dp-size", "model-path"),
         *("num-gpus", "pipeline-config-path"),

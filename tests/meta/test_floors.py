@@ -26,6 +26,7 @@ CONTRACTS = {
         "model_config",
         "options",
         "size",
+        "spans",
         "stage_seconds",
         "video_request",
     )

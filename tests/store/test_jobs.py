@@ -61,8 +61,9 @@ def test_a_job_from_its_acceptance_to_its_end(jobs: JobStore) -> None:
         denoise_seconds=0.0,
         decode_seconds=0.0,
     )
-    jobs.advance("a", 0, frames_left=66, spent=StageSeconds())
-    jobs.advance("a", 2, frames_left=0, spent=StageSeconds())  # not its turn
+    job = stored(jobs)
+    jobs.advance(job, 0, StageSeconds())
+    jobs.advance(job, 2, StageSeconds())  # not its turn
     assert columns(jobs.get("a")) == ("in_progress", None, 1, 2.0, None)
     jobs.finish("a", "failed", "no room")
     assert columns(jobs.get("a")) == ("failed", "no room", 1, 4.0, 4.0)
@@ -70,11 +71,17 @@ def test_a_job_from_its_acceptance_to_its_end(jobs: JobStore) -> None:
     assert jobs.get("a") is None
 
 
+def stored(jobs: JobStore) -> StoredJob:
+    job = jobs.get("a")
+    assert job is not None
+    return job
+
+
 def test_the_time_of_each_stage_adds_up(jobs: JobStore) -> None:
     jobs.add(REQUEST, num_chunks=2)
     for chunk, spent in enumerate((StageSeconds(1.0, 2.0, 4.0, 0.5), StageSeconds(denoise=3.0))):
-        jobs.advance("a", chunk, frames_left=0, spent=spent)
-    jobs.advance("a", 1, frames_left=0, spent=StageSeconds(denoise=100.0))  # it was counted
+        jobs.advance(stored(jobs), chunk, spent)
+    jobs.advance(stored(jobs), 1, StageSeconds(denoise=100.0))  # it was counted
     job = jobs.get("a")
     assert job is not None
     assert job.spent == StageSeconds(1.0, 2.0, 7.0, 0.5)

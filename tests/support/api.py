@@ -46,9 +46,9 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def wait_until_ready(http: httpx.Client) -> None:
+def wait_until_ready(http: httpx.Client, patience: float = PATIENCE) -> None:
     """Wait until the server has a worker. It responds before that."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while http.get("/health").status_code != 200:
         assert time.monotonic() < deadline, "no worker became ready"
         time.sleep(0.05)

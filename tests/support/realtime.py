@@ -84,10 +84,11 @@ class RealtimeClient:
 
 
 @contextmanager
-def realtime_client(url: str) -> Iterator[RealtimeClient]:
-    """Connect to the server at `url`."""
-    address = f"{url.replace('http', 'ws', 1)}/v1/realtime/video"
-    with connect(address, max_size=None) as socket:
+def realtime_client(url: str, query: str = "", key: str | None = None) -> Iterator[RealtimeClient]:
+    """Connect to the server at `url`, with an API key if there is one."""
+    address = f"{url.replace('http', 'ws', 1)}/v1/realtime/video{query}"
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    with connect(address, max_size=None, additional_headers=headers) as socket:
         yield RealtimeClient(socket)
 
 

@@ -74,6 +74,7 @@ def start_server(
     log: Path | None = None,
     module: str = COMMAND,
     dying: tuple[str, str] | None = None,
+    port: int = 0,
 ) -> Iterator[Server]:
     """Start a server that dies at a point of dying_server.py.
 
@@ -84,7 +85,7 @@ def start_server(
         command[1:3] = ["-m", "tests.support.dying_server", *dying, "SIGKILL"]
     with log.open("w") if log else nullcontext() as errors:
         process = subprocess.Popen(
-            [*command, "--port", "0", "--data-dir", str(folder)],
+            [*command, "--port", str(port), "--data-dir", str(folder)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

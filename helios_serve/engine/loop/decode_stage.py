@@ -101,6 +101,7 @@ class ChunkAssembler:
                 result.snapshot,
                 inputs,
                 self._take_spent(result.chunk, ready.seconds),
+                self.session.request.traceparent,
             )
 
     def _take_spent(self, chunk: int, decoding: float) -> StageSeconds:

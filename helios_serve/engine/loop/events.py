@@ -20,7 +20,7 @@ class ChunkReady(NamedTuple):
 
     `latents` are (1, 16, 9, height / 8, width / 8); `snapshot` resumes the video after this chunk.
     `input_latents` come with the first chunk of a request that asks for them. `spent` is the time
-    that the chunk took in each stage.
+    that the chunk took in each stage, and `traceparent` names the request's trace.
     """
 
     request_id: str
@@ -31,6 +31,7 @@ class ChunkReady(NamedTuple):
     snapshot: Snapshot
     input_latents: TensorData | None = None
     spent: StageSeconds = NOTHING_SPENT
+    traceparent: str | None = None
 
 
 class PromptSwitched(NamedTuple):

@@ -1,6 +1,7 @@
 """Running requests, and ended ones whose chunks were not all read."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -64,6 +65,9 @@ class RequestHandle:
         self.viewer: Viewer | None = None
         if request.pacing == "media":
             self.viewer = Viewer(stream.read_chunk, request.params.fps, self._on_progress)
+        self.is_endless = request.kept_chunks is not None
+        self.seen_at = time.monotonic()
+        """When it was last read or looked at."""
         self.thread = thread
         self.stream = stream
         self.counts = counts
@@ -192,7 +196,8 @@ class ActiveRequests:
     def add(self, submission: Submission, thread: EngineThread) -> None:
         name = submission.request_id
         fetch = None if self.store is None else partial(fetch_stored, self.store, name)
-        stream = ChunkStream(name, submission.stored_from, submission.first_chunk, fetch)
+        kept = None if self.store is None else submission.request.kept_chunks
+        stream = ChunkStream(name, submission.stored_from, submission.first_chunk, fetch, kept=kept)
         self._unread.pop(name, None)
         counts = RequestMetrics(self.metrics, submission.request.model or "", submission.request)
         self.handles[name] = RequestHandle(submission.request, thread, stream, counts)

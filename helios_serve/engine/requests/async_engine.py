@@ -1,6 +1,7 @@
 """The engine for asyncio: accepts requests for several models, and yields their chunks."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
@@ -20,6 +21,7 @@ from helios_serve.errors import CapacityError, EngineDeadError, RequestFailedErr
 from helios_serve.messages import Snapshot
 from helios_serve.metrics import Metrics
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.spans import Spans
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
@@ -33,7 +35,7 @@ class AsyncEngine:
 
     With `store`, an accepted request survives a crash of the process: entering the context resumes
     unfinished requests, and a chunk is published only when it is stored. Leaving the context closes
-    the cores, but not the store.
+    the cores, but neither the store nor `spans`.
     """
 
     def __init__(
@@ -42,12 +44,15 @@ class AsyncEngine:
         store: VideoStore | None = None,
         metrics: Metrics | None = None,
         aliases: Mapping[str, str] | None = None,
+        *,
+        spans: Spans | None = None,
     ) -> None:
         self.models = ModelPool(cores, aliases)
         self.store = store
         self.metrics = metrics or Metrics()
+        self.spans = spans
         self._active = ActiveRequests(store, self.metrics)
-        self._delivery = EventDelivery(self._active, store)
+        self._delivery = EventDelivery(self._active, store, spans)
         self._submissions = Submissions(self.models, self._active, self._delivery, store)
         self._recovery = (
             None if store is None else Recovery(self.models, self._active, self._submissions, store)
@@ -156,6 +161,7 @@ class AsyncEngine:
         stream = await self._active.stream(request_id)
         try:
             async for chunk in stream.chunks(from_chunk):
+                self.note_view(request_id)
                 yield chunk
         finally:
             if stream.is_over and not stream.has_unread:
@@ -167,18 +173,34 @@ class AsyncEngine:
             await handle.stream.over()
 
     async def abort(self, request_id: str) -> None:
-        """End a request at once. A finished or unknown one is not changed."""
+        """End a request at once. A finished or unknown one is not changed.
+
+        The request is cancelled. A stored endless video is completed with the chunks that it has.
+        """
         await self._submissions.settled(request_id)
         handle = self._active.handles.get(request_id)
         if handle is not None and handle.is_made:
             return
-        self._active.end(request_id, CANCELLED)
+        is_complete = self.store is not None and handle is not None and handle.is_endless
+        self._active.end(request_id, None if is_complete else CANCELLED)
         self._active.forget(request_id)
+        status = "cancelled"
         if self.store is not None:
-            await asyncio.to_thread(self.store.finish, request_id, "cancelled")
+            status = await asyncio.to_thread(self.store.end_early, request_id)
         if handle is not None:
-            handle.counts.end("cancelled")
+            handle.counts.end(status)
             await self._submissions.drop(request_id, handle.thread)
+
+    def note_view(self, request_id: str) -> None:
+        """Record that a client reads a video or asks for it; see `unwatched`."""
+        if (handle := self._active.handles.get(request_id)) is not None:
+            handle.seen_at = time.monotonic()
+
+    def unwatched(self, seconds: float) -> list[str]:
+        """Return the ids of endless videos that no client has viewed for `seconds`."""
+        limit = time.monotonic() - seconds
+        handles = self._active.handles.items()
+        return [name for name, each in handles if each.is_endless and each.seen_at < limit]
 
     async def pause(self, request_id: str, reason: str = ASKED_FOR) -> None:
         """Pause a request. It continues when it was resumed for this reason and all others."""

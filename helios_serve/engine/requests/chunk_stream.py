@@ -31,9 +31,10 @@ class ChunkStream:
 
     `next_chunk` is the next one that will be finished, and `read_chunk` the first one that no
     reader has got. With `fetch`, chunks are read from the store: any number of readers get them,
-    and those from `first_chunk` on are there from the beginning. Without `fetch`, the stream holds
-    each chunk until one reader has got it. `on_read` is called when a chunk is read for the first
-    time.
+    and those from `first_chunk` on are there from the beginning. With `kept`, readers get only that
+    many of the last chunks; a slower reader continues at the oldest of them. Without `fetch`, the
+    stream holds each chunk until one reader has got it. `on_read` is called when a chunk is read
+    for the first time.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class ChunkStream:
         first_chunk: int | None,
         next_chunk: int,
         fetch: Fetch | None = None,
+        *,
+        kept: int | None = None,
     ) -> None:
         self.request_id = request_id
         self.first_chunk = next_chunk if first_chunk is None else first_chunk
@@ -49,6 +52,7 @@ class ChunkStream:
         self.is_over = False
         self.error: str | None = None
         self._fetch = fetch
+        self._kept = kept
         self.on_read: Callable[[], None] = lambda: None
         self._held: dict[int, VideoChunk] = {}
         self._changed = asyncio.Event()
@@ -70,6 +74,8 @@ class ChunkStream:
     def announce(self, index: int) -> None:
         """Report that the next chunk can be read."""
         self.next_chunk = index + 1
+        if self._kept is not None:
+            self.first_chunk = max(self.first_chunk, self.next_chunk - self._kept)
         self._wake()
 
     def end(self, error: str | None = None) -> None:
@@ -105,8 +111,8 @@ class ChunkStream:
             raise RequestFailedError(self.error)
 
     def _next_for(self, index: int) -> int:
-        """Return the next chunk for a reader at `index`, after those that others have taken."""
-        return index if self._fetch is not None else max(index, self.read_chunk)
+        """Return the next chunk for a reader at `index`, after those that it can no longer get."""
+        return max(index, self.read_chunk if self._fetch is None else self.first_chunk)
 
     def _wake(self) -> None:
         """Wake all current waiters. Later ones wait for the next change."""

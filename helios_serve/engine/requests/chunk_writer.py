@@ -14,6 +14,7 @@ from helios_serve.engine.loop.events import (
 )
 from helios_serve.errors import public_message
 from helios_serve.logger import logger
+from helios_serve.spans import Spans, Stopwatch
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.video_store import VideoStore
 
@@ -53,8 +54,10 @@ class ChunkWriter:
         store: VideoStore,
         publish: Callable[[RequestEvent], None],
         on_error: Callable[[str, str], None],
+        spans: Spans | None = None,
     ) -> None:
         self.store = store
+        self.spans = spans
         self.publish = publish
         self.on_error = on_error
         self._stopped: set[str] = set()
@@ -111,7 +114,18 @@ class ChunkWriter:
             case ChunkReady(request_id=request_id, chunk=chunk):
                 assert event.segment is not None, "a stored video is made in segments"
                 start = ResumePoint(event.snapshot, event.latents)
-                is_stored = self.store.commit(request_id, chunk, event.segment, start, event.spent)
+                with Stopwatch() as watch:
+                    is_stored = self.store.commit(
+                        request_id, chunk, event.segment, start, event.spent
+                    )
+                if self.spans is not None and event.traceparent is not None:
+                    self.spans.record(
+                        "commit",
+                        event.traceparent,
+                        start=watch.start,
+                        end=watch.end,
+                        attributes={"helios.video.id": request_id, "helios.chunk": chunk},
+                    )
                 return ChunkStored(request_id, chunk) if is_stored else None
             case PromptSwitched(switch=switch) if switch is not None:
                 self.store.update_request(event.request)

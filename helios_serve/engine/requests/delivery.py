@@ -8,6 +8,7 @@ from helios_serve.engine.loop.events import EngineEvent, StepTaken
 from helios_serve.engine.requests.active_requests import ActiveRequests
 from helios_serve.engine.requests.chunk_writer import ChunkWriter, RequestEvent
 from helios_serve.engine.requests.engine_thread import EngineThread
+from helios_serve.spans import Spans
 from helios_serve.store.video_store import VideoStore
 
 Arguments = TypeVarTuple("Arguments")
@@ -19,9 +20,12 @@ class EventDelivery:
     Call public methods in the event loop's thread, except `on_events` and `on_engine_end`.
     """
 
-    def __init__(self, active: ActiveRequests, store: VideoStore | None) -> None:
+    def __init__(
+        self, active: ActiveRequests, store: VideoStore | None, spans: Spans | None = None
+    ) -> None:
         self.active = active
         self.store = store
+        self.spans = spans
         self._writer: ChunkWriter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -33,7 +37,7 @@ class EventDelivery:
             def on_error(request_id: str, message: str) -> None:
                 self._call_soon(on_storage_error, request_id, message)
 
-            self._writer = ChunkWriter(self.store, self._publish, on_error)
+            self._writer = ChunkWriter(self.store, self._publish, on_error, self.spans)
 
     async def close(self) -> None:
         """Store the queued events, and stop."""

@@ -107,6 +107,8 @@ class RemainingTime:
     def of(self, assembler: ChunkAssembler) -> float | None:
         """Return the seconds until the request's last chunk is delivered; None without a rate."""
         session = assembler.session
+        if session.params.is_endless:
+            return None
         worker = self.scheduler.workers.get(session.worker_id or "")
         if not self.decode_rate.value or (worker is not None and not worker.rate):
             return None
@@ -229,7 +231,8 @@ class RemainingTime:
 
     @cached_property
     def _backlog(self) -> Backlog:
-        items = sorted(self.assemblers.values(), key=lambda item: item.session.clock.arrival)
+        ending = (item for item in self.assemblers.values() if not item.session.params.is_endless)
+        items = sorted(ending, key=lambda item: item.session.clock.arrival)
         return Backlog(
             [item.session.clock.arrival for item in items],
             list(accumulate(item.session.remaining_cost for item in items)),

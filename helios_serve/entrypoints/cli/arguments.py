@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from helios_serve.options.sampling import PromptSwitch
+from helios_serve.options.server import CELL_NAME
 from helios_serve.size import parse_size
 
 T = TypeVar("T")
@@ -99,6 +100,19 @@ def _lora_module(text: str) -> tuple[str, str]:
     return name, str(Path(path).resolve())
 
 
+def _cell_name(text: str) -> str:
+    if not CELL_NAME.fullmatch(text):
+        raise ValueError("invalid name")
+    return text
+
+
+def _chunk_count(text: str) -> int:
+    count = int(text)
+    if not 4 <= count <= 100_000:
+        raise ValueError("out of range")
+    return count
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds <= 3600:
@@ -135,6 +149,10 @@ names = value_parser("comma-separated names, such as a.example.com,*.example.org
 bounds = value_parser("MIN,MAX, such as 0.111,0.135", _bounds)
 switch = value_parser("CHUNK:TEXT, such as 2:the sun sets", _switch)
 lora_module = value_parser("NAME=PATH of an existing file or folder", _lora_module)
+chunk_count = value_parser("an integer from 4 to 100000", _chunk_count)
+cell_name = value_parser(
+    "1 to 31 lower-case letters, digits or dashes, without a dash at an end", _cell_name
+)
 seconds = value_parser("a number of seconds greater than 0 and at most 3600", _seconds)
 duration = value_parser("a number with a unit (s, m, h, d or w), such as 7d", _duration)
 byte_count = value_parser("a number with a unit (KB, MB, GB or TB), such as 500GB", _bytes)

@@ -1,4 +1,4 @@
-"""`helios-serve keys`: creates, lists and revokes API keys."""
+"""`helios-serve keys`: creates, adds, lists and revokes API keys."""
 
 import argparse
 import sys
@@ -17,8 +17,10 @@ EPILOG = """\
 examples:
   helios-serve keys create --tenant acme --name laptop
   helios-serve keys list
+  cat key.txt | helios-serve keys add --tenant acme --data-dir other-cell
   helios-serve keys revoke key_0123456789abcdef
 """
+MAX_LINE = 1 << 10
 HEADINGS = ("ID", "TENANT", "NAME", "CREATED", "LAST USED", "STATE")
 
 
@@ -26,7 +28,7 @@ def add_command(commands: Any) -> None:
     """Register the command and its actions."""
     parser = commands.add_parser(
         "keys",
-        help="create, list or revoke API keys",
+        help="create, add, list or revoke API keys",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,12 +36,17 @@ def add_command(commands: Any) -> None:
     creating = actions.add_parser(
         "create", help="create a key and print it; it cannot be shown again"
     )
-    creating.add_argument("--tenant", required=True, help="tenant that the key belongs to")
-    creating.add_argument("--name", default="", metavar="LABEL", help="label of the key")
+    adding = actions.add_parser(
+        "add", help="add a key that was created for another data folder, read from standard input"
+    )
+    for action in (creating, adding):
+        action.add_argument("--tenant", required=True, help="tenant that the key belongs to")
+        action.add_argument("--name", default="", metavar="LABEL", help="label of the key")
     listing = actions.add_parser("list", help="list all keys, without the secrets")
     revoking = actions.add_parser("revoke", help="revoke a key")
     revoking.add_argument("id", help="id of the key, as listed")
-    for action, run in ((creating, create), (listing, show), (revoking, revoke)):
+    runs = ((creating, create), (adding, add), (listing, show), (revoking, revoke))
+    for action, run in runs:
         action.set_defaults(run=run)
         add_data_dir(action, "data folder of the server, which may be running")
 
@@ -50,6 +57,15 @@ def create(arguments: argparse.Namespace) -> int:
         key, secret = store.create(arguments.tenant, arguments.name)
     print(f"{key.id} of tenant {key.tenant}; shown only once:", file=sys.stderr, flush=True)
     print(secret)
+    return 0
+
+
+def add(arguments: argparse.Namespace) -> int:
+    """Add the key on standard input, so that it is in no list of processes."""
+    secret = sys.stdin.readline(MAX_LINE).strip()
+    with closing(KeyStore(arguments.data_dir)) as store:
+        key = store.add(arguments.tenant, secret, arguments.name).key
+    print(f"{key.id} of tenant {key.tenant}")
     return 0
 
 

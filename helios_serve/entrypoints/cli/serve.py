@@ -6,22 +6,12 @@ import signal
 import socket
 from contextlib import ExitStack, closing
 from ipaddress import ip_address
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from helios_serve.engine.preflight import check_model
-from helios_serve.entrypoints.cli.arguments import (
-    add_data_dir,
-    add_log_flags,
-    api_key,
-    byte_count,
-    duration,
-    lora_module,
-    port,
-    seconds,
-)
+from helios_serve.entrypoints.cli.arguments import add_log_flags
 from helios_serve.entrypoints.cli.flags import (
     add_device_flags,
     add_options,
@@ -40,10 +30,11 @@ from helios_serve.entrypoints.cli.served_models import (
     add_model_names,
     served_models,
 )
+from helios_serve.entrypoints.cli.server_flags import add_server_flags
 from helios_serve.entrypoints.cli.settings import variable_of
-from helios_serve.entrypoints.cli.tls import add_tls_flags, address_of, check_tls
+from helios_serve.entrypoints.cli.tls import address_of, check_tls
 from helios_serve.errors import HeliosError, InvalidRequestError
-from helios_serve.logger import LogFormat, logger, show_server_logs
+from helios_serve.logger import logger, show_server_logs
 from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
@@ -56,6 +47,7 @@ if TYPE_CHECKING:
     from helios_serve.engine.loop.engine_core import EngineCore
     from helios_serve.metrics import Metrics
     from helios_serve.service.tenants import TenantsFile
+    from helios_serve.spans import Spans
 
 EPILOG = """\
 examples:
@@ -101,123 +93,6 @@ def add_command(commands: Any) -> None:
     add_outbound_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
-
-
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the network, storage, access and shutdown."""
-    server = parser.add_argument_group("server")
-    server.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on (default: 127.0.0.1, this machine only)",
-    )
-    server.add_argument(
-        "--port", type=port, default=8000, metavar="N", help="port to listen on (default: 8000)"
-    )
-    add_tls_flags(server)
-    add_storage_flags(server)
-    add_access_flags(server)
-    add_timeout_flags(server)
-    add_observability_flags(server)
-
-
-def add_observability_flags(server: Any) -> None:
-    server.add_argument(
-        "--log-format",
-        choices=get_args(LogFormat),
-        default="text",
-        help="format of the log on standard error; json writes one object a line (default: text)",
-    )
-    server.add_argument(
-        "--no-access-log", action="store_true", help="do not log every request (default: log them)"
-    )
-    server.add_argument(
-        "--public-metrics",
-        action="store_true",
-        help="serve /metrics and /load without an API key (default: a key is needed)",
-    )
-    server.add_argument(
-        "--trace",
-        type=Path,
-        metavar="FILE.json",
-        help="write a timeline of the workers' tasks, for Perfetto (default: none)",
-    )
-
-
-def add_storage_flags(server: Any) -> None:
-    add_data_dir(server, "folder in which jobs and videos are stored")
-    server.add_argument(
-        "--retention",
-        type=duration,
-        metavar="TIME",
-        help="delete finished videos and uploaded files after this time, such as 12h or 7d "
-        "(default: keep forever)",
-    )
-    server.add_argument(
-        "--max-disk",
-        type=byte_count,
-        metavar="SIZE",
-        help="reject new videos while stored ones take more space, such as 500GB (default: no "
-        "limit)",
-    )
-
-
-def add_access_flags(server: Any) -> None:
-    server.add_argument(
-        "--tenants",
-        type=Path,
-        metavar="FILE.toml",
-        help="file with shares and limits of tenants; reloaded on SIGHUP (default: none)",
-    )
-    server.add_argument(
-        "--api-key",
-        type=api_key,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY",
-        help="also accept these API keys, for the tenant `default`; the variable HELIOS_API_KEY "
-        "keeps them out of the list of processes (default: none)",
-    )
-    server.add_argument(
-        "--without-keys",
-        action="store_true",
-        help="allow a public --host without API keys (see `helios-serve keys`): anyone who can "
-        "connect can use the server",
-    )
-    server.add_argument(
-        "--lora-modules",
-        type=lora_module,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=PATH",
-        help="LoRA adapters that requests may use by name, as `lora` (default: none)",
-    )
-
-
-def add_timeout_flags(server: Any) -> None:
-    server.add_argument(
-        "--session-grace",
-        type=seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long a realtime session waits for its client to reconnect (default: 30)",
-    )
-    server.add_argument(
-        "--drain-timeout",
-        type=seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long the chunks under way may take to finish after SIGTERM (default: 30)",
-    )
-    server.add_argument(
-        "--exit-without-workers",
-        type=seconds,
-        metavar="SECONDS",
-        help="exit with an error, for a supervisor, when no worker could be started for this long "
-        "(default: keep trying)",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -319,21 +194,28 @@ def make_server(
 ) -> "Starlette":
     """Return the application that the flags configure. Its resources are closed with `opened`."""
     from helios_serve.service.tenants import TenantsFile
+    from helios_serve.store.cell import claim_cell
     from helios_serve.store.video_store import VideoStore
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
     media = make_media(arguments)
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
+    cell = claim_cell(arguments.data_dir, arguments.cell)
     webhooks = make_webhooks(arguments, store)
     logger.info("loading %s", ", ".join(models.paths))
     # Imported last: torch takes seconds to import, and errors must be immediate.
     from helios_serve.engine.requests.async_engine import AsyncEngine
     from helios_serve.entrypoints.http.app import make_app
     from helios_serve.metrics import Metrics
+    from helios_serve.spans import open_spans
 
     metrics = Metrics()
-    cores = launch_models(arguments, models, opened, tenants, metrics)
+    spans = None
+    if arguments.otlp_traces_endpoint is not None:
+        spans = open_spans(arguments.otlp_traces_endpoint)
+        opened.callback(spans.close)
+    cores = launch_models(arguments, models, opened, tenants, metrics, spans)
     config = ServerConfig(
         retention=arguments.retention,
         max_disk=arguments.max_disk,
@@ -343,9 +225,12 @@ def make_server(
         loras=dict(arguments.lora_modules),
         public_metrics=arguments.public_metrics,
         access_log=not arguments.no_access_log,
+        cell=cell,
+        kept_chunks=arguments.endless_window,
+        idle=arguments.endless_idle,
     )
     return make_app(
-        AsyncEngine(cores, store, metrics, models.aliases),
+        AsyncEngine(cores, store, metrics, models.aliases, spans=spans),
         store,
         arguments.data_dir,
         keys,
@@ -362,6 +247,7 @@ def launch_models(
     opened: ExitStack,
     tenants: "TenantsFile | None",
     metrics: "Metrics",
+    spans: "Spans | None",
 ) -> "dict[str, EngineCore]":
     """Return an engine for each model, by name. Their workers are starting."""
     from helios_serve.engine.launch import launch
@@ -385,6 +271,7 @@ def launch_models(
             scheduling=scheduling,
             trace=trace,
             metrics=metrics,
+            spans=spans,
         )
         for name, model in models.paths.items()
     }

@@ -23,6 +23,8 @@ PROBES = frozenset({"/health", "/liveness", "/ping", "/load", "/metrics", "/vers
 """Paths that monitors read again and again, logged at level DEBUG."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_GONE = 499
+STARTS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
+"""Messages that begin a response."""
 
 
 def kept_or_new(request_id: str) -> str:
@@ -103,7 +105,12 @@ class AccessLog:
 
     def _handler(self, scope: Scope) -> str:
         """Return the path of the route, so that the label takes few values."""
-        for route in self.routes:
-            if isinstance(route, Route | WebSocketRoute) and route.matches(scope)[0] != Match.NONE:
-                return route.path
-        return "none"
+        return route_template(self.routes, scope)
+
+
+def route_template(routes: Sequence[BaseRoute], scope: Scope) -> str:
+    """Return the path of a request's route, such as /v1/videos/{video_id}; "none" without one."""
+    for route in routes:
+        if isinstance(route, Route | WebSocketRoute) and route.matches(scope)[0] != Match.NONE:
+            return route.path
+    return "none"

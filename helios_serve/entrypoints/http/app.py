@@ -16,6 +16,7 @@ from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
 from helios_serve.entrypoints.http.bodies import BodyLimit, BodyLimits
+from helios_serve.entrypoints.http.cells import CellHeader
 from helios_serve.entrypoints.http.info import ServerInfo, UsageApi
 from helios_serve.entrypoints.http.live.events import EventsApi
 from helios_serve.entrypoints.http.live.hls import HlsApi
@@ -25,16 +26,17 @@ from helios_serve.entrypoints.http.origins import CrossOrigin, OriginGuard, pars
 from helios_serve.entrypoints.http.paths import RootPath
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.probes import Probes
+from helios_serve.entrypoints.http.request_spans import RequestSpans
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
 from helios_serve.entrypoints.http.videos.videos import CharacterApi, VideoApi
 from helios_serve.errors import HeliosError
-from helios_serve.metrics import HttpMetrics
 from helios_serve.options.server import ServerConfig
 from helios_serve.service.batches.batch_runner import BatchRunner
 from helios_serve.service.control import ControlServer
 from helios_serve.service.errors import ApiError
 from helios_serve.service.housekeeping import Housekeeper
+from helios_serve.service.ids import Ids
 from helios_serve.service.key_cache import KeyCache
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.media.references import References
@@ -101,16 +103,16 @@ def make_app(
     lifecycle = Lifecycle(engine, config.exit_without_workers)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     key_cache = KeyCache(keys)
-    tables = ServiceTables(folder)
-    disk = Disk(folder, config.max_disk)
+    tables, loras = ServiceTables(folder), LoraModules(config.loras)
+    disk, ids = Disk(folder, config.max_disk), Ids(config.cell)
     finished = FinishedFiles(folder / "finished", store)
-    videos = Videos(engine, store, finished, disk, lifecycle, config.retention)
-    keeper = Housekeeper(videos, tables, disk, config.retention)
-    files = FileApi(tables.files, engine, disk)
+    videos = Videos(engine, store, finished, disk, lifecycle, config.retention, ids=ids)
+    keeper = Housekeeper(videos, tables, disk, config.retention, idle=config.idle)
+    files = FileApi(tables.files, engine, disk, ids)
     references = References(
         folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
     )
-    builder = RequestBuilder(engine, references, LoraModules(config.loras))
+    builder = RequestBuilder(engine, references, loras, ids=ids, kept_chunks=config.kept_chunks)
     runner = BatchRunner(videos, builder, tables)
     parts: tuple[HasOperations, ...] = (
         VideoApi(videos, builder, RateLimits(engine, store)),
@@ -133,7 +135,7 @@ def make_app(
     routes = [*routes_of(operations), *realtime.routes, *Playground().routes]
     app = Starlette(
         routes=routes,
-        middleware=middleware_of(routes, engine.metrics.http, key_cache, config, disk),
+        middleware=middleware_of(routes, engine, key_cache, config, disk),
         exception_handlers=dict.fromkeys(HANDLED, handle_error),
         lifespan=lifespan,
     )
@@ -144,7 +146,7 @@ def make_app(
 
 def middleware_of(
     routes: Sequence[BaseRoute],
-    metrics: HttpMetrics,
+    engine: AsyncEngine,
     keys: KeyCache,
     config: ServerConfig,
     disk: Disk,
@@ -156,8 +158,10 @@ def middleware_of(
     return [
         request_ids(),
         Middleware(RootPath, root_path=edge.root_path),
-        Middleware(AccessLog, routes, metrics, is_logged=config.access_log),
+        *([] if engine.spans is None else [Middleware(RequestSpans, routes, engine.spans)]),
+        Middleware(AccessLog, routes, engine.metrics.http, is_logged=config.access_log),
         *([Middleware(CrossOrigin, origins=origins)] if edge.allowed_origins else ()),
+        *([Middleware(CellHeader, cell=config.cell)] if config.cell is not None else ()),
         Middleware(OriginGuard, keys=keys, hosts=hosts, origins=origins),
         Middleware(Authentication, keys, public_metrics=config.public_metrics),
         Middleware(BodyLimit, limits=BodyLimits(text=edge.max_request_text, spool=spool)),

@@ -147,6 +147,8 @@ def describe_operation(operation: Operation, schemas: dict[str, Any]) -> Json:
         "responses": {"200": {"description": "Success", "content": content}}
         | {str(status): error for status in operation.statuses},
     }
+    if "{" in operation.path:  # it may name an object of another cell
+        described["responses"]["421"] = error
     if is_open(operation.path):
         described["security"] = []
     else:

@@ -34,6 +34,7 @@ EXPOSED = (
     "last-modified",
     "openai-poll-after-ms",
     "retry-after",
+    "x-helios-cell",
     "server-timing",
     "x-request-id",
     "x-should-retry",

@@ -46,6 +46,8 @@ def first_chunk_query(request: Request, job: StoredJob) -> int:
     """
     text = request.query_params.get("from_chunk", str(job.first_chunk))
     first = whole_number(text)
+    if first is not None and job.is_endless:
+        first = max(first, job.first_chunk)  # it may have been deleted since the client looked
     if first is None or not job.first_chunk <= first < job.num_chunks:
         raise InvalidRequestError(
             f"got from_chunk {text!r}, expected {job.first_chunk} to {job.num_chunks - 1}",

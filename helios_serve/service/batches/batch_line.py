@@ -16,6 +16,7 @@ from helios_serve.service.json_text import UTF8_MARK, Buffer, check_shape, is_wi
 from helios_serve.service.protocol import CreateVideo
 from helios_serve.service.videos.requests import (
     asked_size,
+    check_has_end,
     creation,
     sampled_size,
     with_plain_options,
@@ -172,11 +173,11 @@ def local_request(line: BatchLine, folder: Path, model: str, config: HeliosConfi
     body = with_plain_options(body, config)
     shown = asked_size(body, model)
     size = sampled_size(shown, body, config)
-    request = creation(body, model, size, shown, "default")
+    request = creation(body, line.custom_id, model=model, size=size, shown=shown, tenant="default")
+    check_has_end(request, "a batch")
     files = {"width": size.width, "height": size.height}
     request = msgspec.structs.replace(
         request,
-        request_id=line.custom_id,
         image=None if body.image is None else load_image(folder / body.image, **files),
         video=None if body.video is None else load_video(folder / body.video, **files),
         lora=str((folder / body.lora).absolute()) if isinstance(body.lora, str) else None,

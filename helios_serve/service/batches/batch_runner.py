@@ -21,6 +21,7 @@ from helios_serve.errors import (
 from helios_serve.logger import logger
 from helios_serve.service.batches.batch_line import BatchLine, LineSpan, check_file, read_line
 from helios_serve.service.errors import ApiError, as_api_error
+from helios_serve.service.ids import cell_of, join
 from helios_serve.service.protocol import (
     BatchLineError,
     BatchLineResponse,
@@ -29,6 +30,7 @@ from helios_serve.service.protocol import (
     Video,
 )
 from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.service.videos.requests import check_has_end
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.batches import BatchStatus, BatchStore, LineError, StoredBatch
 from helios_serve.store.files import create_file
@@ -170,6 +172,7 @@ class BatchRunner:
         if await asyncio.to_thread(self.videos.store.job, name) is None:
             tier = self.videos.engine.models.tenant(batch.tenant).tier_like("flex")
             asked = await self.builder.make({"service_tier": tier} | line.body, batch.tenant)
+            check_has_end(asked, "a batch")
             await self._submit(msgspec.structs.replace(asked, request_id=name))
         while True:
             await self.videos.engine.wait(name)
@@ -209,7 +212,7 @@ class BatchRunner:
 
     def _write(self, batch: StoredBatch, kind: str, are_good: bool) -> str | None:
         """Write a result file. Return its id, or None if there are no results."""
-        file_id = f"file-{digest(batch.id, kind)}"
+        file_id = join("file", cell_of(batch.id), digest(batch.id, kind))
         lines = 0
         with create_file(self.files.scratch(file_id)) as file:
             for data in self.batches.results(batch.id, are_good=are_good):
@@ -254,8 +257,8 @@ def digest(*parts: str) -> str:
 
 
 def line_id(batch_id: str, line: int) -> str:
-    """Return the video id of a line, the same in every process."""
-    return f"video_{digest(batch_id, str(line))}"
+    """Return the video id of a line, the same in every process and in the batch's cell."""
+    return join("video", cell_of(batch_id), digest(batch_id, str(line)))
 
 
 def video_result(name: str, line: BatchLine, video: Video) -> BatchOutputLine:

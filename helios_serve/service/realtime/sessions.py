@@ -56,10 +56,15 @@ class ChunkEvents(NamedTuple):
 
 
 class RealtimeSession:
-    """A video with its client's interactions and the connection that reads it."""
+    """A video with its client's interactions and the connection that reads it.
 
-    def __init__(self, video_id: str) -> None:
+    A session without an end (`is_endless`) forgets its oldest interactions, so that it may have any
+    number of them.
+    """
+
+    def __init__(self, video_id: str, *, is_endless: bool = False) -> None:
         self.video_id = video_id
+        self.is_endless = is_endless
         self.reader: Reader | None = None
         self.release: asyncio.Task[None] | None = None
         self._interactions: dict[str, Interaction] = {}
@@ -85,7 +90,9 @@ class RealtimeSession:
                 f"got event_id {event_id!r} again with different content, expected a new id",
                 code="event_id_conflict",
             )
-        if len(self._interactions) == MAX_INTERACTIONS:
+        if len(self._interactions) == MAX_INTERACTIONS and self.is_endless:
+            self._forget_oldest()
+        elif len(self._interactions) == MAX_INTERACTIONS:
             raise ApiError(
                 429,
                 f"too many interactions, expected at most {MAX_INTERACTIONS} in one session",
@@ -93,6 +100,13 @@ class RealtimeSession:
             )
         self._interactions[event_id] = interaction
         return True
+
+    def _forget_oldest(self) -> None:
+        oldest = next(iter(self._interactions))
+        del self._interactions[oldest]
+        for place, event_id in list(self._event_ids.items()):
+            if event_id == oldest:
+                del self._event_ids[place]
 
     def switch(self, engine: AsyncEngine, event_id: str, interaction: Interaction) -> None:
         """Change the video's prompt in the background.
@@ -133,7 +147,7 @@ class RealtimeSession:
         try:
             switch = await engine.switch_prompt(self.video_id, prompt, chunks)
         except Exception as error:
-            del self._interactions[event_id]  # allows a retry with the same id
+            self._interactions.pop(event_id, None)  # allows a retry with the same id
             if self.reader is not None:
                 await self.reader.report_failure(event_id, error)
         else:
@@ -164,7 +178,7 @@ class RealtimeSessions:
     async def __aenter__(self) -> "RealtimeSessions":
         for job in await asyncio.to_thread(self.store.jobs):
             if is_session(job) and not job.is_finished:
-                self._hold(self._sessions.setdefault(job.id, RealtimeSession(job.id)))
+                self._hold(self._sessions.setdefault(job.id, session_of(job)))
         return self
 
     async def __aexit__(
@@ -178,9 +192,12 @@ class RealtimeSessions:
             task.cancel()
         await asyncio.gather(*waiting, *self._ending, return_exceptions=True)
 
-    async def attach(self, video_id: str, reader: Reader) -> RealtimeSession:
+    async def attach(
+        self, video_id: str, reader: Reader, *, is_endless: bool = False
+    ) -> RealtimeSession:
         """Attach `reader` to a session, and evict its previous reader."""
-        session = self._sessions.setdefault(video_id, RealtimeSession(video_id))
+        new = RealtimeSession(video_id, is_endless=is_endless)
+        session = self._sessions.setdefault(video_id, new)
         before, session.reader = session.reader, reader
         if before is not None:
             before.evict()
@@ -218,6 +235,10 @@ class RealtimeSessions:
         await asyncio.sleep(self.config.grace)
         self._sessions.pop(session.video_id, None)
         await self.abort(session.video_id)
+
+
+def session_of(job: StoredJob) -> RealtimeSession:
+    return RealtimeSession(job.id, is_endless=job.is_endless)
 
 
 def is_session(job: StoredJob) -> bool:

@@ -27,7 +27,7 @@ class ImageReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def session_request(fields: Json, tenant: str, builder: RequestBuilder) -> VideoRequest:
-    """Build the request of a session.
+    """Build the request of a session, which has no end if it has no length.
 
     Raises ApiError or InvalidRequestError for invalid fields.
     """
@@ -35,6 +35,8 @@ async def session_request(fields: Json, tenant: str, builder: RequestBuilder) ->
     own = {name: fields.pop(name) for name in SessionOptions.__struct_fields__ if name in fields}
     options = convert(own, SessionOptions)
     drop_unused(fields, builder)
+    if "num_frames" not in fields and "seconds" not in fields:
+        fields.setdefault("endless", True)
     given = None
     if options.image_reference is not None:
         source = {"image_url": options.image_reference.image_url}
@@ -84,6 +86,8 @@ def config_of(request: VideoRequest) -> dict[str, Any]:
     params = request.params
     size = request.shown_size or Size(params.width, params.height)
     config: dict[str, Any] = msgspec.to_builtins(params) | size._asdict()
+    if params.is_endless:
+        config["num_frames"] = None
     return config | {
         "model": request.model,
         "prompt": request.prompt,

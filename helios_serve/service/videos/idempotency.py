@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from helios_serve.service.errors import ApiError
+from helios_serve.service.ids import Ids, join
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import Json
 from helios_serve.store.jobs import StoredJob
@@ -48,8 +49,9 @@ class IdempotencyKeys:
     its video, or nothing if it was refused.
     """
 
-    def __init__(self, store: VideoStore) -> None:
+    def __init__(self, store: VideoStore, ids: Ids) -> None:
         self.store = store
+        self.ids = ids
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
@@ -97,10 +99,12 @@ class IdempotencyKeys:
         Raises ApiError 400 if the store has `MAX_USES` videos of the key, all expired.
         """
         for use in range(MAX_USES):
-            digest = hashlib.sha256(f"{tenant}\0{key}\0{use}".encode()).hexdigest()
-            job = self.store.job(f"video_{digest[:32]}")
+            digest = hashlib.sha256(f"{tenant}\0{key}\0{use}".encode()).hexdigest()[:32]
+            video_id = self.ids.named("video", digest)
+            # The second id is from before the server became a cell.
+            job = self.store.job(video_id) or self.store.job(join("video", None, digest))
             if job is None or job.created_at > time.time() - KEPT_SECONDS:
-                return KeyedRequest(f"video_{digest[:32]}", fingerprint, job)
+                return KeyedRequest(video_id if job is None else job.id, fingerprint, job)
         raise ApiError(
             400,
             f"got Idempotency-Key {key!r}, which has {MAX_USES} stored videos, expected fewer: "

@@ -4,6 +4,8 @@ import msgspec
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import InvalidRequestError
+from helios_serve.options.server import KEPT_CHUNKS
+from helios_serve.service.ids import Ids
 from helios_serve.service.media.references import ReferenceInput, References
 from helios_serve.service.protocol import CreateVideo, Json
 from helios_serve.service.validation import convert
@@ -24,14 +26,24 @@ class RequestBuilder:
         engine: The engine that checks the requests.
         references: Decodes reference images and videos.
         loras: The LoRA adapters that requests may use.
+        ids: Makes the ids of new videos.
+        kept_chunks: Number of last chunks that readers of a video without an end find.
     """
 
     def __init__(
-        self, engine: AsyncEngine, references: References, loras: LoraModules | None = None
+        self,
+        engine: AsyncEngine,
+        references: References,
+        loras: LoraModules | None = None,
+        *,
+        ids: Ids | None = None,
+        kept_chunks: int = KEPT_CHUNKS,
     ) -> None:
         self.engine = engine
         self.references = references
         self.loras = loras or LoraModules()
+        self.ids = ids or Ids()
+        self.kept_chunks = kept_chunks
 
     async def make(
         self, fields: Json, tenant: str, given: ReferenceInput | None = None
@@ -50,7 +62,11 @@ class RequestBuilder:
         body = with_plain_options(body, config)
         shown = asked_size(body, self.engine.models.worker_config(model).model)
         size = sampled_size(shown, body, config)
-        asked = creation(body, model, size, shown, tenant)
+        video_id = self.ids.new("video")
+        asked = creation(body, video_id, model=model, size=size, shown=shown, tenant=tenant)
+        if body.endless:
+            self._check_unlimited(tenant, model)
+            asked = msgspec.structs.replace(asked, kept_chunks=self.kept_chunks)
         if body.service_tier == "auto" and model in self.engine.models.cores:
             tier = self.engine.models.tenant(tenant, model).tier_like("default")
             asked = msgspec.structs.replace(asked, tier=tier)
@@ -72,6 +88,16 @@ class RequestBuilder:
         if request.lora is not None:
             rights = self.engine.models.tenant(request.tenant, request.model)
             self.loras.check(request.lora, rights)
+
+    def _check_unlimited(self, tenant: str, model: str) -> None:
+        """Refuse a video without an end to a tenant whose frames a day are limited."""
+        limit = self.engine.models.tenant(tenant, model).frames_per_day
+        if limit is not None:
+            raise InvalidRequestError(
+                f"got a video without an end, expected num_frames or seconds: tenant {tenant} may "
+                f"request {limit} frames a day",
+                param="num_frames",
+            )
 
     def _with_adapter_as_lora(self, body: CreateVideo) -> CreateVideo:
         """Replace a `model` that names an adapter by the default model with that adapter, as in

@@ -9,6 +9,7 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig, num_chunks
 from helios_serve.options.fields import read_options
 from helios_serve.options.sampling import (
+    ENDLESS_FRAMES,
     MAX_FRAMES,
     PromptSwitch,
     SamplingOptions,
@@ -24,10 +25,6 @@ Body = TypeVar("Body", bound=CreateVideo)
 
 MAX_SEED = 2**31
 """Exclusive maximum of random seeds."""
-
-
-def new_id() -> str:
-    return f"video_{secrets.token_hex(16)}"
 
 
 def with_plain_options(body: Body, config: HeliosConfig) -> Body:
@@ -92,7 +89,13 @@ def asked_size(body: CreateVideo, model: str) -> Size:
 
 
 def asked_frames(body: CreateVideo) -> int:
-    """Return the requested number of frames, from `num_frames` or `seconds`."""
+    """Return the requested number of frames, from `num_frames`, `seconds` or `endless`."""
+    if body.endless:
+        if body.seconds is not None or body.num_frames is not None:
+            raise InvalidRequestError(
+                "got both endless and a length, expected only one of them", param="endless"
+            )
+        return ENDLESS_FRAMES
     if body.seconds is None:
         return SamplingParams().num_frames if body.num_frames is None else body.num_frames
     if body.num_frames is not None:
@@ -113,6 +116,15 @@ def frames_of(seconds: float, fps: int) -> int:
     return max(1, round(seconds * fps))
 
 
+def check_has_end(asked: VideoRequest, what: str) -> None:
+    """Refuse a video without an end for `what`, which waits for its end."""
+    if asked.params.is_endless:
+        raise InvalidRequestError(
+            f"got a video without an end for {what}, expected num_frames or seconds",
+            param="endless",
+        )
+
+
 def sampled_size(size: Size, body: CreateVideo, config: HeliosConfig) -> Size:
     """Return the size at which the model generates a video that is shown at `size`.
 
@@ -125,7 +137,9 @@ def sampled_size(size: Size, body: CreateVideo, config: HeliosConfig) -> Size:
     return nearest_size(*size, config)
 
 
-def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str) -> VideoRequest:
+def creation(
+    body: CreateVideo, request_id: str, *, model: str, size: Size, shown: Size, tenant: str
+) -> VideoRequest:
     """Build the request for a new video, without its reference.
 
     `size` is the size at which the model generates; `shown` is the size of the finished video.
@@ -146,7 +160,7 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
     )
     return VideoRequest(
-        request_id=new_id(),
+        request_id=request_id,
         prompt=body.prompt,
         model=model,
         params=params,
@@ -158,30 +172,33 @@ def creation(body: CreateVideo, model: str, size: Size, shown: Size, tenant: str
     )
 
 
-def derived(request: VideoRequest, relation: Relation, **params: Any) -> VideoRequest:
+def derived(
+    request: VideoRequest, request_id: str, *, relation: Relation, params: dict[str, Any]
+) -> VideoRequest:
     """Build a request for a video that is derived from `request`, with the given `params` replaced.
 
     It never waits for a reader, even if `request` belongs to a realtime session.
     """
     return msgspec.structs.replace(
         request,
-        request_id=new_id(),
+        request_id=request_id,
         params=msgspec.structs.replace(request.params, **params),
         max_lead_chunks=None,
         pacing="reader",
         parent=request.request_id,
         relation=relation,
         fingerprint=None,
+        traceparent=None,
     )
 
 
-def remix(request: VideoRequest, prompt: str) -> VideoRequest:
+def remix(request: VideoRequest, request_id: str, *, prompt: str) -> VideoRequest:
     """Build a request with the seed, size, length and reference of `request`, and a new prompt."""
-    child = derived(request, "remix", switches=())
+    child = derived(request, request_id, relation="remix", params={"switches": ()})
     return msgspec.structs.replace(child, prompt=prompt)
 
 
-def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
+def extension(request: VideoRequest, request_id: str, *, body: ExtendVideo) -> VideoRequest:
     """Build a request that continues `request` from its snapshot, with a new prompt if there is
     one.
 
@@ -189,6 +206,11 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
     generated and was only cut.
     """
     params = request.params
+    if params.is_endless:
+        raise InvalidRequestError(
+            "got a video without an end to extend, expected one with an end: fork it instead",
+            param="video",
+        )
     edge = num_chunks(params.num_frames)
     total = params.num_frames + frames_of(body.seconds, params.fps)
     if num_chunks(total) == edge:
@@ -198,12 +220,19 @@ def extension(request: VideoRequest, body: ExtendVideo) -> VideoRequest:
             "extensions end within the last chunk, which is already generated",
             param="seconds",
         )
-    longer = derived(request, "extension", num_frames=total).without_media()
+    longer = derived(
+        request, request_id, relation="extension", params={"num_frames": total}
+    ).without_media()
     return longer if body.prompt is None else longer.with_switch(PromptSwitch(edge, body.prompt))
 
 
 def fork(
-    request: VideoRequest, edge: int, prompt: str | None, seconds: float | None
+    request: VideoRequest,
+    request_id: str,
+    *,
+    edge: int,
+    prompt: str | None,
+    seconds: float | None,
 ) -> VideoRequest:
     """Build a request that continues `request` at chunk `edge`, with another prompt if given.
 
@@ -220,7 +249,10 @@ def fork(
         )
     end = num_chunks(frames)
     switches = tuple(switch for switch in params.switches if switch.chunk < end)
-    child = derived(request, "fork", num_frames=frames, switches=switches).without_media()
+    changes: dict[str, Any] = {"num_frames": frames, "switches": switches}
+    child = derived(request, request_id, relation="fork", params=changes).without_media()
+    if frames != ENDLESS_FRAMES:
+        child = msgspec.structs.replace(child, kept_chunks=None)
     return child if prompt is None else child.with_switch(PromptSwitch(edge, prompt))
 
 

@@ -2,6 +2,7 @@
 
 from helios_serve.engine.requests.progress import Progress
 from helios_serve.errors import without_paths
+from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.service.protocol import Video, VideoError, WireStatus
 from helios_serve.store.job_repair import DAMAGED
 from helios_serve.store.jobs import StoredJob
@@ -17,7 +18,8 @@ def video_object(
         progress: The engine's progress; None if the engine does not run the job.
         retention: Seconds for which finished videos are kept; None: forever.
     """
-    params, chunks = job.request.params, len(job.chunks)
+    params, chunks = job.request.params, job.next_chunk - job.first_chunk
+    frames = job.next_chunk * CHUNK_FRAMES if job.is_endless else params.num_frames
     width, height = job.request.shown_size or (params.width, params.height)
     status = wire_status(job)
     if status == "queued" and progress is not None and progress.queue_position is None:
@@ -34,14 +36,14 @@ def video_object(
         error=video_error(job),
         prompt=job.request.prompt,
         remixed_from_video_id=job.request.parent if job.request.relation == "remix" else None,
-        seconds=f"{params.num_frames / params.fps:g}",
+        seconds=f"{frames / params.fps:g}",
         size=f"{width}x{height}",
-        num_frames=params.num_frames,
+        num_frames=None if job.is_endless else frames,
         fps=params.fps,
         seed=params.seed,
         phase=status if progress is None else progress.phase,
-        chunks_done=chunks,
-        num_chunks=job.num_chunks,
+        chunks_done=job.next_chunk if job.is_endless else chunks,
+        num_chunks=None if job.is_endless else job.num_chunks,
         parent_video_id=job.request.parent,
         relation=job.request.relation,
         queue_position=None if progress is None else progress.queue_position,

@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.service.errors import ApiError, not_found
+from helios_serve.service.ids import Ids
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import Video
 from helios_serve.service.videos.finished_files import FinishedFiles
@@ -27,6 +30,7 @@ class Videos:
         disk: Limits the disk space of new videos.
         lifecycle: Rejects new videos during shutdown.
         retention: Seconds for which finished videos are kept; None: forever.
+        ids: Makes the ids of new videos, and knows those of other cells.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class Videos:
         disk: Disk,
         lifecycle: Lifecycle,
         retention: float | None = None,
+        *,
+        ids: Ids | None = None,
     ) -> None:
         self.engine = engine
         self.store = store
@@ -44,15 +50,17 @@ class Videos:
         self.disk = disk
         self.lifecycle = lifecycle
         self.retention = retention
+        self.ids = ids or Ids()
 
     async def find(self, video_id: str, tenant: str) -> StoredJob:
         """Return a video of the tenant.
 
-        Raises ApiError 404 if there is none, or it belongs to another tenant.
+        Raises ApiError 404 if there is none, or it belongs to another tenant, and 421 if it belongs
+        to another cell.
         """
         job = await asyncio.to_thread(self.store.job, video_id)
         if job is None or job.tenant != tenant:
-            raise not_found(video_id)
+            raise self.ids.missing(video_id)
         return job
 
     async def accept(self, asked: VideoRequest) -> Video:
@@ -63,6 +71,7 @@ class Videos:
         """
         self.lifecycle.check_open()
         await asyncio.to_thread(self.disk.check_room, reference_bytes(asked))
+        asked = self._traced(asked)
         if asked.relation == "extension" and asked.parent is not None:
             await self.engine.submit(asked, extends=asked.parent)
         else:
@@ -85,7 +94,10 @@ class Videos:
         made: list[VideoRequest] = []
 
         def make(edge: int) -> list[VideoRequest]:
-            made.extend(fork(job.request, edge, prompt, seconds) for prompt in prompts)
+            for prompt in prompts:
+                name = self.ids.new("video")
+                child = fork(job.request, name, edge=edge, prompt=prompt, seconds=seconds)
+                made.append(self._traced(child))
             return made
 
         await self.engine.fork(job.id, make)
@@ -138,6 +150,13 @@ class Videos:
         except TimeoutError:
             return False
         return True
+
+    def _traced(self, asked: VideoRequest) -> VideoRequest:
+        """Return the request with the trace of what is being answered, if there are spans."""
+        if self.engine.spans is None:
+            return asked
+        traceparent = self.engine.spans.accept(asked.request_id)
+        return msgspec.structs.replace(asked, traceparent=traceparent)
 
 
 def reference_bytes(asked: VideoRequest) -> int:

@@ -1,11 +1,14 @@
 """`helios-serve keys`, and servers without keys."""
 
+import io
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from helios_serve.entrypoints.cli.main import main
+from helios_serve.store.keys import KeyStore
 
 SECRET = re.compile(r"sk-helios-[A-Za-z0-9_-]{43}")
 
@@ -28,6 +31,24 @@ def test_keys_are_made_listed_and_revoked(
     assert capsys.readouterr().out == f"{key_id} of tenant acme is revoked\n"
     assert main(["keys", "list", *folder]) == 0
     assert re.search(r"revoked \d{4}-", capsys.readouterr().out)
+
+
+def test_a_key_of_one_folder_is_added_to_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["keys", "create", "--tenant", "acme", "--data-dir", str(tmp_path / "a")]) == 0
+    secret = capsys.readouterr().out
+    other = ["--tenant", "acme", "--data-dir", str(tmp_path / "b")]
+    for given, status in ((secret, 0), (secret, 2), ("sk-helios-short", 2), ("", 2)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        assert main(["keys", "add", *other]) == status
+        told = capsys.readouterr()
+        assert secret.strip() not in told.out + told.err
+        assert status == 0 or "helios-serve: error: got a key " in told.err
+    with closing(KeyStore(tmp_path / "b")) as store:
+        key = store.ring().find(secret.strip())
+    assert key is not None
+    assert key.tenant == "acme"
 
 
 @pytest.mark.parametrize(

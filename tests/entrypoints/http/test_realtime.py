@@ -239,8 +239,8 @@ def test_what_is_made_from_a_sessions_video_waits_for_no_reader() -> None:
     asked = VideoRequest(
         request_id="a", prompt="waves", params=params, max_lead_chunks=2, pacing="media"
     )
-    longer = extension(asked, ExtendVideo(video={"id": "a"}))
-    for made in (remix(asked, "a storm"), longer):
+    longer = extension(asked, "b", body=ExtendVideo(video={"id": "a"}))
+    for made in (remix(asked, "c", prompt="a storm"), longer):
         assert (made.max_lead_chunks, made.pacing) == (None, "reader")
 
 

@@ -1,7 +1,6 @@
 """Routes of batches."""
 
 import asyncio
-import secrets
 import time
 
 from starlette.requests import Request
@@ -15,7 +14,6 @@ from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.responses import json_response, page_response
 from helios_serve.errors import InvalidRequestError
 from helios_serve.service.batches.batch_runner import BatchRunner
-from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import (
     Batch,
     BatchCounts,
@@ -40,6 +38,7 @@ class BatchApi:
         self.runner = runner
         self.batches = runner.batches
         self.files = files
+        self.ids = files.ids
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -79,7 +78,7 @@ class BatchApi:
         await asyncio.to_thread(self.disk.check_room)
         now = time.time()
         batch = StoredBatch(
-            id=f"batch_{secrets.token_hex(16)}",
+            id=self.ids.new("batch"),
             tenant=tenant_of(request),
             input_file_id=file.id,
             endpoint=body.endpoint,
@@ -116,7 +115,7 @@ class BatchApi:
     async def _find(self, batch_id: str, request: Request) -> StoredBatch:
         batch = await asyncio.to_thread(self.batches.get, batch_id)
         if batch is None or batch.tenant != tenant_of(request):
-            raise ApiError(404, f"batch {batch_id!r} not found", code="not_found")
+            raise self.ids.missing(batch_id, "batch")
         return batch
 
     async def _describe(self, batch: StoredBatch) -> Batch:

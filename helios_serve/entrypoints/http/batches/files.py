@@ -1,7 +1,6 @@
 """Routes of files: batch inputs and outputs, and references."""
 
 import asyncio
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from helios_serve.entrypoints.http.queries import page_query
 from helios_serve.entrypoints.http.ranges import StoredFileResponse
 from helios_serve.entrypoints.http.responses import json_response, page_response
 from helios_serve.errors import InvalidRequestError
-from helios_serve.service.errors import ApiError
+from helios_serve.service.ids import Ids
 from helios_serve.service.media.uploads import Upload
 from helios_serve.service.protocol import FileDeleted, FileList, FileObject
 from helios_serve.store.disk import Disk
@@ -36,10 +35,11 @@ PIECE = 1 << 20
 class FileApi:
     """Handlers for the tenant's files."""
 
-    def __init__(self, files: UserFileStore, engine: AsyncEngine, disk: Disk) -> None:
+    def __init__(self, files: UserFileStore, engine: AsyncEngine, disk: Disk, ids: Ids) -> None:
         self.files = files
         self.engine = engine
         self.disk = disk
+        self.ids = ids
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -76,7 +76,7 @@ class FileApi:
             raise InvalidRequestError(
                 f"got purpose {purpose!r}, expected one of: {', '.join(PURPOSES)}", param="purpose"
             )
-        file_id = f"file-{secrets.token_hex(16)}"
+        file_id = self.ids.new("file")
         name = (upload.filename or "upload").rpartition("/")[2][-MAX_NAME:]
         tenant, size = tenant_of(request), await upload.size()
         limit = self.engine.models.tenant(tenant).max_file_bytes
@@ -132,7 +132,7 @@ class FileApi:
         """
         file = await asyncio.to_thread(self.files.get, file_id)
         if file is None or file.tenant != tenant_of(connection):
-            raise ApiError(404, f"file {file_id!r} not found", code="not_found")
+            raise self.ids.missing(file_id, "file")
         return file
 
     async def path_of(self, tenant: str, file_id: str) -> Path | None:

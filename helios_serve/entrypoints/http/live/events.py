@@ -64,6 +64,11 @@ class EventPosition:
         self.marker = marker
         return is_new
 
+    def skip_deleted(self, job: StoredJob) -> None:
+        """Move past the chunks that a video without an end does not keep any more."""
+        if job.is_endless and self.chunk < job.shown_chunks.start - 1:
+            self.pass_chunk(job.shown_chunks.start - 1)
+
     def pass_end(self) -> None:
         self.marker = END
 
@@ -76,7 +81,8 @@ def position_of(request: Request, job: StoredJob) -> EventPosition:
     start = job.first_chunk
     if (last := request.headers.get("last-event-id")) is not None:
         match = ID.fullmatch(last)
-        if match is None or not start - 1 <= int(match[1]) < job.num_chunks:
+        oldest = 0 if job.is_endless else start
+        if match is None or not oldest - 1 <= int(match[1]) < job.num_chunks:
             raise InvalidRequestError(
                 f"got Last-Event-ID {last!r}, expected the id of an event of this video",
                 param="last-event-id",
@@ -90,7 +96,7 @@ class ChunkEvent(msgspec.Struct, tag_field="type", tag="video.chunk"):
 
     video_id: str
     chunk: int
-    num_chunks: int
+    num_chunks: int | None
     first_frame: int
     num_frames: int
 
@@ -112,7 +118,7 @@ class ProgressEvent(msgspec.Struct, tag_field="type", tag="video.progress"):
     phase: str
     progress: int
     chunks_done: int
-    num_chunks: int
+    num_chunks: int | None
     queue_position: int | None
     eta_seconds: float | None
 
@@ -173,6 +179,7 @@ class EventsApi:
         yield f"retry: {RETRY_MS}\n\n"
         last_progress, sent_at = None, loop.time()
         while not self.closing.is_set():
+            self.videos.engine.note_view(video_id)
             # Requested before the job is read, so that no change is missed.
             change = self.videos.engine.changes(video_id)
             job = await asyncio.to_thread(self.videos.store.job, video_id)
@@ -205,7 +212,8 @@ def events_after(job: StoredJob, position: EventPosition) -> Iterator[str]:
     A switch is reported after the chunk before it. If it is replaced before its chunk is generated,
     the new switch is reported, too.
     """
-    params = job.request.params
+    params, count = job.request.params, None if job.is_endless else job.num_chunks
+    position.skip_deleted(job)
     switches = {switch.chunk: switch for switch in params.switches}
     while True:
         chunk = position.chunk + 1
@@ -218,7 +226,7 @@ def events_after(job: StoredJob, position: EventPosition) -> Iterator[str]:
             return
         position.pass_chunk(chunk)
         first, length = frames_of_chunk(params.num_frames, chunk)
-        yield encode_event(ChunkEvent(job.id, chunk, job.num_chunks, first, length), position)
+        yield encode_event(ChunkEvent(job.id, chunk, count, first, length), position)
 
 
 def progress_event(job: StoredJob, progress: Progress | None) -> ProgressEvent:

@@ -71,6 +71,7 @@ class HlsApi:
         long, the response is 503 with `retry-after`. A video that ended without chunks is 409.
         """
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        self.videos.engine.note_view(job.id)
         if not job.chunks and not job.is_finished:
             job = await self._wait_for_chunk(job)
         if job.chunks:
@@ -119,19 +120,25 @@ class HlsApi:
 
 
 def playlist(job: StoredJob) -> str:
-    """Return the playlist (RFC 8216, EVENT) of a job that has at least one chunk."""
-    params = job.request.params
+    """Return the playlist (RFC 8216) of a job that has at least one chunk.
+
+    It is of type EVENT, and players begin at the beginning. That of a video without an end is live:
+    its window slides, and players begin near the last chunk.
+    """
+    params, shown = job.request.params, job.shown_chunks
+    kind = [] if job.is_endless else ["#EXT-X-PLAYLIST-TYPE:EVENT"]
+    start = [] if job.is_endless else ["#EXT-X-START:TIME-OFFSET=0"]
     lines = [
         "#EXTM3U",
         "#EXT-X-VERSION:7",
         f"#EXT-X-TARGETDURATION:{math.ceil(CHUNK_FRAMES / params.fps)}",
-        "#EXT-X-PLAYLIST-TYPE:EVENT",
-        f"#EXT-X-MEDIA-SEQUENCE:{job.first_chunk}",
+        *kind,
+        f"#EXT-X-MEDIA-SEQUENCE:{shown.start}",
         "#EXT-X-INDEPENDENT-SEGMENTS",
-        "#EXT-X-START:TIME-OFFSET=0",
+        *start,
         '#EXT-X-MAP:URI="init.mp4"',
     ]
-    for chunk in job.chunks:
+    for chunk in shown:
         seconds = frames_of_chunk(params.num_frames, chunk).length / params.fps
         lines += [f"#EXTINF:{seconds:.6f},", f"{chunk}.m4s"]
     if job.is_finished:

@@ -21,6 +21,7 @@ from helios_serve.service.realtime.sessions import (
     RealtimeSession,
     RealtimeSessions,
     is_session,
+    session_of,
 )
 from helios_serve.service.realtime.start import config_of, session_request
 from helios_serve.service.videos.request_builder import RequestBuilder
@@ -168,14 +169,19 @@ class RealtimeConnection:
         except BaseException:
             self._start_timeout()
             raise
-        session = await self.sessions.attach(asked.request_id, self)
+        session = await self.sessions.attach(
+            asked.request_id, self, is_endless=asked.params.is_endless
+        )
         await self._begin(session, asked, first=0, is_realtime=True, with_header=True)
 
     async def _resume(self, message: messages.ResumeSession) -> None:
         """Resume a session of the tenant, or read any of its videos."""
         self._check_no_session()
         job = await self.videos.find(message.session_id, tenant_of(self.socket))
-        if not job.first_chunk <= message.from_chunk <= job.next_chunk:
+        first = message.from_chunk
+        if job.is_endless:
+            first = max(first, job.shown_chunks.start)  # older ones are not kept
+        if not job.first_chunk <= first <= job.next_chunk:
             raise InvalidRequestError(
                 f"got from_chunk {message.from_chunk}, expected {job.first_chunk} to "
                 f"{job.next_chunk} (the next chunk)",
@@ -184,12 +190,14 @@ class RealtimeConnection:
         self._timeout.reschedule(None)
         is_realtime = is_session(job)
         session = (
-            await self.sessions.attach(job.id, self) if is_realtime else RealtimeSession(job.id)
+            await self.sessions.attach(job.id, self, is_endless=job.is_endless)
+            if is_realtime
+            else session_of(job)
         )
         await self._begin(
             session,
             job.request,
-            first=message.from_chunk,
+            first=first,
             is_realtime=is_realtime,
             with_header=message.header,
         )

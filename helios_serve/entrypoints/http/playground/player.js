@@ -22,6 +22,9 @@ export function codecOf(header) {
   throw new Error("the video header contains no H.264 stream");
 }
 
+const KEPT_CHUNKS = 1000;
+/** Number of last chunks that are remembered of a video without an end. */
+
 export class Player {
   /**
    * Play the video `id` with `numFrames` frames at `fps`, from `startAt` seconds if that is
@@ -31,7 +34,8 @@ export class Player {
     this.element = element;
     this.id = id;
     this.fps = fps;
-    this.duration = numFrames / fps;
+    this.isLive = numFrames === null; // a video without an end
+    this.duration = this.isLive ? Infinity : numFrames / fps;
     this.startAt = startAt;
     this.onProblem = onProblem;
     this.chunks = new Map(); // number to [start, end] in seconds
@@ -49,6 +53,7 @@ export class Player {
   /** Add a chunk that is available. */
   add({ chunk, first_frame: first, num_frames: count }) {
     this.chunks.set(chunk, [first / this.fps, (first + count) / this.fps]);
+    if (this.isLive) this.chunks.delete(chunk - KEPT_CHUNKS);
     this.wake();
   }
 

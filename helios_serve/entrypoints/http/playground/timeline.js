@@ -17,7 +17,10 @@ export class Timeline {
     root.addEventListener("keydown", (event) => this.key(event));
   }
 
+  /** A video without an end has no timeline. */
   reset({ num_chunks: count, num_frames: frames, fps }) {
+    this.root.hidden = this.isLive = count === null;
+    if (this.isLive) return;
     this.count = count;
     this.perChunk = Math.min(33, frames) / fps;
     this.duration = frames / fps;
@@ -32,6 +35,7 @@ export class Timeline {
   }
 
   setMade(chunk) {
+    if (this.isLive) return;
     this.made.add(chunk);
     this.cells.children[chunk].className = "made";
     this.describe();
@@ -39,12 +43,14 @@ export class Timeline {
 
   /** Mark the chunk after the last finished one as being generated, or none. */
   setMaking(isMaking) {
+    if (this.isLive) return;
     this.cells.querySelector(".making")?.classList.remove("making");
     const next = this.made.size ? Math.max(...this.made) + 1 : 0;
     if (isMaking && next < this.count) this.cells.children[next].classList.add("making");
   }
 
   setPosition(seconds) {
+    if (this.isLive) return;
     const chunk = Math.min(Math.floor(seconds / this.perChunk + 1e-6), this.count - 1);
     this.pointer.style.left = `${100 * Math.min(1, seconds / this.perChunk / this.count)}%`;
     if (chunk === this.playing) return;
@@ -56,6 +62,7 @@ export class Timeline {
 
   /** Mark each switch at the start of its chunk, with as much of its prompt as fits. */
   setSwitches(switches) {
+    if (this.isLive) return;
     const edges = [...switches.map(({ chunk }) => chunk), this.count];
     const marks = switches.map(({ chunk, prompt, isPending }, index) => {
       const before = index ? edges[index - 1] : 0;

@@ -11,11 +11,13 @@ export function stateOf(video) {
   if (status === "queued" && place) return `Queued at position ${place}`;
   if (status === "queued") return phase === "encoding" ? "Encoding the prompt" : "Queued";
   const left = eta === null || eta === undefined ? "" : `, about ${duration(eta)} left`;
+  if (count === null) return `Live: ${done} chunks so far`;
   return `Generating: ${progress} %, ${done} of ${count} chunks${left}`;
 }
 
 export function shortState(video) {
   if (isCancelled(video)) return "cancelled";
+  if (video.status === "in_progress" && video.num_chunks === null) return "live";
   return video.status === "in_progress" ? `${video.progress} %` : video.status;
 }
 

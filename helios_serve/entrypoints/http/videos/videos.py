@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -49,12 +50,19 @@ from helios_serve.service.validation import convert
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
 from helios_serve.service.videos.idempotency import IdempotencyKeys
 from helios_serve.service.videos.request_builder import RequestBuilder
-from helios_serve.service.videos.requests import continuation, extension, remix
+from helios_serve.service.videos.requests import check_has_end, continuation, extension, remix
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.jobs import StoredJob
 from helios_serve.video_request import Relation, VideoRequest
 
 Make = Callable[[Request, Json], Awaitable[VideoRequest]]
+
+
+async def with_end(make: Make, request: Request, fields: Json) -> VideoRequest:
+    """Make a request as `make` does. Raises InvalidRequestError for a video without an end."""
+    asked = await make(request, fields)
+    check_has_end(asked, "a response that waits for it")
+    return asked
 
 
 class VideoApi:
@@ -66,7 +74,7 @@ class VideoApi:
         self.limits = limits
         self.engine = videos.engine
         self.store = videos.store
-        self.idempotency = IdempotencyKeys(videos.store)
+        self.idempotency = IdempotencyKeys(videos.store, videos.ids)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -173,7 +181,7 @@ class VideoApi:
 
         The video is aborted if the client disconnects.
         """
-        name = (await self._create(request, self._new_request)).id
+        name = (await self._create(request, partial(with_end, self._new_request))).id
         done = asyncio.ensure_future(self._wait(name))
         gone = asyncio.ensure_future(disconnected(request))
         try:
@@ -301,7 +309,7 @@ class VideoApi:
         source = await asyncio.to_thread(self.store.request, job.id)
         if source is None:
             raise not_found(job.id)
-        return remix(source, body.prompt)
+        return remix(source, self.videos.ids.new("video"), prompt=body.prompt)
 
     async def _extension(self, request: Request, fields: Json) -> VideoRequest:
         """Build an extension. Without a snapshot, continue the parent's last frames (V2V)."""
@@ -312,7 +320,7 @@ class VideoApi:
         body = convert(fields, ExtendVideo)
         job = await self.videos.find(body.video.get("id", ""), tenant_of(request))
         if job.status in ("queued", "in_progress", "completed"):
-            return extension(job.request, body)
+            return extension(job.request, self.videos.ids.new("video"), body=body)
         fields = continuation(job.request, body)
         asked = await self._from_job(fields, request, job, "continuation")
         return msgspec.structs.replace(asked, lora=job.request.lora)
