@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from helios_serve.kernels.backend import ATTENTION_PATHS, runs, triton_lack
+from helios_serve.kernels.backend import available, triton_lack
 from helios_serve.kernels.registry import REFERENCE, Kernels, attention_by, triton_kernels
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run
@@ -181,8 +181,7 @@ def compare_attention(sizes: Sizes, device: torch.device) -> list[dict[str, Any]
     lengths = Lengths([sizes.tokens], device)
     paths: dict[str, Callable[[], Tensor]] = {
         path: partial(attention_by(path, own), query, key, value, lengths, lengths)
-        for path in ATTENTION_PATHS
-        if runs(path, device)
+        for path in available(device)
     }
     results = time_attention("self-attention", paths, 4 * sizes.tokens**2 * sizes.dim)
     noise, text = Lengths([sizes.noise], device), Lengths([TEXT_ROWS], device)

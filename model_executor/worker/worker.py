@@ -1,24 +1,36 @@
 """The worker: executes plans, encode tasks and decode tasks on one device."""
 
 import contextlib
+import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from helios_serve.errors import DeviceError
+from helios_serve.kernels.backend import choose_kernels
 from helios_serve.messages import (
+    ChunkDecoded,
     DecodeTask,
     EncodeTask,
+    InputsEncoded,
     SchedulerOutput,
     StepsDone,
     WorkerEvent,
+    WorkerInfo,
     WorkerReady,
 )
-from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM
-from helios_serve.model_executor.checks import check_context_parallel
-from helios_serve.model_executor.device import device_memory, resolve_device, resolve_dtype
+from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM, Geometry
+from helios_serve.model_executor.checks import check_context_parallel, check_sizes
+from helios_serve.model_executor.device import (
+    device_memory,
+    device_name,
+    release_cached,
+    resolve_device,
+    resolve_dtype,
+)
 from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, open_checkpoint
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -29,7 +41,7 @@ from helios_serve.model_executor.worker.group import (
 )
 from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tasks import ChunkDecoder, InputEncoder, side_thread
-from helios_serve.model_executor.worker.warm_up import warm_up
+from helios_serve.model_executor.worker.warm_up import side_tasks, warm_up
 from helios_serve.options.workers import WorkerConfig
 
 Emit = Callable[[WorkerEvent], None]
@@ -46,6 +58,8 @@ TEXT_LIMIT = 16 << 30
 """Maximum bytes of either."""
 CPU_SIDE, GPU_SIDE, MEASUREMENTS = 512, 8192, 5
 """Sides of the matrices by which the speed of a device is measured, and the number of products."""
+POLL_SECONDS = 0.5
+"""Time after which a warm-up looks whether the worker is to end."""
 MAX_PENDING = 1
 """Plans that may be unfinished on the device when the kernels of another one are launched."""
 
@@ -88,13 +102,15 @@ class Worker:
         history_blocks: int | None = None,
         batch_invariant: bool = False,
         followers: Followers | None = None,
+        warm_up_sizes: Sequence[Geometry] = (),
     ) -> None:
         self.model = model
+        self.warm_up_sizes = warm_up_sizes
         self.emit = emit
         self.followers = followers
         self.pace = Pace(model.device)
         self.runner: ModelRunner | None = None
-        self.ready = WorkerReady()
+        self.ready = WorkerReady(info=worker_info(model))
         if model.transformer is not None:
             num_blocks = history_blocks or default_blocks(model.transformer)
             text_bytes = default_text_bytes(model.transformer)
@@ -110,16 +126,37 @@ class Worker:
                 num_blocks,
                 text_bytes // text_row_bytes(model.transformer),
                 matmul_flops(model.device, model.transformer.dtype) * num_ranks(model.transformer),
+                self.ready.info,
             )
 
     def run(self, commands: Commands) -> None:
         """Emit WorkerReady and execute commands until they are closed."""
         with self.task_threads(commands):
+            self.warm_up_tasks(commands)
             self.emit(self.ready)
             while (plan := commands.plans.get()) is not None:
                 self.execute(plan)
         if self.followers is not None:
             self.followers.close()
+
+    def warm_up_tasks(self, commands: Commands) -> None:
+        """Encode a prompt and decode chunks of the warm-up sizes, in the threads that do it later.
+
+        Raises DeviceError if that fails. Ends early when `commands` are closed.
+        """
+        model, results = self.model, queue.SimpleQueue[WorkerEvent]()
+        emit, self.emit = self.emit, results.put
+        try:
+            for task in side_tasks(
+                self.warm_up_sizes,
+                encodes=model.text_encoder is not None and model.vae is not None,
+                decodes=model.vae is not None,
+            ):
+                commands.put(task)
+                check_task(await_result(results, commands), model.device)
+        finally:
+            self.emit = emit
+        release_cached(model.device)
 
     @contextlib.contextmanager
     def task_threads(self, commands: Commands) -> Iterator[None]:
@@ -180,9 +217,10 @@ def load_rank(
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(config.model, config.load_format)
     dtype = resolve_dtype(config.dtype, device)
+    sizes = check_sizes("warm_up_sizes", config.warm_up_sizes, checkpoint.config)
     model = load_checkpoint(checkpoint, device, dtype, config.roles, config)
     if model.transformer is not None:
-        warm_up(model.transformer, model.config)
+        warm_up(model.transformer, model.config, sizes)
     history_blocks = config.history_blocks
     if join is not None:
         assert model.transformer is not None, "context parallel needs the denoise role"
@@ -195,7 +233,34 @@ def load_rank(
         history_blocks=history_blocks,
         batch_invariant=config.batch_invariant,
         followers=followers,
+        warm_up_sizes=sizes,
     )
+
+
+def await_result(results: queue.SimpleQueue[WorkerEvent], commands: Commands) -> WorkerEvent | None:
+    """Return the next result of a task, or None if `commands` were closed before there was one."""
+    while True:
+        try:
+            return results.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            if commands.is_closed:
+                return None
+
+
+def check_task(event: WorkerEvent | None, device: torch.device) -> None:
+    """Raise DeviceError if a task of the warm-up failed."""
+    error = event.error if isinstance(event, InputsEncoded | ChunkDecoded) else None
+    if error is not None:
+        raise DeviceError(f"got {device}, on which the warm-up failed: {error}")
+
+
+def worker_info(model: LoadedModel) -> WorkerInfo:
+    """Return what a worker with `model` runs on."""
+    device = device_name(model.device)
+    if model.transformer is None:
+        return WorkerInfo(device, choose_kernels(model.device).backend)
+    choice = model.transformer.kernels
+    return WorkerInfo(device, choice.backend, choice.attention, choice.library)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -11,7 +11,7 @@ from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
-from helios_serve.messages import DecodeTask, EncodeTask, WorkerDied, WorkerReady
+from helios_serve.messages import DecodeTask, EncodeTask, WorkerDied, WorkerInfo, WorkerReady
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import ROLES, Role, WorkerConfig
@@ -32,6 +32,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is starting, ready, draining or failed. A failed worker is started again in `retry_in`
     seconds, under another id; `error` is why its last start failed, of `failed_starts` in a row.
+    `info` is empty until it is ready.
     """
 
     worker_id: str
@@ -45,6 +46,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     failed_starts: int = 0
     retry_in: float | None = None
     error: str | None = None
+    info: WorkerInfo = WorkerInfo()
 
 
 class FailedWorker(NamedTuple):
@@ -100,6 +102,7 @@ class WorkerHandle:
         self.step_rate = 0.0
         """FLOP/s at which its steps can be at most; 0 if that is not known."""
         self.scheduled: WorkerState | None = None
+        self.info = WorkerInfo()
 
     @property
     def phase(self) -> str:
@@ -163,6 +166,7 @@ class WorkerHandle:
             used_blocks=0 if state is None else state.used_blocks,
             total_blocks=0 if state is None else state.total_blocks,
             failed_starts=self.failed_starts,
+            info=self.info,
         )
 
 
@@ -202,7 +206,7 @@ class WorkerPool:
         return worker_id
 
     def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
-        worker.is_ready, worker.failed_starts = True, 0
+        worker.is_ready, worker.failed_starts, worker.info = True, 0, event.info
         self.scheduler.devices[worker.worker_id] = worker.device
         worker.step_rate = RATE_MARGIN * event.flops
         self._has_worked = True

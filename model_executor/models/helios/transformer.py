@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from helios_serve.kernels.backend import AUTO, KernelChoice, choose_kernels
 from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import NormTable, join
 from helios_serve.model_config import PATCH_DIM, TransformerConfig
@@ -59,6 +60,8 @@ class SelfAttention(Attention):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.projections = Projections(self.to_q, self.to_k, self.to_v)
+        self.backend = AUTO
+        """The path of attention, by its name in `kernels.attention`."""
         if config.is_amplify_history:
             per_head = config.history_scale_mode == "per_head"
             self.history_key_scale = nn.Parameter(torch.ones(self.heads if per_head else 1))
@@ -109,7 +112,7 @@ class SelfAttention(Attention):
         self, query: Tensor, key: Tensor, value: Tensor, queries: PackLayout, keys: PackLayout
     ) -> Tensor:
         """Return the output projection of attention, for queries and keys of the given layouts."""
-        attention = kernels_of(query).attention
+        attention = kernels_of(query, self.backend).attention
         value = value.view(len(value), self.heads, -1)
         query_exchange, key_exchange = queries.exchange, keys.exchange
         if query_exchange is None or key_exchange is None:
@@ -140,7 +143,7 @@ class CrossAttention(Attention):
         kernels, projected = kernels_of(x), self.to_q(x, layout.lora)
         query = kernels.norm_rope_(projected, self.norm_q.weight, None, self.heads, self.eps)
         key, value = text.layer(layer)
-        mixed = kernels.attention(query, key, value, layout.lengths, text.lengths, text.bias)
+        mixed = kernels.text_attention(query, key, value, layout.lengths, text.lengths, text.bias)
         out: Tensor = self.to_out[0](mixed, layout.lora)
         return out
 
@@ -282,6 +285,16 @@ class HeliosTransformer(nn.Module):
     @property
     def layers(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
+
+    def use_attention(self, backend: str) -> None:
+        """Compute self-attention by the path of this name; "auto" is the fastest there is."""
+        for block in self.layers:
+            block.attn1.backend = backend
+
+    @property
+    def kernels(self) -> KernelChoice:
+        """The kernels that this model runs, and its attention."""
+        return choose_kernels(self.device, self.layers[0].attn1.backend)
 
     def join_projections(self) -> None:
         """Join each block's query, key and value projections. Call it after loading."""
