@@ -34,7 +34,7 @@ def denoiser(folder: Path) -> LoadedModel:
 @pytest.fixture
 def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the reference kernels were Triton's."""
-    monkeypatch.setattr(module, "choose_kernels", lambda _: KernelChoice("triton", "sdpa"))
+    monkeypatch.setattr(module, "choose_kernels", lambda *_: KernelChoice("triton", "sdpa"))
 
 
 @pytest.fixture
