@@ -1,6 +1,9 @@
 # Every target prepares what it needs: on a fresh machine with Python >= 3.11 nothing else has to be run first.
 PYTHON ?= python3
-VENV := .venv
+# `make test TORCH=2.11` uses the versions of constraints-torch-2.11.txt, in an environment of its own.
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
+CONSTRAINTS := $(if $(TORCH),build/constraints-torch-$(TORCH).txt,constraints.txt)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TREE := build/tree
@@ -40,19 +43,24 @@ help:  ## list the targets
 install: $(READY)  ## create .venv with this package, editable, and the pinned development tools
 
 # torch comes first and alone, so that the pinned build is chosen before anything asks for "some torch".
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "helios-serve needs Python >= 3.11, got $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Creating $(VENV), which takes a few minutes and about 3 GB of disk; 8 GB where torch comes with CUDA."
 	@date +%s > $(VENV).started
 	$(PYTHON) -m venv $(VENV)
 	@echo "1 of 2: torch, the largest package"
-	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
 	@echo "2 of 2: helios-serve, with Ray and the development tools"
-	$(BIN)/pip install -q -c constraints.txt -e ".[bench,ray,dev]"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[bench,ray,dev]"
 	@touch $@
 	@echo "$(VENV) is ready: $$(du -sh $(VENV) | cut -f1) in $$(( $$(date +%s) - $$(cat $(VENV).started) )) s. Next: make serve"
 	@rm -f $(VENV).started
+
+# What the special file pins, and of constraints.txt what it does not.
+build/constraints-torch-%.txt: constraints-torch-%.txt constraints.txt
+	@mkdir -p $(@D)
+	awk -F== '/^#/ {next} NR == FNR {pinned[$$1]} NR == FNR || !($$1 in pinned)' $^ > $@
 
 serve: $(READY)  ## serve the video API with the built-in model at http://127.0.0.1:8000
 	$(BIN)/helios-serve serve

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from helios_serve.kernels import reference
+from helios_serve.kernels import meta, reference
 from helios_serve.kernels.attention import (
     AttentionPath,
     LibraryAttention,
@@ -246,6 +246,22 @@ REFERENCE = Kernels(
 )
 
 
+META = Kernels(
+    gather_window=meta.gather_window,
+    norm_modulate=meta.norm_modulate,
+    gated_residual_norm_=meta.gated_residual_norm_,
+    noise_residual_norm_=meta.noise_residual_norm_,
+    norm_rope_=meta.norm_rope_,
+    qk_norm_rope_=meta.qk_norm_rope_,
+    attention=meta.attention,
+    text_attention=meta.attention,
+    enter_stage=meta.enter_stage,
+    dmd_step=meta.dmd_step,
+    quantize_rows=meta.quantize_rows,
+    norm_silu=meta.norm_silu,
+)
+
+
 @cache
 def triton_kernels() -> Kernels:
     """The Triton kernels. Raises ModuleNotFoundError if triton is not installed."""
@@ -280,8 +296,11 @@ def triton_kernels() -> Kernels:
 def kernels_of(tensor: Tensor, attention: str = AUTO) -> Kernels:
     """The kernels of the tensor's device, as `attention`, the environment and `backend` choose.
 
-    Raises ValueError if the device cannot run what is requested.
+    Those of the meta device compute shapes. Raises ValueError if the device cannot run what is
+    requested.
     """
+    if tensor.device.type == "meta":
+        return META
     return implement(choose_kernels(tensor.device, attention))
 
 

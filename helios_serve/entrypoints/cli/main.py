@@ -12,6 +12,7 @@ from helios_serve.entrypoints.cli import (
     completion,
     generate,
     keys,
+    plan,
     run_batch,
     serve,
     version,
@@ -69,7 +70,7 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, run_batch, bench, keys, workers, version):
+    for command in (generate, serve, run_batch, bench, keys, plan, workers, version):
         command.add_command(commands)
     completion.add_command(commands, parser)
     add_vllm_omni_config(commands)
