@@ -15,7 +15,7 @@ from helios_serve.kernels.fp8 import FP8, Quantized
 from helios_serve.kernels.rope import PackedRope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows
 
-LIBRARY: Any = torch.library.Library("helios_serve", "FRAGMENT")
+LIBRARY: Any = torch.library.Library("helios_serve", "FRAGMENT")  # type: ignore[no-untyped-call]
 LIBRARY.define("launch(str kernel, float flops, Tensor?[] read, Tensor[] written) -> ()")
 LIBRARY.impl("launch", lambda *_: None, "Meta")
 

@@ -47,7 +47,13 @@ KINDS: dict[str, Kind] = {
     "attention": "attention",
 }
 """Kinds of operations and kernels; all others are elementwise, bound by memory."""
-NO_WORK = ("aten::empty", "aten::new_empty", "aten::_local_scalar_dense", "aten::lift_fresh")
+NO_WORK = (
+    "aten::empty",
+    "aten::detach",
+    "aten::new_empty",
+    "aten::_local_scalar_dense",
+    "aten::lift_fresh",
+)
 """Beginnings of the names of operations that launch nothing."""
 
 
@@ -117,7 +123,8 @@ def count_forward(
     set_dtypes(module, component)
     module.join_projections()
     segment = meta_segment(config, geometry, stage, dtype)
-    with torch.inference_mode(), Count() as count:
+    count = Count()
+    with torch.inference_mode(), count:
         module([segment])
     return count
 
@@ -128,7 +135,8 @@ def count_decode(folder: Path, geometry: Geometry, dtype: torch.dtype = torch.bf
     set_dtypes(module, component)
     shape = LATENT_CHANNELS, CHUNK_LATENTS, *geometry.latent_size
     latents = torch.empty(shape, dtype=dtype, device=META)
-    with torch.inference_mode(), Count() as count:
+    count = Count()
+    with torch.inference_mode(), count:
         decode_latents(module, latents)
     return count
 

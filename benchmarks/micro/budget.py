@@ -15,7 +15,7 @@ from helios_serve.benchmarks.measure.sections import Sections
 from helios_serve.core.gpus import GPUS, Gpu
 from helios_serve.core.prediction import CHUNK_GAP, Amounts, predict
 from helios_serve.engine.sizing import (
-    Machine,
+    GpuSet,
     amounts_of,
     chunk_work,
     make_setup,
@@ -45,7 +45,7 @@ def count_lines(name: str, amounts: Amounts) -> str:
 
 
 def budget(
-    machine: Machine, params: SamplingParams, quantization: Any, decode_dtype: str
+    machine: GpuSet, params: SamplingParams, quantization: Any, decode_dtype: str
 ) -> dict[str, Any]:
     """The budget of a chunk: counted work, predicted milliseconds, and frames a second."""
     setup = make_setup(MODEL, params, quantization, decode_dtype)
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--decode-dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
-    machine = Machine(1, GPUS[arguments.gpu])
+    machine = GpuSet(1, GPUS[arguments.gpu])
     if arguments.rates is not None:
         machine = with_measured_rates(machine, arguments.rates)
     width, height = arguments.size

@@ -140,7 +140,7 @@ def check_failures(output: RunnerOutput) -> None:
         raise SystemExit(f"a step failed, so there is nothing to measure: {failure.message}")
 
 
-def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, float]]:
+def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, Any]]:
     """Each stage's step beside what the machine's rates predict for it."""
     model = bench.config.transformer
     chunks = bench.step_times((2, 2, 2))[1:]

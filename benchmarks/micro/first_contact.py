@@ -53,15 +53,6 @@ class Outcome(NamedTuple):
 
 def steps(arguments: argparse.Namespace) -> list[Step]:
     """What is run, in order: first whether anything works, then the parts, then the whole."""
-    folder: Path = arguments.folder
-    model = ["--device", arguments.device, "--model", arguments.model, "--size", arguments.size]
-    rounds = ["--rounds", str(arguments.rounds)]
-
-    def program(script: str, result: str, *flags: str) -> list[str]:
-        output = str(folder / result)
-        return [sys.executable, str(MICRO / script), *flags, "--output", output]
-
-    denoise = (*model, *rounds)
     tests = ["-W", "default", "-o", "filterwarnings=default", "-p", "no:cacheprovider"]
     return [
         Step("versions", 30, [sys.executable, "-c", VERSIONS]),
@@ -71,51 +62,33 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
             [sys.executable, "-m", "pytest", "-q", *tests, "tests/kernels/test_gpu.py"],
             needs_gpu=True,
         ),
-        Step(
-            "kernels",
-            60,
-            program("kernels.py", "kernels.json", "--size", arguments.size),
-            "kernels.json",
-            needs_gpu=True,
-        ),
-        Step(
-            "matmul and attention",
-            45,
-            program("rates.py", "rates.json", *denoise, "--seconds", str(arguments.seconds)),
-            "rates.json",
-        ),
-        Step(
-            "transformer",
-            95,
-            program("denoise.py", "forwards.json", *denoise, "--parts", "forwards,chunks,profile"),
-            "forwards.json",
-        ),
-        Step("VAE", 85, program("vae.py", "vae.json", *model, "--rounds", "2"), "vae.json"),
-        Step(
-            "end to end",
-            100,
-            program(
-                "denoise.py",
-                "whole_way.json",
-                *denoise,
-                *("--parts", "whole-way", "--decode-dtype", arguments.decode_dtype),
-            ),
-            "whole_way.json",
-        ),
-        Step(
-            "transformer in FP8",
-            55,
-            program(
-                "denoise.py",
-                "fp8.json",
-                *denoise,
-                # FP8 is there for tests on a CPU, which takes seconds a step.
-                *("--parts", "forwards" if arguments.device == "cpu" else "forwards,chunks"),
-                *("--quantization", "fp8"),
-            ),
-            "fp8.json",
-        ),
+        *measurements(arguments),
     ]
+
+
+def measurements(arguments: argparse.Namespace) -> Iterator[Step]:
+    """Yield the programs that measure."""
+    size = ("--size", arguments.size)
+    model = ("--device", arguments.device, "--model", arguments.model, *size)
+    denoise = (*model, "--rounds", str(arguments.rounds))
+
+    def program(name: str, seconds: int, script: str, result: str, *flags: str) -> Step:
+        output = str(arguments.folder / result)
+        command = [sys.executable, str(MICRO / script), *flags, "--output", output]
+        return Step(name, seconds, command, result, needs_gpu=script == "kernels.py")
+
+    yield program("kernels", 60, "kernels.py", "kernels.json", *size)
+    seconds = ("--seconds", str(arguments.seconds))
+    yield program("matmul and attention", 45, "rates.py", "rates.json", *denoise, *seconds)
+    parts = ("--parts", "forwards,chunks,profile")
+    yield program("transformer", 95, "denoise.py", "forwards.json", *denoise, *parts)
+    yield program("VAE", 85, "vae.py", "vae.json", *model, "--rounds", "2")
+    decoded = ("--parts", "whole-way", "--decode-dtype", arguments.decode_dtype)
+    yield program("end to end", 100, "denoise.py", "whole_way.json", *denoise, *decoded)
+    # FP8 is there for tests on a CPU, which takes seconds a step.
+    parts = ("--parts", "forwards" if arguments.device == "cpu" else "forwards,chunks")
+    fp8 = (*parts, "--quantization", "fp8")
+    yield program("transformer in FP8", 55, "denoise.py", "fp8.json", *denoise, *fp8)
 
 
 def run(step: Step, *, has_gpu: bool) -> Outcome:

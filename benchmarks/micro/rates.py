@@ -116,7 +116,7 @@ class Rates:
         device = self.clock.device
         query = self._random(queries, heads, head_dim)
         # Values as the joined projection leaves them: a part of wider rows.
-        _, key, value = self._random(keys, 3 * heads, head_dim).split(heads, dim=1)
+        _, key, value = torch.split(self._random(keys, 3 * heads, head_dim), heads, dim=1)
         key = key.contiguous()
         lengths = Lengths([queries], device), Lengths([keys], device)
         attend = kernels_of(query, path).attention

@@ -20,6 +20,10 @@ class Gpu(NamedTuple):
     fp8_speedup: float = 1.0
     """How much faster than bfloat16 products in FP8 are; 1 where there is no FP8."""
 
+    @property
+    def has_fp8(self) -> bool:
+        return self.fp8_speedup > 1
+
 
 GPUS = {
     "a100": Gpu("A100 80GB SXM", 80, 255e12, 190e12, 1.75e12, 0.25e12),

@@ -44,7 +44,13 @@ class Amounts(NamedTuple):
         )
 
     def plus(self, other: "Amounts") -> "Amounts":
-        return Amounts(*(one + another for one, another in zip(self, other, strict=True)))
+        return Amounts(
+            self.matmul + other.matmul,
+            self.attention + other.attention,
+            self.convolution + other.convolution,
+            self.elementwise + other.elementwise,
+            self.launches + other.launches,
+        )
 
 
 class Times(NamedTuple):
@@ -100,17 +106,22 @@ class Layout(NamedTuple):
     decoders: int = 0
 
 
-class Rate(NamedTuple):
-    """What a layout delivers: frames a second in total and of one session, and what bounds it."""
+class LayoutRate(NamedTuple):
+    """What a layout delivers in frames a second, and what bounds it.
+
+    `worker_fps` is what one worker denoises, and `session_fps` what a session alone gets.
+    """
 
     layout: Layout
     total_fps: float
+    worker_fps: float
     session_fps: float
     bound: str
 
     def realtime_sessions(self, fps: float) -> int:
-        """Sessions that play at `fps` while they are made."""
-        return int(self.total_fps // fps) if self.session_fps >= fps else 0
+        """Sessions that play at `fps` while they are made; each stays on its worker."""
+        by_worker = self.layout.denoisers * int(self.worker_fps // fps)
+        return min(by_worker, int(self.total_fps // fps))
 
 
 def layouts(gpus: int, heads: int) -> Iterator[Layout]:
@@ -126,7 +137,7 @@ def layouts(gpus: int, heads: int) -> Iterator[Layout]:
             yield Layout(f"context parallel {ranks}", flags, gpus // ranks, ranks)
 
 
-def rate_of(layout: Layout, work: ChunkWork, gpu: Gpu, *, fp8: bool = False) -> Rate:
+def rate_of(layout: Layout, work: ChunkWork, gpu: Gpu, *, fp8: bool = False) -> LayoutRate:
     """Predict what a layout delivers."""
     ranks = layout.ranks
     denoise = predict(work.denoise, gpu, fp8=fp8, ranks=ranks).total + CHUNK_GAP
@@ -136,10 +147,13 @@ def rate_of(layout: Layout, work: ChunkWork, gpu: Gpu, *, fp8: bool = False) -> 
     decode = predict(work.decode, gpu).total
     if not layout.decoders:
         seconds = denoise + decode
-        total = layout.denoisers * CHUNK_FRAMES / seconds
-        return Rate(layout, total, CHUNK_FRAMES / seconds, "denoising and decoding in turns")
+        fps = CHUNK_FRAMES / seconds
+        return LayoutRate(
+            layout, layout.denoisers * fps, fps, fps, "denoising and decoding in turns"
+        )
     made, shown = layout.denoisers / denoise, layout.decoders / decode
     # A session is denoised by one worker, and its chunks are decoded one after the other.
     session = CHUNK_FRAMES / max(denoise, decode)
     bound = "denoising" if made <= shown else "decoding"
-    return Rate(layout, CHUNK_FRAMES * min(made, shown), session, bound)
+    total = CHUNK_FRAMES * min(made, shown)
+    return LayoutRate(layout, total, CHUNK_FRAMES / denoise, session, bound)

@@ -12,7 +12,7 @@ from helios_serve.core.prediction import (
     Amounts,
     ChunkWork,
     Layout,
-    Rate,
+    LayoutRate,
     layouts,
     rate_of,
 )
@@ -33,10 +33,10 @@ TYPICAL_PIXELS = 640 * 384
 """Pixels of the frames for which ENCODE_SECONDS is meant."""
 
 
-class Machine(NamedTuple):
+class GpuSet(NamedTuple):
     """GPUs of one kind. `source` says where its rates come from."""
 
-    count: int
+    number: int
     gpu: Gpu
     source: str = "published rates"
 
@@ -57,12 +57,12 @@ class Setup(NamedTuple):
 class Row(NamedTuple):
     """A layout with its predicted rate and the counted weights on its fullest GPU, in GB."""
 
-    rate: Rate
+    rate: LayoutRate
     weights_gb: float
     fits: bool
 
 
-def parse_gpus(text: str) -> Machine:
+def parse_gpus(text: str) -> GpuSet:
     """Parse COUNTxNAME, such as 8xh100. Raises InvalidRequestError for any other text."""
     match = re.fullmatch(r"([1-9]\d?)x(\w+)", text.lower())
     if match is None or match[2] not in GPUS:
@@ -71,10 +71,10 @@ def parse_gpus(text: str) -> Machine:
             f"{', '.join(GPUS)}",
             param="gpus",
         )
-    return Machine(int(match[1]), GPUS[match[2]])
+    return GpuSet(int(match[1]), GPUS[match[2]])
 
 
-def with_measured_rates(machine: Machine, path: Path) -> Machine:
+def with_measured_rates(machine: GpuSet, path: Path) -> GpuSet:
     """Return `machine` with the rates that benchmarks/micro/rates.py wrote to `path`.
 
     Raises StorageError for a file that cannot be read, and InvalidRequestError for another one.
@@ -162,25 +162,31 @@ def weights_of(layout: Layout, weights: dict[Role, dict[str, float]]) -> float:
     )
 
 
-def rows(machine: Machine, setup: Setup) -> list[Row]:
-    """Predict every layout of the machine."""
+def rows(machine: GpuSet, setup: Setup) -> list[Row]:
+    """Predict every layout of the machine. Raises InvalidRequestError for FP8 where it is not."""
+    if setup.quantization == "fp8" and not machine.gpu.has_fp8:
+        raise InvalidRequestError(
+            f"got quantization fp8 with {machine.gpu.title}, expected a GPU of compute capability "
+            "8.9 or higher",
+            param="quantization",
+        )
     work, weights = chunk_work(setup), role_gigabytes(setup)
     heads = setup.checkpoint.config.transformer.num_attention_heads
     found = []
-    for layout in layouts(machine.count, heads):
+    for layout in layouts(machine.number, heads):
         rate = rate_of(layout, work, machine.gpu, fp8=setup.quantization is not None)
         size = weights_of(layout, weights)
         found.append(Row(rate, size, size <= WEIGHT_SHARE * machine.gpu.memory_gb))
     return found
 
 
-def describe_plan(machine: Machine, setup: Setup) -> Iterator[str]:
+def describe_plan(machine: GpuSet, setup: Setup) -> Iterator[str]:
     """Yield the lines of the table of `helios-serve plan`."""
     params, precision = setup.params, setup.quantization or "bfloat16"
     steps = ",".join(map(str, params.steps))
     size = f"{params.width}x{params.height}"
     yield (
-        f"{machine.count} x {machine.gpu.title}: {setup.checkpoint.name}, {size}, steps {steps}, "
+        f"{machine.number} x {machine.gpu.title}: {setup.checkpoint.name}, {size}, steps {steps}, "
         f"{precision}, decoder in {setup.decode_dtype}"
     )
     yield f"Rates are predicted from counted work and {machine.source}; none was measured."

@@ -70,7 +70,8 @@ def test_a_step_that_fails_ends_the_run_and_keeps_what_was_measured(
 def test_diffusers_runs_last_and_its_failure_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, freed = tmp_path / "result.json", []
+    path = tmp_path / "result.json"
+    freed: list[torch.device] = []
     monkeypatch.setattr(denoise, "measure_whole_way", lambda *_: [{"fps": 24.0}])
     monkeypatch.setattr(denoise, "release_cached", freed.append)
 
