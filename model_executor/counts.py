@@ -121,7 +121,7 @@ def count_forward(
     module, component = build_transformer(Path(), config, dtype, quantization)
     assert isinstance(module, HeliosTransformer)
     set_dtypes(module, component)
-    module.join_projections()
+    module.join_weights()
     segment = meta_segment(config, geometry, stage, dtype)
     count = Count()
     with torch.inference_mode(), count:

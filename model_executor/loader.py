@@ -179,7 +179,7 @@ def optimize_transformer(transformer: HeliosTransformer, options: WorkerOptions)
     logger.info("%s: %s", transformer.device, transformer.kernels)
     # On a CPU three are faster; streamed layers cannot be joined.
     if transformer.device.type != "cpu" and not options.offload:
-        transformer.join_projections()
+        transformer.join_weights()
 
 
 def optimize_vae(vae: Vae, options: WorkerOptions, compiled: Sequence[Geometry]) -> None:

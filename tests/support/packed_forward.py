@@ -128,7 +128,7 @@ def main() -> None:
     check_interpreter()
     model = tiny_transformer(torch.device("cpu"))
     expected = flow(model, "reference")
-    model.join_projections()
+    model.join_weights()
     forward = error([flow(model, "triton")], [expected])
     print(json.dumps({"forward": forward, "kernels": interpreter_errors()}))
 
