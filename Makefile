@@ -1,6 +1,9 @@
 # Every target prepares what it needs: on a fresh machine with Python >= 3.11 nothing else has to be run first.
 PYTHON ?= python3
-VENV := .venv
+# `make test TORCH=2.11` uses the versions of constraints-torch-2.11.txt, in an environment of its own.
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
+CONSTRAINTS := $(if $(TORCH),build/constraints-torch-$(TORCH).txt,constraints.txt)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TREE := build/tree
@@ -12,43 +15,55 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
 SLOW := slow and not vllm_omni and not sglang
 BROWSERS := chromium chromium-browser google-chrome
-WHEELS := build/wheels
 NANO := build/nano
 PROMETHEUS := build/prometheus
 BALANCERS := build/balancers
 # HAProxy and nginx, with the libraries that a minimal Debian lacks.
 BALANCER_PACKAGES := haproxy nginx liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
+# The Python of the machine with the GPU, which may be another than this machine's: some wheels are for one version only.
+TARGET_PYTHON ?= 3.12
+TARGET_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+WHEELS := build/wheels
 GPU_PACKAGES := build/gpu-packages
-# What benchmarks/micro/vae.py and the whole way of benchmarks/micro/denoise.py import beside torch, triton and transformers.
-GPU_NEEDS := accelerate av diffusers ftfy msgspec pillow prometheus-client psutil wcwidth
+# What the programs of bench-gpu and the tests of gpu-first-contact import beside torch, triton and transformers.
+GPU_NEEDS := accelerate av diffusers ftfy iniconfig msgspec pillow pluggy prometheus-client psutil pygments pytest wcwidth
+GPU_IMPORTS := accelerate, av, diffusers, ftfy, msgspec, PIL, prometheus_client, psutil, pytest, wcwidth
+ON_GPU = PYTHONPATH=$(TREE):$(GPU_PACKAGES) PYTHONUNBUFFERED=1 timeout --kill-after=10 470 $(PYTHON)
+RESULTS := benchmarks/results
 
 # The repository's own kernels/ must never shadow Hugging Face's package of that name.
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help install serve docs site format lint typecheck test test-slow node browser prometheus balancers test-integrations test-vllm-omni test-sglang \
-  tree bench bench-kernels bench-gpu nano-train nano-check wheels wheel clean
+  tree bench bench-kernels bench-gpu bench-gpu-transformer bench-gpu-whole-way bench-gpu-fp8 bench-gpu-vae \
+  bench-gpu-vae-compiled bench-gpu-diffusers gpu-first-contact gpu-packages nano-train nano-check wheels wheel clean
 
 # The first target, so that `make` alone prints it.
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(READY)  ## create .venv with this package, editable, and the pinned development tools
 
 # torch comes first and alone, so that the pinned build is chosen before anything asks for "some torch".
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "helios-serve needs Python >= 3.11, got $$($(PYTHON) --version 2>&1). Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Creating $(VENV), which takes a few minutes and about 3 GB of disk; 8 GB where torch comes with CUDA."
 	@date +%s > $(VENV).started
 	$(PYTHON) -m venv $(VENV)
 	@echo "1 of 2: torch, the largest package"
-	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c $(CONSTRAINTS) torch
 	@echo "2 of 2: helios-serve, with Ray and the development tools"
-	$(BIN)/pip install -q -c constraints.txt -e ".[bench,ray,dev]"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[bench,ray,dev]"
 	@touch $@
 	@echo "$(VENV) is ready: $$(du -sh $(VENV) | cut -f1) in $$(( $$(date +%s) - $$(cat $(VENV).started) )) s. Next: make serve"
 	@rm -f $(VENV).started
+
+# What the special file pins, and of constraints.txt what it does not.
+build/constraints-torch-%.txt: constraints-torch-%.txt constraints.txt
+	@mkdir -p $(@D)
+	awk -F== '/^#/ {next} NR == FNR {pinned[$$1]} NR == FNR || !($$1 in pinned)' $^ > $@
 
 serve: $(READY)  ## serve the video API with the built-in model at http://127.0.0.1:8000
 	$(BIN)/helios-serve serve
@@ -149,18 +164,42 @@ bench: $(READY)  ## run the CPU benchmarks; results go to benchmarks/results
 bench-kernels: tree  ## time each kernel on a GPU; PYTHON=... needs torch and triton
 	PYTHONPATH=$(TREE) $(PYTHON) benchmarks/micro/kernels.py --output benchmarks/results/kernels.json
 
-bench-gpu: tree $(GPU_PACKAGES)/.ready  ## time the 14B model on a GPU; PYTHON=... needs torch, triton and transformers
-	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/micro/vae.py $(FLAGS) --compile \
-	  --output benchmarks/results/vae.json
-	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/micro/denoise.py $(FLAGS) \
-	  $(if $(OFFICIAL),--official $(OFFICIAL)) --output benchmarks/results/denoise.json
-	PYTHONPATH=$(TREE):$(GPU_PACKAGES) $(PYTHON) benchmarks/micro/denoise.py $(FLAGS) --quantization fp8 \
-	  --output benchmarks/results/denoise_fp8.json
+# First whether anything works, then each part, each with a time limit: at most nine minutes in all.
+gpu-first-contact: tree gpu-packages  ## try all on a GPU in 9 minutes and print a table; PYTHON=... as for bench-gpu
+	PYTHONPATH=$(TREE):$(GPU_PACKAGES) PYTHONUNBUFFERED=1 timeout --kill-after=10 560 $(PYTHON) \
+	  benchmarks/micro/first_contact.py $(FLAGS)
 
-# Wheels, so that they can be taken to a machine that reaches no index: `make wheels` on one that does.
-$(GPU_PACKAGES)/.ready: | $(WHEELS)/.ready
-	$(PYTHON) -m pip install -q --no-index --no-deps --find-links $(WHEELS) --target $(GPU_PACKAGES) $(GPU_NEEDS)
-	@touch $@
+# Parts of less than eight minutes each, so that each fits into a machine that is lent for ten.
+bench-gpu: bench-gpu-transformer bench-gpu-whole-way bench-gpu-fp8 bench-gpu-vae bench-gpu-vae-compiled bench-gpu-diffusers  ## time the 14B model on a GPU; PYTHON=... needs torch, triton and transformers
+
+bench-gpu-transformer: tree gpu-packages  ## forwards, chunks and a profile of the transformer
+	$(ON_GPU) benchmarks/micro/denoise.py $(FLAGS) --parts forwards,chunks,profile --output $(RESULTS)/denoise.json
+
+bench-gpu-whole-way: tree gpu-packages  ## an engine with transformer, VAE and MP4
+	$(ON_GPU) benchmarks/micro/denoise.py $(FLAGS) --parts whole-way --decode-dtype bfloat16 --output $(RESULTS)/whole_way.json
+
+bench-gpu-fp8: tree gpu-packages  ## the same with FP8 layers
+	$(ON_GPU) benchmarks/micro/denoise.py $(FLAGS) --parts forwards,chunks,whole-way --quantization fp8 \
+	  --decode-dtype bfloat16 --output $(RESULTS)/denoise_fp8.json
+
+bench-gpu-vae: tree gpu-packages  ## the VAE's decoder in each precision and layout
+	$(ON_GPU) benchmarks/micro/vae.py $(FLAGS) --output $(RESULTS)/vae.json
+
+bench-gpu-vae-compiled: tree gpu-packages  ## the same, compiled as well
+	$(ON_GPU) benchmarks/micro/vae.py $(FLAGS) --rounds 2 --compile --output $(RESULTS)/vae_compiled.json
+
+bench-gpu-diffusers: tree gpu-packages  ## diffusers' pipeline on the same weights
+	$(ON_GPU) benchmarks/micro/denoise.py $(FLAGS) $(if $(OFFICIAL),--official $(OFFICIAL)) --parts diffusers \
+	  --output $(RESULTS)/vs_diffusers.json
+
+# From wheels, so that they can be taken to a machine that reaches no index: `make wheels` on one that does.
+gpu-packages:
+	@$(PYTHON) -c 'import $(GPU_IMPORTS)' 2> /dev/null || PYTHONPATH=$(GPU_PACKAGES) $(PYTHON) -c 'import $(GPU_IMPORTS)' 2> /dev/null || { \
+	  version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  [ -e $(WHEELS)/$$version/.ready ] || { \
+	    echo "$(PYTHON) lacks some of: $(GPU_NEEDS). On a machine that reaches an index: make wheels TARGET_PYTHON=$$version"; exit 1; }; \
+	  rm -rf $(GPU_PACKAGES); \
+	  $(PYTHON) -m pip install -q --no-index --no-deps --find-links $(WHEELS)/$$version --target $(GPU_PACKAGES) $(GPU_NEEDS); }
 
 nano-train: $(READY)  ## train nano on the CPU, in hours; the same command continues a training
 	$(BIN)/python -m helios_serve.model_executor.training all --folder $(NANO)
@@ -168,10 +207,12 @@ nano-train: $(READY)  ## train nano on the CPU, in hours; the same command conti
 nano-check: $(READY)  ## measure a trained nano against its gates and print the figures
 	$(BIN)/python -m helios_serve.model_executor.training check --folder $(NANO)
 
-wheels: $(WHEELS)/.ready  ## download the packages that bench-gpu needs, for a machine without an index
+wheels: $(WHEELS)/$(TARGET_PYTHON)/.ready  ## download what bench-gpu needs for TARGET_PYTHON (3.12), for a machine without an index
 
-$(WHEELS)/.ready:
-	$(PYTHON) -m pip download -q -c constraints.txt --no-deps -d $(WHEELS) $(GPU_NEEDS)
+$(WHEELS)/$(TARGET_PYTHON)/.ready:
+	@mkdir -p $(@D)
+	$(PYTHON) -m pip download -q -c constraints.txt --no-deps --only-binary=:all: --python-version $(TARGET_PYTHON) \
+	  --implementation cp $(foreach name,$(TARGET_PLATFORMS),--platform $(name)) -d $(@D) $(GPU_NEEDS)
 	@touch $@
 
 wheel: $(READY)  ## build the wheel and the source distribution into dist

@@ -188,6 +188,19 @@ class RunnerOutput(msgspec.Struct, frozen=True):
     forward_seconds: float = 0.0
 
 
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """What a worker runs on: the name of its device, and how it computes there.
+
+    `kernels` is triton or reference. `attention` is the path of self-attention, and `library` the
+    package behind it with its version; both are empty for a worker that does not denoise.
+    """
+
+    device: str = ""
+    kernels: str = ""
+    attention: str = ""
+    library: str = ""
+
+
 class WorkerReady(msgspec.Struct, frozen=True, tag=True):
     """The worker has loaded its model and accepts commands.
 
@@ -203,6 +216,7 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
     flops: float = 0.0
     encode_pixels: float = 0.0
     decode_pixels: float = 0.0
+    info: WorkerInfo = WorkerInfo()
 
 
 class StepsDone(msgspec.Struct, frozen=True, tag=True):

@@ -108,6 +108,11 @@ class Metrics:
             "1 if the worker takes new work, 0 if it starts, drains or failed",
             "worker",
         )
+        self.worker_info = self._gauge(
+            "worker_info",
+            "1 for each worker that is ready, with its device and how it computes there",
+            *("worker", "device", "kernels", "attention", "library"),
+        )
         self.failed_workers = self._gauge("failed_workers", "Workers whose start failed last")
         self.outage_seconds = self._gauge("outage_seconds", "Time without a worker for some role")
         self.event_loop_tasks = Gauge(

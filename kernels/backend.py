@@ -1,72 +1,74 @@
-"""Chooses the kernels and the attention of a device: by what it can run and by the environment.
+"""Chooses the kernels and the attention of a device: by what it can run and by what was asked for.
 
-The only module of this package that names a kind of device. Choices are cached per device.
+This module and `attention` are the only ones of this package that name a kind of device. Choices
+are cached per device.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
 
-from helios_serve.kernels.rows import Lengths
+from helios_serve.kernels.attention import (
+    GPU,
+    SUPPORT,
+    AttentionPath,
+    cudnn_version,
+    fastest_on_gpu,
+    is_installed,
+    lack_on_gpu,
+    library_of,
+)
 
 Backend = Literal["reference", "triton"]
-AttentionPath = Literal["flash3", "varlen", "flash2", "sdpa", "triton"]
-FASTEST_FIRST: tuple[AttentionPath, ...] = ("flash3", "varlen", "flash2", "triton")
-ATTENTION_PATHS: tuple[AttentionPath, ...] = (*FASTEST_FIRST, "sdpa")
-"""FlashAttention 3, torch's varlen_attn, FlashAttention 2, ours in Triton, SDPA per segment."""
+ATTENTION_PATHS: tuple[AttentionPath, ...] = get_args(AttentionPath)
+AUTO = "auto"
+"""The wish for the fastest attention that there is."""
 
 KERNELS_VARIABLE, ATTENTION_VARIABLE = "HELIOS_KERNELS", "HELIOS_ATTENTION"
-TRITON_DEVICE = "cuda"
-"""The kind of device with Triton as the default; torch uses the name for AMD GPUs too."""
-
-LIBRARIES: Mapping[AttentionPath, str] = {
-    "flash3": "flash_attn_interface",
-    "varlen": "torch.nn.attention.varlen",
-    "flash2": "flash_attn",
-}
-CAPABILITIES: Mapping[AttentionPath, range] = {
-    "flash3": range(9, 10),
-    "varlen": range(8, 100),
-    "flash2": range(8, 100),
-}
-"""Major compute capabilities that each library supports; FlashAttention 3 is for Hopper."""
-FUNCTIONS: Mapping[AttentionPath, str] = {
-    "flash3": "flash_attn_varlen_func",
-    "varlen": "varlen_attn",
-    "flash2": "flash_attn_varlen_func",
-}
+ATTENTION_OPTION = "attention_backend"
+"""The worker option, which outranks the variable."""
 
 
 class KernelChoice(NamedTuple):
-    """The backend of a device, and its attention in half precision without a bias."""
+    """The backend of a device, and its attention in half precision without a bias.
+
+    `library` is the package of the attention and its version, where there is one.
+    """
 
     backend: Backend
     attention: AttentionPath
+    library: str = ""
 
     def __str__(self) -> str:
-        return f"{self.backend} kernels, attention by {self.attention}"
+        library = f" ({self.library})" if self.library else ""
+        return f"{self.backend} kernels, attention by {self.attention}{library}"
 
 
-def choose_kernels(device: torch.device) -> KernelChoice:
-    """Choose the kernels of `device`.
+def choose_kernels(device: torch.device, attention: str = AUTO) -> KernelChoice:
+    """Choose the kernels of `device`, and its attention, by name or "auto".
 
-    Raises ValueError if an environment variable is unknown or requests what it cannot run.
+    Raises ValueError if the argument or an environment variable is unknown or requests what the
+    device cannot run.
     """
     return _choose(
-        device, os.environ.get(KERNELS_VARIABLE, ""), os.environ.get(ATTENTION_VARIABLE, "")
+        device,
+        os.environ.get(KERNELS_VARIABLE, ""),
+        os.environ.get(ATTENTION_VARIABLE, ""),
+        attention,
     )
 
 
 @lru_cache(maxsize=16)
-def _choose(device: torch.device, kernels: str, attention: str) -> KernelChoice:
+def _choose(device: torch.device, kernels: str, variable: str, option: str) -> KernelChoice:
     backend = choose_backend(device, kernels)
-    return KernelChoice(backend, choose_attention(device, attention, backend))
+    if option != AUTO:
+        path = choose_attention(device, option, backend, source=ATTENTION_OPTION)
+    else:
+        path = choose_attention(device, variable, backend, source=ATTENTION_VARIABLE)
+    return KernelChoice(backend, path, library_name(path))
 
 
 def choose_backend(device: torch.device, wish: str) -> Backend:
@@ -74,7 +76,7 @@ def choose_backend(device: torch.device, wish: str) -> Backend:
     lack = triton_lack(device)
     match wish:
         case "":
-            return "triton" if device.type == TRITON_DEVICE and lack is None else "reference"
+            return "triton" if device.type == GPU and lack is None else "reference"
         case "reference":
             return "reference"
         case "triton":
@@ -84,31 +86,53 @@ def choose_backend(device: torch.device, wish: str) -> Backend:
     raise ValueError(f"{KERNELS_VARIABLE}: got {wish!r}, expected reference or triton")
 
 
-def choose_attention(device: torch.device, wish: str, backend: Backend) -> AttentionPath:
-    """The path that `wish` names; without one, the fastest available, or SDPA with references."""
-    if not wish:
-        faster = ("sdpa",) if backend == "reference" else FASTEST_FIRST
-        return next(path for path in faster if runs(path, device))
+def choose_attention(
+    device: torch.device, wish: str, backend: Backend, *, source: str
+) -> AttentionPath:
+    """The path that `wish` names, which `source` gave; without one, the fastest available.
+
+    With the references that is torch's own: by name on a CPU, SDPA on other devices.
+    """
+    if not wish or wish == AUTO:
+        if backend == "reference":
+            return "cpu" if device.type == "cpu" else "sdpa"
+        faster = fastest_on_gpu(device) if device.type == GPU else ()
+        return next((path for path in faster if lack_of(path, device) is None), "triton")
     for path in ATTENTION_PATHS:
         if path == wish:
-            if runs(path, device):
-                return path
-            raise ValueError(f"{ATTENTION_VARIABLE}: got {wish}, which {device} cannot run")
-    raise ValueError(
-        f"{ATTENTION_VARIABLE}: got {wish!r}, expected one of {', '.join(ATTENTION_PATHS)}"
-    )
+            if (lack := lack_of(path, device)) is not None:
+                raise ValueError(
+                    f"{source}: got {wish}, which {device} cannot run: {lack}. Available: "
+                    f"{', '.join(available(device))}"
+                )
+            return path
+    raise ValueError(f"{source}: got {wish!r}, expected one of {', '.join(ATTENTION_PATHS)}")
 
 
-def runs(path: AttentionPath, device: torch.device) -> bool:
-    """Whether `device` can run `path`."""
+def available(device: torch.device) -> Iterator[AttentionPath]:
+    """Yield the paths that `device` can run, the fastest first."""
+    return (path for path in ATTENTION_PATHS if lack_of(path, device) is None)
+
+
+def lack_of(path: AttentionPath, device: torch.device) -> str | None:
+    """Why `device` cannot run `path`, or None if it can."""
     if path == "sdpa":
-        return True
+        return None
+    if path == "cpu":
+        return None if device.type == "cpu" else "it needs a CPU"
     if path == "triton":
-        return triton_lack(device) is None
-    if device.type != TRITON_DEVICE or not is_installed(LIBRARIES[path]):
-        return False
-    major, _ = torch.cuda.get_device_capability(device)
-    return major in CAPABILITIES[path]
+        return triton_lack(device)
+    return lack_on_gpu(path, device)
+
+
+def library_name(path: AttentionPath) -> str:
+    """The package behind `path` and its version; "" for torch's own functions and ours."""
+    if path == "cudnn":
+        return f"cuDNN {cudnn_version()}"
+    if path not in SUPPORT:
+        return ""
+    found = library_of(path)
+    return "" if isinstance(found, str) else found.library
 
 
 def triton_lack(device: torch.device) -> str | None:
@@ -119,42 +143,3 @@ def triton_lack(device: torch.device) -> str | None:
     if device.type == "cpu" and not interpreted:
         return "a CPU runs Triton kernels in the interpreter only: set TRITON_INTERPRET=1"
     return None
-
-
-def is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package is not installed
-        return False
-
-
-class LibraryAttention(NamedTuple):
-    """Attention by the library of `path`, and by two others where the library cannot.
-
-    `biased` attends where there is a bias, `unbiased` in fp32 without one. All three are
-    `registry.PackedAttention`.
-    """
-
-    path: AttentionPath
-    unbiased: Callable[..., Tensor]
-    biased: Callable[..., Tensor]
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        queries: Lengths,
-        keys: Lengths,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        if bias is not None:
-            return self.biased(query, key, value, queries, keys, bias)
-        if query.dtype.itemsize != 2:
-            return self.unbiased(query, key, value, queries, keys)
-        # All three libraries take these arguments in this order.
-        attend: Any = getattr(import_module(LIBRARIES[self.path]), FUNCTIONS[self.path])
-        cumulative = queries.cumulative, keys.cumulative
-        mixed = attend(query, key, value, *cumulative, queries.longest, keys.longest)
-        out: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed  # some return sums too
-        return out.flatten(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helios_serve.kernels.fp8 import FP8, LARGEST, SMALLEST_SCALE, Quantized
 from helios_serve.kernels.rope import PackedRope
-from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run, join
+from helios_serve.kernels.rows import NormTable, PackRows, Run, join
 
 SHORTEST = 1e-12
 """Shorter vectors are divided by this in place of their length, as in torch's F.normalize."""
@@ -112,35 +112,6 @@ def qk_norm_rope_(
     query = norm_rope_(query, weights[0], rope, heads, eps)
     key = norm_rope_(key, weights[1], rope, heads, eps, history_scale=history_scale, rows=rows)
     return query, key
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    queries: Lengths,
-    keys: Lengths,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """See `registry.PackedAttention`: torch's SDPA, segment by segment."""
-    return join(
-        [
-            attend(query[q], key[k], value[k], None if bias is None else bias[k])
-            for q, k in zip(queries.slices, keys.slices, strict=True)
-        ]
-    )
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of one segment: (rows, heads * head_dim)."""
-    mask = None if bias is None else bias.expand(len(query), -1)
-    mixed = F.scaled_dot_product_attention(
-        query.transpose(0, 1)[None],
-        key.transpose(0, 1)[None],
-        value.transpose(0, 1)[None],
-        attn_mask=mask,
-    )
-    return mixed[0].transpose(0, 1).flatten(1)
 
 
 def enter_stage(

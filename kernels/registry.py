@@ -11,13 +11,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from helios_serve.kernels import reference
-from helios_serve.kernels.backend import (
+from helios_serve.kernels import meta, reference
+from helios_serve.kernels.attention import (
     AttentionPath,
-    KernelChoice,
     LibraryAttention,
-    choose_kernels,
+    cpu_attention,
+    sdpa_attention,
 )
+from helios_serve.kernels.backend import AUTO, KernelChoice, choose_kernels
 from helios_serve.kernels.fp8 import FP8, Quantized
 from helios_serve.kernels.rope import PackedRope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows
@@ -209,7 +210,11 @@ class NormSilu(Protocol):
 
 
 class Kernels(NamedTuple):
-    """Every kernel by one implementation."""
+    """Every kernel by one implementation.
+
+    `attention` is self-attention, by the path that was chosen for the device. `text_attention` is
+    the backend's own: text has few keys, of any number, and mostly a bias.
+    """
 
     gather_window: GatherWindow
     norm_modulate: NormModulate
@@ -218,6 +223,7 @@ class Kernels(NamedTuple):
     norm_rope_: NormRope
     qk_norm_rope_: QkNormRope
     attention: PackedAttention
+    text_attention: PackedAttention
     enter_stage: EnterStage
     dmd_step: DmdStep
     quantize_rows: QuantizeRows
@@ -231,11 +237,28 @@ REFERENCE = Kernels(
     noise_residual_norm_=reference.noise_residual_norm_,
     norm_rope_=reference.norm_rope_,
     qk_norm_rope_=reference.qk_norm_rope_,
-    attention=reference.attention,
+    attention=sdpa_attention,
+    text_attention=sdpa_attention,
     enter_stage=reference.enter_stage,
     dmd_step=reference.dmd_step,
     quantize_rows=reference.quantize_rows,
     norm_silu=reference.norm_silu,
+)
+
+
+META = Kernels(
+    gather_window=meta.gather_window,
+    norm_modulate=meta.norm_modulate,
+    gated_residual_norm_=meta.gated_residual_norm_,
+    noise_residual_norm_=meta.noise_residual_norm_,
+    norm_rope_=meta.norm_rope_,
+    qk_norm_rope_=meta.qk_norm_rope_,
+    attention=meta.attention,
+    text_attention=meta.attention,
+    enter_stage=meta.enter_stage,
+    dmd_step=meta.dmd_step,
+    quantize_rows=meta.quantize_rows,
+    norm_silu=meta.norm_silu,
 )
 
 
@@ -262,6 +285,7 @@ def triton_kernels() -> Kernels:
         norm_rope_=norm_rope_,
         qk_norm_rope_=qk_norm_rope_,
         attention=attention,
+        text_attention=attention,
         enter_stage=enter_stage,
         dmd_step=dmd_step,
         quantize_rows=quantize_rows,
@@ -269,27 +293,35 @@ def triton_kernels() -> Kernels:
     )
 
 
-def kernels_of(tensor: Tensor) -> Kernels:
-    """The kernels of the tensor's device, as the environment and `backend` choose them.
+def kernels_of(tensor: Tensor, attention: str = AUTO) -> Kernels:
+    """The kernels of the tensor's device, as `attention`, the environment and `backend` choose.
 
-    Raises ValueError if the device cannot run what the environment requests.
+    Those of the meta device compute shapes. Raises ValueError if the device cannot run what is
+    requested.
     """
-    return implement(choose_kernels(tensor.device))
+    if tensor.device.type == "meta":
+        return META
+    return implement(choose_kernels(tensor.device, attention))
 
 
 @cache
 def implement(choice: KernelChoice) -> Kernels:
     """The kernels of a backend, with the chosen attention."""
     kernels = REFERENCE if choice.backend == "reference" else triton_kernels()
-    return kernels._replace(attention=attention_by(choice.attention, kernels.attention))
+    chosen = attention_by(choice.attention, kernels.attention)
+    # What a CPU runs takes a bias as well.
+    text = chosen if choice.attention == "cpu" else kernels.text_attention
+    return kernels._replace(attention=chosen, text_attention=text)
 
 
 def attention_by(path: AttentionPath, own: PackedAttention) -> PackedAttention:
     """The attention of `path`, where `own` is the backend's."""
     match path:
         case "sdpa":
-            return REFERENCE.attention
+            return sdpa_attention
+        case "cpu":
+            return cpu_attention
         case "triton":
             return own
         case _:
-            return LibraryAttention(path, unbiased=REFERENCE.attention, biased=own)
+            return LibraryAttention(path, unbiased=sdpa_attention, biased=own)

@@ -98,6 +98,8 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to `device` without waiting for the device."""
     if device.type == "cpu":
         return tensor
+    if device.type == "meta":
+        return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

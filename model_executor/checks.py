@@ -20,12 +20,22 @@ def check_compilation(
     """
     if names and offload:
         raise DeviceError("got compile sizes with offload, expected only one of them")
+    return check_sizes("compile_sizes", names, config)
+
+
+def check_sizes(option: str, names: Sequence[str], config: HeliosConfig) -> list[Geometry]:
+    """Return the sizes that an option lists.
+
+    Raises InvalidRequestError for a name other than WIDTHxHEIGHT or a size that the model cannot
+    generate.
+    """
     sizes = []
     for name in names:
         if not re.fullmatch(r"\d+x\d+", name):
+            what = option.removesuffix("s").replace("_", " ")
             raise InvalidRequestError(
-                f"got compile size {name!r}, expected WIDTHxHEIGHT in pixels, such as 640x384",
-                param="compile_sizes",
+                f"got {what} {name!r}, expected WIDTHxHEIGHT in pixels, such as 640x384",
+                param=option,
             )
         width, height = parse_size(name)
         check_size(width, height, config)

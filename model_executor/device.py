@@ -1,11 +1,19 @@
 """Resolves device and dtype names, and checks what a device supports."""
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from helios_serve.errors import DeviceError
-from helios_serve.kernels.backend import KernelChoice, choose_kernels
+from helios_serve.kernels.attention import cudnn_version
+from helios_serve.kernels.backend import (
+    ATTENTION_PATHS,
+    AUTO,
+    KernelChoice,
+    choose_kernels,
+    lack_of,
+)
 from helios_serve.model_executor.host_memory import Memory, host_memory
 
 ACCELERATORS = ("cuda", "npu", "xpu")
@@ -70,12 +78,17 @@ def find_device(name: str, accelerator: torch.device | None) -> torch.device:
     return device
 
 
-def resolve_kernels(device: torch.device) -> KernelChoice:
+def resolve_kernels(device: torch.device, attention: str = AUTO) -> KernelChoice:
     """Return the kernels for `device`. Raises DeviceError if it cannot run those selected."""
     try:
-        return choose_kernels(device)
+        return choose_kernels(device, attention)
     except ValueError as error:
         raise DeviceError(str(error)) from error
+
+
+def attention_lacks(device: torch.device) -> dict[str, str | None]:
+    """Return, for each path of attention, why `device` cannot run it, or None if it can."""
+    return {path: lack_of(path, device) for path in ATTENTION_PATHS}
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -106,6 +119,30 @@ def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
             f"got quantization fp8, which {device.type} with {str(dtype).removeprefix('torch.')} "
             f"cannot do: {reason}"
         ) from error
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device for people, such as NVIDIA H100 80GB HBM3."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU" if device.type == "cpu" else str(device)
+
+
+def toolkit_versions() -> dict[str, str]:
+    """Return the versions of what torch was built for; "none" for what it lacks."""
+    versions = {
+        "CUDA": torch.version.cuda,
+        "ROCm": torch.version.hip,
+        "cuDNN": cudnn_version(),
+    }
+    return {name: str(found or "none") for name, found in versions.items()}
+
+
+def release_cached(device: torch.device) -> None:
+    """Return memory that torch keeps after tensors were freed to the device."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        torch.accelerator.empty_cache()
 
 
 def device_memory(device: torch.device) -> Memory:

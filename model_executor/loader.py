@@ -20,7 +20,12 @@ from helios_serve.model_executor.components import (
     parts_of,
     tie_embeddings,
 )
-from helios_serve.model_executor.device import check_fp8, resolve_dtype, resolve_kernels
+from helios_serve.model_executor.device import (
+    check_fp8,
+    release_cached,
+    resolve_dtype,
+    resolve_kernels,
+)
 from helios_serve.model_executor.memory import MemoryCheck, is_out_of_memory
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -98,6 +103,8 @@ def load_checkpoint(
     for a size in `options.compile_sizes` that the model cannot generate.
     """
     compiled = check_compilation(options.compile_sizes, checkpoint.config, offload=options.offload)
+    if "denoise" in roles:
+        resolve_kernels(device, options.attention_backend)
     if options.quantization is not None and "denoise" in roles:
         check_fp8(device, dtype)
     if checkpoint.note is not None:
@@ -127,7 +134,7 @@ def load_checkpoint(
     transformer, text_encoder = modules.get("transformer"), modules.get("text_encoder")
     assert transformer is None or isinstance(transformer, HeliosTransformer)
     if transformer is not None:
-        optimize_transformer(transformer, device, offload=options.offload)
+        optimize_transformer(transformer, options)
     if text_encoder is not None:
         tie_embeddings(text_encoder)
     vae = None
@@ -135,8 +142,8 @@ def load_checkpoint(
         assert isinstance(modules["vae"], WanVae)
         vae = Vae(modules["vae"], device, contexts["vae"])
         optimize_vae(vae, options, compiled if "decode" in roles else ())
-    if device.type != "cpu":  # other threads use the weights on streams of their own
-        torch.accelerator.synchronize(device)
+    # Other threads use the weights on streams of their own, and joining them has freed the parts.
+    release_cached(device)
     return LoadedModel(
         config,
         device,
@@ -169,14 +176,13 @@ def check_memory(
     MemoryCheck(checkpoint.name, checkpoint.folder, checkpoint.config).check_worker(worker)
 
 
-def optimize_transformer(
-    transformer: HeliosTransformer, device: torch.device, *, offload: bool
-) -> None:
-    """Join the projections of each layer where one large matmul is faster than three."""
-    logger.info("%s: %s", device, resolve_kernels(device))
-    # On a CPU it is not; streamed layers cannot be joined.
-    if device.type != "cpu" and not offload:
-        transformer.join_projections()
+def optimize_transformer(transformer: HeliosTransformer, options: WorkerOptions) -> None:
+    """Set the attention, and join each layer's projections where one large matmul is faster."""
+    transformer.use_attention(options.attention_backend)
+    logger.info("%s: %s", transformer.device, transformer.kernels)
+    # On a CPU three are faster; streamed layers cannot be joined.
+    if transformer.device.type != "cpu" and not options.offload:
+        transformer.join_weights()
 
 
 def optimize_vae(vae: Vae, options: WorkerOptions, compiled: Sequence[Geometry]) -> None:

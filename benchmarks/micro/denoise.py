@@ -3,44 +3,58 @@
     python benchmarks/micro/denoise.py --output results.json
     python benchmarks/micro/denoise.py --model nano --size 128x64
 
-Weights are random and made on the device. The rates of a matmul, of attention and of a copy are
-measured in the same run; the time that they predict for a forward, by its count of operations, is
-what the forward is compared with. This part needs torch, numpy, msgspec and safetensors, and on a
-GPU Triton.
+Weights are random and made on the device. The rates of a matmul, of attention (by the path that is
+served) and of a copy are measured in the same run; the time that they predict for a forward, by its
+count of operations, is what the forward is compared with. A step that fails ends the run with its
+error. Each part is written to the output when it is done; --parts chooses some:
 
-With diffusers, transformers and av, the whole pipeline is measured as well: an engine that decodes
-concurrently with the steps and encodes every chunk as MP4, and diffusers' pipeline on the same
-weights; with --official FOLDER the transformer of the official repository too.
+- forwards, chunks, profile: the transformer alone. Needs torch, numpy, msgspec and safetensors, and
+  on a GPU Triton.
+- whole-way: an engine with the VAE decoding during the steps and every chunk encoded as MP4. Needs
+  diffusers, transformers and av as well.
+- diffusers: its pipeline on the same weights, in a process of its own; with --official FOLDER the
+  transformer of the official repository too.
 """
 
 import argparse
+import gc
 import json
-import os
+import logging
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
+from helios_serve.benchmarks.measure.sections import Sections
+from helios_serve.benchmarks.micro.rates import MODEL, Clock, Rates
 from helios_serve.core.cost import forward_flops
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import PADDING_ROWS, Session
 from helios_serve.entrypoints.cli.arguments import size
-from helios_serve.messages import EncodedPrompt
+from helios_serve.logger import show_logs
+from helios_serve.messages import EncodedPrompt, RunnerOutput
 from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
-from helios_serve.model_executor.device import DTYPES, resolve_device, resolve_dtype
-from helios_serve.model_executor.loader import open_checkpoint
+from helios_serve.model_executor.device import (
+    DTYPES,
+    device_name,
+    release_cached,
+    resolve_device,
+    resolve_dtype,
+    resolve_kernels,
+)
+from helios_serve.model_executor.loader import open_checkpoint, optimize_transformer
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.weights import fill_random
 from helios_serve.model_executor.worker.model_runner import ModelRunner
@@ -48,69 +62,18 @@ from helios_serve.model_executor.worker.tensors import as_data
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.sampling import SamplingParams
 from helios_serve.options.scheduling import SchedulingConfig
-from helios_serve.options.workers import WorkerConfig
+from helios_serve.options.workers import AttentionBackend, DecodeDtype, WorkerConfig, WorkerOptions
 from helios_serve.video_request import VideoRequest
 
-MODEL = "BestWishYsh/Helios-Distilled"
 PROMPT_TOKENS = 40
 STEPS = ((1, 1, 1), (2, 2, 2))
 CHUNKS = 4
 WHOLE_WAY = ("av", "diffusers", "transformers")
-"""Packages that the VAE and MP4 need."""
-
-
-class Clock:
-    """Measures the seconds of work on a device, which runs asynchronously."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
-
-    def median(self, work: Callable[[], object], rounds: int) -> float:
-        """Return the median seconds of `rounds` runs, after one that is not counted."""
-        work()
-        times = []
-        for _ in range(rounds):
-            started = self.now()
-            work()
-            times.append(self.now() - started)
-        return statistics.median(times)
-
-
-class Rates:
-    """The measured maximum rates of this machine."""
-
-    def __init__(self, clock: Clock, dtype: torch.dtype, rounds: int) -> None:
-        self.clock, self.dtype, self.rounds = clock, dtype, rounds
-        self.side = 8192 if clock.device.type != "cpu" else 1024
-        self.matmul = self._matmul()
-        self.copy = self._copy()
-
-    def attention(self, tokens: int, heads: int, head_dim: int) -> float:
-        """Return the FLOP/s of torch's attention among this number of tokens."""
-        query = self._random(1, heads, tokens, head_dim)
-        seconds = self.clock.median(
-            lambda: F.scaled_dot_product_attention(query, query, query), self.rounds
-        )
-        return 4 * heads * head_dim * tokens**2 / seconds
-
-    def _matmul(self) -> float:
-        """Return the FLOP/s of a large square product of random numbers (zeros are faster)."""
-        a, b = (self._random(self.side, self.side) for _ in range(2))
-        return 2 * self.side**3 / self.clock.median(lambda: a @ b, self.rounds)
-
-    def _copy(self) -> float:
-        """Return the bytes per second, read and written, of a large copy."""
-        source = self._random(8 * self.side, self.side)
-        target = torch.empty_like(source)
-        return 2 * source.nbytes / self.clock.median(lambda: target.copy_(source), self.rounds)
-
-    def _random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, device=self.clock.device, dtype=self.dtype)
+"""What the VAE and MP4 need."""
+PARTS = ("forwards", "chunks", "profile", "whole-way", "diffusers")
+ALONE = ("whole-way", "diffusers")
+"""Parts that load a model of their own, and need the memory for it."""
+SHOWN_KERNELS = 25
 
 
 class Bench:
@@ -125,22 +88,28 @@ class Bench:
         self.geometry = Geometry(self.height, self.width)
         checkpoint = open_checkpoint(arguments.model, "dummy")
         self.config: HeliosConfig = checkpoint.config
+        options = WorkerOptions(attention_backend=arguments.attention_backend)
+        resolve_kernels(self.device, options.attention_backend)
         module, component = build_transformer(
             checkpoint.folder, self.config, self.dtype, arguments.quantization
         )
         fill_random(module, component, self.device, seed=0)
         assert isinstance(module, HeliosTransformer)
-        if self.device.type != "cpu":
-            module.join_projections()
+        optimize_transformer(module, options)
         self.transformer = module.eval().requires_grad_(False)
+
+    @property
+    def attention(self) -> str:
+        """The path of self-attention that is measured, by name."""
+        return self.transformer.kernels.attention
 
     def step_times(self, steps: tuple[int, ...]) -> list[list[float]]:
         """Return the seconds of every step of a video, chunk by chunk."""
         per_chunk = sum(steps)
-        times = list(self._steps(steps))
+        times = list(self.steps(steps))
         return [times[start : start + per_chunk] for start in range(0, len(times), per_chunk)]
 
-    def _steps(self, steps: tuple[int, ...]) -> Iterator[float]:
+    def steps(self, steps: tuple[int, ...]) -> Iterator[float]:
         model = self.config.transformer
         blocks = HistoryManager.peak_blocks(self.geometry) + 1
         scheduler = Scheduler(SchedulingConfig(max_num_batched_tokens=1 << 20), time.monotonic)
@@ -159,13 +128,20 @@ class Bench:
         scheduler.add_session(session)
         while (plan := scheduler.schedule(worker)).scheduled_steps:
             started = self.clock.now()
-            runner.execute_model(plan)
+            output = runner.execute_model(plan)
             yield self.clock.now() - started
+            check_failures(output)
             scheduler.update_from_output(worker)
 
 
-def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, float]]:
-    """Measure a step of each stage, and compare it with the time that the rates predict."""
+def check_failures(output: RunnerOutput) -> None:
+    """End the run if a step failed: what follows would measure steps without sessions."""
+    for failure in output.failures:
+        raise SystemExit(f"a step failed, so there is nothing to measure: {failure.message}")
+
+
+def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, Any]]:
+    """Each stage's step beside what the machine's rates predict for it."""
     model = bench.config.transformer
     chunks = bench.step_times((2, 2, 2))[1:]
     rows = []
@@ -176,7 +152,9 @@ def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, float]]:
         tokens = bench.geometry.history_tokens + bench.geometry.noise_tokens(
             stage, bench.config.stages
         )
-        attention = rates.attention(tokens, model.num_attention_heads, model.attention_head_dim)
+        attention = rates.attention(
+            tokens, tokens, model.num_attention_heads, model.attention_head_dim, bench.attention
+        )
         predicted = flops.linear / rates.matmul + flops.attention / attention
         row = {
             "stage": stage,
@@ -186,6 +164,7 @@ def measure_forwards(bench: Bench, rates: Rates) -> list[dict[str, float]]:
             "share_of_predicted": predicted / seconds,
             "tflops": flops.total / seconds / 1e12,
             "share_of_matmul_rate": flops.total / seconds / rates.matmul,
+            "attention": bench.attention,
             "attention_tflops": attention / 1e12,
         }
         print(
@@ -206,18 +185,50 @@ def measure_chunks(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_profile(bench: Bench) -> list[dict[str, Any]]:
+    """What the steps of a chunk spend their time on, by kernel: those with the largest share."""
+    steps = bench.steps((1,) * bench.config.stages)
+    for _ in range(bench.config.stages):  # the first chunk warms up
+        next(steps)
+    on_device = bench.device.type != "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(bench.config.stages):
+            next(steps)
+    own = attrgetter("self_device_time_total" if on_device else "self_cpu_time_total")
+    events = sorted(profiler.key_averages(), key=own, reverse=True)
+    total = sum(map(own, events))
+    rows = [
+        {
+            "name": event.key,
+            "calls": event.count,
+            "ms": own(event) / 1e3,
+            "share": own(event) / total,
+        }
+        for event in events[:SHOWN_KERNELS]
+    ]
+    for row in rows:
+        print(f"{row['ms']:9.3f} ms {row['share']:6.1%} {row['calls']:6} x {row['name'][:80]}")
+    return rows
+
+
 def measure_whole_way(arguments: argparse.Namespace, config: HeliosConfig) -> list[dict[str, Any]]:
     """Return the frames per second of the whole pipeline, after the first finished chunk."""
     from helios_serve.engine.loop.engine_core import EngineCore
     from helios_serve.engine.loop.events import ChunkReady, RequestFailed
     from helios_serve.model_executor.executor.inline import InlineExecutor
 
+    sizes = ("{}x{}".format(*arguments.size),)
     worker = WorkerConfig(
         model=arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
         load_format="dummy",
         quantization=arguments.quantization,
+        decode_dtype=arguments.decode_dtype,
+        attention_backend=arguments.attention_backend,
+        compile_sizes=sizes if arguments.compile else (),
+        warm_up_sizes=sizes,
     )
     width, height = arguments.size
     rows = []
@@ -243,14 +254,12 @@ def measure_whole_way(arguments: argparse.Namespace, config: HeliosConfig) -> li
     return rows
 
 
-def measure_diffusers(
-    arguments: argparse.Namespace, config: HeliosConfig, device: str, dtype: str
-) -> dict[str, Any]:
-    """Return the result of vs_diffusers.py, run in a process of its own for its memory."""
-    model = config.transformer
+def measure_diffusers(arguments: argparse.Namespace, config: HeliosConfig) -> dict[str, Any]:
+    """What vs_diffusers.py finds in a process of its own, which has the memory for itself."""
+    model, device = config.transformer, resolve_device(arguments.device)
     flags = {
-        "--device": device,
-        "--dtype": dtype,
+        "--device": device.type,
+        "--dtype": str(resolve_dtype(arguments.dtype, device)).removeprefix("torch."),
         "--heads": model.num_attention_heads,
         "--head-dim": model.attention_head_dim,
         "--layers": model.num_layers,
@@ -265,22 +274,30 @@ def measure_diffusers(
         command = [sys.executable, str(Path(__file__).with_name("vs_diffusers.py"))]
         for flag, value in flags.items():
             command += [flag, str(value)]
-        subprocess.run([*command, "--output", str(output)], check=True)
+        done = subprocess.run([*command, "--output", str(output)], check=False)
+        if done.returncode:
+            raise SystemExit(f"vs_diffusers.py ended with status {done.returncode}")
         result: dict[str, Any] = json.loads(output.read_text())
     return result
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", *sorted(DTYPES)), default="auto")
     parser.add_argument("--quantization", choices=("fp8",), help="of our transformer")
+    parser.add_argument("--attention-backend", choices=get_args(AttentionBackend), default="auto")
     parser.add_argument(
-        "--model", default=MODEL, help=f"published model whose configuration is used ({MODEL})"
+        "--decode-dtype", choices=get_args(DecodeDtype), default=WorkerOptions().decode_dtype
     )
+    parser.add_argument("--compile", action="store_true", help="compile the VAE's decoder")
+    parser.add_argument("--model", default=MODEL, help=f"of which configuration ({MODEL})")
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
+    parser.add_argument(
+        "--parts", type=parts, default=PARTS, metavar=",".join(PARTS), help="what to measure (all)"
+    )
     parser.add_argument(
         "--official",
         type=Path,
@@ -289,46 +306,71 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, metavar="FILE.json")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def parts(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(
+            f"got {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}"
+        )
+    return names
+
+
+def measure_transformer(arguments: argparse.Namespace, sections: Sections) -> None:
+    """The parts that use one transformer, which is freed at the end."""
+    bench = Bench(arguments)
+    rates = Rates(bench.clock, bench.dtype, bench.rounds)
+    print(
+        f"{device_name(bench.device)}: {bench.transformer.kernels}, matmul "
+        f"{rates.matmul / 1e12:.1f} TFLOP/s, copy {rates.copy / 1e9:.0f} GB/s"
+    )
+    sections.add("kernels", str(bench.transformer.kernels))
+    sections.add("matmul_tflops", rates.matmul / 1e12)
+    sections.add("copy_gb_per_second", rates.copy / 1e9)
+    if "forwards" in arguments.parts:
+        sections.add("forwards", measure_forwards(bench, rates))
+    if "chunks" in arguments.parts:
+        sections.add("denoising", measure_chunks(bench))
+    if "profile" in arguments.parts:
+        sections.add("profile", measure_profile(bench))
+    if bench.device.type != "cpu":
+        peak = torch.accelerator.max_memory_allocated(bench.device) / 1e9
+        print(f"at most {peak:.1f} GB in use")
+        sections.add("peak_memory_gb", peak)
+
+
+def free_memory(device: torch.device) -> None:
+    """Free what earlier parts held, for those that load a model of their own."""
+    gc.collect()
+    release_cached(device)
 
 
 def main() -> None:
     arguments = parse_arguments()
-    bench = Bench(arguments)
-    rates = Rates(bench.clock, bench.dtype, bench.rounds)
-    print(
-        f"{hardware(bench.device)}: matmul {rates.matmul / 1e12:.1f} TFLOP/s, copy "
-        f"{rates.copy / 1e9:.0f} GB/s"
+    show_logs(logging.WARNING)
+    device = resolve_device(arguments.device)
+    sections = Sections(
+        arguments.output,
+        settings={key: str(value) for key, value in vars(arguments).items() if key != "output"},
+        hardware=device_name(device),
+        versions={"torch": torch.__version__, "python": platform.python_version()},
     )
-    result: dict[str, Any] = {
-        "settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"},
-        "hardware": hardware(bench.device),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "matmul_tflops": rates.matmul / 1e12,
-        "copy_gb_per_second": rates.copy / 1e9,
-        "forwards": measure_forwards(bench, rates),
-        "denoising": measure_chunks(bench),
-    }
-    config, device, dtype = bench.config, bench.device.type, str(bench.dtype).split(".")[-1]
-    if bench.device.type != "cpu":
-        result["peak_memory_gb"] = torch.accelerator.max_memory_allocated(bench.device) / 1e9
-        print(f"at most {result['peak_memory_gb']:.1f} GB in use")
-    del bench, rates
+    if set(arguments.parts) - set(ALONE):
+        measure_transformer(arguments, sections)
+        free_memory(device)
+    wanted = [part for part in ALONE if part in arguments.parts]
     missing = [name for name in WHOLE_WAY if find_spec(name) is None]
-    if missing:
-        print(f"without {' and '.join(missing)}: VAE, MP4 and diffusers are left out")
-    else:
-        result["whole_way"] = measure_whole_way(arguments, config)
-        result["diffusers"] = measure_diffusers(arguments, config, device, dtype)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def hardware(device: torch.device) -> str:
-    if device.type == "cpu":
-        return f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    return torch.cuda.get_device_name(device)
+    if wanted and missing:
+        print(f"without {' and '.join(missing)}: {' and '.join(wanted)} are left out")
+        return
+    config = open_checkpoint(arguments.model, "dummy").config
+    if "whole-way" in wanted:
+        sections.add("whole_way", measure_whole_way(arguments, config))
+        free_memory(device)
+    if "diffusers" in wanted:
+        sections.add("diffusers", measure_diffusers(arguments, config))
 
 
 if __name__ == "__main__":

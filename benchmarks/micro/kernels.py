@@ -8,7 +8,6 @@ large copy in the same run. Attention is given in TFLOP/s, for every path that t
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from helios_serve.kernels.backend import ATTENTION_PATHS, runs, triton_lack
+from helios_serve.benchmarks.measure.sections import Sections
+from helios_serve.kernels.backend import available, triton_lack
 from helios_serve.kernels.registry import REFERENCE, Kernels, attention_by, triton_kernels
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, NormTable, PackRows, Run
@@ -181,8 +181,7 @@ def compare_attention(sizes: Sizes, device: torch.device) -> list[dict[str, Any]
     lengths = Lengths([sizes.tokens], device)
     paths: dict[str, Callable[[], Tensor]] = {
         path: partial(attention_by(path, own), query, key, value, lengths, lengths)
-        for path in ATTENTION_PATHS
-        if runs(path, device)
+        for path in available(device)
     }
     results = time_attention("self-attention", paths, 4 * sizes.tokens**2 * sizes.dim)
     noise, text = Lengths([sizes.noise], device), Lengths([TEXT_ROWS], device)
@@ -251,16 +250,14 @@ def main() -> None:
     print(f"{machine(device)}; copy {copy_rate:.0f} GB/s; {sizes}")
     with torch.inference_mode():
         works = row_works(sizes, device) | sampler_works(sizes, arguments, device)
-        result = {
-            "machine": machine(device),
-            "settings": {k: str(v) for k, v in vars(arguments).items() if k != "output"},
-            "copy_gb_per_s": copy_rate,
-            "kernels": compare(works, copy_rate),
-            "attention": compare_attention(sizes, device),
-        }
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        sections = Sections(
+            arguments.output,
+            machine=machine(device),
+            settings={k: str(v) for k, v in vars(arguments).items() if k != "output"},
+            copy_gb_per_s=copy_rate,
+        )
+        sections.add("kernels", compare(works, copy_rate))
+        sections.add("attention", compare_attention(sizes, device))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ msgspec and safetensors.
 """
 
 import argparse
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from helios_serve.benchmarks.measure.sections import Sections
 from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.model_config import CHUNK_FRAMES, Geometry
 from helios_serve.model_executor.components import build_vae
@@ -66,7 +66,9 @@ def psnr(frames: Tensor, reference: Tensor) -> float:
     return -10 * float(error.log10())
 
 
-def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def measure(
+    arguments: argparse.Namespace, device: torch.device, sections: Sections
+) -> list[dict[str, Any]]:
     folder = open_checkpoint(arguments.model, "dummy").folder
     width, height = arguments.size
     variants = [*VARIANTS, "channels last, compiled"] if arguments.compile else VARIANTS
@@ -100,6 +102,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict[st
                 f"{row['psnr']:.1f} dB"
             )
             rows.append(row)
+            sections.add("decoding", rows)
     return rows
 
 
@@ -121,17 +124,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     device = resolve_device(arguments.device)
-    result = {
-        "settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"},
-        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    sections = Sections(
+        arguments.output,
+        settings={key: str(value) for key, value in vars(arguments).items() if key != "output"},
+        hardware=f"{platform.machine()} CPU, {os.cpu_count()} cores"
         if device.type == "cpu"
         else torch.cuda.get_device_name(device),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "decoding": measure(arguments, device),
-    }
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        versions={"torch": torch.__version__, "python": platform.python_version()},
+    )
+    measure(arguments, device, sections)
 
 
 if __name__ == "__main__":

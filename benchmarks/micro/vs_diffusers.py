@@ -49,6 +49,7 @@ from helios_serve.messages import EncodedPrompt
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.device import DTYPES
+from helios_serve.model_executor.loader import optimize_transformer
 from helios_serve.model_executor.models.architectures import (
     WAN_VAE,
     model_index,
@@ -63,6 +64,7 @@ from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.tensors import as_data, as_tensor
 from helios_serve.options.sampling import SamplingParams
 from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.options.workers import WorkerOptions
 from helios_serve.video_request import VideoRequest
 
 TEXT_DIM, PROMPT_TOKENS, PADDED_TOKENS = 256, 40, 512
@@ -218,7 +220,10 @@ def our_side(
             scheduler.add_session(session)
         latents: dict[str, Tensor] = {}
         while (plan := scheduler.schedule(worker)).scheduled_steps:
-            for chunk in runner.execute_model(plan).chunks:
+            output = runner.execute_model(plan)
+            for failure in output.failures:
+                raise SystemExit(f"helios-serve: a step failed: {failure.message}")
+            for chunk in output.chunks:
                 latents[chunk.session_id] = as_tensor(chunk.latents)
         return [latents[str(order.seed)] for order in orders]
 
@@ -228,7 +233,10 @@ def our_side(
 def our_transformer(
     module: Any, device: torch.device, dtype: torch.dtype
 ) -> tuple[HeliosConfig, HeliosTransformer]:
-    """Return our transformer with the tensors of diffusers' `module`, shared if layouts agree."""
+    """Ours as it is served, with the tensors of diffusers' `module`, which are there once.
+
+    But on a GPU: there the projections of self-attention are joined, which copies them.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_json(folder, "model_index.json", model_index("distilled"))
@@ -242,6 +250,7 @@ def our_transformer(
             tensor = component.convert(name, stored).to(device, component.dtype_of(name))
             set_tensors(transformer, {name: tensor.contiguous()})
     assert isinstance(transformer, HeliosTransformer)
+    optimize_transformer(transformer, WorkerOptions())
     return config, transformer.eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ from helios_serve.engine.loop.events import ChunkReady, RequestFailed, StepTaken
 from helios_serve.errors import HeliosError
 from helios_serve.messages import StepCursor
 from helios_serve.model_config import Geometry, HeliosConfig
-from helios_serve.model_executor.checks import check_compilation
+from helios_serve.model_executor.checks import check_compilation, check_sizes
 from helios_serve.model_executor.components import build_transformer
 from helios_serve.model_executor.device import check_fp8, resolve_device, resolve_dtype
 from helios_serve.model_executor.executor.inline import InlineExecutor
@@ -20,6 +20,7 @@ from helios_serve.model_executor.loader import (
     open_checkpoint,
 )
 from helios_serve.model_executor.lora_files import load_adapter
+from helios_serve.model_executor.worker.warm_up import warm_up
 from helios_serve.model_executor.worker.worker import Worker
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import WorkerOptions
@@ -49,6 +50,7 @@ class InlineEngine:
         if options.quantization is not None:
             check_fp8(self.device, self.dtype)
         check_compilation(options.compile_sizes, self.config, offload=options.offload)
+        self.warm_up_sizes = check_sizes("warm_up_sizes", options.warm_up_sizes, self.config)
         self._model: LoadedModel | None = None
 
     @property
@@ -61,6 +63,8 @@ class InlineEngine:
             self._model = load_checkpoint(
                 self.checkpoint, self.device, self.dtype, options=self.options
             )
+            if self._model.transformer is not None and self.warm_up_sizes:
+                warm_up(self._model.transformer, self.config, self.warm_up_sizes)
         return self._model
 
     def check(self, request: VideoRequest) -> None:

@@ -7,6 +7,7 @@ from helios_serve.model_executor.checks import (
     check_compilation,
     check_context_parallel,
     check_executor,
+    check_sizes,
     check_thread,
 )
 from helios_serve.model_executor.models.architectures import known_config
@@ -30,4 +31,5 @@ def check_model(
         if config is not None:
             check_context_parallel(options, config)
             check_compilation(options.compile_sizes, config, offload=options.offload)
+            check_sizes("warm_up_sizes", options.warm_up_sizes, config)
     return config

@@ -23,6 +23,8 @@ ExecutorKind = Literal["inline", "local", "ray"]
 """How workers run: as threads of this process, as child processes, or as Ray actors."""
 Dtype = Literal["auto", "bfloat16", "float32"]
 """Dtype of the transformer and the text encoder. auto: bfloat16, or float32 on the CPU."""
+AttentionBackend = Literal["auto", "flash3", "cudnn", "varlen", "flash2", "triton", "cpu", "sdpa"]
+"""Self-attention of the transformer. auto: the fastest that is installed for the device."""
 LoadFormat = Literal["auto", "dummy"]
 """Whether weights are loaded from the checkpoint (auto) or random (dummy)."""
 
@@ -45,7 +47,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     The command line, the Python API and the integrations accept the fields by name. Flags and
     docs/options.md are generated from their descriptions. docs/memory.md explains `decode_dtype`,
-    `quantization`, `offload` and `context_parallel`, and docs/kernels.md `compile_sizes`.
+    `quantization`, `offload` and `context_parallel`, and docs/kernels.md `attention_backend`,
+    `compile_sizes` and `warm_up_sizes`.
     """
 
     device: Annotated[
@@ -80,6 +83,21 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "WIDTHxHEIGHT,..."},
         ),
     ] = ()
+    warm_up_sizes: Annotated[
+        tuple[SizeName, ...],
+        Meta(
+            description="Sizes of which a worker makes a chunk when it starts, so that the first "
+            "video of the size is as fast as later ones.",
+            extra={"metavar": "WIDTHxHEIGHT,..."},
+        ),
+    ] = ()
+    attention_backend: Annotated[
+        AttentionBackend,
+        Meta(
+            description="Self-attention of the transformer; auto: the fastest exact one that is "
+            "installed for the device."
+        ),
+    ] = "auto"
     quantization: Annotated[
         Quantization | None,
         Meta(

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from helios_serve.kernels.rows import Lengths
 
+LARGEST_OFFSET = 2**31 - 1
+"""Elements from the start of a segment to any of its rows, up to which offsets have 32 bits."""
+
 
 @triton.jit
 def logits_of(q, k, bias, bias_offsets, inside, scale, HAS_BIAS: tl.constexpr):
@@ -22,6 +25,13 @@ def logits_of(q, k, bias, bias_offsets, inside, scale, HAS_BIAS: tl.constexpr):
         extra = tl.load(bias + bias_offsets, inside, 0.0).to(tl.float32)
         logits += extra[None, :] * 1.4426950408889634
     return tl.where(inside[None, :], logits, float("-inf"))
+
+
+@triton.jit
+def rows_from(first, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """The numbers of BLOCK rows, in 64 bits if WIDE, so that offsets are computed in them."""
+    rows = first + tl.arange(0, BLOCK)
+    return rows.to(tl.int64) if WIDE else rows
 
 
 @triton.jit
@@ -43,6 +53,7 @@ def varlen_attention_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Attend BLOCK_M queries of one head of one segment; `scale` includes log2(e)."""
     head, segment = tl.program_id(1), tl.program_id(2)
@@ -54,12 +65,12 @@ def varlen_attention_kernel(
     key_start = tl.load(key_offsets + segment).to(tl.int64)
     key_count = (tl.load(key_offsets + segment + 1) - key_start).to(tl.int32)
 
-    # Relative to the segment, offsets fit 32 bits, which saves registers in the loop.
+    # Relative to the segment, offsets mostly fit 32 bits, which saves registers in the loop.
     query += start * query_stride + head * HEAD_DIM
     key += key_start * key_stride + head * HEAD_DIM
     value += key_start * value_stride + head * HEAD_DIM
     out += start * out_stride + head * HEAD_DIM
-    rows = first + tl.arange(0, BLOCK_M)
+    rows = rows_from(first, BLOCK_M, WIDE)
     cols = tl.arange(0, BLOCK_DIM)
     within = cols < HEAD_DIM
     row_mask = (rows < count)[:, None] & within[None, :]
@@ -68,7 +79,7 @@ def varlen_attention_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     for first_key in range(0, key_count, BLOCK_N):
-        others = first_key + tl.arange(0, BLOCK_N)
+        others = rows_from(first_key, BLOCK_N, WIDE)
         inside = others < key_count
         mask = inside[:, None] & within[None, :]
         k = tl.load(key + others[:, None] * key_stride + cols[None, :], mask, 0.0)
@@ -82,9 +93,14 @@ def varlen_attention_kernel(
         mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision="ieee")
         highest = higher
 
-    mixed /= total[:, None]
-    target = out + rows[:, None] * out_stride + cols[None, :]
-    tl.store(target, mixed.to(out.dtype.element_ty), row_mask)
+    mixed = (mixed / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + rows[:, None] * out_stride + cols[None, :], mixed, row_mask)
+
+
+def is_wide(longest: int, *tensors: Tensor) -> bool:
+    """Whether a segment of `longest` rows needs offsets of 64 bits: from 139,810 rows on for 40
+    heads of 128 in joined projections."""
+    return any(longest * tensor.stride(0) > LARGEST_OFFSET for tensor in tensors)
 
 
 def attention(
@@ -103,6 +119,7 @@ def attention(
     block_m = 64 if full else 128
     block_n = 32 if full else 64 if keys.longest <= 64 else 128
     segments = len(queries.offsets) - 1
+    wide = is_wide(queries.longest, query, out) or is_wide(keys.longest, key, value)
     varlen_attention_kernel[(triton.cdiv(queries.longest, block_m), heads, segments)](
         query,
         key,
@@ -121,6 +138,7 @@ def attention(
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
+        WIDE=wide,
         num_warps=8,
         num_stages=2,
     )

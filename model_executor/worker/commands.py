@@ -14,6 +14,7 @@ class Commands:
     def __init__(self) -> None:
         self.plans: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
         self.encode: queue.SimpleQueue[EncodeTask | None] = queue.SimpleQueue()
+        self.is_closed = False
         self.decode: queue.SimpleQueue[DecodeTask | None] = queue.SimpleQueue()
 
     def put(self, command: WorkerCommand) -> None:
@@ -28,6 +29,7 @@ class Commands:
 
     def close(self) -> None:
         """End all queues. Commands that were added before are still executed."""
+        self.is_closed = True
         self.plans.put(None)
         self.encode.put(None)
         self.decode.put(None)

@@ -1,18 +1,36 @@
 """The worker: executes plans, encode tasks and decode tasks on one device."""
 
 import contextlib
+import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
 import torch
 
-from helios_serve.messages import EncodeTask, SchedulerOutput, WorkerEvent, WorkerReady
-from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM
-from helios_serve.model_executor.checks import check_context_parallel
-from helios_serve.model_executor.device import device_memory, resolve_device, resolve_dtype
+from helios_serve.errors import DeviceError
+from helios_serve.kernels.backend import choose_kernels
+from helios_serve.messages import (
+    ChunkDecoded,
+    ChunkRendered,
+    EncodeTask,
+    InputsEncoded,
+    SchedulerOutput,
+    WorkerEvent,
+    WorkerInfo,
+    WorkerReady,
+)
+from helios_serve.model_config import BLOCK_ROWS, PATCH_DIM, Geometry
+from helios_serve.model_executor.checks import check_context_parallel, check_sizes
+from helios_serve.model_executor.device import (
+    device_memory,
+    device_name,
+    release_cached,
+    resolve_device,
+    resolve_dtype,
+)
 from helios_serve.model_executor.loader import LoadedModel, load_checkpoint, open_checkpoint
 from helios_serve.model_executor.models.helios.exchange import Ranks
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -28,7 +46,7 @@ from helios_serve.model_executor.worker.model_runner import ModelRunner
 from helios_serve.model_executor.worker.reports import PlanReports
 from helios_serve.model_executor.worker.side_thread import side_thread
 from helios_serve.model_executor.worker.tasks import InputEncoder
-from helios_serve.model_executor.worker.warm_up import warm_up
+from helios_serve.model_executor.worker.warm_up import side_tasks, warm_up
 from helios_serve.options.workers import WorkerConfig
 
 Emit = Callable[[WorkerEvent], None]
@@ -45,6 +63,8 @@ TEXT_LIMIT = 16 << 30
 """Maximum bytes of either."""
 CPU_SIDE, GPU_SIDE, MEASUREMENTS = 512, 8192, 5
 """Sides of the matrices by which the speed of a device is measured, and the number of products."""
+POLL_SECONDS = 0.5
+"""Time after which a warm-up looks whether the worker is to end."""
 MAX_PENDING = 1
 """Plans that may be unfinished on the device when the kernels of another one are launched."""
 
@@ -89,8 +109,10 @@ class Worker:
         batch_invariant: bool = False,
         followers: Followers | None = None,
         streams: DeviceStreams | None = None,
+        warm_up_sizes: Sequence[Geometry] = (),
     ) -> None:
         self.model = model
+        self.warm_up_sizes = warm_up_sizes
         self.emit = emit
         self.followers = followers
         self.streams = streams or DeviceStreams(model.device)
@@ -98,10 +120,11 @@ class Worker:
         self.kept = KeptLatents(self.streams)
         self.reports = PlanReports(emit, in_thread=self.streams.is_concurrent)
         self.runner: ModelRunner | None = None
-        self.ready = WorkerReady()
+        self.ready = WorkerReady(info=worker_info(model))
         if model.vae is not None:
             flops = convolution_flops(model.device)
-            self.ready = WorkerReady(
+            self.ready = msgspec.structs.replace(
+                self.ready,
                 encode_pixels=flops / model.vae.encode_flops,
                 decode_pixels=flops / model.vae.decode_flops,
             )
@@ -129,11 +152,31 @@ class Worker:
     def run(self, commands: Commands) -> None:
         """Emit WorkerReady and execute commands until they are closed."""
         with self.task_threads(commands), self.reports.running(interrupt=commands.close):
+            self.warm_up_tasks(commands)
             self.emit(self.ready)
             while (plan := commands.plans.get()) is not None:
                 self.execute(plan)
         if self.followers is not None:
             self.followers.close()
+
+    def warm_up_tasks(self, commands: Commands) -> None:
+        """Encode a prompt and decode chunks of the warm-up sizes, in the threads that do it later.
+
+        Raises DeviceError if that fails. Ends early when `commands` are closed.
+        """
+        model, results = self.model, queue.SimpleQueue[WorkerEvent]()
+        emit, self.emit = self.emit, results.put
+        try:
+            for task in side_tasks(
+                self.warm_up_sizes,
+                encodes=model.text_encoder is not None and model.vae is not None,
+                decodes=model.vae is not None,
+            ):
+                commands.put(task)
+                check_task(await_result(results, commands), model.device)
+        finally:
+            self.emit = emit
+        release_cached(model.device)
 
     @contextlib.contextmanager
     def task_threads(self, commands: Commands) -> Iterator[None]:
@@ -150,7 +193,9 @@ class Worker:
                     side_thread(encode, commands.encode, "encoder", streams.own())
                 )
             if model.vae is not None:
-                decoder = ChunkDecoder(model.vae, self.emit, self.kept, streams)
+                decoder = ChunkDecoder(
+                    model.vae, lambda event: self.emit(event), self.kept, streams
+                )
                 threads.enter_context(decoder.running(commands.decode))
             yield
 
@@ -192,9 +237,10 @@ def load_rank(
     device = resolve_device(config.device)
     checkpoint = open_checkpoint(config.model, config.load_format)
     dtype = resolve_dtype(config.dtype, device)
+    sizes = check_sizes("warm_up_sizes", config.warm_up_sizes, checkpoint.config)
     model = load_checkpoint(checkpoint, device, dtype, config.roles, config)
     if model.transformer is not None:
-        warm_up(model.transformer, model.config)
+        warm_up(model.transformer, model.config, sizes)
     history_blocks = config.history_blocks
     if join is not None:
         assert model.transformer is not None, "context parallel needs the denoise role"
@@ -207,7 +253,37 @@ def load_rank(
         history_blocks=history_blocks,
         batch_invariant=config.batch_invariant,
         followers=followers,
+        warm_up_sizes=sizes,
     )
+
+
+def await_result(results: queue.SimpleQueue[WorkerEvent], commands: Commands) -> WorkerEvent | None:
+    """Return the next result of a task, or None if `commands` were closed before there was one."""
+    while True:
+        try:
+            event = results.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            if commands.is_closed:
+                return None
+        else:
+            if not isinstance(event, ChunkRendered):  # the result of a decode task follows it
+                return event
+
+
+def check_task(event: WorkerEvent | None, device: torch.device) -> None:
+    """Raise DeviceError if a task of the warm-up failed."""
+    error = event.error if isinstance(event, InputsEncoded | ChunkDecoded) else None
+    if error is not None:
+        raise DeviceError(f"got {device}, on which the warm-up failed: {error}")
+
+
+def worker_info(model: LoadedModel) -> WorkerInfo:
+    """Return what a worker with `model` runs on."""
+    device = device_name(model.device)
+    if model.transformer is None:
+        return WorkerInfo(device, choose_kernels(model.device).backend)
+    choice = model.transformer.kernels
+    return WorkerInfo(device, choice.backend, choice.attention, choice.library)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,16 +1,20 @@
-"""Every kernel compiles for a Hopper GPU with its launcher's arguments, and fits."""
+"""Every kernel compiles for Hopper and Blackwell as its launcher asks for it, and fits."""
 
 import ast
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.kernel_cases import NOT_AT_START
 from tests.support.scripts import output_of
 
 SHARED_MEMORY = 227 * 1024
-"""Maximum bytes of shared memory of a block on compute capability 9.0."""
+"""Bytes that one block may have on compute capability 9.0 and 10.0."""
+ROW_REGISTERS = 64
+"""With 16 warps a block, two blocks a multiprocessor: what hides the latency of memory."""
+ROW_KERNELS = {"norm_modulate_kernel", "residual_norm_kernel", "qk_norm_rope_kernel"}
 KERNELS = {
     node.name
     for source in (Path(__file__).parents[2] / "kernels/triton").glob("*.py")
@@ -20,13 +24,19 @@ KERNELS = {
 
 
 @pytest.fixture(
-    scope="module", params=["bfloat16", pytest.param("float32", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        ("bfloat16", "90"),
+        pytest.param(("bfloat16", "100"), marks=pytest.mark.slow),
+        pytest.param(("float32", "90"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
 )
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, object]]:
     cache = str(tmp_path_factory.mktemp("triton"))
-    printed = output_of("dry_gpu", request.param, TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0")
+    printed = output_of("dry_gpu", *request.param, TRITON_CACHE_DIR=cache, TRITON_INTERPRET="0")
     found: list[dict[str, object]] = json.loads(printed)
     return found
 
@@ -42,6 +52,21 @@ def test_no_kernel_spills_registers(memory: str, compiled: list[dict[str, object
 
 def test_shared_memory_fits(compiled: list[dict[str, object]]) -> None:
     assert [item for item in compiled if int(str(item["SHARED"])) > SHARED_MEMORY] == []
+
+
+def test_row_kernels_leave_room_for_a_second_block(compiled: list[dict[str, object]]) -> None:
+    rows = [item for item in compiled if item["kernel"] in ROW_KERNELS]
+    assert {item["kernel"] for item in rows} == ROW_KERNELS
+    assert [item for item in rows if int(str(item["REG"])) > ROW_REGISTERS] == []
+
+
+def test_offsets_are_wide_where_a_segment_needs_it() -> None:
+    """Nothing is allocated for tensors of this size."""
+    from helios_serve.kernels.triton.attention import is_wide
+
+    strides = 3 * 40 * 128, 128, 1
+    value = torch.empty_strided((200_000, 40, 128), strides, device="meta")
+    assert [is_wide(rows, value) for rows in (11_040, 139_810, 139_811)] == [False, False, True]
 
 
 def test_a_worker_compiles_all_it_needs_before_its_first_video(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_bfloat16_kernels_are_close_to_double_precision(name: str) -> None:
 def test_a_bfloat16_forward_is_close_to_that_of_the_reference() -> None:
     model = tiny_transformer(DEVICE, torch.bfloat16)
     expected = flow(model, "reference")
-    model.join_projections()
+    model.join_weights()
     got = flow(model, "triton")
     assert (got - expected).norm() < 1e-2 * expected.norm()
 

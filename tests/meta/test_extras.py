@@ -27,10 +27,11 @@ PathFinder.find_spec = lambda name, path=None, target=None: (
 def run(folder: Path, program: str) -> "subprocess.CompletedProcess[str]":
     """Run a program without extras; `sitecustomize` is imported by every process."""
     (folder / "sitecustomize.py").write_text(ABSENT)
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"},
+        env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,5 +1,6 @@
 """FP8 linear layers: accuracy, memory and refusals."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from helios_serve.model_executor.models.helios.lora import (
     Projections,
 )
 from helios_serve.model_executor.weights import set_tensors, weight_bytes
+from tests.support.fp8 import FP8_LACK, needs_fp8, with_fp8
 from tests.support.lora_files import write_lora
 from tests.support.models import load_model
 from tests.support.videos import Case, run_sessions
@@ -63,6 +65,7 @@ def test_zeros_stay_zeros_and_nan_is_not_hidden() -> None:
     assert restored[1].isnan().any()
 
 
+@needs_fp8
 @pytest.mark.parametrize(
     ("tokens", "inputs", "outputs"), [(1, 16, 16), (37, 128, 256), (5, 96, 48)]
 )
@@ -80,6 +83,7 @@ def test_a_layer_is_close_to_fp32_and_exact_for_what_it_keeps(
     assert (got - alone).abs().max() < 1e-5
 
 
+@needs_fp8
 def test_an_adapter_is_added_in_full_precision() -> None:
     _, layer = layer_of(64, 32)
     layer.name = "here"
@@ -92,6 +96,7 @@ def test_an_adapter_is_added_in_full_precision() -> None:
     assert (change[3:7] - x[3:7] @ term.down.t() @ term.up.t()).abs().max() < 1e-4
 
 
+@needs_fp8
 def test_joined_layers_are_the_same_and_quantise_their_rows_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,6 +118,7 @@ def test_joined_layers_are_the_same_and_quantise_their_rows_once(
     assert counted == [9, 9]
 
 
+@needs_fp8
 def test_the_large_layers_of_blocks_are_quantised_and_nothing_else(
     checkpoints: dict[str, Path],
 ) -> None:
@@ -153,7 +159,7 @@ def test_a_layer_takes_a_byte_a_weight_and_the_published_ones_half_the_memory() 
     assert 4 * gigabytes("fp8") < 60
 
 
-@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("quantization", [None, with_fp8])
 def test_bytes_are_counted_as_they_are_loaded(
     quantization: Any, checkpoints: dict[str, Path]
 ) -> None:
@@ -167,6 +173,7 @@ def test_bytes_are_counted_as_they_are_loaded(
     assert weight_bytes(*part["transformer"]) == {name: item.nbytes for name, item in held.items()}
 
 
+@needs_fp8
 def test_random_weights_are_quantised_ones_of_the_same_model() -> None:
     model, plain = (
         load_model("nano", load_format="dummy", quantization=quantization).transformer
@@ -179,6 +186,7 @@ def test_random_weights_are_quantised_ones_of_the_same_model() -> None:
     assert sibling(kept, plain.get_parameter(f"{name}.weight")) < 0.04
 
 
+@needs_fp8
 @pytest.mark.parametrize(
     "variant",
     [
@@ -209,6 +217,7 @@ def test_latents_stay_close(
     assert sibling(got["adapted"], got["plain"]) > 0.05
 
 
+@needs_fp8
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.usefixtures("threads")
 def test_in_batch_invariant_mode_a_session_repeats_bitwise(
@@ -222,6 +231,16 @@ def test_in_batch_invariant_mode_a_session_repeats_bitwise(
     together = run_sessions(model, requests, batch_invariant=True)
     alone = run_sessions(model, requests[1:2], batch_invariant=True)
     assert torch.equal(together["1"], alone["1"])
+
+
+def test_a_cpu_runs_fp8_from_torch_2_12_on() -> None:
+    """Before, it has one scale for a whole tensor only, and `check_fp8` refuses it in one line."""
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    if (major, minor) >= (2, 12):
+        assert FP8_LACK is None
+    else:
+        expected = "got quantization fp8, which cpu with float32 cannot do: .*per-tensor scaling"
+        assert re.match(expected, str(FP8_LACK))
 
 
 def test_a_device_that_cannot_is_told_before_anything_is_read(

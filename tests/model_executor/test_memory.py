@@ -51,6 +51,13 @@ def cpu(count: int = 1, *roles: Role, **options: object) -> WorkerGroup:
     return WorkerGroup(config, count)
 
 
+@pytest.fixture
+def fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that runs FP8 layers, as a CPU does with torch 2.12 and later."""
+    monkeypatch.setattr(memory, "check_fp8", lambda *_: None)
+
+
+@pytest.mark.usefixtures("fp8")
 def test_what_does_not_fit_is_named_with_what_does(check: MemoryCheck, free: list[float]) -> None:
     free[0] = 20
     message = refusal(check, cpu())

@@ -20,6 +20,7 @@ from helios_serve.model_executor.offload import (
     place_part,
 )
 from helios_serve.model_executor.weights import named_tensors, weight_bytes
+from tests.support.fp8 import needs_fp8, with_fp8
 from tests.support.lora_files import write_lora
 from tests.support.models import load_model
 from tests.support.videos import Case, run_sessions
@@ -118,7 +119,12 @@ def test_host_memory_holds_what_it_was_given_in_few_pieces() -> None:
 
 @pytest.mark.parametrize(
     ("variant", "quantization"),
-    [("base", None), ("mid", None), ("distilled", None), ("distilled", "fp8")],
+    [
+        ("base", None),
+        ("mid", None),
+        ("distilled", None),
+        pytest.param("distilled", "fp8", marks=needs_fp8),
+    ],
 )
 def test_latents_are_the_same_bit_for_bit(
     variant: str,
@@ -177,7 +183,7 @@ def resident_bytes(model: LoadedModel) -> dict[str, int]:
     return held
 
 
-@pytest.mark.parametrize("quantization", [None, "fp8"])
+@pytest.mark.parametrize("quantization", [None, with_fp8])
 def test_the_device_holds_what_arithmetic_says(
     quantization: Any, checkpoints: dict[str, Path]
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helios_serve.kernels import reference
+from helios_serve.kernels import attention
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
 from helios_serve.model_executor.models.helios.transformer import log_parts
 from tests.support.models import load_model, loaded
@@ -36,7 +36,7 @@ def test_attention_gets_one_dtype_for_all_its_inputs(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA kernels refuse, or misread, a mask of another dtype; the CPU would take it."""
-    attend, masked = reference.attend, []
+    attend, masked = attention.cpu_attend, []
 
     def checked(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         masked.append(bias is not None)
@@ -46,7 +46,7 @@ def test_attention_gets_one_dtype_for_all_its_inputs(
 
     model = load_model(str(checkpoints["distilled"]), dtype="bfloat16")
     loaded(model.vae).decode = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[assignment, method-assign]
-    monkeypatch.setattr(reference, "attend", checked)
+    monkeypatch.setattr(attention, "cpu_attend", checked)
     our_latents(model, Case("distilled", chunks=1).with_defaults())
     assert set(masked) == {False, True}
 

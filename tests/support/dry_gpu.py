@@ -1,8 +1,9 @@
-"""A GPU driver of compute capability 9.0 that launches nothing.
+"""A GPU driver of some compute capability that launches nothing.
 
 Triton's own launcher specialises and compiles each kernel for the arguments of a real call, with
-which it would run it on a Hopper GPU; only the launch is left out. Run as a script with a dtype it
-calls the kernels at the published model's widths and prints, as JSON, what each compiled one needs.
+which it would run it on such a GPU; only the launch is left out. Run as a script with a dtype and a
+capability, such as 90, it calls the kernels at the published model's widths and prints, as JSON,
+what each compiled one needs.
 """
 
 import json
@@ -41,11 +42,12 @@ class DryUtils:
 class DryDriver:
     """The part of a driver that a launch uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, capability: int = 90) -> None:
         self.utils = DryUtils()
+        self.capability = capability
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -73,7 +75,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> None:
-    dry = DryDriver()
+    dry = DryDriver(int(sys.argv[2]))
     driver.set_active(dry)
     kernels = []
     make = Make(getattr(torch, sys.argv[1]))

@@ -64,7 +64,7 @@ def main() -> None:
     driver.set_active(dry)
     leave_nothing_unset()
     for module in (registry, warm_up):
-        module.choose_kernels = lambda _: KernelChoice("triton", "triton")  # type: ignore[attr-defined]
+        module.choose_kernels = lambda *_: KernelChoice("triton", "triton")  # type: ignore[attr-defined]
     config = WorkerConfig(device="cpu", dtype="bfloat16", roles=("denoise",), history_blocks=BLOCKS)
     worker = load_rank(config, lambda _: None)
     warm = [name for name, *_ in dry.utils.loaded]

@@ -4,7 +4,8 @@ A case takes the kernels to call, so both sides see the same inputs.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -130,6 +131,29 @@ def norm_rope_case(
     return call
 
 
+@contextmanager
+def wide_offsets(kernels: Kernels) -> Iterator[None]:
+    """Our attention takes every segment for one that needs offsets of 64 bits."""
+    if kernels is REFERENCE:
+        yield
+        return
+    from helios_serve.kernels.triton import attention
+
+    before, attention.LARGEST_OFFSET = attention.LARGEST_OFFSET, 0
+    try:
+        yield
+    finally:
+        attention.LARGEST_OFFSET = before
+
+
+def wide_case(case: Call) -> Call:
+    def call(kernels: Kernels, make: Make) -> Sequence[Tensor]:
+        with wide_offsets(kernels):
+            return case(kernels, make)
+
+    return call
+
+
 def attention_case(
     queries: Sequence[int], keys: Sequence[int], heads: tuple[int, int], *, biased: bool
 ) -> Call:
@@ -174,11 +198,11 @@ def dmd_case(rows: int, next_sigma: float | None, latents: torch.dtype | None = 
     return call
 
 
-def quantize_case(rows: int, dim: int, dtype: torch.dtype) -> Call:
-    """Quantize rows of a wider tensor. The first row is zero, the last one tiny."""
+def quantize_case(rows: int, dim: int, dtype: torch.dtype, *, spare: int = 3) -> Call:
+    """Rows of a tensor that is wider by `spare`, of which the first is zero, the last tiny."""
 
     def call(kernels: Kernels, make: Make) -> list[Tensor]:
-        x = make.values(rows, dim + 3)[:, :dim]
+        x = make.values(rows, dim + spare)[:, :dim]
         x[0] = 0
         x[-1] *= 2**-10
         quantized = kernels.quantize_rows(x, dtype)
@@ -227,6 +251,8 @@ def small_cases() -> dict[str, Call]:
                 cases[f"attention, {name}, biased {biased}, {heads}"] = attention_case(
                     queries, keys, heads, biased=biased
                 )
+    case = attention_case((1, 140, 7), (65, 1, 130), (2, 24), biased=True)
+    cases["attention with wide offsets"] = wide_case(case)
     cases["gather"] = gather_case(77, 64)
     cases["gather narrow rows"] = gather_case(16, 24)
     cases["stage"] = stage_case((2, 3))
@@ -260,8 +286,12 @@ def large_cases() -> dict[str, Call]:
         "self-attention": attention_case((200, 96), (300, 130), heads, biased=False),
         "attention to text": attention_case((200, 96), (43, 43), heads, biased=True),
         "attention to long text": attention_case((200, 96), (515, 43), heads, biased=True),
+        "self-attention of huge segments": wide_case(
+            attention_case((200, 96), (300, 130), heads, biased=False)
+        ),
         "gather": gather_case(4800, 64),
         "quantize": quantize_case(296, 5120, FP8),
+        "quantize rows end to end": quantize_case(296, 5120, FP8, spare=0),
         "quantize wide rows": quantize_case(296, 13824, FP8),
         "norm and SiLU of 96 channels": norm_silu_case((4, 24, 40, 96), 2),
         "norm and SiLU of 192 channels": norm_silu_case((4, 24, 40, 192), 2),

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -113,10 +114,21 @@ def flow(model: HeliosTransformer, kernels: str) -> Tensor:
     return rows
 
 
+def check_interpreter() -> None:
+    """End with one line where Triton's interpreter cannot work with this numpy."""
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        raise SystemExit(
+            "the interpreter of Triton before 3.7 needs numpy before 2.4, which no longer turns "
+            "arrays of one element into numbers: pip install 'numpy<2.4' or 'triton>=3.7'"
+        )
+
+
 def main() -> None:
+    check_interpreter()
     model = tiny_transformer(torch.device("cpu"))
     expected = flow(model, "reference")
-    model.join_projections()
+    model.join_weights()
     forward = error([flow(model, "triton")], [expected])
     print(json.dumps({"forward": forward, "kernels": interpreter_errors()}))
 

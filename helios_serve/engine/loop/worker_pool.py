@@ -14,7 +14,7 @@ from helios_serve.core.time_limit import Speeds
 from helios_serve.core.worker_state import Plan, WorkerState
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger
-from helios_serve.messages import DecodeTask, EncodeTask, WorkerDied, WorkerReady
+from helios_serve.messages import DecodeTask, EncodeTask, WorkerDied, WorkerInfo, WorkerReady
 from helios_serve.model_executor.executor.abstract import Executor
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import ROLES, Role, WorkerConfig
@@ -34,7 +34,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is starting, ready, draining or failed. A failed worker is restarted in `retry_in`
     seconds, under another id. `failed_starts` counts its failed starts in a row, and `error` is the
-    reason of the last one.
+    reason of the last one. `info` is empty until it is ready.
     """
 
     worker_id: str
@@ -48,6 +48,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     failed_starts: int = 0
     retry_in: float | None = None
     error: str | None = None
+    info: WorkerInfo = WorkerInfo()
 
 
 class FailedWorker(NamedTuple):
@@ -103,6 +104,7 @@ class WorkerHandle:
         self.speeds = Speeds()
         """The highest rate of each stage, as far as it is known."""
         self.scheduled: WorkerState | None = None
+        self.info = WorkerInfo()
 
     @property
     def phase(self) -> str:
@@ -194,6 +196,7 @@ class WorkerHandle:
             used_blocks=0 if state is None else state.used_blocks,
             total_blocks=0 if state is None else state.total_blocks,
             failed_starts=self.failed_starts,
+            info=self.info,
         )
 
 
@@ -241,7 +244,7 @@ class WorkerPool:
         return worker_id
 
     def mark_ready(self, worker: WorkerHandle, event: WorkerReady) -> None:
-        worker.is_ready, worker.failed_starts = True, 0
+        worker.is_ready, worker.failed_starts, worker.info = True, 0, event.info
         self._change()
         self.scheduler.devices[worker.worker_id] = worker.device
         most = (event.flops, event.encode_pixels, event.decode_pixels)

@@ -111,7 +111,7 @@ class StepSpans:
             error=event.error,
         )
 
-    def rendered(self, worker_id: str, event: ChunkRendered) -> None:  # noqa: ARG002
+    def rendered(self, worker_id: str, event: ChunkRendered) -> None:
         """The span of a decode task contains the encoding of its frames."""
 
     def death(self, worker_id: str, reason: str) -> None:  # noqa: ARG002

@@ -12,8 +12,10 @@ from helios_serve.entrypoints.cli import (
     completion,
     generate,
     keys,
+    plan,
     run_batch,
     serve,
+    version,
     workers,
 )
 from helios_serve.entrypoints.cli.bench import command as bench
@@ -69,7 +71,7 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, serve, run_batch, bench, simulate, keys, workers):
+    for command in (generate, serve, run_batch, bench, simulate, plan, keys, workers, version):
         command.add_command(commands)
     completion.add_command(commands, parser)
     add_vllm_omni_config(commands)

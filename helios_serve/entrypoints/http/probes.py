@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -140,7 +141,11 @@ def update_gauges(
         metrics.preemptions.set(model, scheduler.preemptions)
         metrics.deadline_misses.set(model, scheduler.deadline_misses)
     metrics.workers.clear()
+    metrics.worker_info.clear()
     for model, reports in workers.items():
         for report in reports:
             is_up = report.state == "ready"
             metrics.workers.labels(model, report.worker_id).set(is_up)
+            if report.info.device:
+                labels = (model, report.worker_id, *msgspec.structs.astuple(report.info))
+                metrics.worker_info.labels(*labels).set(1)

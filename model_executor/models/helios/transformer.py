@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from helios_serve.kernels.backend import AUTO, KernelChoice, choose_kernels
 from helios_serve.kernels.registry import kernels_of
 from helios_serve.kernels.rows import NormTable, join
 from helios_serve.model_config import PATCH_DIM, TransformerConfig
@@ -33,6 +34,8 @@ from helios_serve.model_executor.models.helios.lora import (
     name_layers,
 )
 
+SCALES = slice(1, None, 3)
+"""The columns of a modulation table that scale a norm: 1 and 4 of 6."""
 MAX_HISTORY_SCALE = 10.0
 """Upper bound of the learned scale of history keys; the lower bound is 1."""
 
@@ -59,6 +62,8 @@ class SelfAttention(Attention):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.projections = Projections(self.to_q, self.to_k, self.to_v)
+        self.backend = AUTO
+        """The path of attention, by its name in `kernels.attention`."""
         if config.is_amplify_history:
             per_head = config.history_scale_mode == "per_head"
             self.history_key_scale = nn.Parameter(torch.ones(self.heads if per_head else 1))
@@ -109,7 +114,7 @@ class SelfAttention(Attention):
         self, query: Tensor, key: Tensor, value: Tensor, queries: PackLayout, keys: PackLayout
     ) -> Tensor:
         """Return the output projection of attention, for queries and keys of the given layouts."""
-        attention = kernels_of(query).attention
+        attention = kernels_of(query, self.backend).attention
         value = value.view(len(value), self.heads, -1)
         query_exchange, key_exchange = queries.exchange, keys.exchange
         if query_exchange is None or key_exchange is None:
@@ -140,7 +145,7 @@ class CrossAttention(Attention):
         kernels, projected = kernels_of(x), self.to_q(x, layout.lora)
         query = kernels.norm_rope_(projected, self.norm_q.weight, None, self.heads, self.eps)
         key, value = text.layer(layer)
-        mixed = kernels.attention(query, key, value, layout.lengths, text.lengths, text.bias)
+        mixed = kernels.text_attention(query, key, value, layout.lengths, text.lengths, text.bias)
         out: Tensor = self.to_out[0](mixed, layout.lora)
         return out
 
@@ -179,6 +184,12 @@ class BlockTable(NamedTuple):
     ffn_norm: NormTable
     ffn_gate: Tensor
 
+    @classmethod
+    def of(cls, table: Tensor) -> "BlockTable":
+        """Split (rows, 6, dim) in the order of the checkpoint, its scales plus one."""
+        shift, factor, gate, ffn_shift, ffn_factor, ffn_gate = table.unbind(1)
+        return cls(NormTable(factor, shift), gate, NormTable(ffn_factor, ffn_shift), ffn_gate)
+
 
 class Block(nn.Module):
     """A transformer block: self-attention, cross-attention and feed-forward with modulation."""
@@ -196,11 +207,9 @@ class Block(nn.Module):
 
     def table(self, modulation: Tensor) -> BlockTable:
         """Modulation of the timesteps (rows, 6, dim) -> the block's table."""
-        table = (self.scale_shift_table + modulation.float()).unbind(1)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table
-        return BlockTable(
-            NormTable(1 + scale, shift), gate, NormTable(1 + ffn_scale, ffn_shift), ffn_gate
-        )
+        table = self.scale_shift_table + modulation.float()
+        table[:, SCALES] += 1
+        return BlockTable.of(table)
 
     def forward(
         self,
@@ -266,6 +275,7 @@ class HeliosTransformer(nn.Module):
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.num_layers)])
         self.norm_out = OutputNorm(dim)
         self.proj_out = LoraLinear(dim, PATCH_DIM)
+        self._joined_tables: Tensor | None = None
         self.ranks: Ranks | None = None
         """Set for context parallelism: all ranks must call `forward` with the same segments."""
         name_layers(self)
@@ -283,10 +293,38 @@ class HeliosTransformer(nn.Module):
     def layers(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def join_projections(self) -> None:
-        """Join each block's query, key and value projections. Call it after loading."""
+    def use_attention(self, backend: str) -> None:
+        """Compute self-attention by the path of this name; "auto" is the fastest there is."""
+        for block in self.layers:
+            block.attn1.backend = backend
+
+    @property
+    def kernels(self) -> KernelChoice:
+        """The kernels that this model runs, and its attention."""
+        return choose_kernels(self.device, self.layers[0].attn1.backend)
+
+    def join_weights(self) -> None:
+        """Join what one kernel then computes for several layers. Call it after loading.
+
+        These are the projections of self-attention in each block, and the modulation tables of all
+        blocks. Parameters become views of what is joined, so that names and memory stay the same.
+        """
         for block in self.layers:
             block.attn1.projections.join()
+        tables = torch.cat([block.scale_shift_table.data for block in self.layers])
+        for block, rows in zip(self.layers, torch.split(tables, 1), strict=True):
+            block.scale_shift_table.data = rows
+        self._joined_tables = tables
+
+    def block_tables(self, modulation: Tensor) -> list[BlockTable]:
+        """Modulation of the timesteps (rows, 6, dim) -> the table of each block."""
+        if self._joined_tables is None:
+            return [block.table(modulation) for block in self.layers]
+        first = self.layers[0].scale_shift_table
+        assert first.data_ptr() == self._joined_tables.data_ptr(), "weights moved: join again"
+        joined = self._joined_tables.unsqueeze(1) + modulation.float()  # (layers, rows, 6, dim)
+        joined[:, :, SCALES] += 1
+        return [BlockTable.of(table) for table in joined.unbind()]
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[PackSegment]) -> Tensor:
@@ -294,7 +332,7 @@ class HeliosTransformer(nn.Module):
         pack, times = make_pack(segments, self.ranks)
         embedded, modulation = self.condition_embedder.embed_times(*times)
         blocks = self.layers
-        tables = [block.table(modulation) for block in blocks]
+        tables = self.block_tables(modulation)
         following = [*(table.norm for table in tables[1:]), self.norm_out.table(embedded)]
         x, rows = self.embed_patches(pack.segments), pack.layout.rows
         normed = kernels_of(x).norm_modulate(x, rows, tables[0].norm, self.config.eps)

@@ -22,6 +22,7 @@ from helios_serve.model_executor.executor.ray import RayExecutor
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.workers import WorkerConfig, WorkerGroup
+from tests.support.fp8 import needs_fp8
 from tests.support.lora_files import write_lora
 from tests.support.ray_cluster import RayCluster
 from tests.support.service import Service, worker_config
@@ -60,7 +61,12 @@ def wait_gone(pid: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "quantization"),
-    [("base", None), ("mid", None), ("distilled", None), ("distilled", "fp8")],
+    [
+        ("base", None),
+        ("mid", None),
+        ("distilled", None),
+        pytest.param("distilled", "fp8", marks=needs_fp8),
+    ],
 )
 def test_latents_are_those_of_one_process(
     variant: str,

@@ -1,5 +1,6 @@
 """Metrics agree with the videos that were generated."""
 
+import platform
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helios_serve.metrics import Metrics
 from tests.support.api import SHORT, openai
 
 ROOT = Path(__file__).parents[3]
+CPU = f"{platform.machine()} CPU"
 OF_SERVER = "helios:event_loop_tasks"
 """Our only metric without the label of a model."""
 Samples = dict[tuple[str, str], float]
@@ -54,6 +56,7 @@ def test_counts_are_those_of_what_was_made(http: httpx.Client, client: openai.Op
     assert grown("vae_decode_seconds_count") >= 2
     assert grown("request_queue_time_seconds_sum") < grown("e2e_request_latency_seconds_sum") + 1
     assert after["helios:worker_up", "local-0"] == 1
+    assert after["helios:worker_info", f"cpu,{CPU},reference,,local-0"] == 1
     assert after["helios:history_blocks", ""] > after["helios:history_blocks_used", ""] >= 0
     assert after["helios:num_sessions", "waiting"] == 0
     assert after["helios:event_loop_tasks", ""] >= 1
