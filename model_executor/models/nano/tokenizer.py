@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers.normalizers import Normalizer
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -21,13 +22,20 @@ WORDS = (
 WORD_SCORE, CHARACTER_SCORE = -4.0, -10.0
 
 
-def build_tokenizer(words: str = WORDS) -> PreTrainedTokenizerFast:
-    """Build a unigram tokenizer: `words`, a list in a string, are one token, others are spelled."""
+def build_tokenizer(
+    words: str = WORDS, normalizer: Normalizer | None = None
+) -> PreTrainedTokenizerFast:
+    """Build a unigram tokenizer: `words`, a list in a string, are one token, others are spelled.
+
+    `normalizer` is applied to the text first.
+    """
     characters = ["\u2581", *(chr(code) for code in range(33, 127))]
     pieces = [(piece, 0.0) for piece in SPECIAL]
     pieces += [(f"\u2581{word}", WORD_SCORE) for word in words.split()]
     pieces += [(character, CHARACTER_SCORE) for character in characters]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -42,8 +50,7 @@ def build_tokenizer(words: str = WORDS) -> PreTrainedTokenizerFast:
     )
 
 
-def save_tokenizer(folder: Path, words: str = WORDS) -> int:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
     """Write the tokenizer's files to `folder` and return its vocabulary size."""
-    tokenizer = build_tokenizer(words)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)

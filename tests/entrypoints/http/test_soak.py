@@ -24,10 +24,10 @@ MAX_SLOPE = 1.0
 """MB a minute."""
 REST_SECONDS = 120.0
 """In which the server should come to rest when everybody has gone."""
-EXPECTED_WARNING = "nano has random weights"
+EXPECTED_WARNING = "nano-random has random weights"
 """The only line of the log above level INFO."""
 FLAGS = (
-    *("nano", "--device", "cpu", "--max-queued", "16", "--session-grace", GRACE),
+    *("nano-random", "--device", "cpu", "--max-queued", "16", "--session-grace", GRACE),
     *("--history-blocks", str(8 * 29 + 1)),
 )
 """Room for 8 sessions of 64x64, each of 29 blocks, and one block that is nobody's."""
