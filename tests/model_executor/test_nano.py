@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helios_serve import Helios
 from helios_serve.errors import CheckpointError
 from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.model_executor.models.architectures import NANO
@@ -28,6 +29,7 @@ from helios_serve.model_executor.models.nano.vocabulary import (
 )
 from helios_serve.model_executor.training.recipe import Recipe
 from helios_serve.model_executor.training.world.captions import read_caption, write_caption
+from helios_serve.model_executor.training.world.detectors import detect
 from helios_serve.model_executor.training.world.palette import words
 from helios_serve.model_executor.training.world.scene import Grammar, draw_scene
 from helios_serve.options.prompts import NANO_PROMPTS
@@ -145,3 +147,10 @@ def test_a_prompt_without_a_known_word_is_the_one_of_any_scene() -> None:
 def test_offered_prompts_are_captions() -> None:
     for prompt in NANO_PROMPTS:
         read_caption(prompt)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nano_shows_what_it_is_asked_for(seed: int) -> None:
+    video = Helios("nano", device="cpu").generate(NANO_PROMPTS[0], num_frames=66, seed=seed)
+    seen = detect(np.asarray(video.frames))
+    assert (seen.background, seen.colour, seen.motion) == ("field", "red", "right")
