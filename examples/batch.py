@@ -2,7 +2,7 @@
 
     helios-serve serve                      # in another terminal
     pip install openai
-    python examples/batch.py "a calm sea" "a dog runs" --size 128x64 --seconds 2 --output videos
+    python examples/batch.py "a red ball moves right on the sand" --seconds 2 --output videos
 
 The server keeps the batch: this program may be stopped, and the batch be read later by its id.
 A server with API keys takes one from the environment variable HELIOS_API_KEY.
@@ -22,14 +22,18 @@ from openai import OpenAI
 # The client announces the end of OpenAI's own video service at every call.
 warnings.filterwarnings("ignore", "The Sora API is scheduled", DeprecationWarning)
 
+PROMPTS = (
+    "a red ball moves right over a green field",
+    "a white square goes up over the dark night",
+)
 ENDED = ("completed", "failed", "cancelled", "expired")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make a video of each prompt, as one batch.")
-    parser.add_argument("prompts", nargs="*", default=["a calm sea", "a dog runs"])
+    parser.add_argument("prompts", nargs="*", default=list(PROMPTS))
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is")
-    parser.add_argument("--size", default="128x64", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--size", default="64x64", metavar="WIDTHxHEIGHT")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S")
     parser.add_argument("--output", type=Path, default=Path("videos"), metavar="FOLDER")
     arguments = parser.parse_args()

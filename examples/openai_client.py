@@ -2,7 +2,7 @@
 
     helios-serve serve                      # in another terminal
     pip install openai
-    python examples/openai_client.py "a dog runs over a green hill" --size 128x64 --seconds 4
+    python examples/openai_client.py "a red ball moves right over a green field" --seconds 4
 
 A server with API keys takes one from the environment variable HELIOS_API_KEY.
 """
@@ -22,9 +22,9 @@ warnings.filterwarnings("ignore", "The Sora API is scheduled", DeprecationWarnin
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Create a video, wait for it and download it.")
-    parser.add_argument("prompt", nargs="?", default="a dog runs over a green hill")
+    parser.add_argument("prompt", nargs="?", default="a red ball moves right over a green field")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server is")
-    parser.add_argument("--size", default="128x64", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--size", default="64x64", metavar="WIDTHxHEIGHT")
     parser.add_argument("--seconds", default="4", metavar="S")
     parser.add_argument("--output", type=Path, default=Path("video.mp4"), metavar="FILE.mp4")
     arguments = parser.parse_args()

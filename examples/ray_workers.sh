@@ -13,7 +13,7 @@ set -euo pipefail
 model=${MODEL:-nano}
 port=${PORT:-8000}
 data_dir=${DATA_DIR:-helios-data}
-size=${SIZE:-128x64}
+size=${SIZE:-64x64}
 ray_port=${RAY_PORT:-6379}
 address=${1:-}
 started=() # processes, the last one first
@@ -70,7 +70,7 @@ workers list
 
 # 4. One worker less while a video is made: its sessions continue on another one after their current
 #    chunk, and then it ends.
-curl -sf "http://127.0.0.1:$port/v1/videos/sync" -F prompt="a calm sea" -F size="$size" \
+curl -sf "http://127.0.0.1:$port/v1/videos/sync" -F prompt="a red ball goes up on the sand" -F size="$size" \
   -F seconds=6 --output sea.mp4 &
 video=$!
 workers drain "$(workers list | awk '$4 == "denoise" { print $2; exit }')"

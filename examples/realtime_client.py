@@ -2,7 +2,7 @@
 
     helios-serve serve                      # in another terminal
     pip install websockets
-    python examples/realtime_client.py "waves" --then "a storm" --size 128x64 --num-frames 330
+    python examples/realtime_client.py "a red ball moves right on the sand" --num-frames 330
 
 The file can be played while it grows. docs/live.md describes all messages. A server with API keys
 takes one from the environment variable HELIOS_API_KEY.
@@ -20,10 +20,14 @@ from websockets.sync.client import ClientConnection, connect
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make a video live and change its prompt.")
-    parser.add_argument("prompt", nargs="?", default="waves")
-    parser.add_argument("--then", default="a storm", help="the prompt after the first chunk")
+    parser.add_argument("prompt", nargs="?", default="a red ball moves right over a green field")
+    parser.add_argument(
+        "--then",
+        default="a white ball moves left over the dark night",
+        help="the prompt after the first chunk",
+    )
     parser.add_argument("--url", default="ws://127.0.0.1:8000", help="where the server is")
-    parser.add_argument("--size", default="128x64", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--size", default="64x64", metavar="WIDTHxHEIGHT")
     parser.add_argument("--num-frames", type=int, default=330, metavar="N")
     parser.add_argument("--transition-chunks", type=int, default=2, metavar="N")
     parser.add_argument("--output", type=Path, default=Path("session.mp4"), metavar="FILE.mp4")

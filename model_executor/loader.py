@@ -27,6 +27,7 @@ from helios_serve.model_executor.device import (
     resolve_kernels,
 )
 from helios_serve.model_executor.memory import MemoryCheck, is_out_of_memory
+from helios_serve.model_executor.models.architectures import NANO
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
 from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
@@ -41,6 +42,7 @@ from helios_serve.model_executor.weights import (
     stream_weights,
     weight_bytes,
 )
+from helios_serve.options.sampling import has_random_weights
 from helios_serve.options.workers import (
     DEFAULT_OPTIONS,
     ROLES,
@@ -215,7 +217,10 @@ def fill(
 def find_checkpoint(model: str, load_format: LoadFormat) -> tuple[Path, str | None]:
     """Return the folder of `model`, and a warning if its weights are random."""
     if (nano := nano_checkpoint(model)) is not None:
-        return nano, f"{model} has random weights, for tests: its videos show noise"
+        if load_format == "dummy":
+            return nano, "weights are random (dummy)"
+        is_noise = has_random_weights(model)
+        return nano, f"{model} has random weights: its videos show noise" if is_noise else None
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder, "weights are random (dummy)" if load_format == "dummy" else None
@@ -233,7 +238,7 @@ def download(model: str, patterns: list[str]) -> Path:
     except HFValidationError as error:
         raise CheckpointError(
             f"got model {model!r}, expected a folder, a hub id such as OWNER/NAME, "
-            "or nano, nano-mid, nano-base"
+            f"or {', '.join(NANO)}"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]

@@ -8,7 +8,7 @@ from msgspec import Meta
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import HeliosConfig, num_chunks
 from helios_serve.options.fields import check_range, check_ranges
-from helios_serve.options.workers import DEFAULT_MODEL
+from helios_serve.options.workers import DEFAULT_MODEL, RANDOM_MODEL, LoadFormat
 from helios_serve.size import Size, check_size
 
 MAX_FRAMES = 24 * 3600
@@ -17,8 +17,9 @@ ENDLESS_FRAMES = 33 * 10**9
 MAX_STEPS = 1000
 DEFAULT_STEPS = {"base": (50,), "mid": (20, 20, 20), "distilled": (2, 2, 2)}
 DEFAULT_GUIDANCE = {"base": 5.0, "mid": 5.0, "distilled": 1.0}
-NANO_SIZE = Size(128, 64)
+NANO_SIZE = Size(64, 64)
 PUBLISHED_SIZE = Size(640, 384)
+"""Sizes that the models were trained for: at larger ones, nano shows more than one object."""
 
 
 class PromptSwitch(msgspec.Struct, frozen=True):
@@ -240,12 +241,12 @@ class ResolvedParams(SamplingParams, frozen=True, kw_only=True):
 
 def default_size(model: str) -> Size:
     """Return the default size of a model: that of the published checkpoints, or nano's."""
-    return NANO_SIZE if is_built_in(model) else PUBLISHED_SIZE
+    return NANO_SIZE if model.split("-")[0] == DEFAULT_MODEL else PUBLISHED_SIZE
 
 
-def is_built_in(model: str) -> bool:
-    """Return whether `model` is nano or one of its variants."""
-    return model.split("-")[0] == DEFAULT_MODEL
+def has_random_weights(model: str, load_format: LoadFormat = "auto") -> bool:
+    """Return whether a model shows noise, because nothing trained its weights."""
+    return model == RANDOM_MODEL or load_format == "dummy"
 
 
 def resolve_steps(params: SamplingParams, config: HeliosConfig) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ from helios_serve.errors import InvalidRequestError
 from helios_serve.size import SizeName
 
 DEFAULT_MODEL = "nano"
+RANDOM_MODEL = "nano-random"
+"""The built-in model whose weights are random, for tests: its videos show noise."""
 Role = Literal["encode", "denoise", "decode"]
 """What a worker does: encode prompts and references, run denoise steps, or decode latents."""
 ROLES: tuple[Role, ...] = ("encode", "denoise", "decode")

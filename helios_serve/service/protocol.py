@@ -340,7 +340,8 @@ class Model(msgspec.Struct, kw_only=True):
     """A served model, or a LoRA adapter whose `parent` is the model that it modifies.
 
     The fields from `sizes` on are not part of OpenAI's API. `sizes` are examples of sizes that the
-    model supports, its default first. With `random_weights`, videos show noise.
+    model supports, its default first. With `random_weights`, videos show noise. `prompts` are
+    examples.
     """
 
     id: str
@@ -351,6 +352,7 @@ class Model(msgspec.Struct, kw_only=True):
     parent: str | None = None
     sizes: list[str]
     random_weights: bool
+    prompts: list[str]
 
 
 class ServerLoad(msgspec.Struct, kw_only=True):

@@ -1,10 +1,10 @@
 """Configurations of the published and the built-in checkpoints. Importing them needs no torch."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from helios_serve.errors import CheckpointError
-from helios_serve.model_config import HeliosConfig, Variant
+from helios_serve.model_config import LATENT_CHANNELS, HeliosConfig, Variant
 from helios_serve.model_executor.models.helios.config import (
     MODEL_INDEX,
     SCHEDULER,
@@ -13,6 +13,7 @@ from helios_serve.model_executor.models.helios.config import (
     read_config,
 )
 from helios_serve.model_executor.models.helios.config import TRANSFORMER as TRANSFORMER_FILE
+from helios_serve.options.workers import DEFAULT_MODEL, RANDOM_MODEL
 
 PUBLISHED: dict[str, Variant] = {
     "BestWishYsh/Helios-Base": "base",
@@ -90,19 +91,43 @@ def scheduler_config(variant: Variant) -> dict[str, Any]:
 
 TEXT_ENCODER_FILE = "text_encoder/config.json"
 
-NANO: dict[str, Variant] = {"nano": "distilled", "nano-mid": "mid", "nano-base": "base"}
+NANO: dict[str, Variant] = {
+    "nano": "distilled",
+    "nano-mid": "mid",
+    "nano-base": "base",
+    RANDOM_MODEL: "distilled",
+}
 """Built-in models and their variants: the same architecture at about 1/10,000 of its size."""
 
-WIDTHS = {
-    "num_layers": 3,
-    "num_attention_heads": 4,
-    "attention_head_dim": 32,
-    "ffn_dim": 256,
-    "text_dim": 64,
-    "rope_dim": [12, 10, 10],
-}
-TEXT_WIDTHS = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
-VAE_WIDTHS = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+
+class Widths(NamedTuple):
+    """The numbers in which a built-in model's JSON files differ from the published ones."""
+
+    transformer: dict[str, Any]
+    text: dict[str, Any]
+    vae: dict[str, Any]
+
+
+TRAINED_WIDTHS = Widths(
+    transformer={
+        "num_layers": 4,
+        "num_attention_heads": 4,
+        "attention_head_dim": 32,
+        "ffn_dim": 512,
+        "text_dim": 64,
+        "rope_dim": [12, 10, 10],
+    },
+    text={"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4},
+    vae={"base_dim": 8, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1},
+)
+"""Widths of the built-in models that were trained, and of new trainings."""
+RANDOM_WIDTHS = Widths(
+    transformer=TRAINED_WIDTHS.transformer | {"num_layers": 3, "ffn_dim": 256},
+    text=TRAINED_WIDTHS.text,
+    vae=TRAINED_WIDTHS.vae | {"dim_mult": [1, 2, 2, 2]},
+)
+UNIT_LATENTS = {"latents_mean": [0.0] * LATENT_CHANNELS, "latents_std": [1.0] * LATENT_CHANNELS}
+"""The scale of latents in the VAE's JSON file where they need none."""
 
 
 def published_files(variant: Variant) -> dict[str, dict[str, Any]]:
@@ -116,13 +141,26 @@ def published_files(variant: Variant) -> dict[str, dict[str, Any]]:
     }
 
 
-def nano_files(variant: Variant) -> dict[str, dict[str, Any]]:
-    """Return the JSON files of a built-in checkpoint by name, without its vocabulary's size."""
+def trained_files(variant: Variant, widths: Widths = TRAINED_WIDTHS) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of a trained checkpoint by name, without its vocabulary's size."""
+    files = small_files(variant, widths)
+    return files | {VAE: files[VAE] | UNIT_LATENTS}
+
+
+def small_files(variant: Variant, widths: Widths) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of a checkpoint with other widths than the published ones."""
     return published_files(variant) | {
-        TRANSFORMER_FILE: TRANSFORMER | WIDTHS,
-        TEXT_ENCODER_FILE: UMT5_XXL | TEXT_WIDTHS,
-        VAE: WAN_VAE | VAE_WIDTHS,
+        TRANSFORMER_FILE: TRANSFORMER | widths.transformer,
+        TEXT_ENCODER_FILE: UMT5_XXL | widths.text,
+        VAE: WAN_VAE | widths.vae,
     }
+
+
+def nano_files(model: str) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of a built-in model by name, without its vocabulary's size."""
+    if model == RANDOM_MODEL:
+        return small_files(NANO[model], RANDOM_WIDTHS)
+    return trained_files(NANO[model])
 
 
 def nano_variant(model: str) -> Variant | None:
@@ -130,7 +168,7 @@ def nano_variant(model: str) -> Variant | None:
 
     Raises CheckpointError for an unknown variant of nano.
     """
-    if model.split("-")[0] != "nano" or Path(model).is_dir():
+    if model.split("-")[0] != DEFAULT_MODEL or Path(model).is_dir():
         return None
     if (variant := NANO.get(model)) is None:
         raise CheckpointError(f"got model {model!r}, expected one of {', '.join(NANO)}")
@@ -142,8 +180,8 @@ def known_config(model: str) -> HeliosConfig | None:
 
     Nothing is downloaded. Raises CheckpointError for a folder without a valid checkpoint.
     """
-    if (nano := nano_variant(model)) is not None:
-        return parse_config(nano_files(nano))
+    if nano_variant(model) is not None:
+        return parse_config(nano_files(model))
     if (folder := Path(model).expanduser()).is_dir():
         return read_config(folder)
     variant = PUBLISHED.get(model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helios_serve.model_executor.models.architectures import PUBLISHED, published_files
-from helios_serve.model_executor.models.nano.tokenizer import save_tokenizer
+from helios_serve.model_executor.models.nano.tokenizer import build_tokenizer, save_tokenizer
 
 
 def write_json(folder: Path, name: str, content: dict[str, Any]) -> None:
@@ -33,5 +33,5 @@ def published_checkpoint(model: str) -> Path | None:
     folder = scratch_folder()
     for name, content in published_files(variant).items():
         write_json(folder, name, content)
-    save_tokenizer(folder / "tokenizer")
+    save_tokenizer(build_tokenizer(), folder / "tokenizer")
     return folder

@@ -10,9 +10,10 @@ import torch
 from helios_serve.errors import HeliosError
 from helios_serve.logger import logger, show_logs
 from helios_serve.model_config import Variant
+from helios_serve.model_executor.models.nano.checkpoint import WEIGHTS
 from helios_serve.model_executor.training.gates.figure import as_table
 from helios_serve.model_executor.training.recipe import read_recipe
-from helios_serve.model_executor.training.training import Training
+from helios_serve.model_executor.training.training import STUDENT_STAGES, Training
 
 STAGES = ("vae", "base", "mid", "ode", "dmd")
 
@@ -23,11 +24,15 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     try:
         recipe = None if arguments.recipe is None else read_recipe(arguments.recipe)
-        training = Training(arguments.folder, recipe)
+        student = getattr(arguments, "student", STUDENT_STAGES[0])
+        training = Training(arguments.folder, recipe, student=student)
         if arguments.command == "check":
             return check(training, arguments)
         if arguments.command == "export":
             training.export(arguments.variant, arguments.output)
+            return 0
+        if arguments.command == "package":
+            training.package(arguments.output)
             return 0
         for stage in STAGES if arguments.command == "all" else (arguments.command,):
             if not training.run(stage, cpu_seconds=arguments.cpu_seconds):
@@ -60,15 +65,28 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("all", *STAGES):
         stage = commands.add_parser(name, parents=[common], help=f"run or continue: {name}")
         stage.add_argument("--cpu-seconds", type=float, help="stop a stage after this time")
-    gates = commands.add_parser("check", parents=[common], help="measure the gates")
+    trained = argparse.ArgumentParser(add_help=False)
+    trained.add_argument(
+        "--student",
+        choices=STUDENT_STAGES,
+        default=STUDENT_STAGES[0],
+        help="the stage whose weights Distilled has",
+    )
+    gates = commands.add_parser("check", parents=[common, trained], help="measure the gates")
     gates.add_argument("--gates", default="ABCD", help="gates to measure")
     gates.add_argument("--videos", type=int, default=200, help="captions of B and C; a tenth for D")
     gates.add_argument(
         "--variant", choices=get_args(Variant), default="distilled", help="the variant of gate D"
     )
-    export = commands.add_parser("export", parents=[common], help="write a checkpoint folder")
+    export = commands.add_parser(
+        "export", parents=[common, trained], help="write a checkpoint folder"
+    )
     export.add_argument("variant", choices=get_args(Variant), help="base, mid or distilled")
     export.add_argument("output", type=Path, help="the checkpoint folder to write")
+    package = commands.add_parser(
+        "package", parents=[common, trained], help="write the weights of the built-in models"
+    )
+    package.add_argument("--output", type=Path, default=WEIGHTS, help="the folder of the files")
     return parser.parse_args()
 
 

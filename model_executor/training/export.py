@@ -1,28 +1,26 @@
 """Writes a trained model as a checkpoint folder in bfloat16, in the published layout."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from helios_serve.model_config import LATENT_CHANNELS, Variant
 from helios_serve.model_executor.components import Part, build_parts, patch_kernel
-from helios_serve.model_executor.models.architectures import (
-    TRANSFORMER,
-    UMT5_XXL,
-    WAN_VAE,
-    model_index,
-    scheduler_config,
-)
+from helios_serve.model_executor.models.architectures import TEXT_ENCODER_FILE, trained_files
 from helios_serve.model_executor.models.helios.config import read_config
+from helios_serve.model_executor.models.nano.checkpoint import VAE_WEIGHTS, write_weights
 from helios_serve.model_executor.models.nano.tokenizer import save_tokenizer
+from helios_serve.model_executor.models.nano.vocabulary import trained_tokenizer
 from helios_serve.model_executor.models.published import write_json
 from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe
-from helios_serve.model_executor.training.text_rows import vocabulary
-from helios_serve.model_executor.weights import STEMS
+from helios_serve.model_executor.weights import weight_files
+
+READABLE = 0o644
+"""Mode of the package's files: whoever installs it is not the only one to use it."""
 
 
 def export_checkpoint(
@@ -33,14 +31,11 @@ def export_checkpoint(
     vae: Mapping[str, Tensor],
 ) -> None:
     """Write the weights of a NanoModel and of a VAE to `folder`: equal weights, equal bytes."""
-    vocab_size = save_tokenizer(folder / "tokenizer", vocabulary())
-    text = UMT5_XXL | recipe.text | {"vocab_size": vocab_size}
-    channels = {"latents_mean": [0.0] * LATENT_CHANNELS, "latents_std": [1.0] * LATENT_CHANNELS}
-    write_json(folder, "model_index.json", model_index(variant))
-    write_json(folder, "scheduler/scheduler_config.json", scheduler_config(variant))
-    write_json(folder, "transformer/config.json", TRANSFORMER | recipe.transformer)
-    write_json(folder, "text_encoder/config.json", text)
-    write_json(folder, "vae/config.json", WAN_VAE | recipe.vae | channels)
+    vocab_size = save_tokenizer(trained_tokenizer(), folder / "tokenizer")
+    files = trained_files(variant, recipe.widths)
+    files[TEXT_ENCODER_FILE] |= {"vocab_size": vocab_size}
+    for name, content in files.items():
+        write_json(folder, name, content)
     sources = {
         "transformer": part(dict(model), "transformer"),
         "text_encoder": part(dict(model), "text_encoder"),
@@ -48,9 +43,31 @@ def export_checkpoint(
     }
     parts = build_parts(folder, read_config(folder), torch.bfloat16)
     for name, built in parts.items():
-        stem = STEMS[name == "text_encoder"]
-        tensors = stored_tensors(built, sources[name])
-        save_file(tensors, folder / name / f"{stem}.safetensors", metadata={"format": "pt"})
+        write_weights(built.component.folder, stored_tensors(built, sources[name]))
+
+
+def package_weights(folder: Path, checkpoints: Mapping[str, Path]) -> None:
+    """Write the weights of exported `checkpoints`, by built-in model, as the package has them.
+
+    They share a VAE. Equal checkpoints give equal bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for model, checkpoint in checkpoints.items():
+        own = {model: ("transformer", "text_encoder"), VAE_WEIGHTS: (VAE_WEIGHTS,)}
+        for name, components in own.items():
+            path = folder / f"{name}.safetensors"
+            save_file(joined_weights(checkpoint, components), path, metadata={"format": "pt"})
+            path.chmod(READABLE)
+
+
+def joined_weights(checkpoint: Path, components: Sequence[str]) -> dict[str, Tensor]:
+    """Return the weights of components of a checkpoint; names begin with the component's."""
+    return {
+        f"{component}.{name}": tensor
+        for component in components
+        for path in weight_files(checkpoint / component)
+        for name, tensor in load_file(path).items()
+    }
 
 
 def stored_tensors(built: Part, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

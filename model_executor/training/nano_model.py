@@ -12,9 +12,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from helios_serve.model_config import HeliosConfig, SamplerConfig, TransformerConfig, Variant
 from helios_serve.model_executor.models.architectures import UMT5_XXL, scheduler_config
 from helios_serve.model_executor.models.helios.transformer import Block, HeliosTransformer
-from helios_serve.model_executor.models.nano.tokenizer import build_tokenizer
+from helios_serve.model_executor.models.nano.vocabulary import trained_tokenizer
 from helios_serve.model_executor.training.recipe import Recipe
-from helios_serve.model_executor.training.text_rows import TextRows, encode_captions, vocabulary
+from helios_serve.model_executor.training.text_rows import TextRows, encode_captions
 
 
 class NanoModel(nn.Module):
@@ -24,7 +24,7 @@ class NanoModel(nn.Module):
         super().__init__()
         torch.manual_seed(recipe.seed)
         self.ablation = recipe.ablation
-        self.tokenizer = build_tokenizer(vocabulary())
+        self.tokenizer = trained_tokenizer()
         settings = UMT5_XXL | recipe.text | {"vocab_size": len(self.tokenizer)}
         self.text_encoder: Any = UMT5EncoderModel(UMT5Config(**settings, tie_word_embeddings=True))
         self.transformer = HeliosTransformer(msgspec.convert(recipe.transformer, TransformerConfig))

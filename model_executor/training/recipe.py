@@ -8,6 +8,7 @@ import msgspec
 
 from helios_serve.errors import CheckpointError
 from helios_serve.model_config import Geometry
+from helios_serve.model_executor.models.architectures import TRAINED_WIDTHS, Widths
 from helios_serve.model_executor.training.world.scene import Grammar
 
 
@@ -88,27 +89,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int = 4
     codec_clips: int = 300
     transformer: dict[str, Any] = msgspec.field(
-        default_factory=lambda: {
-            "num_layers": 4,
-            "num_attention_heads": 4,
-            "attention_head_dim": 32,
-            "ffn_dim": 512,
-            "text_dim": 64,
-            "rope_dim": [12, 10, 10],
-        }
+        default_factory=lambda: dict(TRAINED_WIDTHS.transformer)
     )
-    text: dict[str, Any] = msgspec.field(
-        default_factory=lambda: {
-            "d_model": 64,
-            "d_kv": 16,
-            "d_ff": 128,
-            "num_layers": 2,
-            "num_heads": 4,
-        }
-    )
-    vae: dict[str, Any] = msgspec.field(
-        default_factory=lambda: {"base_dim": 8, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1}
-    )
+    text: dict[str, Any] = msgspec.field(default_factory=lambda: dict(TRAINED_WIDTHS.text))
+    vae: dict[str, Any] = msgspec.field(default_factory=lambda: dict(TRAINED_WIDTHS.vae))
     batch: int = 32
     vae_batch: int = 4
     vae_latents: int = 5
@@ -135,6 +119,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.height, self.width)
+
+    @property
+    def widths(self) -> Widths:
+        return Widths(self.transformer, self.text, self.vae)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -7,9 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from helios_serve.model_executor.models.nano.tokenizer import WORDS
-from helios_serve.model_executor.training.world.palette import words
-
 MAX_LENGTH = 512
 """Rows of a prompt after padding, the default of `max_sequence_length`."""
 HIDDEN = -1e4
@@ -25,11 +22,6 @@ class TextRows(NamedTuple):
 
     rows: Tensor
     bias: Tensor
-
-
-def vocabulary() -> str:
-    """Return the words of the built-in tokenizer and those of the captions that it lacks."""
-    return " ".join([*WORDS.split(), *sorted(words() - set(WORDS.split()))])
 
 
 def encode_captions(encoder: Any, tokenizer: Any, captions: Sequence[str]) -> TextRows:

@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from torch import Tensor
 
 from helios_serve.errors import CheckpointError
 from helios_serve.model_config import Variant
+from helios_serve.model_executor.models.architectures import NANO
 from helios_serve.model_executor.training.codec import Codec, make_codec
 from helios_serve.model_executor.training.distillation.dmd_stage import DmdStage
 from helios_serve.model_executor.training.distillation.ode_stage import OdeStage
 from helios_serve.model_executor.training.distillation.teacher_pairs import PairPool, make_pairs
-from helios_serve.model_executor.training.export import export_checkpoint
+from helios_serve.model_executor.training.export import export_checkpoint, package_weights
 from helios_serve.model_executor.training.flow_stage import FlowStage
 from helios_serve.model_executor.training.gates.drift import gate_d
 from helios_serve.model_executor.training.gates.figure import Figure
@@ -26,20 +28,27 @@ from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
 from helios_serve.model_executor.training.state_file import load_state
 from helios_serve.model_executor.training.vae_stage import VaeStage, build_vae
+from helios_serve.options.workers import RANDOM_MODEL
 
 LAST_STAGE: dict[Variant, str] = {"base": "base", "mid": "mid", "distilled": "dmd"}
 """The stage whose weights a variant has."""
+STUDENT_STAGES = ("dmd", "ode", "mid")
+"""Stages whose weights Distilled may have, by default those of the first."""
 
 
 class Training:
     """The stages of a training, each of which starts from the results of those before.
 
     `folder` keeps everything. Its recipe is that of the first run; `recipe` is for a new folder.
-    Raises CheckpointError if the folder has another recipe.
+    `student` is the stage whose weights Distilled has. Raises CheckpointError if the folder has
+    another recipe.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe | None = None) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe | None = None, *, student: str = STUDENT_STAGES[0]
+    ) -> None:
         self.folder = folder
+        self.last_stage = LAST_STAGE | {"distilled": student}
         path = folder / "recipe.json"
         if not path.exists():
             write_recipe(path, recipe or Recipe())
@@ -90,8 +99,18 @@ class Training:
 
     def export(self, variant: Variant, folder: Path) -> None:
         """Write the averaged weights of a variant, with the VAE, as a checkpoint folder."""
-        model = self.average(LAST_STAGE[variant])
+        model = self.average(self.last_stage[variant])
         export_checkpoint(folder, variant, self.recipe, model, self.average("vae"))
+
+    def package(self, folder: Path) -> None:
+        """Write the weights of all trained built-in models to `folder`, as the package has them."""
+        with TemporaryDirectory() as scratch:
+            checkpoints = {}
+            for model, variant in NANO.items():
+                if model != RANDOM_MODEL:
+                    checkpoints[model] = Path(scratch) / model
+                    self.export(variant, checkpoints[model])
+            package_weights(folder, checkpoints)
 
     def check(self, gates: str, videos: int, *, drifting: Variant = "distilled") -> list[Figure]:
         """Measure the gates whose letters `gates` names, with up to `videos` captions each.
@@ -117,7 +136,7 @@ class Training:
     def subject(self, variant: Variant) -> Subject:
         """Return a variant and the VAE as gates measure them: with averaged weights."""
         model = NanoModel(self.recipe)
-        model.load_state_dict(self.average(LAST_STAGE[variant]), strict=False)
+        model.load_state_dict(self.average(self.last_stage[variant]), strict=False)
         return Subject(variant, model, self.recipe, self.codec, Pictures(self.vae()))
 
     def vae(self) -> Any:

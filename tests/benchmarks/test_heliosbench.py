@@ -400,14 +400,14 @@ def test_generate_score_and_merge_with_a_server_and_without(
     prompts.write_text("id,prompt,duration\n1,a calm sea,33\n2,a dog runs,40\n")
     given = ("--prompts", str(prompts), "--width", "64", "--height", "64", "--seed", "3")
     command = ["bench", "heliosbench", "generate", *given]
-    with running_server(tmp_path / "data", "--device", "cpu") as server:
+    with running_server(tmp_path / "data", "nano-random", "--device", "cpu") as server:
         base = server.url
         assert main([*command, "--videos", str(tmp_path / "served"), "--base-url", base]) == 0
         assert main([*command, "--videos", str(tmp_path / "served"), "--base-url", base]) == 0
     _, _, second = capsys.readouterr().out.partition("2 made, 0 kept, 0 failed")
     assert " frames/s, all videos together: throughput score " in second
     assert second.endswith("0 made, 2 kept, 0 failed\n")
-    assert main([*command, "--videos", str(tmp_path / "own"), "--offline", "nano"]) == 0
+    assert main([*command, "--videos", str(tmp_path / "own"), "--offline", "nano-random"]) == 0
     for name in ("1_33_ori33.mp4", "2_40_ori65.mp4"):
         both = [frames_of(tmp_path / folder / name) for folder in ("served", "own")]
         assert all(np.array_equal(one, other) for one, other in zip(*both, strict=True))

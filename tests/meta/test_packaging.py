@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import helios_serve
+from helios_serve.model_executor.models.nano.checkpoint import WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -18,6 +19,8 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS = {"helios_serve": "helios_serve"} | {v: k for k, v in SETUPTOOLS["package-dir"].items()}
 SCRIPTS = ROOT / "benchmarks" / "micro"
 """Programs that are run from the repository, and not installed."""
+MAX_WHEEL_BYTES = 15e6
+"""Most of it is the weights of nano."""
 PACKAGES = {
     ".".join([name, *init.parent.relative_to(ROOT / folder).parts])
     for folder, name in FOLDERS.items()
@@ -78,3 +81,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         f"helios_serve/entrypoints/http/playground/{file.name}" for file in playground.iterdir()
     }
     assert {name for name in page if not name.endswith("__pycache__")} <= held
+    nano = "helios_serve/model_executor/models/nano/weights"
+    weights = {f"{nano}/{path.name}" for path in WEIGHTS.iterdir()}
+    assert {name for name in held if name.endswith(".safetensors")} == weights
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES

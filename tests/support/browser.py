@@ -80,7 +80,7 @@ class Playground:
         self.wait("$('size').options.length > 0")
         self.page.fill("#prompt", prompt)
         if {"seed", "fps", "steps"} & fields.keys() and not self.page.is_visible("#seed"):
-            self.page.press("#create summary", "Enter")
+            self.page.press("#create details:has(#seed) summary", "Enter")
         for name, value in fields.items():
             if name == "size":
                 self.page.select_option("#size", str(value))

@@ -14,7 +14,8 @@ from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response
 from helios_serve.errors import InvalidRequestError
-from helios_serve.options.sampling import default_size, is_built_in
+from helios_serve.options.prompts import example_prompts
+from helios_serve.options.sampling import default_size, has_random_weights
 from helios_serve.service.errors import ApiError
 from helios_serve.service.protocol import (
     FilesQuota,
@@ -112,14 +113,14 @@ class ServerInfo:
         models = self.engine.models
         options = models.worker_config(base)
         sizes = suggested_sizes(default_size(options.model), models.model_config(base))
-        is_random = is_built_in(options.model) or options.load_format == "dummy"
         return Model(
             id=name,
             created=self.started,
             root=name,
             parent=parent,
             sizes=[str(size) for size in sizes],
-            random_weights=is_random,
+            random_weights=has_random_weights(options.model, options.load_format),
+            prompts=list(example_prompts(options.model)),
         )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers.normalizers import Normalizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,8 +25,13 @@ WORDS = (
 WORD_SCORE, CHARACTER_SCORE = -4.0, -10.0
 
 
-def build_tokenizer(words: str = WORDS) -> "PreTrainedTokenizerFast":
-    """Build a unigram tokenizer: `words`, a list in a string, are one token, others are spelled."""
+def build_tokenizer(
+    words: str = WORDS, normalizer: Normalizer | None = None
+) -> "PreTrainedTokenizerFast":
+    """Build a unigram tokenizer: `words`, a list in a string, are one token, others are spelled.
+
+    `normalizer` is applied to the text first.
+    """
     from transformers import PreTrainedTokenizerFast  # imported here because it takes a while
 
     characters = ["\u2581", *(chr(code) for code in range(33, 127))]
@@ -33,6 +39,8 @@ def build_tokenizer(words: str = WORDS) -> "PreTrainedTokenizerFast":
     pieces += [(f"\u2581{word}", WORD_SCORE) for word in words.split()]
     pieces += [(character, CHARACTER_SCORE) for character in characters]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -47,8 +55,7 @@ def build_tokenizer(words: str = WORDS) -> "PreTrainedTokenizerFast":
     )
 
 
-def save_tokenizer(folder: Path, words: str = WORDS) -> int:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
     """Write the tokenizer's files to `folder` and return its vocabulary size."""
-    tokenizer = build_tokenizer(words)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)

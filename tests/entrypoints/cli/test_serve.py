@@ -76,7 +76,7 @@ def test_a_model_has_its_served_names(http: httpx.Client) -> None:
     for name in (None, "helios", "video"):
         body = {"prompt": "a dog", "num_frames": 1, "model": name}
         made = http.post("/v1/videos", json=body, headers=AUTHORIZED).json()
-        assert (made["model"], made["size"]) == ("helios", "128x64")
+        assert (made["model"], made["size"]) == ("helios", "64x64")
     refused = http.post("/v1/videos", json=body | {"model": "nano"}, headers=AUTHORIZED)
     assert error_of(refused)["message"] == "got model 'nano', expected one of: helios, video"
 

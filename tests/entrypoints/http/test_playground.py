@@ -239,22 +239,31 @@ def test_the_list_comes_in_pages_and_numbers_are_live(page: Playground, http: ht
 
 
 def test_a_newcomer_sees_what_to_do(browser: Browser, tmp_path: Path) -> None:
-    """An empty list offers prompts, and the page says that nano shows noise."""
+    """An empty list offers the model's prompts, and the page says which model shows noise."""
+    flags = ("nano", "nano-random", "--device", "cpu")
     with (
-        running_server(tmp_path / "data", "nano", "--device", "cpu") as server,
+        running_server(tmp_path / "data", *flags) as server,
         playground(browser, server.url) as page,
     ):
-        page.wait("!$('random-weights').hidden")
-        assert page.page.inner_text("#random-weights").startswith("nano has random weights")
+        page.wait("$('examples').open && $('samples').children.length > 1")
+        assert not page.page.is_visible("#random-weights")
+        page.page.select_option("#model", "nano-random")
+        assert page.page.inner_text("#random-weights").startswith("nano-random has random weights")
+        page.page.select_option("#model", "nano")
+        assert not page.page.is_visible("#random-weights")
+        model = httpx.get(f"{server.url}/v1/models/nano").json()
         sizes = page.get("[...$('size').options].map((option) => option.value)")
-        assert sizes == httpx.get(f"{server.url}/v1/models/nano").json()["sizes"]
+        assert sizes == model["sizes"]
+        for offered in ("#samples button", "#prompts option"):
+            assert page.page.locator(offered).all_inner_texts() == model["prompts"]
         page.page.press("#samples button", "Enter")
         sample = page.get("$('prompt').value")
+        assert sample == model["prompts"][0]
         page.create(sample, size=sizes[-1], seconds=1)
         page.wait("$('stage-status').textContent === 'Complete'")
         page.wait("document.querySelector('#videos img')?.naturalWidth === 64")
         assert page.page.inner_text("#videos .prompt") == sample
-        assert page.get("$('list-empty').hidden")
+        assert page.get("$('list-empty').hidden && !$('examples').open")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

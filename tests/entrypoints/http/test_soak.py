@@ -24,10 +24,10 @@ MAX_SLOPE = 1.0
 """Allowed growth of memory, in MB per minute."""
 REST_SECONDS = 120.0
 """Seconds in which the server must become idle after all clients have left."""
-EXPECTED_WARNING = "nano has random weights"
+EXPECTED_WARNING = "nano-random has random weights"
 """The only log line above level INFO that is expected."""
 FLAGS = (
-    *("nano", "--device", "cpu", "--max-queued", "16", "--session-grace", GRACE),
+    *("nano-random", "--device", "cpu", "--max-queued", "16", "--session-grace", GRACE),
     *("--history-blocks", str(8 * 29 + 1)),
 )
 """Blocks for 8 sessions of 64x64, 29 each, and the null block."""

@@ -5,13 +5,19 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from helios_serve import Helios
 from helios_serve.model_config import Variant
 from helios_serve.model_executor.components import flatten_patch_weight
 from helios_serve.model_executor.models.helios.config import read_config
-from helios_serve.model_executor.training.export import export_checkpoint, stored_patch_weight
+from helios_serve.model_executor.models.nano import checkpoint
+from helios_serve.model_executor.training.export import (
+    export_checkpoint,
+    package_weights,
+    stored_patch_weight,
+)
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.recipe import tiny_recipe
 from helios_serve.model_executor.training.rollout import Rollout
@@ -83,6 +89,23 @@ def test_an_export_is_deterministic_and_in_bfloat16(tmp_path: Path) -> None:
     count = sum(tensor.numel() for tensor in [*model.parameters(), *vae.parameters()])
     stored = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
     assert stored < 2 * count + 60_000
+
+
+def test_the_package_has_the_weights_of_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported, weights = tmp_path / "exported", tmp_path / "weights"
+    model, vae = random_model(), build_vae(RECIPE)
+    export_checkpoint(exported, "mid", RECIPE, model.state_dict(), vae.state_dict())
+    package_weights(weights, {"nano-mid": exported})
+    monkeypatch.setattr(checkpoint, "WEIGHTS", weights)
+    stored = checkpoint.packaged_weights("nano-mid")
+    for component, tensors in stored.items():
+        (file,) = (exported / component).glob("*.safetensors")
+        expected = load_file(file)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert {path.stat().st_mode & 0o777 for path in weights.iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize("variant", STEPS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from helios_serve.errors import CheckpointError
@@ -17,10 +18,12 @@ from helios_serve.model_executor.training.gates.drift import (
     mean_step,
 )
 from helios_serve.model_executor.training.gates.figure import Figure, as_table
+from helios_serve.model_executor.training.gates.pictures import Pictures
 from helios_serve.model_executor.training.gates.quality import gate_a, mean_decibels
 from helios_serve.model_executor.training.probe import score
 from helios_serve.model_executor.training.recipe import tiny_recipe
 from helios_serve.model_executor.training.training import Training
+from helios_serve.model_executor.training.vae_stage import as_frames
 from helios_serve.model_executor.training.world.detectors import detect
 from helios_serve.model_executor.training.world.renderer import render
 from helios_serve.model_executor.training.world.scene import Clip, Scene, Thing
@@ -115,6 +118,27 @@ def test_an_export_is_loaded_by_the_package(training: Training, tmp_path: Path) 
         CASE.caption, width=64, height=64, num_frames=33, seed=1
     )
     assert video.frames.shape == (33, 64, 64, 3)
+
+
+def test_the_package_has_the_student_that_is_named(training: Training, tmp_path: Path) -> None:
+    for student in ("dmd", "ode"):
+        Training(training.folder, student=student).package(tmp_path / student)
+    files = {path.name for path in (tmp_path / "dmd").iterdir()}
+    assert files == {f"{name}.safetensors" for name in ("nano", "nano-mid", "nano-base", "vae")}
+    same = {
+        name: (tmp_path / "dmd" / name).read_bytes() == (tmp_path / "ode" / name).read_bytes()
+        for name in files
+    }
+    assert [name for name, is_same in same.items() if not is_same] == ["nano.safetensors"]
+
+
+def test_gates_see_what_diffusers_would_decode(training: Training) -> None:
+    vae, latents = training.vae(), torch.randn(2, 16, 9, 8, 8, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        expected = as_frames(vae.decode(latents).sample)
+    shown = Pictures(vae).decode(latents)
+    assert shown.shape == (2, 33, 64, 64, 3)
+    assert int((shown.int() - expected.int()).abs().max()) <= 1
 
 
 def test_unknown_gates_and_missing_stages_are_refused(training: Training, tmp_path: Path) -> None:

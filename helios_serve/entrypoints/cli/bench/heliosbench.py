@@ -12,7 +12,7 @@ from helios_serve.entrypoints.cli.bench.run import require, run_loop
 from helios_serve.entrypoints.cli.flags import add_options, read_flags
 from helios_serve.errors import InvalidRequestError
 from helios_serve.options.benchmarks import TargetOptions
-from helios_serve.options.sampling import default_size, is_built_in
+from helios_serve.options.sampling import default_size, has_random_weights
 
 if TYPE_CHECKING:
     from helios_serve.benchmarks.quality.cases import BenchCase
@@ -239,7 +239,7 @@ class OfflineMaker:
             width=arguments.width or size.width,
             height=arguments.height or size.height,
             seed=arguments.seed,
-            random_weights=is_built_in(arguments.offline),
+            random_weights=has_random_weights(arguments.offline),
             version=__version__,
         )
 

@@ -3,17 +3,10 @@
 import { callJson } from "./api.js";
 import { element, find, onSubmit, setText } from "./dom.js";
 
-const SAMPLES = [
-  "A red ball moves right over a green field",
-  "A lighthouse in a storm, waves breaking over the rocks",
-  "A fox runs through fresh snow",
-];
-
 /** Set up the form. `onCreated` is called with each new video. */
 export function setUpCreation(onCreated) {
   const form = find("create");
   setUpDrop();
-  setUpSamples();
   find("model").addEventListener("change", showModel);
   onSubmit(form, async (fields) => {
     if (fields.has("steps")) fields.set("steps", `[${fields.get("steps")}]`);
@@ -32,17 +25,18 @@ export async function showModels() {
   showModel();
 }
 
-/** Show the sizes of the selected model, and whether its weights are random. */
+/** Show the sizes and prompts of the selected model, and whether its weights are random. */
 function showModel() {
-  const { id, sizes, random_weights: isRandom } = models.find((model) => model.id === find("model").value);
+  const { id, sizes, prompts, random_weights: isRandom } = models.find((model) => model.id === find("model").value);
   find("size").replaceChildren(...sizes.map((size) => new Option(size, size)));
-  const text = `${id} has random weights: its videos show noise, not the prompt. Serve a checkpoint to see pictures: helios-serve serve BestWishYsh/Helios-Distilled`;
+  const text = `${id} has random weights: its videos show noise, not the prompt. Serve nano or a checkpoint to see pictures: helios-serve serve BestWishYsh/Helios-Distilled`;
   setText(find("random-weights"), isRandom ? text : null);
+  showPrompts(prompts);
 }
 
-/** Fill the prompt with a sample that the user clicks. */
-function setUpSamples() {
-  const rows = SAMPLES.map((sample) => {
+/** Offer prompts to try: as a list whose items fill the form, and in the field of a switch. */
+function showPrompts(prompts) {
+  const rows = prompts.map((sample) => {
     const [row, button] = [element("li"), element("button", sample)];
     button.type = "button";
     button.addEventListener("click", () => {
@@ -52,7 +46,10 @@ function setUpSamples() {
     row.append(button);
     return row;
   });
-  find("samples").append(...rows);
+  find("samples").replaceChildren(...rows);
+  find("prompts").replaceChildren(...prompts.map((sample) => new Option(sample, sample)));
+  find("prompt").placeholder = prompts[0];
+  find("switch-prompt").placeholder = prompts[1];
 }
 
 function setUpDrop() {

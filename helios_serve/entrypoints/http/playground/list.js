@@ -48,7 +48,10 @@ export class VideoList {
       if (request !== this.requests) return;
       this.videos = found;
       find("more").hidden = !page.has_more;
-      find("list-empty").hidden = found.length > 0;
+      const isEmpty = found.length === 0;
+      // Only when that changes: the user may fold the prompts too.
+      if (find("list-empty").hidden === isEmpty) find("examples").open = isEmpty;
+      find("list-empty").hidden = !isEmpty;
       setText(find("list-error"), null);
       this.render();
     } catch (error) {
