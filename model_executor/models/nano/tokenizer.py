@@ -55,7 +55,7 @@ def build_tokenizer(
     )
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> int:
     """Write the tokenizer's files to `folder` and return its vocabulary size."""
     tokenizer.save_pretrained(folder)
     return len(tokenizer)

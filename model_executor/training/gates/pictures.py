@@ -6,38 +6,30 @@ import torch
 from torch import Generator, Tensor
 
 from helios_serve.model_executor.models.helios.conditioning import draw_sigma, mix_noise
-from helios_serve.model_executor.models.wan_vae.autoencoder import build_wan_vae, decode_latents
+from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
 from helios_serve.model_executor.training.vae_stage import as_frames, as_video
 from helios_serve.options.sampling import SamplingOptions
 
-AT_ONCE = 4
-"""Chunks that are encoded together."""
-
 
 class Pictures:
-    """Encodes and decodes with the weights of `model`, an AutoencoderKLWan.
-
-    The decoder is the server's, which is several times as fast.
-    """
+    """Encodes and decodes with the weights of `model`, an AutoencoderKLWan, by the server's code,
+    which is several times as fast."""
 
     def __init__(self, model: Any) -> None:
-        self.served = build_wan_vae(dict(model.config))
+        self.served = WanVae(dict(model.config))
         self.served.load_state_dict(model.state_dict())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (videos, 16, 9, h, w) -> RGB frames (videos, 33, height, width, 3), uint8."""
-        videos = [decode_latents(self.served, item) for item in latents]
+        videos = [self.served.decode(item) for item in latents]
         return as_frames(torch.stack(videos).movedim(-1, 1))
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """RGB frames (videos, 1 or 33, height, width, 3), uint8 -> latents."""
-        parts = [
-            self.served.encode(as_video(part)).latent_dist.mean
-            for part in torch.split(frames, AT_ONCE)
-        ]
-        return torch.cat(parts)
+        videos = as_video(frames).movedim(1, -1)
+        return torch.cat([self.served.encode(video).mean for video in videos])
 
     def reference(self, frames: Tensor, generator: Generator) -> Tensor:
         """Encode a reference and mix noise in, as the server does with an image or a video."""
