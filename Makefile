@@ -155,8 +155,8 @@ bench: $(READY)  ## run the CPU benchmarks; results go to benchmarks/results
 	  --output benchmarks/results/vs_diffusers_bfloat16_cpu.json
 	$(BIN)/python benchmarks/micro/scheduler.py --output benchmarks/results/scheduler.json \
 	  --plot benchmarks/results/scheduler.png
-	$(BIN)/python benchmarks/micro/simulator.py --output benchmarks/results/simulator_nano.json
-	$(BIN)/python benchmarks/micro/capacity.py
+	$(BIN)/python benchmarks/simulator/validation.py --output benchmarks/results/simulator_nano.json
+	$(BIN)/python benchmarks/simulator/capacity.py
 	$(BIN)/python benchmarks/micro/admission.py --output benchmarks/results/admission_nano.json
 	$(BIN)/python benchmarks/micro/overhead.py --output benchmarks/results/overhead_nano.json
 	$(BIN)/python benchmarks/micro/edge.py --output benchmarks/results/edge_nano.json

@@ -106,9 +106,7 @@ def load_checkpoint(
     """
     compiled = check_compilation(options.compile_sizes, checkpoint.config, offload=options.offload)
     if "denoise" in roles:
-        resolve_kernels(device, options.attention_backend)
-    if options.quantization is not None and "denoise" in roles:
-        check_fp8(device, dtype)
+        check_support(device, dtype, options)
     if checkpoint.note is not None:
         logger.warning(checkpoint.note)
     folder, config = checkpoint.folder, checkpoint.config
@@ -153,6 +151,13 @@ def load_checkpoint(
         None if text_encoder is None else TextEncoder(text_encoder, tokenizer, device),
         vae,
     )
+
+
+def check_support(device: torch.device, dtype: torch.dtype, options: WorkerOptions) -> None:
+    """Raise DeviceError if `device` cannot run the transformer with `options`."""
+    resolve_kernels(device, options.attention_backend)
+    if options.quantization is not None:
+        check_fp8(device, dtype)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from helios_serve.engine.loop.worker_pool import WorkerReport
+from helios_serve.engine.loop.worker_handle import WorkerReport
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.options.workers import WorkerConfig, WorkerGroup

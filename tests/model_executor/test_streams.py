@@ -294,17 +294,17 @@ def test_uploads_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> 
         return own
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
-    move, options = Tensor.to, []
+    moves = []
 
-    def to(own: Tensor, *place: Any, **given: Any) -> Tensor:
-        options.append(given)
-        return move(own, *place, **given)
+    def to(own: Tensor, *place: Any, **options: Any) -> Tensor:
+        moves.append((*place, options))
+        return own
 
     monkeypatch.setattr(Tensor, "to", to)
-    indices = torch.arange(3)
-    upload(indices, torch.device("meta"))
+    indices, device = torch.arange(3), torch.device("cuda:0")
+    upload(indices, device)
     assert pinned == [indices]
-    assert options == [{"non_blocking": True}]
+    assert moves == [(device, {"non_blocking": True})]
 
 
 class OrderedStream:

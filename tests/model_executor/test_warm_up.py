@@ -97,7 +97,7 @@ class Threads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[str, str]] = []
-        for kind, name in ((TextEncoder, "encode"), (Vae, "decode")):
+        for kind, name in ((TextEncoder, "encode"), (Vae, "render")):
             monkeypatch.setattr(kind, name, self._noting(getattr(kind, name), name))
 
     def note(self, what: str) -> None:
@@ -129,8 +129,8 @@ def test_side_threads_are_warm_before_the_worker_is_ready(
     load_rank(config, emit).run(commands)
     assert threads.seen == [
         ("encoder", "encode"),
-        ("decoder", "decode"),
-        ("decoder", "decode"),
+        ("decoder", "render"),
+        ("decoder", "render"),
         (threading.current_thread().name, "WorkerReady"),
     ]
 
@@ -141,7 +141,7 @@ def test_a_chunk_that_cannot_be_decoded_fails_the_worker(
     def broken(*_: object) -> None:
         raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
 
-    monkeypatch.setattr(Vae, "decode", broken)
+    monkeypatch.setattr(Vae, "render", broken)
     model = load_model(str(checkpoints["distilled"]), roles=["decode"])
     worker = Worker(model, lambda _: None, warm_up_sizes=[Geometry(64, 64)])
     commands = Commands()

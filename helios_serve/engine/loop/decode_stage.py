@@ -10,7 +10,7 @@ from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.engine.loop.events import ChunkReady, RequestFinished
-from helios_serve.engine.loop.worker_pool import WorkerHandle
+from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.messages import (
     ChunkDecoded,
     ChunkResult,

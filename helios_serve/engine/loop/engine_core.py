@@ -18,7 +18,8 @@ from helios_serve.engine.loop.events import (
     StepTaken,
 )
 from helios_serve.engine.loop.submission import Submission
-from helios_serve.engine.loop.worker_pool import Outage, WorkerHandle, WorkerPool
+from helios_serve.engine.loop.worker_handle import WorkerHandle
+from helios_serve.engine.loop.worker_pool import Outage, WorkerPool
 from helios_serve.engine.observe.observer import Observer, Observers
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (

@@ -10,7 +10,7 @@ from typing import TypeVar
 from helios_serve.core.admission import check_allowed
 from helios_serve.engine.loop.engine_core import EngineCore, EngineStats
 from helios_serve.engine.loop.events import EngineEvent
-from helios_serve.engine.loop.worker_pool import WorkerReport
+from helios_serve.engine.loop.worker_handle import WorkerReport
 from helios_serve.engine.requests.engine_thread import EngineThread
 from helios_serve.errors import EngineDeadError, InvalidRequestError
 from helios_serve.model_config import HeliosConfig

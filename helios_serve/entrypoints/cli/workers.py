@@ -8,7 +8,7 @@ from helios_serve.entrypoints.cli.arguments import add_data_dir
 from helios_serve.entrypoints.cli.flags import workers as worker_group
 
 if TYPE_CHECKING:
-    from helios_serve.engine.loop.worker_pool import WorkerReport
+    from helios_serve.engine.loop.worker_handle import WorkerReport
 
 
 def add_command(commands: Any) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from helios_serve.engine.loop.engine_core import EngineStats
-from helios_serve.engine.loop.worker_pool import WorkerReport
+from helios_serve.engine.loop.worker_handle import WorkerReport
 from helios_serve.engine.requests.async_engine import AsyncEngine
 from helios_serve.entrypoints.http.operations import JSON_TYPE, Operation
 from helios_serve.entrypoints.http.responses import json_response

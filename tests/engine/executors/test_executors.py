@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helios_serve.engine.loop.worker_pool import WorkerHandle
+from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.messages import StepCursor
 from helios_serve.model_executor.executor.local import LocalExecutor
 from helios_serve.model_executor.executor.ray import RayExecutor

@@ -9,7 +9,7 @@ from helios_serve.core.task_queue import TaskQueue
 from helios_serve.core.time_limit import Speeds
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.engine.loop.events import EngineEvent, PromptSwitched, RequestFailed
-from helios_serve.engine.loop.worker_pool import WorkerHandle
+from helios_serve.engine.loop.worker_handle import WorkerHandle
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.messages import (
     ChunkDecoded,

@@ -188,7 +188,7 @@ def test_a_disk_that_fails_ends_the_video_for_now(
 
     async def main() -> None:
         with monkeypatch.context() as patch:
-            at = lambda job_id, at, *_: (job_id, at) == ("bad", chunk)  # noqa: E731
+            at = lambda job, at, *_: (getattr(job, "id", job), at) == ("bad", chunk)  # noqa: E731
             patch.setattr(owner, name, failing(getattr(owner, name), at, error))
             async with opened(tmp_path, own) as engine:
                 await asyncio.gather(engine.submit(bad), engine.submit(good))

@@ -1,6 +1,6 @@
 """Whether the simulator says what a real server does.
 
-    python benchmarks/micro/simulator.py [--loads 0.3,0.6,0.85,1.2] [--sessions 40] [--runs 2]
+    python benchmarks/simulator/validation.py [--loads 0.3,0.6,0.85,1.2] [--sessions 40] [--runs 2]
 
 Starts a server with the built-in model and measures its capacity: all of some sessions at once. The
 costs are fitted to the trace of one load, at half of the capacity. Then other loads, with other

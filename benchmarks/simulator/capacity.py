@@ -1,6 +1,6 @@
 """How many live sessions a fleet carries, what they cost, and what failures do to them.
 
-    python benchmarks/micro/capacity.py [--gpus 1,4,16,64] [--sessions 500] [--folder FOLDER]
+    python benchmarks/simulator/capacity.py [--gpus 1,4,16,64] [--sessions 500] [--folder FOLDER]
 
 Simulates live sessions of the 14B model at 640x384 on H100s, in cells of up to 16 workers. They
 come at random times, play as they are made, and stop a few chunks ahead of their viewers. The
