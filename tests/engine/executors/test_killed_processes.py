@@ -36,7 +36,7 @@ from tests.support.tries import tries
 
 MAKES = (
     request("plain", 66, seed=1),
-    request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
+    request("switch", 99, seed=2, switches=(PromptSwitch(1, "a red ball"),)),
     request("wide", 66, seed=3, width=128, max_lead_chunks=1),
 )
 """The last one is read last and waits for its reader, so that something is under way till then."""
