@@ -144,12 +144,13 @@ def plot(content: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     averages = content["averages"]
+    durations = list(averages)
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=100)
     shown, drifts = figure.subplots(1, 2)
     for name in SHOWN:
-        (line,) = shown.plot(averages, [own[f"first_{name}"] for own in averages.values()], "o--")
+        (line,) = shown.plot(durations, [own[f"first_{name}"] for own in averages.values()], "o--")
         ends = [own[f"last_{name}"] for own in averages.values()]
-        shown.plot(averages, ends, "o-", color=line.get_color(), label=name.replace("_", " "))
+        shown.plot(durations, ends, "o-", color=line.get_color(), label=name.replace("_", " "))
     shown.set(ylim=(0, 1.05), xlabel="frames", ylabel="share of videos")
     shown.set_title("shown as described: first 15 % dashed, last 15 % solid", fontsize=9)
     shown.legend(fontsize=8, loc="lower left")

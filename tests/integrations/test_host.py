@@ -63,7 +63,7 @@ def test_a_video_goes_on_from_a_snapshot(host: EngineHost) -> None:
 def test_a_prompt_is_switched_at_the_announced_chunk(host: EngineHost) -> None:
     plain = list(host.submit(request("plain", frames=165)).chunks())
     video = host.submit(request("turning", frames=165, max_lead_chunks=1))
-    switch = video.switch_prompt("a cat", 0).result()
+    switch = video.switch_prompt("a red ball over a field", 0).result()
     turned = list(video.chunks())
     same = [equal(latents([old]), latents([new])) for old, new in zip(plain, turned, strict=True)]
     assert same.index(False) == switch.chunk

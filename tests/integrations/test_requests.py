@@ -23,7 +23,7 @@ def converted(options: dict[str, Any], **fields: Any) -> VideoRequest:
 def test_names_of_diffusers_are_known_and_none_is_the_checkpoints_choice() -> None:
     options = {"pyramid_num_inference_steps_list": [1, 2, 3], "guidance_scale": None, "seed": 4}
     params = converted(options).params
-    assert params == SamplingParams(width=128, height=64, steps=(1, 2, 3), seed=4)
+    assert params == SamplingParams(width=64, height=64, steps=(1, 2, 3), seed=4)
 
 
 def test_both_names_of_an_option_are_known_wherever_requests_come_from() -> None:

@@ -35,7 +35,7 @@ from tests.support.tries import tries
 
 MAKES = (
     request("plain", 66, seed=1),
-    request("switch", 99, seed=2, switches=(PromptSwitch(1, "a cat"),)),
+    request("switch", 99, seed=2, switches=(PromptSwitch(1, "a red ball"),)),
     request("wide", 66, seed=3, width=128, max_lead_chunks=1),
 )
 """The last one waits for its reader, so that work is in progress until the end."""

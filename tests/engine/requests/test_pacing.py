@@ -117,12 +117,12 @@ def test_a_switch_is_the_one_that_could_have_been_asked_for_before() -> None:
             await engine.submit(wanted)
             async with aclosing(engine.watch("a")) as chunks:
                 head = [await anext(chunks)]
-                switch = await engine.switch_prompt("a", "a cat", transition_chunks=1)
+                switch = await engine.switch_prompt("a", "a red ball", transition_chunks=1)
                 return switch, head + [chunk async for chunk in chunks]
 
     switch, chunks = run(main())
     assert 1 <= switch.chunk < 4
-    assert switch == PromptSwitch(switch.chunk, "a cat", 1)
+    assert switch == PromptSwitch(switch.chunk, "a red ball", 1)
     expected = undisturbed(request("x", 33 * 4, switches=(switch,)))
     assert fragments(chunks) == expected != undisturbed(request("x", 33 * 4))
 
@@ -149,15 +149,15 @@ def test_switches_that_cannot_be_made_are_refused(store: VideoStore) -> None:
     async def main() -> None:
         async with engine_of(own, store) as engine:
             with pytest.raises(InvalidRequestError, match="got request id 'a', expected one that"):
-                await engine.switch_prompt("a", "a cat")
+                await engine.switch_prompt("a", "a red ball")
             await engine.submit(request("a", 33))  # one chunk: it has begun, or is about to
             with pytest.raises(InvalidRequestError, match="no chunk left|a running video"):
-                await engine.switch_prompt("a", "a cat")
+                await engine.switch_prompt("a", "a red ball")
             await engine.submit(request("b", LONG, max_lead_chunks=1))
             with pytest.raises(InvalidRequestError, match="a lone surrogate at 0"):
                 await engine.switch_prompt("b", "\ud800")
             await held(own, store, "b")
-            assert (await engine.switch_prompt("b", "a cat")).chunk <= 3
+            assert (await engine.switch_prompt("b", "a red ball")).chunk <= 3
             await engine.abort("b")
             with pytest.raises(InvalidRequestError, match="got request id 'b', expected one that"):
                 await engine.switch_prompt("b", "a bird")

@@ -68,7 +68,7 @@ def test_a_stopped_engine_goes_on_where_it_was(tmp_path: Path) -> None:
     videos = (
         wanted("plain"),
         wanted("image", image=image(), seed=4),
-        wanted("switch", switches=(PromptSwitch(2, "a cat"),), seed=5),
+        wanted("switch", switches=(PromptSwitch(2, "a red ball"),), seed=5),
     )
 
     async def main() -> None:
@@ -135,7 +135,7 @@ def test_a_switch_outlives_the_process_that_was_told_of_it(tmp_path: Path) -> No
         async with opened(tmp_path) as engine:
             await engine.submit(request("a", FRAMES, max_lead_chunks=1))
             await until(lambda: num_stored(engine, "a") >= 1)
-            switch = await engine.switch_prompt("a", "a cat", transition_chunks=2)
+            switch = await engine.switch_prompt("a", "a red ball", transition_chunks=2)
         async with opened(tmp_path) as engine:
             assert num_stored(engine, "a") <= switch.chunk
             return switch, await read(engine, "a")
