@@ -54,7 +54,7 @@ DURATIONS = 12
 """Lengths of a session for which sessions come, at least: at first the fleet is empty."""
 
 
-class Case(NamedTuple):
+class FleetCase(NamedTuple):
     """What is simulated: GPUs, and how sessions and the scheduler differ from the base."""
 
     gpus: int = 4
@@ -74,7 +74,7 @@ class Point(NamedTuple):
     ttfc_p95: float
 
 
-class Fleet:
+class FleetRuns:
     """Simulates cases of the model, whose configuration is read once."""
 
     def __init__(self, sessions: int) -> None:
@@ -82,7 +82,7 @@ class Fleet:
         self.config = read_model_config(MODEL, "dummy")
         self.costs = device_costs("h100", self.config)
 
-    def best(self, case: Case) -> float:
+    def best(self, case: FleetCase) -> float:
         """Return live sessions per GPU if devices never waited and nothing was shared."""
         model = CostModel(self.costs, self.config)
         steps = model.steps(384, 640, 1)
@@ -91,7 +91,7 @@ class Fleet:
         )
         return CHUNK_FRAMES / case.fps / (plans + model.decode(384, 640))
 
-    def run(self, case: Case, live: float, **options: Any) -> Simulated:
+    def run(self, case: FleetCase, live: float, **options: Any) -> Simulated:
         """Simulate Poisson arrivals with a mean of `live` sessions per GPU."""
         seconds = CHUNKS * CHUNK_FRAMES / case.fps
         number = max(self.sessions, round(DURATIONS * live * case.gpus))
@@ -114,7 +114,7 @@ class Fleet:
         model = SimulatedModel(MODEL, self.config, Size(640, 384))
         return simulate(draw_workload(load), model, plan, ReportOptions(start_buffer=case.buffer))
 
-    def point(self, case: Case, share: float) -> Point:
+    def point(self, case: FleetCase, share: float) -> Point:
         """Simulate a load that is a share of the best that the devices could do."""
         live, started = share * self.best(case), time.process_time()
         point = point_of(self.run(case, live), live)
@@ -162,28 +162,32 @@ def cost_of_minute(live: float) -> float:
     return GPU_HOUR / 60 / live
 
 
-VARIANTS: dict[str, dict[str, Case]] = {
+VARIANTS: dict[str, dict[str, FleetCase]] = {
     "chunk length (fps)": {
-        "1.38 s (24)": Case(fps=24), "2.06 s (16)": Case(), "2.75 s (12)": Case(fps=12),
+        "1.38 s (24)": FleetCase(fps=24),
+        "2.06 s (16)": FleetCase(),
+        "2.75 s (12)": FleetCase(fps=12),
     },
-    "steps": {"1,1,1": Case(), "2,2,2": Case(steps=(2, 2, 2))},
-    "tier": {"default": Case(), "priority": Case(tier="priority")},
+    "steps": {"1,1,1": FleetCase(), "2,2,2": FleetCase(steps=(2, 2, 2))},
+    "tier": {"default": FleetCase(), "priority": FleetCase(tier="priority")},
     "batch budget (tokens)": {
-        "4096": Case(batched_tokens=4096), "12288": Case(), "32768": Case(batched_tokens=32768),
+        "4096": FleetCase(batched_tokens=4096),
+        "12288": FleetCase(),
+        "32768": FleetCase(batched_tokens=32768),
     },
-}  # fmt: skip
+}
 FAILURES: dict[str, dict[str, tuple[str, ...]]] = {
     "nothing": {},
     "a worker": {"kill": ("60:0",)},
     "a node of 4": {"kill": ("60:0-3",)},
     "a cell of 8": {"kill_cell": ("60:0",)},
 }
-FAILING = Case(gpus=16)
+FAILING = FleetCase(gpus=16)
 FAILING_LOAD = 0.6
 """What the failures happen to, in two cells, and its load as a share of the best."""
 
 
-def failure(fleet: Fleet, name: str) -> dict[str, Any]:
+def failure(fleet: FleetRuns, name: str) -> dict[str, Any]:
     """Let something die, and note when chunks came and which sessions stalled."""
     made = fleet.run(FAILING, FAILING_LOAD * fleet.best(FAILING), cells=2, **FAILURES[name])
     records = made.run.records
@@ -208,11 +212,11 @@ def failure(fleet: Fleet, name: str) -> dict[str, Any]:
     return found
 
 
-def engine_limits(fleet: Fleet) -> list[dict[str, float]]:
+def engine_limits(fleet: FleetRuns) -> list[dict[str, float]]:
     """Count the CPU time of one engine with more and more workers, simulated workers included."""
     rows = []
     for gpus in (16, 64, 256):
-        case = Case(gpus=gpus)
+        case = FleetCase(gpus=gpus)
         load = fleet.run(case._replace(gpus=gpus), 0.6 * fleet.best(case))
         rows.append(
             {
@@ -227,11 +231,11 @@ def engine_limits(fleet: Fleet) -> list[dict[str, float]]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Simulate everything, in several processes, and return the results."""
-    fleet = Fleet(arguments.sessions)
+    fleet = FleetRuns(arguments.sessions)
     sizes = [int(text) for text in arguments.gpus.split(",")]
     loads = [float(text) for text in arguments.loads.split(",")]
     cases = dict.fromkeys(case for named in VARIANTS.values() for case in named.values())
-    cases = dict.fromkeys(Case(gpus=gpus) for gpus in sizes) | cases
+    cases = dict.fromkeys(FleetCase(gpus=gpus) for gpus in sizes) | cases
     fork = multiprocessing.get_context("fork")  # which inherits the model's configuration
     with ProcessPoolExecutor(arguments.jobs, mp_context=fork) as pool:
         points = {
@@ -242,8 +246,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         curves = {case: [each.result() for each in made] for case, made in points.items()}
         failed = {name: each.result() for name, each in died.items()}
     return {
-        "best": fleet.best(Case()),
-        "curves": {str(gpus): curves[Case(gpus=gpus)] for gpus in sizes},
+        "best": fleet.best(FleetCase()),
+        "curves": {str(gpus): curves[FleetCase(gpus=gpus)] for gpus in sizes},
         "variants": {
             title: {name: curves[case] for name, case in named.items()}
             for title, named in VARIANTS.items()
@@ -273,7 +277,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 
 def draw_fleets(curves: dict[int, list[Point]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    sizes, buffer = sorted(curves), Case().buffer
+    sizes, buffer = sorted(curves), FleetCase().buffer
     for gpus in sizes:
         lives = [point.live for point in curves[gpus]]
         shares = [100 * point.stall_free[buffer] for point in curves[gpus]]
@@ -304,7 +308,7 @@ def draw_variants(variants: dict[str, dict[str, list[Point]]], path: Path) -> No
     figure, all_axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     for axes, (title, cases) in zip(all_axes.flat, variants.items(), strict=True):
         for name, points in cases.items():
-            shares = [100 * point.stall_free[Case().buffer] for point in points]
+            shares = [100 * point.stall_free[FleetCase().buffer] for point in points]
             axes.plot([point.live for point in points], shares, marker="o", label=name)
         axes.set(
             title=title,
@@ -345,7 +349,7 @@ def print_table(results: dict[str, Any]) -> None:
     print("|---" * (1 + len(TARGETS)) + "|")
     for gpus, points in results["curves"].items():
         own = [msgspec.convert(point, Point, strict=False) for point in points]
-        lives = [capacity(own, target, Case().buffer) for target in TARGETS]
+        lives = [capacity(own, target, FleetCase().buffer) for target in TARGETS]
         cells = [
             "below the loads tried"
             if math.isnan(live)
@@ -373,7 +377,7 @@ def main() -> None:
     arguments = parser.parse_args()
     file = arguments.folder / "results.json"
     if arguments.engine:
-        engine_limits(Fleet(arguments.sessions))
+        engine_limits(FleetRuns(arguments.sessions))
         return
     if not arguments.plots_only:
         found = measure(arguments)

@@ -59,7 +59,7 @@ CALIBRATION = 0.5
 PORT = 18431
 
 
-class Server:
+class NanoServer:
     """`helios-serve serve` with a trace; `with` ends it."""
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -72,7 +72,7 @@ class Server:
         ]
         self.process = subprocess.Popen(command)
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> "NanoServer":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +80,7 @@ class Server:
         self.process.wait(60)
 
 
-def measure(server: Server, load: LoadOptions, result: Path) -> list[SessionRecord]:
+def measure(server: NanoServer, load: LoadOptions, result: Path) -> list[SessionRecord]:
     """Run a load on the server with `helios-serve bench serve`, and return its sessions."""
     command = [
         *(sys.executable, "-m", "helios_serve", "bench", "serve", "--base-url", server.url),
@@ -107,7 +107,7 @@ def workload_of(rate: float, sessions: int, seed: int) -> Workload:
     )
 
 
-def calibrate(server: Server) -> DeviceCosts:
+def calibrate(server: NanoServer) -> DeviceCosts:
     """Fit the costs to what the server has traced so far."""
     costs = fit_costs(
         read_observations(server.trace),
@@ -152,7 +152,7 @@ def judge(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Calibrate, then compare every load. Returns the printed rows."""
     rows: list[dict[str, Any]] = []
     sessions: int = arguments.sessions
-    with Server(folder, arguments.port) as server:
+    with NanoServer(folder, arguments.port) as server:
         at_once = LoadOptions(num_prompts=sessions, seed=1000)
         capacity = capacity_of(measure(server, at_once, folder / "capacity.json"))
         print(f"capacity: {capacity:.3f} sessions/s", flush=True)
@@ -172,7 +172,7 @@ def judge(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def compare_load(
-    server: Server,
+    server: NanoServer,
     costs: DeviceCosts,
     load: float,
     capacity: float,

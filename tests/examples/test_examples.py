@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE = 180.0
 TESTED = {
     "batch.py",
+    "list_cells.py",  # in tests/deploy/test_cells.py
     "openai_client.py",
     "ray_workers.sh",
     "realtime_client.py",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -328,8 +329,9 @@ def test_a_trace_tells_what_each_worker_did(batches: Batches) -> None:
         for stage in range(3)
     ]
     assert all(step["tokens"] > 0 for step in steps)
-    decoded = [event["args"] for event in slices if event["name"].startswith("chunk ")]
-    assert len(decoded) == 8
+    chunks = [event for event in slices if event["name"].startswith("chunk ")]
+    counts = Counter(lanes[event["tid"]] for event in chunks)
+    assert counts == {"inline-0 decode": 8, "inline-0 segments": 8}
     busy = [event for event in slices if lanes[event["tid"]] in ("inline-1", "inline-2")]
     for event in busy:
         assert event["args"]["tokens"] == sum(step["tokens"] for step in event["args"]["steps"])
