@@ -4,6 +4,8 @@
 local PERIOD = 500  -- milliseconds between two questions
 local loads = {}    -- by cell: its unfinished videos; nil while it cannot make any
 local sent = {}     -- by cell: videos that were sent there since it was asked
+local turns = 0     -- videos that were sent to any cell
+local last = {}     -- by cell: the turn in which it got its last video
 
 local function get(address, path)
   local answer = core.httpclient():get({url = "http://" .. address .. path, timeout = 5000})
@@ -39,10 +41,14 @@ core.register_fetches("least_loaded", function()
   local best, least
   for cell, load in pairs(loads) do
     local total = load + (sent[cell] or 0)
-    if not least or total < least or (total == least and cell < best) then
+    local is_first = not best or (last[cell] or 0) < (last[best] or 0)
+    if not least or total < least or (total == least and is_first) then
       best, least = cell, total
     end
   end
-  if best then sent[best] = (sent[best] or 0) + 1 end
+  if best then
+    turns = turns + 1
+    sent[best], last[best] = (sent[best] or 0) + 1, turns
+  end
   return best or ""
 end)

@@ -21,7 +21,7 @@ from tests.support.realtime import data_of, realtime_client
 from tests.support.server import Server, running_server, start_server
 from tests.support.sse import events_in
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 CELLS = ("a", "b", "c")
 FLAGS = ("nano", "--device", "cpu", "--public-metrics", "--batch-invariant")
@@ -99,15 +99,18 @@ def http_of(url: str, key: str) -> Iterator[httpx.Client]:
 
 
 def wait_for_loads(url: str, key: str, cells: Iterable[str] = CELLS) -> None:
-    """Until HAProxy has asked `cells`, so that each of them gets new videos."""
-    deadline = time.monotonic() + PATIENCE
-    seen: set[str] = set()
+    """Wait until HAProxy has asked all `cells`, so that each of them gets new videos.
+
+    Requests are sent slowly: HAProxy counts them as videos until it asks the cell again.
+    """
+    deadline, seen = time.monotonic() + PATIENCE, set[str]()
     with http_of(url, key) as http:
         while not seen.issuperset(cells):
             assert time.monotonic() < deadline, seen
             answer = http.post("/v1/videos", json={"prompt": " "})  # refused, but sent to a cell
             assert answer.status_code == 400
             seen.add(answer.headers["x-helios-cell"])
+            time.sleep(0.5)
 
 
 def body(**fields: Any) -> dict[str, Any]:
