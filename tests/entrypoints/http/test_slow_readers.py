@@ -38,7 +38,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     width, height = SIZE
     rng = np.random.default_rng(1)
     params = SamplingParams(width=width, height=height, num_frames=33 * CHUNKS, fps=FPS)
-    request = VideoRequest(request_id=STORED, prompt="noise", model="nano", params=params)
+    request = VideoRequest(request_id=STORED, prompt="noise", model="nano-random", params=params)
     store = VideoStore(folder)
     store.accept(request, num_chunks=CHUNKS)
     for chunk in range(CHUNKS):
@@ -53,7 +53,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(stored: Path) -> Iterator[Server]:
-    with running_server(stored, "nano", "--device", "cpu", "--batch-invariant") as started:
+    """A server whose chunks are larger than the buffers of sockets."""
+    with running_server(stored, "nano-random", "--device", "cpu", "--batch-invariant") as started:
         yield started
 
 
@@ -147,6 +148,7 @@ def still(http: httpx.Client, video: str) -> int:
     since, made = time.monotonic(), -1
     while time.monotonic() - since < 3:
         now: dict[str, Any] = http.get(f"/v1/videos/{video}").json()
+        assert now["status"] != "completed"
         if now["phase"] != "paused" or now["chunks_done"] != made:
             since, made = time.monotonic(), now["chunks_done"]
         time.sleep(0.1)
