@@ -13,11 +13,11 @@ from helios_serve.entrypoints.cli.main import main
 from tests.support.api import error_of, frames_of
 from tests.support.server import running_server
 
-FLAGS = ("nano", "--device", "cpu", "--batch-invariant")
-SLOW = {"prompt": "waves", "num_frames": 99, "size": "64x64", "seed": 1, "steps": [60, 60, 60]}
-"""A video whose chunks take seconds each."""
 PATIENCE = 120
 """Seconds after which a server counts as hung."""
+FLAGS = ("nano", "--device", "cpu", "--batch-invariant", "--drain-timeout", str(PATIENCE))
+SLOW = {"prompt": "waves", "num_frames": 99, "size": "64x64", "seed": 1, "steps": [60, 60, 60]}
+"""A video whose chunks take seconds each."""
 
 
 @pytest.mark.slow

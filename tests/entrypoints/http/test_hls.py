@@ -1,5 +1,6 @@
 """HLS playlists as players read them, against a server as users start it."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def test_a_playlist_grows_with_its_video_and_ends_with_it(http: httpx.Client) ->
 def test_a_playlist_can_be_played_while_the_video_is_made(http: httpx.Client) -> None:
     body = {"prompt": "waves", "num_frames": 75, "size": "64x64", "fps": 60}
     video = http.post("/v1/videos", json=body).json()["id"]
+    while not http.get(f"/v1/videos/{video}").json()["chunks_done"]:
+        time.sleep(0.02)
     frames = played(f"{http.base_url}/v1/videos/{video}/hls/index.m3u8")
     assert (frames == frames_of(http.get(f"/v1/videos/{video}/content").content)).all()
     assert len(frames) == 75

@@ -232,6 +232,8 @@ def test_the_list_comes_in_pages_and_numbers_are_live(page: Playground, http: ht
     shown = page.get("[...document.querySelectorAll('#videos li')].map((row) => row.dataset.id)")
     assert shown[:11] == made[::-1]
     page.wait("$('live-workers').textContent === '1 of 1'")
+    long = body | {"num_frames": 9900}
+    made.append(http.post("/v1/videos", json=long).json()["id"])
     page.wait("Number($('live-fps').textContent) > 0")
     assert page.page.inner_text("#health") == "ready"
     for video in made:
