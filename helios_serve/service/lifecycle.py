@@ -48,7 +48,7 @@ class Lifecycle:
         Return whether this took at most `timeout` seconds.
         """
         self.is_draining = True
-        return await self.engine.models.drain(timeout)
+        return await self.engine.drain(timeout)
 
     def close(self) -> None:
         """End all streams and long responses."""

@@ -172,6 +172,15 @@ class AsyncEngine:
         if (handle := self._active.handles.get(request_id)) is not None:
             await handle.stream.over()
 
+    async def drain(self, timeout: float) -> bool:
+        """Stop every session at its next chunk edge, and deliver the chunks that were finished.
+
+        Returns whether all were finished within `timeout` seconds. Stored jobs resume later.
+        """
+        is_quiet = await self.models.drain(timeout)
+        await self._delivery.flush()
+        return is_quiet
+
     async def abort(self, request_id: str) -> None:
         """End a request at once. A finished or unknown one is not changed.
 

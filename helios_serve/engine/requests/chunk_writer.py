@@ -37,8 +37,8 @@ class Forget(NamedTuple):
     request_id: str
 
 
-Item = EngineEvent | Forget | None
-"""An item in a thread's queue; None ends the thread."""
+Item = EngineEvent | Forget | threading.Event | None
+"""An item in a thread's queue. The thread sets a threading.Event, and None ends it."""
 
 
 class ChunkWriter:
@@ -84,6 +84,14 @@ class ChunkWriter:
         """Declare that a stopped request has no more events, so that its id can be used again."""
         self.put(Forget(request_id))
 
+    def flush(self) -> None:
+        """Wait until all events that are queued now are stored and published."""
+        reached = [threading.Event() for _ in self._queues]
+        for items, event in zip(self._queues, reached, strict=True):
+            items.put(event)
+        for event in reached:
+            event.wait()
+
     def close(self) -> None:
         """Store the queued events, and end the threads."""
         for items in self._queues:
@@ -93,7 +101,9 @@ class ChunkWriter:
 
     def _run(self, items: "queue.SimpleQueue[Item]") -> None:
         while (item := items.get()) is not None:
-            if isinstance(item, Forget):
+            if isinstance(item, threading.Event):
+                item.set()
+            elif isinstance(item, Forget):
                 self._stopped.discard(item.request_id)
             elif item.request_id not in self._stopped:
                 self._process(item)

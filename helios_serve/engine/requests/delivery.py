@@ -44,6 +44,11 @@ class EventDelivery:
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close)
 
+    async def flush(self) -> None:
+        """Wait until all events so far are stored and delivered."""
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.flush)
+
     def stop(self, request_id: str) -> None:
         """Stop storing events of a request."""
         if self._writer is not None:
