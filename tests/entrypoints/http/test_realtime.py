@@ -188,7 +188,9 @@ def test_a_connection_has_one_session_at_a_time_and_several_one_after_another(
         done = messages[-1]
         assert (done["request_id"], done["stopped"], done["chunks"]) == (first, True, len(chunks))
         ended = video_of(http, first)
-        assert (ended["error"]["code"], ended["chunks_done"]) == ("cancelled", len(chunks))
+        assert ended["error"]["code"] == "cancelled"
+        # A chunk that is stored while the session stops is kept, but not sent.
+        assert ended["chunks_done"] - len(chunks) in (0, 1)
         second = client.start(
             video_params={"num_frames": 33}, image_reference={"image_url": picture}
         )
