@@ -164,7 +164,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", *sorted(DTYPES)), default="auto")
-    parser.add_argument("--model", default=MODEL, help=f"of which configuration ({MODEL})")
+    parser.add_argument(
+        "--model", default=MODEL, help=f"model whose configuration is used ({MODEL})"
+    )
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the sustained matmul")

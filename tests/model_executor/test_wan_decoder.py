@@ -12,25 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
-
-NANO: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
-PUBLISHED: dict[str, Any] = {}
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
+from tests.support.wan_vaes import NANO, PUBLISHED, TOLERANCES, vae_pair
 
 
 @torch.inference_mode()
 def both(widths: dict[str, Any], latents: Tensor) -> tuple[Tensor, Tensor]:
     """Return frames decoded by diffusers and by our decoder, with the same random weights."""
-    torch.manual_seed(0)
-    reference = AutoencoderKLWan(**widths).eval()
-    for name, parameter in reference.named_parameters():
-        if "gamma" in name:
-            parameter.normal_(1, 0.2)
-    own = WanVae(dict(reference.config)).eval()
-    own.load_state_dict(reference.state_dict())
-    for model in (reference, own):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(latents.dtype)
+    own, reference = vae_pair(widths, latents.dtype)
     expected = reference.decode(latents[None]).sample[0].permute(1, 2, 3, 0)
     return own.decode(latents), expected
 

@@ -4,30 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from helios_serve.errors import CheckpointError
 from helios_serve.model_executor.models.wan_vae.autoencoder import Moments, WanVae
-
-NANO: dict[str, Any] = {"base_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
-PUBLISHED: dict[str, Any] = {}
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
+from tests.support.wan_vaes import NANO, PUBLISHED, TOLERANCES, vae_pair
 
 
 @torch.inference_mode()
 def both(widths: dict[str, Any], frames: Tensor) -> tuple[Moments, Any]:
-    """Encode with ours and with diffusers, and random weights."""
-    torch.manual_seed(0)
-    reference = AutoencoderKLWan(**widths).eval()
-    for name, parameter in reference.named_parameters():
-        if "gamma" in name:
-            parameter.normal_(1, 0.2)
-    own = WanVae(dict(reference.config)).eval()
-    own.load_state_dict(reference.state_dict())
-    for model in (reference, own):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(frames.dtype)
+    """Return latents by our encoder and by that of diffusers, with the same random weights."""
+    own, reference = vae_pair(widths, frames.dtype)
     expected = reference.encode(frames.permute(3, 0, 1, 2)[None]).latent_dist
     return own.encode(frames), expected
 

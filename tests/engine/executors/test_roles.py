@@ -20,6 +20,7 @@ from helios_serve.options.engine import EngineConfig
 from helios_serve.options.sampling import PromptSwitch
 from helios_serve.options.scheduling import SchedulingConfig
 from helios_serve.options.workers import ROLES, Role, WorkerConfig
+from tests.support.models import blank_frames
 from tests.support.videos import Case, Viewer, run_sessions
 
 SMALL = Case("distilled", height=64, width=64, chunks=3, steps=(1, 1, 1)).with_defaults()
@@ -59,12 +60,8 @@ def without_decoding(config: WorkerConfig, emit: Emit) -> Worker:
     """A worker whose frames are blank."""
     loaded = load_worker(config, emit)
     if loaded.model.vae is not None:
-        loaded.model.vae.decode = blank_frames  # type: ignore[method-assign]
+        loaded.model.vae.render = blank_frames  # type: ignore[method-assign]
     return loaded
-
-
-def blank_frames(latents: Tensor) -> Tensor:
-    return torch.zeros(33, 8 * latents.shape[-2], 8 * latents.shape[-1], 3, dtype=torch.uint8)
 
 
 @pytest.fixture
