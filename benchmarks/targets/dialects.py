@@ -48,12 +48,18 @@ def helios(request: SessionRequest) -> dict[str, Any]:
 
 
 def vllm_omni(request: SessionRequest) -> dict[str, Any]:
-    """vLLM-Omni: a form; steps of the stages go into `extra_params`."""
+    """vLLM-Omni: a form for videos; steps of the stages go into `extra_params`.
+
+    Its step execution refuses requests without `num_inference_steps`.
+    """
     only_text(request, "vllm-omni")
     fields = sized(request)
     if request.steps is not None:
-        steps = {"pyramid_num_inference_steps_list": list(request.steps)}
-        fields["extra_params"] = msgspec.json.encode(steps).decode()
+        fields["num_inference_steps"] = sum(request.steps)
+        fields["extra_params"] = {
+            "is_enable_stage2": len(request.steps) > 1,
+            "pyramid_num_inference_steps_list": list(request.steps),
+        }
     return fields
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import msgspec
 
 from helios_serve.benchmarks.load.clock import LoadClock
 from helios_serve.benchmarks.load.request import SessionRequest
@@ -167,9 +168,11 @@ def check_video(video: dict[str, Any]) -> None:
 
 
 def form_of(fields: dict[str, Any]) -> aiohttp.FormData:
+    """Return a form, in which objects are JSON."""
     form = aiohttp.FormData(default_to_multipart=True)
     for name, value in fields.items():
-        form.add_field(name, str(value))
+        is_object = isinstance(value, dict)
+        form.add_field(name, msgspec.json.encode(value).decode() if is_object else str(value))
     return form
 
 

@@ -36,6 +36,7 @@ TRANSFORMER = {
 }
 
 UMT5_XXL = {
+    "architectures": ["UMT5EncoderModel"],
     "model_type": "umt5",
     "vocab_size": 256384,
     "d_model": 4096,
@@ -58,6 +59,8 @@ def model_index(variant: Variant) -> dict[str, Any]:
     dmd = variant == "distilled"
     return {
         "_class_name": "HeliosPipeline" if base else "HeliosPyramidPipeline",
+        # SGLang takes a folder for a diffusion model by this key.
+        "_diffusers_version": "0.37.0",
         **({} if base else flags),
         "scheduler": ["diffusers", "HeliosDMDScheduler" if dmd else "HeliosScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],

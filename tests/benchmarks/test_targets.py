@@ -195,7 +195,9 @@ def test_a_client_that_leaves_tells_the_server() -> None:
                 "num_frames": "99",
                 "fps": "24",
                 "seed": "7",
-                "extra_params": '{"pyramid_num_inference_steps_list":[2,2,2]}',
+                "num_inference_steps": "6",
+                "extra_params": '{"is_enable_stage2":true,'
+                '"pyramid_num_inference_steps_list":[2,2,2]}',
             },
         ),
         ("openai-videos", {"size": "64x64", "seconds": "4.125"}),

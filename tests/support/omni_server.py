@@ -22,7 +22,7 @@ import requests
 
 from tests.support.processes import parent
 
-BUILDER = Path(__file__).parents[1] / "integrations" / "environments" / "build.py"
+BUILDER = Path(__file__).resolve().parents[1] / "integrations" / "environments" / "build.py"
 STREAMING = ("--max-num-seqs", "16", "--step-execution", "--diffusion-streaming-output")
 START_SECONDS = 300.0
 """Seconds after which a server is taken not to start; on a busy machine it takes minutes."""

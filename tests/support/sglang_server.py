@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.support.processes import children, is_python_child
 
-BUILDER = Path(__file__).parents[1] / "integrations" / "environments" / "build.py"
+BUILDER = Path(__file__).resolve().parents[1] / "integrations" / "environments" / "build.py"
 START_SECONDS = 240.0
 VIDEO_SECONDS = 120.0
 

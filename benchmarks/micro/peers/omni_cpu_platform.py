@@ -1,6 +1,6 @@
 """A CPU platform for vLLM-Omni, with which its own Helios can be timed without a GPU.
 
-vs_vllm_omni.py puts it on the path, with an entry point. helios-serve does not need it.
+servers.py puts it on the path, with an entry point. helios-serve does not need it.
 """
 
 from contextlib import AbstractContextManager, nullcontext
