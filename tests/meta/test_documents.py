@@ -22,7 +22,7 @@ CODE = re.compile(r"```\w*\n(?P<fence>.*?)```|^ {4}(?P<line>.*)$|`(?P<span>[^`\n
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 METRIC = re.compile(r"\bhelios:([a-z]\w*)")
 SCRIPT = re.compile(
-    r"\b(?:benchmarks/(?:micro|simulator)|examples)/\w+\.py\b|model_executor/training/__main__\.py"
+    r"\b(?:benchmarks/(?:micro(?:/peers)?|simulator)|examples)/\w+\.py\b|model_executor/training/__main__\.py"
 )
 FILE = re.compile(r"[\w-]+\.(yaml|safetensors)")
 VARIABLE = re.compile(r"\b(HELIOS_[A-Z_]+)\b")

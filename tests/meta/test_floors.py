@@ -70,7 +70,11 @@ TORCH_FREE = ("benchmarks", "helios_serve/core", "helios_serve/media", "helios_s
 def sources(package: str) -> list[Path]:
     folder = ROOT / FOLDERS.get(package, package.replace(".", "/"))
     inner = [ROOT / FOLDERS[name] for name in OWN_FLOORS if name != package]
-    files = [path for path in folder.rglob("*.py") if path.parent not in (SCRIPTS, *inner)]
+    files = [
+        path
+        for path in folder.rglob("*.py")
+        if path.parent not in inner and not path.is_relative_to(SCRIPTS)
+    ]
     return files if folder.is_dir() else [folder.with_suffix(".py")]
 
 
@@ -93,7 +97,7 @@ ALL_SOURCES = [
     path
     for folder in ("helios_serve", "model_executor", "kernels", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if path.parent != SCRIPTS
+    if not path.is_relative_to(SCRIPTS)
 ]
 
 

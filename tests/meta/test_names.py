@@ -29,7 +29,7 @@ def classes() -> dict[str, list[str]]:
     where: defaultdict[str, list[str]] = defaultdict(list)
     for folder in FOLDERS:
         for source in (ROOT / folder).rglob("*.py"):
-            if source.parent == SCRIPTS:
+            if source.is_relative_to(SCRIPTS):
                 continue
             for node in ast.parse(source.read_text()).body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
