@@ -10,10 +10,11 @@ import msgspec
 from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.core.plan_pace import PlanPace
+from helios_serve.core.plan_pace import QUEUE_DEPTH, PlanPace
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
+from helios_serve.core.timetable import Timetable
 from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
 from helios_serve.options.scheduling import SchedulingConfig
 
@@ -77,7 +78,8 @@ class WorkerState:
     """The scheduler's account of one worker that denoises.
 
     `plans` are those in flight, the oldest first. `device` is what the steps run on, with other
-    stages if it has their roles. `clock` returns seconds.
+    stages if it has their roles. `clock` returns seconds. `timetable` is told when the worker may
+    need a plan.
     """
 
     def __init__(
@@ -89,10 +91,12 @@ class WorkerState:
         text_rows: int,
         decode_rate: Rate,
         clock: Callable[[], float],
+        timetable: Timetable,
     ) -> None:
         self.worker_id = device.worker_id
         self.device = device
         self.clock = clock
+        self.timetable = timetable
         self.history = HistoryManager(num_blocks)
         self.text_rows = text_rows
         self.queue = device.step_queue = StageQueue(config, StepOrder(config, device, decode_rate))
@@ -164,6 +168,12 @@ class WorkerState:
         self.queue.join(session)
         if session.is_runnable:
             self.queue.push(session)
+        self.timetable.touch(self.worker_id)
+
+    def come_back(self, session: Session) -> None:
+        """Queue a session of this worker that was withdrawn."""
+        self.queue.come_back(session)
+        self.timetable.touch(self.worker_id)
 
     def reserve_text(self, session: Session) -> None:
         """Reserve rows for its prompts as they are now; new ones may take more than is free."""
@@ -197,11 +207,20 @@ class WorkerState:
             self._next_plan_at = -math.inf
         return output
 
+    @property
+    def may_need_plan(self) -> bool:
+        """Whether fewer plans than it may have are in flight, and there is something to plan."""
+        if len(self.plans) >= QUEUE_DEPTH:
+            return False
+        return bool(self.plans or self.opening or self.closing or self.queue.has_work)
+
     def next_plan_at(self, now: float) -> float:
-        """When it should be given its next plan; see PlanPace.
+        """When it should be given its next plan, infinity if it needs none; see PlanPace.
 
         What was computed for the same plans holds until that time: it can only turn out later.
         """
+        if not self.may_need_plan:
+            return math.inf
         if now >= self._next_plan_at:
             self._next_plan_at = self.pace.next_at([plan.cost for plan in self.plans], now)
         return self._next_plan_at
@@ -210,6 +229,7 @@ class WorkerState:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
         self._next_plan_at = -math.inf
+        self.timetable.touch(self.worker_id)
         seconds *= self.device.end("denoise", now, seconds)
         if self.plans:
             self.device.begin("denoise", now)
@@ -272,6 +292,7 @@ class WorkerState:
         self.history.check_integrity()
         self.queue.check_integrity()
         assert self.device.is_running("denoise") == bool(self.plans)
+        assert not self.may_need_plan or self.worker_id in self.timetable, "it would get no plan"
         sessions = self.queue.sessions.values()
         assert self.reserved_blocks == sum(item.cost.peak_blocks for item in sessions)
         assert self.reserved_blocks <= self.total_blocks
@@ -314,3 +335,4 @@ class WorkerState:
             self.opening.remove(unseen[0])
         else:
             self.closing.append(session_id)
+            self.timetable.touch(self.worker_id)
