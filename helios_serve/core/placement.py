@@ -126,8 +126,8 @@ class PlacementPolicy:
         if session.siblings:
             fits = [worker for worker in fits if worker.find_sibling(session)] or fits
         if session.is_priority:
-            share = self.config.realtime_share
-            fits = self.realtime.keeping_up(session, fits, share) or fits
+            steps, share = session.cost.load(self.config), self.config.realtime_share
+            fits = self.realtime.keeping_up(steps, fits, share) or fits
         return min(fits, key=expected_wait, default=None)
 
     def _keep_up(self, session: Session, workers: list[WorkerState], promised: StepLoad) -> bool:
@@ -137,9 +137,9 @@ class PlacementPolicy:
         """
         if not self.realtime.decode_load:
             return True
-        share = self.config.realtime_share
+        steps, share = promised.plus(session.cost.load(self.config)), self.config.realtime_share
         self.realtime.add(session)
-        fast = self.realtime.keeping_up(session, workers, share, promised=promised)
+        fast = self.realtime.keeping_up(steps, workers, share)
         self.realtime.remove(session)
         return bool(fast)
 

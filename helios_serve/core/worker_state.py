@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.core.cost import NO_STEPS, StepLoad
+from helios_serve.core.cost import StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
 from helios_serve.core.plan_pace import QUEUE_DEPTH, PlanPace
@@ -148,13 +148,9 @@ class WorkerState:
         blocks = session.cost.peak_blocks <= self.total_blocks
         return blocks and (not session.is_ready or session.prompts.text_rows <= self.text_rows)
 
-    def keeps_up(self, session: Session, share: float, promised: StepLoad = NO_STEPS) -> bool:
-        """Whether the worker can run `session` and all its priority sessions in real time.
-
-        `promised` is the load of priority sessions that are still to be placed.
-        """
-        busy = self.device.realtime_share(promised.plus(session.cost.load(self.queue.config)))
-        return not self.is_draining and busy <= share
+    def keeps_up(self, more: StepLoad, share: float) -> bool:
+        """Whether the worker can run all its priority sessions in real time, and `more` steps."""
+        return not self.is_draining and self.device.realtime_share(more) <= share
 
     def place(self, session: Session) -> None:
         """Run a session here from the chunk edge at which it can resume."""
