@@ -63,7 +63,7 @@ class DecodeLead:
         for session_id in changed:
             if session_id in self._next:
                 self.scheduler.allow_chunks(session_id, self._next[session_id] + self._ahead)
-        self.scheduler.hold(self._full_flows())
+        self.scheduler.placement.hold(self._full_flows())
 
     @property
     def _ahead(self) -> int:

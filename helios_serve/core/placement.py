@@ -1,6 +1,6 @@
 """Waiting sessions, and the worker that each of them gets."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from functools import reduce
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus
+from helios_serve.core.stage_queue import FlowKey
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig
@@ -175,6 +176,8 @@ class Placement:
         self.unplaceable: list[str] = []
         self.preemptions = 0
         self.is_closed = False
+        self.held: Set[FlowKey] = frozenset()
+        """Flows for which workers begin no chunk."""
         self._changes = 0
         """Counts whatever may have made room on a worker."""
         self._failed: dict[bool, Attempt] = {}
@@ -201,6 +204,13 @@ class Placement:
         self.realtime.add(session)
         self.sessions[session.session_id] = session
         self.waiting.join(session)
+
+    def hold(self, flows: Set[FlowKey]) -> None:
+        """Let workers begin no chunk for `flows`, and chunks for all others."""
+        if flows != self.held:
+            self.held = flows
+            for worker in self.workers.values():
+                worker.queue.hold(flows)
 
     def change(self) -> None:
         """Room was made on some worker, or may be by eviction: waiting sessions may fit now."""

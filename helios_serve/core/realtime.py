@@ -40,7 +40,11 @@ class RealTime:
         `more` are the steps of one session, and of others that are still to be placed. What was not
         measured yet is taken to be fast enough.
         """
-        fast = [worker for worker in workers if worker.keeps_up(more, share)]
+        fast = [
+            worker
+            for worker in workers
+            if not worker.device.is_draining and worker.device.realtime_share(more) <= share
+        ]
         if not self.decode_rate.value:
             return fast
         free = {

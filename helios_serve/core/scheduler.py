@@ -1,17 +1,17 @@
 """Continuous batching of denoise steps: which sessions take their next step, on which worker."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from helios_serve.core.device import Device
 from helios_serve.core.placement import Placement
+from helios_serve.core.plan_pace import Timetable
 from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus
-from helios_serve.core.stage_queue import Claim, FlowKey
+from helios_serve.core.stage_queue import Claim
 from helios_serve.core.task_queue import TaskQueue
-from helios_serve.core.timetable import Timetable
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import InvalidRequestError
 from helios_serve.messages import (
@@ -116,7 +116,6 @@ class Scheduler:
         self.workers = self.placement.workers
         self.waiting = self.placement.waiting
         self.timetable = Timetable()
-        self._held: Set[FlowKey] = frozenset()
         self._deadline_misses = 0
 
     def add_worker(self, worker_id: str, num_blocks: int, text_rows: int) -> WorkerState:
@@ -136,7 +135,7 @@ class Scheduler:
             clock=self.clock,
             timetable=self.timetable,
         )
-        worker.queue.hold(self._held)
+        worker.queue.hold(self.placement.held)
         self.timetable.add(worker_id)
         self.workers[worker_id] = worker
         self.placement.change()
@@ -198,13 +197,6 @@ class Scheduler:
             worker = self.workers[worker_id]
             yield worker
             self.timetable.set(worker_id, worker.next_plan_at(now), now)
-
-    def hold(self, flows: Set[FlowKey]) -> None:
-        """Let workers begin no chunk for `flows`, and chunks for all others."""
-        if flows != self._held:
-            self._held = flows
-            for worker in self.workers.values():
-                worker.queue.hold(flows)
 
     def schedule(self, worker: WorkerState) -> SchedulerOutput:
         """The worker's next plan: one step of each session that policy picks, or empty."""

@@ -7,14 +7,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.core.cost import StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.core.plan_pace import QUEUE_DEPTH, PlanPace
+from helios_serve.core.plan_pace import QUEUE_DEPTH, PlanPace, Timetable
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
-from helios_serve.core.timetable import Timetable
 from helios_serve.messages import ChunkBlocks, NewSession, SchedulerOutput
 from helios_serve.options.scheduling import SchedulingConfig
 
@@ -110,10 +108,6 @@ class WorkerState:
         self.outstanding_cost = 0.0
 
     @property
-    def is_draining(self) -> bool:
-        return self.device.is_draining
-
-    @property
     def rate(self) -> float:
         """The measured speed in FLOP/s, 0 before the first measurement."""
         return self.device.step_rate.value
@@ -141,16 +135,13 @@ class WorkerState:
     def has_room(self, session: Session) -> bool:
         """Whether there are blocks for its history and rows for its prompts' keys and values."""
         fits_text = session.prompts.text_rows <= self.text_rows - self.reserved_rows
-        return not self.is_draining and session.cost.peak_blocks <= self.free_blocks and fits_text
+        fits = session.cost.peak_blocks <= self.free_blocks and fits_text
+        return fits and not self.device.is_draining
 
     def could_hold(self, session: Session) -> bool:
         """Whether there would be room for it without any other session."""
         blocks = session.cost.peak_blocks <= self.total_blocks
         return blocks and (not session.is_ready or session.prompts.text_rows <= self.text_rows)
-
-    def keeps_up(self, more: StepLoad, share: float) -> bool:
-        """Whether the worker can run all its priority sessions in real time, and `more` steps."""
-        return not self.is_draining and self.device.realtime_share(more) <= share
 
     def place(self, session: Session) -> None:
         """Run a session here from the chunk edge at which it can resume."""
@@ -258,7 +249,7 @@ class WorkerState:
         Paused sessions go first, then flex sessions unless `session` is one. Room that earlier
         evictions and last steps are about to free counts.
         """
-        if self.is_draining:
+        if self.device.is_draining:
             return None
         here = self.queue.sessions.values()
         going = [item for item in here if item.is_going]

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helios_serve.core.timetable import Timetable
+from helios_serve.core.plan_pace import Timetable
 
 WORKERS = ("c", "a", "b")
 
