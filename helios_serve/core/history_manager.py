@@ -26,7 +26,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._freed = array("i")
         self._ref_cnt = array("i", [0])
-        """Of the blocks that were ever used, and of the null block; the others follow in order."""
+        """References to frames, by their first blocks. It has the null block and all that were
+        ever used; the others follow in order."""
 
     @property
     def num_free(self) -> int:
