@@ -1,6 +1,8 @@
 """Fairness: how the server divided its frames among tenants that wanted more than they got."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import msgspec
 
@@ -76,7 +78,7 @@ def share_of(
         chunk.frames
         for record in records
         for chunk in record.deliveries
-        if any(start < chunk.at <= end for start, end in spans)
+        if is_covered(chunk.at, spans)
     )
     length = window[1] - window[0]
     return TenantShare(
@@ -93,6 +95,14 @@ def waits(record: SessionRecord, buffer: float) -> list[Span]:
         return [(record.intended, record.intended if record.ended is None else record.ended)]
     first = (record.intended, record.chunks[0].at)
     return [first, *stalls(record.chunks, record.fps, buffer)]
+
+
+def is_covered(time: float, spans: Sequence[Span]) -> bool:
+    """Return whether a time is in one of the spans, their starts excluded. They are ascending and
+    do not overlap.
+    """
+    index = bisect_left(spans, time, key=itemgetter(0)) - 1
+    return index >= 0 and time <= spans[index][1]
 
 
 def union(spans: Sequence[Span], window: Span) -> list[Span]:

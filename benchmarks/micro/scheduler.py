@@ -6,7 +6,9 @@ Sessions of 20 tenants in all tiers and several sizes. Each worker keeps two pla
 sessions that end are replaced by new ones. First, `schedule()` alone is timed on 64 workers. Then
 plans per second of CPU time are counted, with all that the scheduler does between two plans, for
 several numbers of workers. Under overload all blocks are taken and as many sessions wait. At last
-the whole engine is stepped on simulated workers, which finish plans, encode and decode tasks.
+the whole engine is stepped on simulated workers, which finish plans, encode and decode tasks. Their
+times vary: if all were equal, workers would finish together, and one step would handle them all.
+Steps count that receive something; in the others the engine looks whether it is time for a plan.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import time
 import tracemalloc
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from helios_serve.benchmarks.simulator.costs import CostModel
 from helios_serve.benchmarks.simulator.devices import device_costs
@@ -34,7 +38,7 @@ from helios_serve.model_executor.loader import open_checkpoint
 from helios_serve.options.engine import EngineConfig
 from helios_serve.options.sampling import SamplingParams
 from helios_serve.options.scheduling import SchedulingConfig, ServiceTier, TenantConfig
-from helios_serve.options.workers import WorkerConfig
+from helios_serve.options.workers import ROLES, WorkerConfig
 from helios_serve.video_request import VideoRequest
 
 WORKERS, QUEUE_DEPTH = 64, 2
@@ -44,6 +48,8 @@ PER_WORKER = 4
 """Sessions for which a worker has room while plans are counted."""
 MEMORY_AIM_MB = 200
 ENGINE_WORKERS, ENGINE_AIM = 32, 6e3
+SPREAD = tuple(0.8 + 0.4 * index / 64 for index in range(65))
+"""Factors, one of which is drawn for the time of each plan and task of a simulated worker."""
 
 
 class Case(NamedTuple):
@@ -127,30 +133,66 @@ class Load:
 
 
 class EngineSteps(NamedTuple):
-    """Steps of the engine's loop, and plans, per CPU second; the simulated workers' included."""
+    """Per second of CPU time, the simulated workers' included: steps of the engine's loop that
+    received something, all steps, plans, and decoded chunks.
+    """
 
     steps: float
+    all_steps: float
     plans: float
+    chunks: float
+
+
+class EngineLoad:
+    """An engine that always has two videos of four chunks for each of its simulated workers."""
+
+    def __init__(self, workers: int) -> None:
+        config = open_checkpoint("BestWishYsh/Helios-Distilled", "dummy").config
+        costs = msgspec.structs.replace(
+            device_costs("h100", config), residuals=dict.fromkeys(ROLES, SPREAD)
+        )
+        clock = SteppedClock()
+        model = CostModel(costs, config)
+        self.executor = SimulatedExecutor(model, clock, jitter=random.Random(0))
+        engine = EngineConfig(workers=(WorkerConfig(),) * workers)
+        self.core = EngineCore(self.executor, config, engine, clock=clock.now)
+        self.live = 2 * workers
+        self.numbers = itertools.count()
+
+    def refill(self) -> None:
+        while len(self.core.decode_stage.assemblers) < self.live:
+            params = SamplingParams(num_frames=120, steps=(1, 1, 1))
+            name = f"video-{next(self.numbers)}"
+            self.core.add_request(VideoRequest(request_id=name, prompt="x", params=params))
+
+    def run(self, steps: int) -> EngineSteps:
+        """Step the engine, without the cost of creating sessions."""
+        before = self.executor.done.copy()
+        receiving, spent = 0, 0.0
+        for _ in range(steps):
+            self.refill()
+            started = time.thread_time()
+            self.core.step(1.0)
+            spent += time.thread_time() - started
+            receiving += self.executor.last_received > 0
+        done = self.executor.done - before
+        counts = (receiving, steps, done["denoise"], done["decode"])
+        return EngineSteps(*(count / spent for count in counts))
 
 
 def engine_steps(workers: int, steps: int) -> EngineSteps:
-    """Step an engine that always has two videos of four chunks for each worker."""
-    config = open_checkpoint("BestWishYsh/Helios-Distilled", "dummy").config
-    clock = SteppedClock()
-    executor = SimulatedExecutor(CostModel(device_costs("h100", config), config), clock)
-    engine = EngineConfig(workers=(WorkerConfig(),) * workers)
-    core = EngineCore(executor, config, engine, clock=clock.now)
-    numbers, spent = itertools.count(), 0.0
-    for _ in range(steps):
-        while len(core.decode_stage.assemblers) < 2 * workers:
-            params = SamplingParams(num_frames=120, steps=(1, 1, 1))
-            core.add_request(
-                VideoRequest(request_id=f"video-{next(numbers)}", prompt="x", params=params)
-            )
-        started = time.thread_time()
-        core.step(1.0)
-        spent += time.thread_time() - started
-    return EngineSteps(steps / spent, executor.done["denoise"] / spent)
+    """Print and return what an engine does per second of CPU time."""
+    load = EngineLoad(workers)
+    load.run(steps // 4)
+    gc.collect()
+    gc.freeze()
+    found = load.run(steps)
+    print(
+        f"engine steps per CPU s, {workers} workers: {found.steps:.0f} of {found.all_steps:.0f}, "
+        f"{found.plans:.0f} plans and {found.chunks:.0f} chunks   {ENGINE_AIM:.0f}",
+        flush=True,
+    )
+    return found
 
 
 def block_memory_mb(workers: int) -> float:
@@ -214,11 +256,6 @@ def main() -> None:
     arguments = parser.parse_args()
     counts = count_plans(arguments.calls)
     engine = engine_steps(ENGINE_WORKERS, 3 * arguments.calls)
-    print(
-        f"engine steps per CPU s, {ENGINE_WORKERS} workers: {engine.steps:.0f} "
-        f"({engine.plans:.0f} plans)   {ENGINE_AIM:.0f}",
-        flush=True,
-    )
     memory = block_memory_mb(1000)
     print(f"block ids of 1,000 workers: {memory:.0f} MB   {MEMORY_AIM_MB}")
     rows = []

@@ -60,6 +60,8 @@ class DeviceCosts(msgspec.Struct, frozen=True, kw_only=True):
     - `start_seconds`: from the start of a worker until it is ready.
     - `num_blocks`, `text_rows`: its history blocks, and its room for keys and values of prompts.
     - `residuals`: measured time over predicted time of plans and tasks that were held out.
+    - `segment`: to encode the frames of a chunk, which a thread of the host does while the device
+      has other work.
     """
 
     name: str
@@ -74,6 +76,7 @@ class DeviceCosts(msgspec.Struct, frozen=True, kw_only=True):
     text_rows: Annotated[int, Meta(ge=1)]
     errors: dict[Role, FitError] = {}
     residuals: dict[Role, tuple[float, ...]] = {}
+    segment: TaskCosts = TaskCosts()
 
     @classmethod
     def read(cls, path: Path) -> "DeviceCosts":
@@ -130,6 +133,11 @@ class CostModel:
     def decode(self, height: int, width: int) -> float:
         """A whole chunk is decoded, also where the video ends inside it."""
         costs = self.costs.decode
+        return costs.overhead + costs.pixel * CHUNK_FRAMES * height * width
+
+    def segment(self, height: int, width: int) -> float:
+        """Return the seconds in which the host encodes a whole chunk."""
+        costs = self.costs.segment
         return costs.overhead + costs.pixel * CHUNK_FRAMES * height * width
 
     def _step(self, size: StepSize) -> float:

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 from helios_serve.benchmarks.simulator.costs import CostModel
 from helios_serve.benchmarks.simulator.lanes import LaneJob, OpenSession, SimulatedWorker
@@ -89,7 +90,7 @@ class SimulatedExecutor:
         return worker_id
 
     def submit(self, worker_id: str, command: WorkerCommand) -> None:
-        worker, now = self.workers.get(worker_id), self.clock.now()
+        worker, now, host_seconds = self.workers.get(worker_id), self.clock.now(), 0.0
         if worker is None:  # it has died, which the engine will see
             return
         match command:
@@ -99,12 +100,13 @@ class SimulatedExecutor:
             case EncodeTask():
                 lane, seconds = "encode", self.model.encode(command)
             case DecodeTask():
-                lane, (height, width) = "decode", self._take_area(command)
-                seconds = self.model.decode(LATENT_STRIDE * height, LATENT_STRIDE * width)
+                lane, (height, width) = "decode", self._take_size(command)
+                seconds = self.model.decode(height, width)
+                host_seconds = self.model.segment(height, width)
         residuals = self.model.costs.residuals.get(lane)
         if self._jitter is not None and residuals:
             seconds *= self._jitter.choice(residuals)
-        worker.put(lane, LaneJob(command, seconds), now)
+        worker.put(lane, LaneJob(command, seconds, host_seconds), now)
         self._await(worker, now)
 
     def poll(self, timeout: float) -> list[Received]:
@@ -156,9 +158,9 @@ class SimulatedExecutor:
             if self._events and (not self._ends or self._events[0][0] <= self._ends[0][0]):
                 received = heapq.heappop(self._events)[2]
                 worker = self.workers.get(received.worker_id)
-                if isinstance(received.event, WorkerReady):
-                    if worker is None:  # it died while it started
-                        continue
+                if worker is None and not isinstance(received.event, WorkerDied):
+                    continue  # it died while it started, or while its host encoded
+                if worker is not None and isinstance(received.event, WorkerReady):
                     worker.is_ready = True
                 found.append(received)
             else:
@@ -166,10 +168,16 @@ class SimulatedExecutor:
                 lane, job = worker.finish(now)
                 self.done[lane] += 1
                 event = self._result(worker, job, now)
-                if isinstance(event, ChunkDecoded):
-                    rendered = ChunkRendered(event.session_id, event.chunk, event.seconds)
-                    found.append(Received(worker.worker_id, rendered))
                 found.append(Received(worker.worker_id, event))
+                if isinstance(event, ChunkRendered):
+                    seconds, at = job.host_seconds, worker.encode(job.host_seconds, now)
+                    decoded = ChunkDecoded(
+                        event.session_id, event.chunk, seconds=event.seconds + seconds
+                    )
+                    if at > now:
+                        self._put(at, worker.worker_id, decoded)
+                    else:
+                        found.append(Received(worker.worker_id, decoded))
                 self._await(worker, now)
         return found
 
@@ -227,7 +235,7 @@ class SimulatedExecutor:
             case EncodeTask():
                 return self._encoded(job.command, seconds)
             case DecodeTask():
-                return ChunkDecoded(job.command.session_id, job.command.chunk, seconds=seconds)
+                return ChunkRendered(job.command.session_id, job.command.chunk, seconds)
 
     def _chunk(self, worker: SimulatedWorker, step: ScheduledStep) -> ChunkResult | None:
         """Return the chunk that a step ends, if it ends one."""
@@ -247,14 +255,14 @@ class SimulatedExecutor:
         self._areas[step.session_id, chunk] = area
         return ChunkResult(step.session_id, chunk, latents, snapshot)
 
-    def _take_area(self, task: DecodeTask) -> tuple[int, int]:
-        """Return height and width of the latents of a chunk, which the task may leave out."""
-        area = self._areas.pop((task.session_id, task.chunk), None)
+    def _take_size(self, task: DecodeTask) -> tuple[int, int]:
+        """Return height and width of a chunk, whose latents the task may leave out."""
+        area: Sequence[int] | None = self._areas.pop((task.session_id, task.chunk), None)
         if area is None:  # another worker has lost the chunk
             assert task.latents is not None, f"no worker has made chunk {task.chunk}"
-            _, _, _, height, width = task.latents.shape
-            return height, width
-        return area
+            _, _, _, *area = task.latents.shape
+        height, width = area
+        return LATENT_STRIDE * height, LATENT_STRIDE * width
 
     def _encoded(self, task: EncodeTask, seconds: float) -> InputsEncoded:
         prompts = tuple(

@@ -83,6 +83,7 @@ def fit_costs(
         text_rows=text_rows,
         errors={role: each.error for role, each in fits.items()},
         residuals={role: each.residuals for role, each in fits.items()},
+        segment=segment_costs(facts.observations),
     )
 
 
@@ -102,6 +103,17 @@ def lane_of(observations: Sequence[Observation], role: Role) -> list[Observation
             param="trace",
         )
     return found
+
+
+def segment_costs(observations: Sequence[Observation]) -> TaskCosts:
+    """Return what encoding takes the host: nothing if it was hardly observed, as in a trace of jobs
+    that deliver frames.
+    """
+    shown = [each for each in observations if each.lane == "segment" and each.seconds > 0]
+    if len(shown) < LEAST:
+        return TaskCosts()
+    overhead, pixel = numbers(fit(shown, decode_features, 0.0))
+    return TaskCosts(overhead=overhead, pixel=pixel)
 
 
 def plan_features(each: Observation, config: HeliosConfig) -> list[float]:

@@ -10,10 +10,11 @@ from helios_serve.options.workers import ROLES, Role, WorkerConfig
 
 @dataclass
 class LaneJob:
-    """A command, the seconds that it takes alone, and when it was begun."""
+    """A command, the seconds that it takes alone, and then on the host, and when it was begun."""
 
     command: WorkerCommand
     seconds: float
+    host_seconds: float = 0.0
     begun: float = 0.0
 
 
@@ -36,7 +37,8 @@ class SimulatedWorker:
     """Runs one command of each lane at a time, in order, and the lanes at the same time.
 
     With `sharing` s, each of k busy lanes runs at 1 / (1 + s (k - 1)) of its speed. `version` grows
-    whenever the time at which the next command ends may have changed.
+    whenever the time at which the next command ends may have changed. The host encodes one chunk at
+    a time, and slows no lane down; the worker decodes on, however many chunks wait for it.
     """
 
     def __init__(self, worker_id: str, config: WorkerConfig, sharing: float) -> None:
@@ -51,7 +53,7 @@ class SimulatedWorker:
         self._running: dict[Role, LaneJob] = {}
         self._left: dict[Role, float] = {}
         self._waiting: dict[Role, deque[LaneJob]] = {role: deque() for role in ROLES}
-        self._now = 0.0
+        self._now = self._host_until = 0.0
 
     def put(self, lane: Role, job: LaneJob, now: float) -> None:
         """Begin a job, or queue it in its lane."""
@@ -79,6 +81,11 @@ class SimulatedWorker:
             self._begin(lane, self._waiting[lane].popleft())
         self.version += 1
         return lane, job
+
+    def encode(self, seconds: float, now: float) -> float:
+        """Return when the host has encoded a chunk that was rendered at `now`."""
+        self._host_until = max(self._host_until, now) + seconds
+        return self._host_until
 
     def backlog(self, lane: Role, now: float) -> float:
         """Return the seconds of work in a lane."""

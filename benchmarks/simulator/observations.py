@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -13,9 +13,14 @@ from helios_serve.model_config import Geometry
 from helios_serve.options.workers import Role
 
 Event = dict[str, Any]
-LANES: tuple[tuple[str, Role], ...] = ((" encode", "encode"), (" decode", "decode"))
-HOST_LANE = " segments"
-"""The lane of frames that the worker's host encodes. The device is free meanwhile."""
+Lane = Role | Literal["segment"]
+"""What was observed: a stage of the device, or the host as it encodes frames, which takes nothing
+of the device."""
+LANES: tuple[tuple[str, Lane], ...] = (
+    (" encode", "encode"),
+    (" decode", "decode"),
+    (" segments", "segment"),
+)
 
 
 class Observation(NamedTuple):
@@ -27,7 +32,7 @@ class Observation(NamedTuple):
     """
 
     worker: str
-    lane: Role
+    lane: Lane
     start: float
     seconds: float
     steps: tuple[StepSize, ...] = ()
@@ -107,8 +112,6 @@ def sizes_of(slices: Iterable[Event]) -> Iterator[tuple[str, Geometry]]:
 def observe(event: Event, lane: str, sizes: dict[str, Geometry]) -> Observation | None:
     """Return what a slice says; None if it says nothing of costs."""
     details, start, seconds = event["args"], event["ts"] / 1e6, event["dur"] / 1e6
-    if lane.endswith(HOST_LANE):
-        return None
     for ending, role in LANES:
         if not lane.endswith(ending):
             continue
@@ -151,7 +154,7 @@ def busy_with(each: Observation, near: Sequence[Observation]) -> tuple[float, fl
     others = [
         (max(each.start, other.start), min(each.start + each.seconds, other.start + other.seconds))
         for other in near
-        if other.lane != each.lane
+        if other.lane not in (each.lane, "segment")
     ]
     spans = [(start, end) for start, end in others if end > start]
     twice = sum(

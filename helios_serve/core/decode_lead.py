@@ -31,8 +31,6 @@ class DecodeLead:
         self._changed: dict[str, None] = {}
         """Sessions whose limit has to be set anew, in order: sets of names have a random one."""
         self._decoders = 0
-        self._held: Set[FlowKey] = frozenset()
-        """Flows that begin no chunk."""
 
     def put(self, session: Session, task: DecodeTask, preferred: str | None = None) -> None:
         """Queue a denoised chunk for decoding, best by the worker `preferred`."""
@@ -65,10 +63,7 @@ class DecodeLead:
         for session_id in changed:
             if session_id in self._next:
                 self.scheduler.allow_chunks(session_id, self._next[session_id] + self._ahead)
-        before, self._held = self._held, self._full_flows()
-        if before or self._held:  # queues of new workers hold nothing
-            for worker in self.scheduler.workers.values():
-                worker.queue.hold(self._held)
+        self.scheduler.placement.hold(self._full_flows())
 
     @property
     def _ahead(self) -> int:

@@ -89,11 +89,7 @@ class Device:
 
     def realtime_share(self, more: StepLoad = NO_STEPS) -> float:
         """The part of the device that steps of priority sessions take, with `more` of them."""
-        load = more
-        if (queue := self.step_queue) is not None:
-            for session in queue.sessions.values():
-                if session.is_priority:
-                    load = load.plus(session.cost.load(queue.config))
+        load = more if self.step_queue is None else more.plus(self.step_queue.realtime_load)
         return self.plan_time.seconds(load.flops, load.plans)
 
     def is_running(self, stage: Stage) -> bool:

@@ -1,8 +1,9 @@
 """The histories of sessions in the blocks of one worker's pool."""
 
 from array import array
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain, repeat
 
 from helios_serve.messages import NULL_BLOCK, ChunkBlocks
 from helios_serve.model_config import CHUNK_LATENTS, HISTORY_FRAMES, WINDOW_FRAMES, Geometry
@@ -12,9 +13,10 @@ Frame = tuple[int, ...]
 
 
 class BlockPool:
-    """Allocates and frees block ids in O(1) each; block 0 is the null block, never allocated.
+    """Allocates and frees frames of block ids; block 0 is the null block, never allocated.
 
-    A block is immutable once written, so it is shared by counting references. Ids and counts are
+    Blocks are immutable once written, so frames are shared by counting references. The blocks of a
+    frame are shared and freed together, so the count is that of its first block. Ids and counts are
     kept in arrays, 8 bytes for each block that was ever used: there may be thousands of workers.
     """
 
@@ -24,55 +26,59 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._freed = array("i")
         self._ref_cnt = array("i", [0])
-        """Of the blocks that were ever used, and of the null block; the others follow in order."""
+        """References to frames, by their first blocks. It has the null block and all that were
+        ever used; the others follow in order."""
 
     @property
     def num_free(self) -> int:
         return len(self._freed) + self.num_blocks - len(self._ref_cnt)
 
-    def allocate(self, count: int) -> list[int]:
-        """`count` blocks with one reference each; the caller has checked `num_free`."""
-        assert count <= self.num_free, f"asked for {count} blocks, {self.num_free} are free"
-        kept = max(0, len(self._freed) - count)
+    def allocate(self, count: int, size: int) -> list[Frame]:
+        """`count` frames of `size` blocks with one reference each; the caller has checked
+        `num_free`.
+        """
+        needed = count * size
+        assert needed <= self.num_free, f"asked for {needed} blocks, {self.num_free} are free"
+        kept = max(0, len(self._freed) - needed)
         blocks = self._freed[kept:].tolist()
         blocks.reverse()
         del self._freed[kept:]
-        for block in blocks:
-            self._ref_cnt[block] = 1
-        unused, missing = len(self._ref_cnt), count - len(blocks)
-        self._ref_cnt.extend([1] * missing)
+        unused, missing = len(self._ref_cnt), needed - len(blocks)
+        self._ref_cnt.extend(repeat(0, missing))
         blocks.extend(range(unused, unused + missing))
-        return blocks
+        frames = [tuple(blocks[start : start + size]) for start in range(0, needed, size)]
+        for frame in frames:
+            self._ref_cnt[frame[0]] = 1
+        return frames
 
-    def share(self, blocks: Iterable[int]) -> None:
-        """Take one more reference to each block."""
-        for block in blocks:
-            if block != NULL_BLOCK:
-                assert self._ref_cnt[block] > 0, f"block {block} is free and cannot be shared"
-                self._ref_cnt[block] += 1
+    def share(self, frame: Frame) -> None:
+        """Take one more reference to a frame."""
+        first = frame[0]
+        if first != NULL_BLOCK:
+            assert self._ref_cnt[first] > 0, f"block {first} is free and cannot be shared"
+            self._ref_cnt[first] += 1
 
-    def free(self, blocks: Iterable[int]) -> None:
-        """Drop one reference to each block; the last one frees it."""
-        counts, freed = self._ref_cnt, self._freed
-        for block in blocks:
-            if block == NULL_BLOCK:
-                continue
-            count = counts[block] - 1
-            assert count >= 0, f"block {block} was freed twice"
-            counts[block] = count
-            if count == 0:
-                freed.append(block)
+    def free(self, frame: Frame) -> None:
+        """Drop one reference to a frame; the last one frees its blocks."""
+        first = frame[0]
+        if first == NULL_BLOCK:
+            return
+        assert self._ref_cnt[first] > 0, f"block {first} was freed twice"
+        self._ref_cnt[first] -= 1
+        if self._ref_cnt[first] == 0:
+            self._freed.extend(frame)
 
-    def check_integrity(self, tables: Sequence[Sequence[int]]) -> None:
-        """Raise AssertionError unless counts are exactly the references held by `tables`."""
+    def check_integrity(self, frames: Iterable[Frame]) -> None:
+        """Raise AssertionError unless counts are exactly the references held by `frames`."""
+        references = Counter(frame for frame in frames if frame[0] != NULL_BLOCK)
         expected = [0] * len(self._ref_cnt)
-        for table in tables:
-            for block in table:
-                expected[block] += block != NULL_BLOCK
+        for frame, count in references.items():
+            expected[frame[0]] = count
         assert expected == self._ref_cnt.tolist(), "reference counts differ from the block tables"
+        held = [block for frame in references for block in frame]
+        assert len(set(held)) == len(held), "frames have a block in common"
         assert len(set(self._freed)) == len(self._freed), "a block is free twice"
-        held = {block for block, count in enumerate(expected) if count}
-        assert held.isdisjoint(self._freed), "a held block is free"
+        assert set(held).isdisjoint(self._freed), "a held block is free"
         assert len(held) + len(self._freed) == len(self._ref_cnt) - 1, "a block was lost"
         assert len(self._ref_cnt) <= self.num_blocks, "there are more blocks than memory"
 
@@ -83,7 +89,6 @@ class History:
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         self.blocks_per_frame = geometry.blocks_per_frame
-        self.chunk_blocks = CHUNK_LATENTS * self.blocks_per_frame
         self.null_frame: Frame = (NULL_BLOCK,) * self.blocks_per_frame
         self.anchor: Frame = self.null_frame
         self.frames: list[Frame] = []
@@ -95,10 +100,6 @@ class History:
         """The flat block table of the anchor and the last 19 frames, null frames in front."""
         missing = [self.null_frame] * (HISTORY_FRAMES - len(self.frames))
         return tuple(chain.from_iterable((self.anchor, *missing, *self.frames)))
-
-    def split_frames(self, blocks: list[int]) -> list[Frame]:
-        size = self.blocks_per_frame
-        return [tuple(blocks[start : start + size]) for start in range(0, len(blocks), size)]
 
 
 class HistoryManager:
@@ -122,11 +123,9 @@ class HistoryManager:
         history = self._histories[session_id] = History(geometry)
         if not initial_frames:
             return ChunkBlocks((), ())
-        anchor = self.pool.allocate(geometry.blocks_per_frame)
-        frames = self.pool.allocate(initial_frames * geometry.blocks_per_frame)
-        (history.anchor,) = history.split_frames(anchor)
-        history.frames = history.split_frames(frames)
-        return ChunkBlocks(tuple(anchor), tuple(frames))
+        (history.anchor,) = self.pool.allocate(1, geometry.blocks_per_frame)
+        history.frames = self.pool.allocate(initial_frames, geometry.blocks_per_frame)
+        return ChunkBlocks(history.anchor, tuple(chain.from_iterable(history.frames)))
 
     def begin_chunk(self, session_id: str, *, new_anchor: bool) -> ChunkBlocks:
         """The window that the chunk sees, and new blocks for its own frames.
@@ -135,10 +134,10 @@ class HistoryManager:
         """
         history = self._histories[session_id]
         assert not history.pending, f"session {session_id} is in the middle of a chunk"
-        blocks = self.pool.allocate(history.chunk_blocks)
-        history.pending = history.split_frames(blocks)
+        history.pending = self.pool.allocate(CHUNK_LATENTS, history.blocks_per_frame)
         history.next_anchor = history.pending[0] if new_anchor else None
-        return ChunkBlocks(history.window, tuple(blocks), new_anchor)
+        append = tuple(chain.from_iterable(history.pending))
+        return ChunkBlocks(history.window, append, new_anchor)
 
     def end_chunk(self, session_id: str) -> None:
         """Slide the windows over the finished chunk."""
@@ -164,7 +163,7 @@ class HistoryManager:
         child.anchor, child.frames = parent.anchor, list(parent.frames)
         for frame in (child.anchor, *child.frames):
             self.pool.share(frame)
-        return ChunkBlocks(child.anchor, tuple(block for frame in child.frames for block in frame))
+        return ChunkBlocks(child.anchor, tuple(chain.from_iterable(child.frames)))
 
     def close(self, session_id: str) -> None:
         history = self._histories.pop(session_id)
@@ -173,9 +172,7 @@ class HistoryManager:
 
     def check_integrity(self) -> None:
         self.pool.check_integrity(
-            [
-                frame
-                for history in self._histories.values()
-                for frame in (history.anchor, *history.frames, *history.pending)
-            ]
+            frame
+            for history in self._histories.values()
+            for frame in (history.anchor, *history.frames, *history.pending)
         )

@@ -1,6 +1,6 @@
 """Waiting sessions, and the worker that each of them gets."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from functools import reduce
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus
+from helios_serve.core.stage_queue import FlowKey
 from helios_serve.core.worker_state import WorkerState
 from helios_serve.errors import CapacityError, InvalidRequestError
 from helios_serve.options.scheduling import SchedulingConfig
@@ -126,8 +127,8 @@ class PlacementPolicy:
         if session.siblings:
             fits = [worker for worker in fits if worker.find_sibling(session)] or fits
         if session.is_priority:
-            share = self.config.realtime_share
-            fits = self.realtime.keeping_up(session, fits, share) or fits
+            steps, share = session.cost.load(self.config), self.config.realtime_share
+            fits = self.realtime.keeping_up(steps, fits, share) or fits
         return min(fits, key=expected_wait, default=None)
 
     def _keep_up(self, session: Session, workers: list[WorkerState], promised: StepLoad) -> bool:
@@ -137,9 +138,9 @@ class PlacementPolicy:
         """
         if not self.realtime.decode_load:
             return True
-        share = self.config.realtime_share
+        steps, share = promised.plus(session.cost.load(self.config)), self.config.realtime_share
         self.realtime.add(session)
-        fast = self.realtime.keeping_up(session, workers, share, promised=promised)
+        fast = self.realtime.keeping_up(steps, workers, share)
         self.realtime.remove(session)
         return bool(fast)
 
@@ -175,6 +176,8 @@ class Placement:
         self.unplaceable: list[str] = []
         self.preemptions = 0
         self.is_closed = False
+        self.held: Set[FlowKey] = frozenset()
+        """Flows for which workers begin no chunk."""
         self._changes = 0
         """Counts whatever may have made room on a worker."""
         self._failed: dict[bool, Attempt] = {}
@@ -201,6 +204,13 @@ class Placement:
         self.realtime.add(session)
         self.sessions[session.session_id] = session
         self.waiting.join(session)
+
+    def hold(self, flows: Set[FlowKey]) -> None:
+        """Let workers begin no chunk for `flows`, and chunks for all others."""
+        if flows != self.held:
+            self.held = flows
+            for worker in self.workers.values():
+                worker.queue.hold(flows)
 
     def change(self) -> None:
         """Room was made on some worker, or may be by eviction: waiting sessions may fit now."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from helios_serve.core.cost import NO_STEPS, StepLoad
+from helios_serve.core.cost import StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session
@@ -32,20 +32,19 @@ class RealTime:
             self.decode_load -= session.cost.decode_rate
 
     def keeping_up(
-        self,
-        session: Session,
-        workers: Iterable[WorkerState],
-        share: float,
-        *,
-        promised: StepLoad = NO_STEPS,
+        self, more: StepLoad, workers: Iterable[WorkerState], share: float
     ) -> list[WorkerState]:
-        """The workers that can denoise an accepted session in real time, within `share` of each
-        device, if the decoders can then decode it.
+        """The workers that can take `more` steps in real time, within `share` of each device, if
+        the decoders can then decode what all accepted sessions make.
 
-        `promised` is the load of priority sessions that are still to be placed. What was not
+        `more` are the steps of one session, and of others that are still to be placed. What was not
         measured yet is taken to be fast enough.
         """
-        fast = [worker for worker in workers if worker.keeps_up(session, share, promised)]
+        fast = [
+            worker
+            for worker in workers
+            if not worker.device.is_draining and worker.device.realtime_share(more) <= share
+        ]
         if not self.decode_rate.value:
             return fast
         free = {
@@ -56,9 +55,8 @@ class RealTime:
         spare = sum(free.values()) - self.decode_rate.seconds(self.decode_load)
 
         def lost(worker: WorkerState) -> float:
-            """What the decoders lose to the session's steps."""
+            """What the decoders lose to the steps."""
             before = free.get(worker.worker_id, 0.0)
-            more = promised.plus(session.cost.load(worker.queue.config))
             return min(before, before - share + worker.device.realtime_share(more))
 
         return [

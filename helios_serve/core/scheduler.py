@@ -1,12 +1,13 @@
 """Continuous batching of denoise steps: which sessions take their next step, on which worker."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from helios_serve.core.device import Device
 from helios_serve.core.placement import Placement
+from helios_serve.core.plan_pace import Timetable
 from helios_serve.core.realtime import RealTime
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import Claim
@@ -114,6 +115,7 @@ class Scheduler:
         self.sessions = self.placement.sessions
         self.workers = self.placement.workers
         self.waiting = self.placement.waiting
+        self.timetable = Timetable()
         self._deadline_misses = 0
 
     def add_worker(self, worker_id: str, num_blocks: int, text_rows: int) -> WorkerState:
@@ -131,7 +133,10 @@ class Scheduler:
             text_rows=text_rows,
             decode_rate=self.decoding.rate,
             clock=self.clock,
+            timetable=self.timetable,
         )
+        worker.queue.hold(self.placement.held)
+        self.timetable.add(worker_id)
         self.workers[worker_id] = worker
         self.placement.change()
         self.placement.place_waiting()
@@ -152,7 +157,8 @@ class Scheduler:
         The plan is still in flight, so all its sessions are known.
         """
         costs = [self.sessions[step.session_id].cost.steps[step.cursor.stage] for step in steps]
-        return [cost / sum(costs) for cost in costs]
+        total = sum(costs)
+        return [cost / total for cost in costs]
 
     def add_session(self, session: Session, *, was_accepted: bool = False) -> None:
         """Queue a session; raises InvalidRequestError or CapacityError, and then keeps nothing.
@@ -180,6 +186,17 @@ class Scheduler:
         elif session.is_ready:
             self.waiting.line_up(session)
             self.placement.place_waiting()
+
+    def due(self, now: float) -> Iterator[WorkerState]:
+        """Yield the workers that may need plans at `now`, in the order in which they were added.
+
+        Those that still do when the caller has dealt with them are due again the next time, the
+        others when something about them has changed, or at `timetable.next_at`.
+        """
+        for worker_id in self.timetable.due(now):
+            worker = self.workers[worker_id]
+            yield worker
+            self.timetable.set(worker_id, worker.next_plan_at(now), now)
 
     def schedule(self, worker: WorkerState) -> SchedulerOutput:
         """The worker's next plan: one step of each session that policy picks, or empty."""
@@ -268,7 +285,7 @@ class Scheduler:
             session.status = SessionStatus.RUNNING
             worker = self.workers[session.worker_id]
             if session.is_runnable:
-                worker.queue.come_back(session)
+                worker.come_back(session)
 
     def allow_chunks(self, session_id: str, limit: int) -> None:
         """Let a session begin the chunks before `limit`, and no others until the next call."""
@@ -281,7 +298,7 @@ class Scheduler:
             return
         worker = self.workers[session.worker_id]
         if session.is_runnable and not ran:
-            worker.queue.come_back(session)
+            worker.come_back(session)
         elif ran and not session.is_runnable:
             worker.queue.withdraw(session)
 
@@ -323,6 +340,7 @@ class Scheduler:
     def remove_worker(self, worker: WorkerState) -> None:
         """The worker is gone: its sessions wait to resume at their last chunk edge."""
         self.placement.remove_worker(worker)
+        self.timetable.remove(worker.worker_id)
         self.devices.pop(worker.worker_id, None)
         self.placement.place_waiting()
 

@@ -2,9 +2,11 @@
 
 import heapq
 from collections.abc import Hashable, Set
+from functools import reduce
 from itertools import count
 from typing import NamedTuple, Protocol
 
+from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.fair_queue import FairQueue
 from helios_serve.core.session import Session
 from helios_serve.options.scheduling import SchedulingConfig, ServiceTier
@@ -75,6 +77,7 @@ class StageQueue:
         self._debt = 0.0
         self._owed: set[str] = set()
         """Sessions that were owed their turn when they were pushed; some still are."""
+        self._realtime_load: StepLoad | None = None
 
     def __len__(self) -> int:
         return len(self._due) + len(self._fair)
@@ -98,22 +101,36 @@ class StageQueue:
         """Ids of the sessions that have work here, queued or under way."""
         return self._with_work[True] | self._with_work[False]
 
+    @property
+    def realtime_load(self) -> StepLoad:
+        """What the steps of the priority sessions here take in real time."""
+        if self._realtime_load is None:
+            live = (session for session in self.sessions.values() if session.is_priority)
+            loads = (session.cost.load(self.config) for session in live)
+            self._realtime_load = reduce(StepLoad.plus, loads, NO_STEPS)
+        return self._realtime_load
+
     def configure(self, config: SchedulingConfig) -> None:
         """Set the tenants' weights, also those of sessions that are here."""
         self.config = config
+        self._realtime_load = None
         self._fair.reweigh(lambda flow: config.weight(*flow))
 
     def join(self, session: Session) -> None:
         """Let a session take part; `push` queues it."""
         self.sessions[session.session_id] = session
-        if not session.is_priority:
+        if session.is_priority:
+            self._realtime_load = None
+        else:
             key, credit = flow_of(session), self.order.credit(session)
             self._fair.join(session.session_id, key, self.config.weight(*key), credit=credit)
 
     def leave(self, session: Session) -> None:
         self.withdraw(session)
         del self.sessions[session.session_id]
-        if not session.is_priority:
+        if session.is_priority:
+            self._realtime_load = None
+        else:
             self._fair.leave(session.session_id)
 
     def push(self, session: Session, *, front: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Encode or decode tasks that wait for a worker, in the order of the scheduler's policy."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Generic, Literal, NamedTuple
@@ -111,7 +111,7 @@ class TaskQueue(Generic[Task]):
         if not self._tasks:
             return
         free = {item.worker_id: item for item in devices if self.stage not in item.tasks}
-        while free and (queued := self._next(list(free.values()))) is not None:
+        while free and (queued := self._next(free.values())) is not None:
             device = self._choose(queued, free)
             del free[device.worker_id]
             queued.assigned_at = now
@@ -205,21 +205,23 @@ class TaskQueue(Generic[Task]):
         if session not in self.queue:
             self.queue.push(session, front=front)
 
-    def _next(self, free: Sequence[Device]) -> QueuedTask[Task] | None:
+    def _next(self, free: Collection[Device]) -> QueuedTask[Task] | None:
         """Take the next task that one of the `free` devices may begin."""
-        claims = [self._step_claim(device) for device in free]
         session = self.queue.pop(
-            with_priority=all(claim.is_priority for claim in claims),
-            only_owed=all(any(claim) for claim in claims),
+            with_priority=all(self._step_claim(device).is_priority for device in free),
+            only_owed=all(any(self._step_claim(device)) for device in free),
         )
         return None if session is None else self._take(session)
 
     def _choose(self, queued: QueuedTask[Task], free: Mapping[str, Device]) -> Device:
         """Its preferred device if that is free, and one whose steps have no claim on it."""
-        able = [device for device in free.values() if not any(self._step_claim(device))]
-        if queued.session.is_priority or queued.is_owed or not able:
-            able = list(free.values())
-        return next((item for item in able if item.worker_id == queued.preferred), able[0])
+        first, preferred = next(iter(free.values())), free.get(queued.preferred or "")
+        if queued.session.is_priority or queued.is_owed:
+            return preferred or first
+        for device in (preferred, *free.values()):
+            if device is not None and not any(self._step_claim(device)):
+                return device
+        return preferred or first
 
     def _step_claim(self, device: Device) -> Claim:
         """The claim of a device's steps to which tasks of this kind give way."""

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.device import Device
 from helios_serve.core.history_manager import HistoryManager
-from helios_serve.core.plan_pace import PlanPace
+from helios_serve.core.plan_pace import QUEUE_DEPTH, PlanPace, Timetable
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session, SessionStatus
 from helios_serve.core.stage_queue import StageQueue
@@ -77,7 +76,8 @@ class WorkerState:
     """The scheduler's account of one worker that denoises.
 
     `plans` are those in flight, the oldest first. `device` is what the steps run on, with other
-    stages if it has their roles. `clock` returns seconds.
+    stages if it has their roles. `clock` returns seconds. `timetable` is told when the worker may
+    need a plan.
     """
 
     def __init__(
@@ -89,10 +89,12 @@ class WorkerState:
         text_rows: int,
         decode_rate: Rate,
         clock: Callable[[], float],
+        timetable: Timetable,
     ) -> None:
         self.worker_id = device.worker_id
         self.device = device
         self.clock = clock
+        self.timetable = timetable
         self.history = HistoryManager(num_blocks)
         self.text_rows = text_rows
         self.queue = device.step_queue = StageQueue(config, StepOrder(config, device, decode_rate))
@@ -104,10 +106,6 @@ class WorkerState:
         self.reserved_blocks = 0
         self.reserved_rows = 0
         self.outstanding_cost = 0.0
-
-    @property
-    def is_draining(self) -> bool:
-        return self.device.is_draining
 
     @property
     def rate(self) -> float:
@@ -137,20 +135,13 @@ class WorkerState:
     def has_room(self, session: Session) -> bool:
         """Whether there are blocks for its history and rows for its prompts' keys and values."""
         fits_text = session.prompts.text_rows <= self.text_rows - self.reserved_rows
-        return not self.is_draining and session.cost.peak_blocks <= self.free_blocks and fits_text
+        fits = session.cost.peak_blocks <= self.free_blocks and fits_text
+        return fits and not self.device.is_draining
 
     def could_hold(self, session: Session) -> bool:
         """Whether there would be room for it without any other session."""
         blocks = session.cost.peak_blocks <= self.total_blocks
         return blocks and (not session.is_ready or session.prompts.text_rows <= self.text_rows)
-
-    def keeps_up(self, session: Session, share: float, promised: StepLoad = NO_STEPS) -> bool:
-        """Whether the worker can run `session` and all its priority sessions in real time.
-
-        `promised` is the load of priority sessions that are still to be placed.
-        """
-        busy = self.device.realtime_share(promised.plus(session.cost.load(self.queue.config)))
-        return not self.is_draining and busy <= share
 
     def place(self, session: Session) -> None:
         """Run a session here from the chunk edge at which it can resume."""
@@ -164,6 +155,12 @@ class WorkerState:
         self.queue.join(session)
         if session.is_runnable:
             self.queue.push(session)
+        self.timetable.touch(self.worker_id)
+
+    def come_back(self, session: Session) -> None:
+        """Queue a session of this worker that was withdrawn."""
+        self.queue.come_back(session)
+        self.timetable.touch(self.worker_id)
 
     def reserve_text(self, session: Session) -> None:
         """Reserve rows for its prompts as they are now; new ones may take more than is free."""
@@ -197,11 +194,20 @@ class WorkerState:
             self._next_plan_at = -math.inf
         return output
 
+    @property
+    def may_need_plan(self) -> bool:
+        """Whether fewer plans than it may have are in flight, and there is something to plan."""
+        if len(self.plans) >= QUEUE_DEPTH:
+            return False
+        return bool(self.plans or self.opening or self.closing or self.queue.has_work)
+
     def next_plan_at(self, now: float) -> float:
-        """When it should be given its next plan; see PlanPace.
+        """When it should be given its next plan, infinity if it needs none; see PlanPace.
 
         What was computed for the same plans holds until that time: it can only turn out later.
         """
+        if not self.may_need_plan:
+            return math.inf
         if now >= self._next_plan_at:
             self._next_plan_at = self.pace.next_at([plan.cost for plan in self.plans], now)
         return self._next_plan_at
@@ -210,6 +216,7 @@ class WorkerState:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
         self._next_plan_at = -math.inf
+        self.timetable.touch(self.worker_id)
         seconds *= self.device.end("denoise", now, seconds)
         if self.plans:
             self.device.begin("denoise", now)
@@ -242,7 +249,7 @@ class WorkerState:
         Paused sessions go first, then flex sessions unless `session` is one. Room that earlier
         evictions and last steps are about to free counts.
         """
-        if self.is_draining:
+        if self.device.is_draining:
             return None
         here = self.queue.sessions.values()
         going = [item for item in here if item.is_going]
@@ -272,6 +279,7 @@ class WorkerState:
         self.history.check_integrity()
         self.queue.check_integrity()
         assert self.device.is_running("denoise") == bool(self.plans)
+        assert not self.may_need_plan or self.worker_id in self.timetable, "it would get no plan"
         sessions = self.queue.sessions.values()
         assert self.reserved_blocks == sum(item.cost.peak_blocks for item in sessions)
         assert self.reserved_blocks <= self.total_blocks
@@ -314,3 +322,4 @@ class WorkerState:
             self.opening.remove(unseen[0])
         else:
             self.closing.append(session_id)
+            self.timetable.touch(self.worker_id)

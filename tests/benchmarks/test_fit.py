@@ -32,6 +32,7 @@ TRUE = DeviceCosts(
     ),
     encode=TaskCosts(overhead=0.02, pixel=1e-7),
     decode=TaskCosts(overhead=0.05, pixel=2e-8),
+    segment=TaskCosts(overhead=0.02, pixel=3e-8),
     sharing=0.6,
     num_blocks=60_000,
     text_rows=10_000,
@@ -60,6 +61,7 @@ def test_the_costs_of_a_trace_are_found_again(tmp_path: Path) -> None:
     assert found.plan.session == pytest.approx(TRUE.plan.session, rel=0.05)
     assert found.decode.pixel == pytest.approx(TRUE.decode.pixel, rel=0.02)
     assert found.encode.pixel == pytest.approx(TRUE.encode.pixel, rel=0.05)
+    assert found.segment.pixel == pytest.approx(TRUE.segment.pixel, rel=0.02)
     assert all(error.mape < 0.02 and abs(error.bias) < 0.01 for error in found.errors.values())
     file = tmp_path / "costs.json"
     file.write_bytes(json_of(msgspec.to_builtins(found)))

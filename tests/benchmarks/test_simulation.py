@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from helios_serve.benchmarks.simulator.costs import TaskCosts
 from helios_serve.benchmarks.simulator.devices import DATASHEETS, device_costs
 from helios_serve.benchmarks.simulator.failures import incident
 from helios_serve.benchmarks.simulator.simulation import simulated_result, simulation_lines
@@ -31,6 +33,31 @@ def test_a_lone_session_takes_the_sum_of_its_parts() -> None:
     assert (counts.decodes, counts.encodes) == (3, 1)
     assert counts.denoise_seconds == pytest.approx(18 * 0.25)
     assert counts.decode_seconds == pytest.approx(3.0)
+
+
+def test_the_host_encodes_a_chunk_while_the_device_makes_the_next_one() -> None:
+    """0.75 s of encoding are added to each chunk, but not to the chunks after it. With 2 s, each
+    chunk waits for the one before it."""
+    costs = seconds_of(step=0.25, decode=0.5)
+    free = run_load(load_of([0.0]), costs).run.records[0].chunks
+    for seconds, late in ((0.75, (0.75, 0.75, 0.75)), (2.0, (2.0, 2.5, 3.0))):
+        busy = msgspec.structs.replace(costs, segment=TaskCosts(overhead=seconds))
+        made = run_load(load_of([0.0]), busy)
+        (record,) = made.run.records
+        expected = [chunk.at + more for chunk, more in zip(free, late, strict=True)]
+        assert [chunk.at for chunk in record.chunks] == pytest.approx(expected)
+        assert made.counts.decode_seconds == pytest.approx(1.5)
+
+
+def test_a_worker_that_dies_while_its_host_encodes_loses_the_chunk() -> None:
+    """It is denoised at 1.5 s, rendered at once, and would be encoded at 3.5 s. Another worker
+    renders it again, and encodes it in 2 s."""
+    costs = msgspec.structs.replace(seconds_of(step=0.25), segment=TaskCosts(overhead=2.0))
+    made = run_load(load_of([0.0]), costs, workers=2, kill=("2.5:0",))
+    (record,) = made.run.records
+    assert record.outcome == "completed"
+    assert record.chunks[0].at == pytest.approx(4.5)
+    assert made.counts.decodes == 4
 
 
 def test_stages_that_share_a_device_slow_each_other_down() -> None:

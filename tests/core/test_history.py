@@ -87,13 +87,19 @@ def test_misuse_is_caught() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         BlockPool(1)
     pool = BlockPool(4)
-    (block,) = pool.allocate(1)
-    pool.free([block])
+    (frame,) = pool.allocate(1, 3)
+    pool.free(frame)
     for misuse in (pool.free, pool.share):
         with pytest.raises(AssertionError):
-            misuse([block])
+            misuse(frame)
     with pytest.raises(AssertionError):
-        pool.allocate(4)
+        pool.allocate(2, 2)
+    lost = pool.allocate(1, 3)
+    with pytest.raises(AssertionError, match="counts differ"):
+        pool.check_integrity([])
+    pool.check_integrity(lost)
+    with pytest.raises(AssertionError):
+        pool.check_integrity([frame[:2], frame[2:]])
 
 
 class HistoryMachine(RuleBasedStateMachine):

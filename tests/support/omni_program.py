@@ -26,6 +26,7 @@ from vllm_omni.diffusion.sched.interface import (
 from vllm_omni.entrypoints.async_omni import AsyncOmni
 from vllm_omni.inputs.data import OmniDiffusionSamplingParams
 
+from helios_serve.core.scheduler import Scheduler
 from helios_serve.engine.launch import launch
 from helios_serve.engine.requests.chunk_stream import VideoChunk
 from helios_serve.integrations import host, vllm_omni
@@ -78,9 +79,9 @@ class Steps:
     def plan(self, _worker: str, plan: SchedulerOutput, _scheduler: object) -> None:
         self._has_steps.append(bool(plan.scheduled_steps))
 
-    def steps(self, _worker: str, _event: object, stats: Any) -> None:
+    def steps(self, _worker: str, _event: object, scheduler: Scheduler) -> None:
         if self._has_steps.popleft():
-            self.used.append(stats.used_blocks)
+            self.used.append(scheduler.stats().used_blocks)
 
     def task(self, *_: object) -> None: ...
     def rendered(self, *_: object) -> None: ...

@@ -4,7 +4,6 @@ Its workers record what real ones would hold, and check each plan against that. 
 one worker at the same time share its device equally.
 """
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -483,8 +482,8 @@ class World:
         self.assign_tasks()
         if self.decode_rate is not None:
             self.lead.update(self.decoders)
-        for name in self.queues:
-            while self.worker(name).next_plan_at(self.now) <= self.now and self.plan(name):
+        for worker in self.scheduler.due(self.now):
+            while worker.next_plan_at(self.now) <= self.now and self.plan(worker.worker_id):
                 pass
 
     def tick(self) -> bool:
@@ -495,8 +494,7 @@ class World:
         self.dispatch()
         while busy := [name for name, jobs in self.jobs.items() if jobs.left]:
             name = min(busy, key=lambda name: self.jobs[name].next_end)
-            times = (self.worker(name).next_plan_at(self.now) for name in self.queues)
-            pause = min((at for at in times if at > self.now), default=math.inf) - self.now
+            pause = self.scheduler.timetable.next_at - self.now
             if pause >= self.jobs[name].next_end:
                 break
             self._pass_time(pause)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from helios_serve.core.decode_lead import DecodeLead
+from helios_serve.core.device import Device
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
@@ -150,12 +151,12 @@ class DecodeStage:
         """Store the latents of a request's reference. They are reported with its first chunk."""
         self.assemblers[request_id].input_latents = latents
 
-    def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedDecode]:
-        """Yield a task for each of `workers` that decodes no frames at present.
+    def assign(self, devices: Iterable[Device], now: float) -> Iterator[AssignedDecode]:
+        """Yield a task for each of `devices` that decodes no frames at present.
 
         The task has no latents if it goes to the worker that denoised the chunk, which keeps them.
         """
-        for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
+        for worker_id, queued in self.queue.assign(devices, now):
             task = queued.task
             if worker_id == queued.preferred:
                 task = msgspec.structs.replace(task, latents=None)

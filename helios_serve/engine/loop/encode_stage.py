@@ -5,6 +5,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from helios_serve.core.cost import encode_cost
+from helios_serve.core.device import Device
 from helios_serve.core.queued_task import QueuedTask
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
@@ -50,9 +51,9 @@ class EncodeStage:
         else:
             yield from self._proceed(session)
 
-    def assign(self, workers: Iterable[WorkerHandle], now: float) -> Iterator[AssignedEncode]:
-        """Yield a task for each of `workers` that has none."""
-        for worker_id, queued in self.queue.assign([worker.device for worker in workers], now):
+    def assign(self, devices: Iterable[Device], now: float) -> Iterator[AssignedEncode]:
+        """Yield a task for each of `devices` that has none."""
+        for worker_id, queued in self.queue.assign(devices, now):
             yield AssignedEncode(worker_id, queued.task)
 
     def finish(

@@ -1,6 +1,5 @@
 """The engine's loop: takes requests, sends plans and tasks to workers, returns chunks of video."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -238,20 +237,15 @@ class EngineCore:
         for worker_id, decode in self.decode_stage.assign(decoders, now):
             self.executor.submit(worker_id, decode)
         self.decode_stage.lead.update(len(decoders))
-        later = math.inf
-        for worker, state in self.worker_pool.scheduled():
-            if state.next_plan_at(now) <= now:
-                for plan in self._plans(worker, state, now):
-                    self.executor.submit(worker.worker_id, plan)
-            if (next_at := state.next_plan_at(now)) > now:
-                later = min(later, next_at)
-        return later
+        for state in self.scheduler.due(now):
+            for plan in self._plans(state, now):
+                self.executor.submit(state.worker_id, plan)
+        return self.scheduler.timetable.next_at
 
-    def _plans(
-        self, worker: WorkerHandle, state: WorkerState, now: float
-    ) -> Iterator[SchedulerOutput]:
+    def _plans(self, state: WorkerState, now: float) -> Iterator[SchedulerOutput]:
         """Yield the plans that the worker needs now."""
-        while not worker.has_suspect and state.next_plan_at(now) <= now:
+        worker = self.worker_pool.workers[state.worker_id]
+        while state.next_plan_at(now) <= now and not worker.has_suspect:
             was_idle = not state.plans
             plan = self.scheduler.schedule(state)
             if plan.is_empty:

@@ -112,7 +112,10 @@ class WorkerHandle:
 
         It gets no plans meanwhile, so that the cause is clear if it dies too.
         """
-        return any(task.is_suspect for task in self.tasks)
+        device = self.device
+        if not (device.tasks or device.on_host):
+            return False
+        return any(task.is_suspect for task in device.all_tasks)
 
     @property
     def has_single_job(self) -> bool:

@@ -1,13 +1,12 @@
 """The workers of an engine: starts, watches, replaces and drains them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from helios_serve.core.plan_pace import QUEUE_DEPTH
+from helios_serve.core.device import Device
 from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.time_limit import Speeds
-from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.worker_handle import (
     RATE_MARGIN,
     FailedWorker,
@@ -59,7 +58,7 @@ class WorkerPool:
         self._last_death = "no worker was configured"
         self._has_worked = False
         self._out_since: float | None = None
-        self._ready: dict[Role, list[WorkerHandle]] = {}
+        self._ready: dict[Role, list[Device]] = {}
         """Answers of `ready`, until a worker comes, goes, or changes its phase."""
         self._is_checked = False
         """Whether `reap` has looked at the roles since then."""
@@ -89,22 +88,15 @@ class WorkerPool:
                 worker.worker_id, event.num_blocks, event.text_rows
             )
 
-    def ready(self, role: Role) -> Sequence[WorkerHandle]:
-        """Return the workers that accept new work of `role`."""
+    def ready(self, role: Role) -> Sequence[Device]:
+        """Return the devices of the workers that accept new work of `role`."""
         if role not in self._ready:
             self._ready[role] = [
-                worker
+                worker.device
                 for worker in self.workers.values()
                 if worker.is_ready and not worker.is_draining and worker.has_role(role)
             ]
         return self._ready[role]
-
-    def scheduled(self) -> Iterator[tuple[WorkerHandle, WorkerState]]:
-        """Yield the workers that may need a plan, draining ones as long as they have sessions."""
-        for worker in self.workers.values():
-            state = worker.scheduled
-            if state is not None and may_need_plan(state):
-                yield worker, state
 
     def replace_dead(self, worker: WorkerHandle, death: WorkerDied) -> None:
         """Remove a worker that died, and start its replacement now or after a delay."""
@@ -269,10 +261,3 @@ class WorkerPool:
         for task in worker.tasks:
             task.assigned_at = self.clock()
         self.executor.kill_worker(worker.worker_id)
-
-
-def may_need_plan(state: WorkerState) -> bool:
-    """Whether fewer plans than it may have are in flight, and there is something to plan."""
-    if len(state.plans) >= QUEUE_DEPTH:
-        return False
-    return bool(state.plans or state.opening or state.closing or state.queue.has_work)

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
-from helios_serve.core.scheduler import Scheduler, SchedulerStats
+from helios_serve.core.scheduler import Scheduler
 from helios_serve.messages import (
     ChunkDecoded,
     ChunkRendered,
@@ -23,7 +23,7 @@ class Observer(Protocol):
     def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
         """A plan was sent to a worker."""
 
-    def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:
+    def steps(self, worker_id: str, event: StepsDone, scheduler: Scheduler) -> None:
         """The worker's oldest plan is done."""
 
     def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:
@@ -54,7 +54,7 @@ class Observers:
         for observer in self.observers:
             match event:
                 case StepsDone():
-                    observer.steps(worker_id, event, self.scheduler.stats())
+                    observer.steps(worker_id, event, self.scheduler)
                 case InputsEncoded() | ChunkDecoded():
                     observer.task(worker_id, event)
                 case ChunkRendered():
@@ -83,7 +83,7 @@ class StepMetrics:
     def plan(self, worker_id: str, plan: SchedulerOutput, scheduler: Scheduler) -> None:
         self._plans[worker_id].append(self._batch(plan, scheduler))
 
-    def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:  # noqa: ARG002
+    def steps(self, worker_id: str, event: StepsDone, scheduler: Scheduler) -> None:  # noqa: ARG002
         batch = self._plans[worker_id].popleft()
         if batch is None:
             return

@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from helios_serve.core.scheduler import Scheduler, SchedulerStats
+from helios_serve.core.scheduler import Scheduler
 from helios_serve.core.session import Session
 from helios_serve.messages import (
     ChunkDecoded,
@@ -64,7 +64,7 @@ class StepSpans:
         """A plan was sent to a worker."""
         self._plans[worker_id].append(plan)
 
-    def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:  # noqa: ARG002
+    def steps(self, worker_id: str, event: StepsDone, scheduler: Scheduler) -> None:  # noqa: ARG002
         """The worker's oldest plan is done."""
         plan = self._plans[worker_id].popleft()
         end = self.wall()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from helios_serve.core.scheduler import Scheduler, SchedulerStats
+from helios_serve.core.scheduler import Scheduler
 from helios_serve.errors import StorageError
 from helios_serve.logger import logger
 from helios_serve.messages import (
@@ -125,8 +125,9 @@ class Trace:
         name = f"{sessions} at stage {', '.join(map(str, stages))}" if steps else "bookkeeping"
         self._plans[worker_id].append(Slice(name, details))
 
-    def steps(self, worker_id: str, event: StepsDone, stats: SchedulerStats) -> None:
+    def steps(self, worker_id: str, event: StepsDone, scheduler: Scheduler) -> None:
         """The worker's oldest plan is done."""
+        stats = scheduler.stats()
         name, details = self._plans[worker_id].popleft()
         self._slice(worker_id, name, event.seconds, details)
         sessions = {"waiting": stats.waiting, "running": stats.running}

@@ -2,11 +2,18 @@
 
 import pytest
 
+from helios_serve.benchmarks.simulator.costs import CostModel
+from helios_serve.benchmarks.simulator.executor import SimulatedExecutor
+from helios_serve.benchmarks.simulator.virtual_time import SteppedClock
 from helios_serve.core.plan_pace import PLAN_LEAD
+from helios_serve.core.worker_state import WorkerState
 from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.messages import ScheduledStep
+from helios_serve.options.engine import EngineConfig
 from helios_serve.options.scheduling import SchedulingConfig
-from tests.support.scheduling import make_request
+from helios_serve.options.workers import WorkerConfig
+from tests.support.scheduling import CONFIG, make_request
+from tests.support.simulated import seconds_of
 from tests.support.timed_worker import STEP, TimedWorker, timed_engine
 
 
@@ -42,6 +49,28 @@ def test_a_plan_is_not_late_after_smaller_ones() -> None:
     while len(worker.waits) < before + 12:
         core.step(1.0)
     assert all(wait > 0 for wait in worker.waits[before:])
+
+
+def test_a_step_looks_only_at_workers_that_have_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: set[str] = set()
+    ask = WorkerState.next_plan_at
+
+    def noting(worker: WorkerState, now: float) -> float:
+        looked.add(worker.worker_id)
+        return ask(worker, now)
+
+    monkeypatch.setattr(WorkerState, "next_plan_at", noting)
+    clock = SteppedClock()
+    model = CostModel(seconds_of(encode=0.1, step=0.1, decode=0.1), CONFIG)
+    config = EngineConfig(workers=(WorkerConfig(),) * 16)
+    core = EngineCore(SimulatedExecutor(model, clock), CONFIG, config, clock=clock.now)
+    for names in (("a",), ("b", "c")):
+        looked.clear()
+        for name in names:
+            core.add_request(make_request(name, chunks=3))
+        while core.has_unfinished:
+            core.step(1.0)
+        assert len(looked) == len(names)
 
 
 def core_steps(core: EngineCore) -> list[ScheduledStep]:

@@ -91,7 +91,7 @@ def test_a_plan_is_a_slice_that_ends_when_it_is_done(
         trace.plan("two", plan(finished=("c",)), scheduler)
         for now, worker in ((101.0, "one"), (101.25, "two"), (101.5, "one")):
             clock.now = now
-            trace.steps(worker, done(0.25), scheduler.stats())
+            trace.steps(worker, done(0.25), scheduler)
     events = json.loads(path.read_text())
     assert lanes(events) == {1: "one", 2: "two"}
     assert slices(events) == [
@@ -136,7 +136,7 @@ def test_a_death_ends_what_the_worker_had(path: Path, clock: Clock, scheduler: S
         trace.plan("one", plan(("a", 0)), scheduler)
         trace.death("one", "process killed by SIGKILL")
         trace.plan("one", plan(("b", 1)), scheduler)
-        trace.steps("one", done(0.25), scheduler.stats())
+        trace.steps("one", done(0.25), scheduler)
     events = json.loads(path.read_text())
     (death,) = [event for event in events if event["ph"] == "i"]
     assert (death["tid"], death["args"]) == (1, {"reason": "process killed by SIGKILL"})
@@ -148,7 +148,7 @@ def test_a_file_without_its_end_can_be_read(path: Path, clock: Clock, scheduler:
     assert json.loads(path.read_text() + "]") == []
     for _ in range(3):
         trace.plan("one", plan(("a", 0)), scheduler)
-        trace.steps("one", done(0.25), scheduler.stats())
+        trace.steps("one", done(0.25), scheduler)
         assert slices(json.loads(path.read_text() + "]"))
     trace.close()
     assert len(slices(json.loads(path.read_text()))) == 3
@@ -188,6 +188,6 @@ def test_a_disk_that_fails_ends_the_trace_and_nothing_else(
         Trace(path.parent, clock)
     with Trace(Path("/dev/full"), clock) as trace:
         trace.plan("one", plan(("a", 0)), scheduler)
-        trace.steps("one", done(0.25), scheduler.stats())
+        trace.steps("one", done(0.25), scheduler)
     message = "the trace ends here: cannot write /dev/full: [Errno 28] No space left on device"
     assert caplog.messages == [message]
