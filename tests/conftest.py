@@ -57,10 +57,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class LoadFolderScheduling(LoadFileScheduling):
+    class LoadFolderScheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             whole = (folder for folder in TOGETHER if nodeid.startswith(folder))
-            return next(whole, super()._split_scope(nodeid))
+            return next(whole, nodeid.split("::")[0])
 
     return LoadFolderScheduling(config, log)
 
