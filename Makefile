@@ -11,8 +11,9 @@ CHECKED := build/checked
 NODE_READY := build/node/.ready
 ENVIRONMENTS := tests/integrations/environments
 WORKERS ?= 2
-# A module runs in one of the pytest processes, so that its tests share their servers and models.
-PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 0
+# A module runs in one of the pytest processes, so that its tests share their servers and models. They run in the order
+# of the files, of which the last ones are short: those with few tests are not.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 SLOW := slow and not vllm_omni and not sglang
 BROWSERS := chromium chromium-browser google-chrome
 NANO := build/nano
@@ -97,9 +98,8 @@ typecheck: $(READY) tree  ## check the types of the package, tests, benchmarks a
 test: $(READY)  ## run the fast tests
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not vllm_omni and not sglang"
 
-# In the order of the files, of which the last ones are short: modules of few tests take longest here.
 test-slow: $(READY) node browser prometheus balancers  ## run the slow tests: full matrices, faults, soaks, fuzzing
-	$(BIN)/pytest $(PARALLEL) --no-loadscope-reorder -m "$(SLOW) and not alone"
+	$(BIN)/pytest $(PARALLEL) -m "$(SLOW) and not alone"
 	$(BIN)/pytest -m "$(SLOW) and alone"
 
 node: $(NODE_READY)  ## install the pinned OpenAI client for Node, which a slow test runs

@@ -38,6 +38,8 @@ settings.register_profile(FULL, settings.get_profile(USUAL))
 settings.load_profile(USUAL)
 
 ModelLoader = Callable[..., "LoadedModel"]
+TOGETHER = ("tests/model_executor/training/",)
+"""Folders of which one pytest process runs all tests, which share a fixture of many seconds."""
 DEAD_WORKERS = pytest.StashKey[list[str]]()
 
 
@@ -46,6 +48,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("alone") and not item.get_closest_marker("slow"):
             raise pytest.UsageError(f"{item.nodeid}: got the marker alone, expected slow as well")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Return a scheduler for `--dist loadfile` that takes each folder of TOGETHER as one file."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadFolderScheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            whole = (folder for folder in TOGETHER if nodeid.startswith(folder))
+            return next(whole, nodeid.split("::")[0])
+
+    return LoadFolderScheduling(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from helios_serve.store.video_store import VideoStore
 from tests.support.models import load_model
+from tests.support.nano_cache import nano_cache
 from tests.support.ray_cluster import (
     RayCluster,  # first, since it sets what Ray reads when it is imported
 )
@@ -38,9 +39,7 @@ def ray_cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """nano is made anew, once, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    with nano_cache(tmp_path_factory):
         yield
 
 

@@ -10,9 +10,16 @@ import pytest
 from tests.support.api import SHORT, openai
 from tests.support.lora_files import write_lora
 from tests.support.models import load_model
+from tests.support.nano_cache import nano_cache
 from tests.support.server import Server, running_server
 
 FLAGS = ("--device", "cpu", "--batch-invariant", "--allowed-media-domains", "localhost,*.invalid")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with nano_cache(tmp_path_factory):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The examples, run as users run them, against a server as users start it."""
+"""The examples, run as users run them."""
 
 import os
 import re
@@ -11,9 +11,11 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from helios_serve.options.edge import EdgeOptions
+from helios_serve.options.server import ServerConfig
 from tests.support.api import frames_of
 from tests.support.browser import running_browser
-from tests.support.server import Server, running_server
+from tests.support.quick_server import quick_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE = 180.0
@@ -28,10 +30,9 @@ TESTED = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server") / "data"
-    flags = ("--allowed-origins", "*")  # for the page, which comes from a file
-    with running_server(folder, "nano", "--device", "cpu", *flags) as started:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    edge = EdgeOptions(allowed_origins=("*",))  # for the page, which comes from a file
+    with quick_server(tmp_path_factory.mktemp("server"), ServerConfig(edge=edge)) as started:
         yield started
 
 
@@ -64,49 +65,50 @@ def test_every_example_is_tested_and_says_how_to_run_it() -> None:
         assert name in path.read_text()[:1000], f"{name} does not say how to run it"
 
 
-def test_openai_client(server: Server, tmp_path: Path) -> None:
-    command = python("openai_client.py", "a dog runs", "--url", server.url, "--seconds", "1")
+def test_openai_client(url: str, tmp_path: Path) -> None:
+    command = python("openai_client.py", "a dog runs", "--url", url, "--seconds", "1")
     assert "video.mp4: 1 s of 64x64" in output_of(command, tmp_path)
     assert len(frames_of((tmp_path / "video.mp4").read_bytes())) == 24
 
 
-def test_realtime_client(server: Server, tmp_path: Path) -> None:
-    url = server.url.replace("http", "ws", 1)
-    output = output_of(python("realtime_client.py", "--url", url, "--num-frames", "165"), tmp_path)
+def test_realtime_client(url: str, tmp_path: Path) -> None:
+    address = url.replace("http", "ws", 1)
+    command = python("realtime_client.py", "--url", address, "--num-frames", "165")
+    output = output_of(command, tmp_path)
     assert "prompt switch started" in output
     assert "session.mp4: 5 chunks" in output
     assert len(frames_of((tmp_path / "session.mp4").read_bytes())) == 165
 
 
-def test_batch(server: Server, tmp_path: Path) -> None:
+def test_batch(url: str, tmp_path: Path) -> None:
     prompts = ("a calm sea", "a dog runs")
-    output_of(python("batch.py", *prompts, "--url", server.url, "--seconds", "1"), tmp_path)
+    output_of(python("batch.py", *prompts, "--url", url, "--seconds", "1"), tmp_path)
     videos = sorted((tmp_path / "videos").iterdir())
     assert [path.name for path in videos] == ["video-1.mp4", "video-2.mp4"]
     assert [len(frames_of(path.read_bytes())) for path in videos] == [24, 24]
 
 
-def test_streaming_page_names_routes_that_exist(server: Server) -> None:
+def test_streaming_page_names_routes_that_exist(url: str) -> None:
     page = (EXAMPLES / "streaming_page.html").read_text()
     for path in ("stream", "hls/index.m3u8"):
         assert f'["{path}", ' in page
-        assert f"/v1/videos/{{video_id}}/{path}" in routes(server)
+        assert f"/v1/videos/{{video_id}}/{path}" in routes(url)
 
 
-def routes(server: Server) -> set[str]:
-    return set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+def routes(url: str) -> set[str]:
+    return set(httpx.get(f"{url}/openapi.json").json()["paths"])
 
 
 @pytest.mark.slow
-def test_streaming_page(server: Server) -> None:
+def test_streaming_page(url: str) -> None:
     body = {"prompt": "a long river", "size": "64x64", "num_frames": 66}
-    video = httpx.post(f"{server.url}/v1/videos", json=body).json()["id"]
+    video = httpx.post(f"{url}/v1/videos", json=body).json()["id"]
     page = (EXAMPLES / "streaming_page.html").as_uri()
     with running_browser() as browser:
         shown = browser.new_page()
-        shown.goto(f"{page}?server={server.url}&video={video}")
+        shown.goto(f"{page}?server={url}&video={video}")
         shown.get_by_text(re.compile(r"Ended at 2\.[78] s")).wait_for(timeout=1000 * PATIENCE)
-        shown.goto(f"{page}?server={server.url}&video=none")
+        shown.goto(f"{page}?server={url}&video=none")
         shown.get_by_text("has no video none that can be played").wait_for()
 
 

@@ -42,6 +42,9 @@ def measure(root: Path = ROOT) -> Measures:
     folders = Counter(path.parent for path in paths if path.name != "__init__.py")
     imports = import_graph({module_name(path, root): tree for path, tree in trees.items()})
     importers = Counter(target for targets in imports.values() for target in targets)
+    for path in trees:
+        if path.name == "__init__.py":  # imported on the way to its modules
+            importers.pop(module_name(path, root), None)
     return Measures(
         import_cycles=count_cycles(imports),
         files=len(paths),

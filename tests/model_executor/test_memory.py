@@ -29,10 +29,18 @@ def check() -> MemoryCheck:
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Fake gigabytes of free memory of the host and of a device, which tests change."""
+    """Fake gigabytes of free memory of the host and of a device, which tests change.
+
+    There is no other memory, so that nothing waits until more is free.
+    """
     amounts = [1.0, 1.0]
-    monkeypatch.setattr(memory, "host_memory", lambda: Memory(int(amounts[0] * 1e9), 10**12))
-    monkeypatch.setattr(memory, "device_memory", lambda _: Memory(int(amounts[1] * 1e9), 10**12))
+
+    def memory_of(place: int) -> Memory:
+        size = int(amounts[place] * 1e9)
+        return Memory(size, size)
+
+    monkeypatch.setattr(memory, "host_memory", lambda: memory_of(0))
+    monkeypatch.setattr(memory, "device_memory", lambda _: memory_of(1))
     return amounts
 
 

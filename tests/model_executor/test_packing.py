@@ -24,8 +24,9 @@ FORWARD_TOLERANCE = 5e-6
 SESSION_TOLERANCE = 1e-4
 SIZES = [(64, 64), (64, 128), (128, 64), (128, 192)]
 ODD_SIZES = [(48, 80), (80, 112)]
+INVARIANCES = ((False, 1), (True, 1), (True, 2))
 INVARIANCE = pytest.mark.parametrize(
-    ("batch_invariant", "threads"), [(False, 1), (True, 1), (True, 2)], indirect=["threads"]
+    ("batch_invariant", "threads"), INVARIANCES, indirect=["threads"]
 )
 PROMPTS = ["waves rise", "a dog runs over the green hill", "x" * 40]
 
@@ -141,8 +142,21 @@ def mixed_requests(variant: str, lora: str | None) -> list[VideoRequest]:
     return requests
 
 
-@pytest.mark.parametrize("variant", ["base", "mid", "distilled"])
-@INVARIANCE
+@pytest.mark.parametrize(
+    ("batch_invariant", "threads", "variant"),
+    [
+        (True, 1, "base"),
+        (True, 1, "mid"),
+        *((*invariance, "distilled") for invariance in INVARIANCES),
+        *(
+            pytest.param(*invariance, variant, marks=pytest.mark.slow)
+            for invariance in INVARIANCES
+            for variant in ("base", "mid")
+            if invariance != (True, 1)
+        ),
+    ],
+    indirect=["threads"],
+)
 @pytest.mark.usefixtures("threads")
 def test_sessions_together_equal_sessions_alone(
     variant: str,

@@ -3,6 +3,7 @@
 import errno
 import os
 import runpy
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -39,15 +40,21 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.fixture
-def killed(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a server that was killed with two jobs of three chunks each."""
-    folder = tmp_path / "data"
+    folder = tmp_path_factory.mktemp("filled") / "data"
     command = [sys.executable, "-c", FILLED, str(folder), str(WRITER)]
     ended = subprocess.run(command, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert (folder / "jobs.sqlite3-wal").stat().st_size > 0
     return folder
+
+
+@pytest.fixture
+def killed(filled: Path, tmp_path: Path) -> Path:
+    """A copy of `filled`, which a test may damage."""
+    return shutil.copytree(filled, tmp_path / "data")
 
 
 def contents(folder: Path) -> list[bytes]:

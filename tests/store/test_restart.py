@@ -1,10 +1,11 @@
 """After a kill at any point, the store has the state before or after a commit."""
 
+import json
 import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import date
 from pathlib import Path
@@ -28,12 +29,29 @@ def store(tmp_path: Path) -> Iterator[VideoStore]:
         yield store
 
 
-def run_until(folder: Path, target: str, call: int) -> bool:
-    """Make the video in another process. Returns whether it was killed at this call of `target`."""
-    command = [sys.executable, str(WRITER), str(folder), target, str(call)]
-    status = subprocess.run(command, check=False).returncode
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
+RunUntil = Callable[[Path, str, int], bool]
+
+
+@pytest.fixture(scope="module")
+def run_until() -> Iterator[RunUntil]:
+    """Makes the video in another process. Returns whether it was killed at this call of a target.
+
+    The processes are forks of one that has imported the store, so that they start at once.
+    """
+    with subprocess.Popen(
+        [sys.executable, str(WRITER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdin is not None
+        assert starter.stdout is not None
+        orders, answers = starter.stdin, starter.stdout
+
+        def run(folder: Path, target: str, call: int) -> bool:
+            print(json.dumps([str(folder), target, call]), file=orders, flush=True)
+            status = int(answers.readline())
+            assert status in (0, -signal.SIGKILL)
+            return status != 0
+
+        yield run
 
 
 def files(folder: Path) -> set[str]:
@@ -72,8 +90,10 @@ def check_state(store: VideoStore, next_chunk: int) -> None:
         pytest.param("snapshots.SnapshotStore.delete_old", 2, id="before-the-cleanup"),
     ],
 )
-def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_chunk: int) -> None:
-    assert run_until(tmp_path, f"{STORE}.{target}", call=2)
+def test_a_commit_is_whole_or_was_not_begun(
+    run_until: RunUntil, tmp_path: Path, target: str, next_chunk: int
+) -> None:
+    assert run_until(tmp_path, f"{STORE}.{target}", 2)
     with closing(VideoStore(tmp_path)) as store:
         check_state(store, next_chunk)
         request, resume_point = writer.request().without_media(), writer.kept_at(next_chunk)
@@ -82,17 +102,17 @@ def test_a_commit_is_whole_or_was_not_begun(tmp_path: Path, target: str, next_ch
         check_state(store, writer.CHUNKS)
 
 
-def test_a_job_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
-    assert run_until(tmp_path, f"{STORE}.jobs.JobStore.add_all", call=1)
+def test_a_job_is_accepted_whole_or_not_at_all(run_until: RunUntil, tmp_path: Path) -> None:
+    assert run_until(tmp_path, f"{STORE}.jobs.JobStore.add_all", 1)
     with closing(VideoStore(tmp_path)) as store:
         assert (store.jobs(), files(tmp_path)) == ([], set())
-    assert run_until(tmp_path, f"{STORE}.job_files.SegmentStore.put", call=1)
+    assert run_until(tmp_path, f"{STORE}.job_files.SegmentStore.put", 1)
     with closing(VideoStore(tmp_path)) as store:
         check_state(store, 0)
         assert store.unfinished() == [Unfinished(writer.request(), None, 0, 0)]
 
 
-def test_every_write_may_be_the_last(tmp_path: Path) -> None:
+def test_every_write_may_be_the_last(run_until: RunUntil, tmp_path: Path) -> None:
     deaths = 0
     while run_until(folder := tmp_path / str(deaths), "os.fsync", deaths + 1):
         deaths += 1

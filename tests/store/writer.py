@@ -1,5 +1,11 @@
-"""Makes a video in a store. As a script, it kills itself at a given call."""
+"""Makes a video in a store.
 
+As a script, it reads a folder, a target and a call as JSON from each line of standard input, and
+makes the video in a child process that kills itself at this call of the target. It prints the
+child's exit status.
+"""
+
+import json
 import os
 import signal
 import sys
@@ -66,12 +72,16 @@ def killed_at(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return run
 
 
-def main(folder: str, target: str, call: str) -> None:
+def main(folder: str, target: str, call: int) -> None:
     owner, _, name = target.rpartition(".")
-    function = killed_at(resolve_name(target), int(call))
+    function = killed_at(resolve_name(target), call)
     with mock.patch.object(resolve_name(owner), name, function):
         make_video(VideoStore(Path(folder)))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for line in sys.stdin:
+        if (child := os.fork()) == 0:
+            main(*json.loads(line))
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -15,12 +15,12 @@ from helios_serve.entrypoints.cli import (
     plan,
     run_batch,
     serve,
+    simulate,
     version,
     workers,
 )
 from helios_serve.entrypoints.cli.bench import command as bench
 from helios_serve.entrypoints.cli.parser import PROGRAM, CommandParser, unknown_variables
-from helios_serve.entrypoints.cli.simulate import command as simulate
 from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger, show_logs
 

@@ -25,12 +25,12 @@ from helios_serve.entrypoints.cli.flags import (
     worker_groups,
 )
 from helios_serve.entrypoints.cli.outputs import check_outputs
-from helios_serve.entrypoints.cli.served_models import (
+from helios_serve.entrypoints.cli.server_flags import (
     ServedModels,
     add_model_names,
+    add_server_flags,
     served_models,
 )
-from helios_serve.entrypoints.cli.server_flags import add_server_flags
 from helios_serve.entrypoints.cli.settings import variable_of
 from helios_serve.entrypoints.cli.tls import address_of, check_tls
 from helios_serve.errors import HeliosError, InvalidRequestError

@@ -1,4 +1,4 @@
-"""Request ids, the access log, and metrics of the HTTP server."""
+"""What is recorded of each HTTP request: its id, a log line, metrics, and a span."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +16,7 @@ from helios_serve.entrypoints.http.paths import route_path
 from helios_serve.entrypoints.http.responses import error_response
 from helios_serve.logger import logger
 from helios_serve.metrics import HttpMetrics
+from helios_serve.spans import Spans
 
 VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """Request ids of clients that are kept: printable ASCII without spaces."""
@@ -106,6 +107,37 @@ class AccessLog:
     def _handler(self, scope: Scope) -> str:
         """Return the path of the route, so that the label takes few values."""
         return route_template(self.routes, scope)
+
+
+class RequestSpans:
+    """Middleware that records a span for each request, up to the last byte of its response.
+
+    It is named as the access log names requests: by method and route, without what clients write.
+    Probes have no spans.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], spans: Spans) -> None:
+        self.app = app
+        self.routes = routes
+        self.spans = spans
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or route_path(scope) in PROBES:
+            await self.app(scope, receive, send)
+            return
+        with self.spans.request(Headers(scope=scope)) as span:
+            method = scope.get("method", "WEBSOCKET")
+            route = route_template(self.routes, scope)
+            span.update_name(f"{method} {route}")
+            span.set_attributes({"http.request.method": method, "http.route": route})
+
+            async def send_noted(message: Message) -> None:
+                if message["type"] in STARTS:
+                    status = message.get("status", 101)
+                    span.set_attribute("http.response.status_code", status)
+                await send(message)
+
+            await self.app(scope, receive, send_noted)
 
 
 def route_template(routes: Sequence[BaseRoute], scope: Scope) -> str:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 
 from helios_serve.engine.requests.async_engine import AsyncEngine
-from helios_serve.entrypoints.http.access import AccessLog, request_ids
+from helios_serve.entrypoints.http.access import AccessLog, RequestSpans, request_ids
 from helios_serve.entrypoints.http.authentication import Authentication
 from helios_serve.entrypoints.http.batches.batches import BatchApi
 from helios_serve.entrypoints.http.batches.files import FileApi
@@ -26,7 +26,6 @@ from helios_serve.entrypoints.http.origins import CrossOrigin, OriginGuard, pars
 from helios_serve.entrypoints.http.paths import RootPath
 from helios_serve.entrypoints.http.playground.page import Playground
 from helios_serve.entrypoints.http.probes import Probes
-from helios_serve.entrypoints.http.request_spans import RequestSpans
 from helios_serve.entrypoints.http.responses import handle_error
 from helios_serve.entrypoints.http.videos.content import ContentApi
 from helios_serve.entrypoints.http.videos.videos import CharacterApi, VideoApi

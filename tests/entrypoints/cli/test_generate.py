@@ -30,14 +30,6 @@ from tests.support.videos import Case, run_sessions
 FAST = ["--size", "64x64", "--steps", "1,1,1"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """nano is made anew, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are the latents' colours: decoding would take most of a test."""

@@ -13,7 +13,7 @@ import trustme
 
 from helios_serve.entrypoints.cli.tls import check_tls
 from helios_serve.errors import InvalidRequestError
-from tests.support.api import error_of, wait_until_ready
+from tests.support.api import PATIENCE, error_of, wait_until_ready
 from tests.support.server import Server, running_server
 
 KEY = "a-key-of-our-own"
@@ -95,10 +95,11 @@ def test_the_log_says_what_happens_from_the_start_to_the_end(
 ) -> None:
     """The last test: it stops the server, as Ctrl-C does."""
     http.get("/health")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while "ready in" not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    http.close()  # a server waits some seconds for connections with TLS to be closed
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(60) == 130
     text = log.read_text()

@@ -22,14 +22,6 @@ from helios_serve.options.workers import ROLES, Resources, Role, WorkerConfig, W
 from tests.support.engines import PATIENCE, colours
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """nano is made anew, outside the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def group(count: int, *roles: Role, **resources: float | dict[str, str]) -> WorkerGroup:
     needs = Resources(**resources)  # type: ignore[arg-type]
     return WorkerGroup(WorkerConfig(roles=roles or ROLES, resources=needs), count)

@@ -11,10 +11,12 @@ import httpx2 as httpx
 import pytest
 from websockets.sync.client import connect
 
+from helios_serve.options.scheduling import SchedulingConfig
+from helios_serve.service.tenants import read_tenants
 from helios_serve.store.keys import KeyStore
 from tests.support.api import error_of
+from tests.support.quick_server import quick_server
 from tests.support.realtime import RealtimeClient
-from tests.support.server import Server, running_server
 
 LIMITS = """
 [tenants.twins]
@@ -33,19 +35,20 @@ LONG = SMALL | {"num_frames": 33 * 200}
 class Crowd:
     """A server, with a client for each tenant."""
 
-    def __init__(self, server: Server, keys: dict[str, str], opened: ExitStack) -> None:
-        self.server = server
+    def __init__(self, folder: Path, url: str, keys: dict[str, str], opened: ExitStack) -> None:
+        self.folder = folder
+        self.url = url
         self.keys = keys
         self.opened = opened
 
     def __getitem__(self, tenant: str) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.keys[tenant]}"}
         return self.opened.enter_context(
-            httpx.Client(base_url=self.server.url, headers=headers, timeout=120)
+            httpx.Client(base_url=self.url, headers=headers, timeout=120)
         )
 
     def realtime(self, tenant: str) -> RealtimeClient:
-        address = f"{self.server.url.replace('http', 'ws', 1)}/v1/realtime/video"
+        address = f"{self.url.replace('http', 'ws', 1)}/v1/realtime/video"
         headers = {"authorization": f"Bearer {self.keys[tenant]}"}
         socket = self.opened.enter_context(
             connect(address, additional_headers=headers, max_size=None)
@@ -55,13 +58,15 @@ class Crowd:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
-    folder = tmp_path_factory.mktemp("admission")
-    (folder / "tenants.toml").write_text(LIMITS)
-    with closing(KeyStore(folder / "data")) as store:
+    root = tmp_path_factory.mktemp("admission")
+    folder, file = root / "data", root / "tenants.toml"
+    file.write_text(LIMITS)
+    with closing(KeyStore(folder)) as store:
         keys = {name: store.create(name).secret for name in ("twins", "forks", "one", "files")}
-    flags = ("nano", "--device", "cpu", "--tenants", str(folder / "tenants.toml"))
-    with running_server(folder / "data", *flags) as server, ExitStack() as opened:
-        yield Crowd(server, keys, opened)
+    limits = read_tenants(file)
+    scheduling = SchedulingConfig(tenants=limits.tenants, tenant_defaults=limits.defaults)
+    with quick_server(folder, scheduling=scheduling) as url, ExitStack() as opened:
+        yield Crowd(folder, url, keys, opened)
 
 
 def clear(http: httpx.Client) -> None:
@@ -194,4 +199,4 @@ def test_files_count_in_a_tenants_quota(crowd: Crowd) -> None:
         answers = list(threads.map(upload, [40] * 8))
     assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 6
     assert used()["bytes"] == 80
-    assert len(list((Path(crowd.server.folder) / "files").iterdir())) == 2
+    assert len(list((crowd.folder / "files").iterdir())) == 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -245,14 +246,20 @@ def seconds_until_closed(connection: socket.socket, piece: bytes) -> float:
 
 
 def test_bytes_that_trickle_in_do_not_extend_the_deadline(quick: Edge) -> None:
-    for first, piece in (
+    """Of a header, of a body with a length, and of one in chunks, on three connections at once."""
+    trickles = (
         (b"GET / HTTP/1.1\r\nHost: x\r\nx: ", b"y"),
         (LINE + JSON + b"Content-Length: 100000\r\n\r\n", b" "),
         (LINE + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-    ):
-        with quick.connect() as connection:
+    )
+    with ExitStack() as opened:
+        threads = opened.enter_context(ThreadPoolExecutor(len(trickles)))
+        ends = []
+        for first, piece in trickles:
+            connection = opened.enter_context(quick.connect())
             connection.sendall(first)
-            assert seconds_until_closed(connection, piece) < 10
+            ends.append(threads.submit(seconds_until_closed, connection, piece))
+        assert all(end.result() < 10 for end in ends)
 
 
 @pytest.mark.parametrize("first", [b"", b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"])

@@ -2,24 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 
-from helios_serve.engine.requests.async_engine import AsyncEngine
-from helios_serve.entrypoints.http.app import make_app
-from helios_serve.entrypoints.http.connections import HttpConfig
-from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.server import ServerConfig
 from helios_serve.service.ids import cell_of
-from helios_serve.store.keys import KeyStore
-from helios_serve.store.video_store import VideoStore
 from tests.support.api import error_of, frames_of, wait_until_ready
-from tests.support.edge_server import serving
-from tests.support.engines import core
+from tests.support.quick_server import quick_server
 from tests.support.realtime import realtime_client
 from tests.support.server import Server, running_server
 from tests.support.sse import events_in
@@ -31,13 +23,9 @@ SMALL: dict[str, Any] = {"prompt": "waves", "size": "64x64", "steps": [1, 1, 1]}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The whole API in this process, with a model that is quick to start."""
-    folder = tmp_path_factory.mktemp("quick")
     config = ServerConfig(kept_chunks=WINDOW, cell="here")
-    with closing(VideoStore(folder)) as store, closing(KeyStore(folder)) as keys:
-        app = make_app(AsyncEngine({"nano": core()}, store), store, folder, keys, config)
-        with serving(app, HttpConfig(app, EdgeOptions(), timeout_graceful_shutdown=1)) as port:
-            yield f"http://127.0.0.1:{port}"
+    with quick_server(tmp_path_factory.mktemp("quick"), config) as started:
+        yield started
 
 
 @pytest.fixture

@@ -1,8 +1,15 @@
-"""`helios-serve simulate run`: a load on a simulated fleet, measured as `bench serve` does."""
+"""`helios-serve simulate`: what a fleet would do, without one, in virtual time.
+
+`run` puts a load on a simulated fleet, and measures it as `bench serve` does. `fit` finds the costs
+of a device in a trace of a real server. The simulator is imported only when it runs: `serve` never
+loads it.
+"""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from helios_serve.entrypoints.cli.bench.run import (
     INVALID,
@@ -20,8 +27,8 @@ from helios_serve.entrypoints.cli.flags import (
 from helios_serve.options.benchmarks import LoadOptions, ReportOptions
 from helios_serve.options.sampling import default_size
 from helios_serve.options.scheduling import BatchLimits
-from helios_serve.options.simulation import FleetOptions
-from helios_serve.options.workers import WorkerOptions
+from helios_serve.options.simulation import FitOptions, FleetOptions
+from helios_serve.options.workers import DEFAULT_MODEL, WorkerOptions
 
 if TYPE_CHECKING:
     from helios_serve.benchmarks.measure.result_files import ResultFiles
@@ -30,7 +37,7 @@ if TYPE_CHECKING:
 MODEL = "BestWishYsh/Helios-Distilled"
 MEASURED_ONLY = ("num_warmups", "slo_scale", "num_runs", "no_self_check", "disable_tqdm")
 """Options of a result that mean nothing in virtual time."""
-EPILOG = """\
+RUN_EPILOG = """\
 The engine is the real one, with its scheduling, admission and fault tolerance; its workers take the
 time that a cost model says, and compute nothing. Results have the form of `bench serve`'s;
 `bench compare` compares two simulated ones. The same command gives the same result.
@@ -43,16 +50,34 @@ examples:
     --duration 600 --max-lead 2 --tier priority --kill 300:0 \\
     --goodput ttfc:5000 stall:0 --report report.html
 """
+FIT_EPILOG = """\
+Every fifth plan and task is held out; the errors are those on what was held out. Trace a load that
+has batches of several sizes and all the video sizes that are to be simulated.
+
+example:
+  helios-serve serve nano --trace trace.json        # in one shell; then a load, then Ctrl-C
+  helios-serve simulate fit trace.json --model nano --output costs.json
+"""
 
 
-def add_action(actions: Any) -> None:
+def add_command(commands: Any) -> None:
+    """Register the command and what it can do."""
+    parser = commands.add_parser(
+        "simulate", help="simulate a fleet of devices under load, in virtual time"
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add_run(actions)
+    add_fit(actions)
+
+
+def add_run(actions: Any) -> None:
     parser = actions.add_parser(
         "run",
         help="run a load on a simulated fleet",
-        epilog=EPILOG,
+        epilog=RUN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run, log_level="critical")
+    parser.set_defaults(run=run_load, log_level="critical")
     add_fleet_flags(parser)
     add_options(parser.add_argument_group("load"), LoadOptions)
     add_options(parser.add_argument_group("results"), ReportOptions, exclude=MEASURED_ONLY)
@@ -72,7 +97,7 @@ def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("scheduling"), BatchLimits)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run_load(arguments: argparse.Namespace) -> int:
     """Simulate, and print what `bench serve` prints. Returns the exit status."""
     load, report = read_flags(arguments, LoadOptions), read_flags(arguments, ReportOptions)
     names = check_report(report)
@@ -128,3 +153,51 @@ def finish(made: "Simulated", names: list[str], files: "ResultFiles | None") -> 
 
         write_page(made.run.report.report, run_report(result, made.run))
     return 0 if result["helios"]["valid"] else INVALID
+
+
+def add_fit(actions: Any) -> None:
+    parser = actions.add_parser(
+        "fit",
+        help="fit a device's costs to a trace of a real server",
+        epilog=FIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=fit_device)
+    parser.add_argument("trace", type=Path, help="file of `helios-serve serve --trace`")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"model that the server made videos with (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.json",
+        help="file for the costs",
+    )
+    add_options(parser, FitOptions)
+
+
+def fit_device(arguments: argparse.Namespace) -> int:
+    """Fit, print the costs and their errors, and write them. Returns the exit status."""
+    from helios_serve.benchmarks.measure.machine import cpu_name
+    from helios_serve.benchmarks.measure.result_files import json_of, write
+    from helios_serve.benchmarks.simulator.fit import fit_costs
+    from helios_serve.benchmarks.simulator.observations import read_observations
+    from helios_serve.engine.launch import read_model_config
+
+    options = read_flags(arguments, FitOptions)
+    costs = fit_costs(
+        read_observations(arguments.trace),
+        read_model_config(arguments.model, "dummy"),
+        name=options.name or cpu_name(),
+        origin=f"fitted to {arguments.trace.name}, a trace of {arguments.model}",
+        text_rows=options.text_rows,
+    )
+    for lane, error in costs.errors.items():
+        print(f"{lane}: error {error.mape:.1%} of {error.n} held out, bias {error.bias:+.1%}")
+    print(f"stages that run at the same time slow each other down by {costs.sharing:.0%}")
+    write(arguments.output, json_of(msgspec.to_builtins(costs)))
+    print(f"{arguments.output}: costs of {costs.name}")
+    return 0

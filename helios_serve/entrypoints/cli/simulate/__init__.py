@@ -1,1 +1,0 @@
-"""`helios-serve simulate`: a fleet in virtual time."""
