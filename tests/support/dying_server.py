@@ -17,6 +17,8 @@ from helios_serve.engine.loop.engine_core import EngineCore
 from helios_serve.entrypoints.cli.main import main
 from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.jobs import JobStore
+from helios_serve.store.objects.object_store import ObjectStore
+from helios_serve.store.objects.uploads import Uploads
 from helios_serve.store.video_store import VideoStore
 
 POINTS: dict[str, tuple[Any, str, bool]] = {
@@ -29,6 +31,16 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "during restart": (EngineCore, "add", True),
 }
 """The class and the method of each point, and whether the signal comes after the call."""
+OBJECT_POINTS: dict[str, tuple[Any, str, bool]] = {
+    "before upload": (ObjectStore, "put", False),
+    "before record": (Uploads, "add_chunk", False),
+    "before record of MP4": (Uploads, "add_video", False),
+    "before drop": (Uploads, "drop", False),
+    "after drop": (Uploads, "drop", True),
+    "during deletion": (ObjectStore, "delete", False),
+    "after deletion": (Uploads, "forget", False),
+}
+"""Points of a server with an object store."""
 
 
 def dying(
@@ -53,7 +65,7 @@ def dying(
 
 if __name__ == "__main__":
     point, count, kind, *arguments = sys.argv[1:]
-    owner, name, behind = POINTS[point]
+    owner, name, behind = (POINTS | OBJECT_POINTS)[point]
     number = signal.Signals[kind]
     setattr(owner, name, dying(getattr(owner, name), int(count), number, behind=behind))
     sys.exit(main(arguments))
