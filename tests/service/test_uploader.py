@@ -242,9 +242,12 @@ def test_nothing_is_dropped_before_it_is_there(
     store.database.run("UPDATE uploads SET due_at = 0")
     seen: list[int] = []
     drop = uploader.uploads.drop
-    monkeypatch.setattr(
-        uploader.uploads, "drop", lambda video: (seen.append(len(bucket.names())), drop(video))
-    )
+
+    def seeing(video_id: str) -> None:
+        seen.append(len(bucket.names()))
+        drop(video_id)
+
+    monkeypatch.setattr(uploader.uploads, "drop", seeing)
     run_all(uploader)
     assert seen == [4]
     assert local_files(store, "a") == []

@@ -13,7 +13,7 @@ from helios_serve.service.videos.finished_files import FinishedFiles
 from helios_serve.store.job_files import folder_name
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.objects.object_store import ObjectStoreError
-from helios_serve.store.objects.uploads import Backlog, Upload
+from helios_serve.store.objects.uploads import PendingObjects, VideoUpload
 from helios_serve.store.objects.video_objects import Part, VideoObjects, media_type_of, name_of
 from helios_serve.store.video_store import VideoStore
 
@@ -70,7 +70,7 @@ class Uploader:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def backlog(self) -> Backlog:
+    async def backlog(self) -> PendingObjects:
         """Return how many videos wait for uploads and deletions, and set their gauges."""
         backlog = await asyncio.to_thread(self.uploads.backlog)
         self.metrics.pending.labels("upload").set(backlog.uploads)
@@ -96,7 +96,7 @@ class Uploader:
                 return
         await asyncio.wait(self._working.values(), return_when=asyncio.FIRST_COMPLETED)
 
-    async def _try(self, upload: Upload) -> None:
+    async def _try(self, upload: VideoUpload) -> None:
         """Do what is due for a video, or schedule the next attempt."""
         try:
             try:
@@ -111,7 +111,7 @@ class Uploader:
         finally:
             del self._working[upload.video_id]
 
-    async def _postpone(self, upload: Upload, error: Exception) -> None:
+    async def _postpone(self, upload: VideoUpload, error: Exception) -> None:
         work = "delete" if upload.is_deleted else "upload"
         delay = min(MAX_DELAY, FIRST_DELAY * 2 ** min(upload.attempts, 20))
         delay *= random.uniform(1, 1 + JITTER)
@@ -123,8 +123,8 @@ class Uploader:
         )
         await asyncio.to_thread(self.uploads.postpone, upload, self.clock() + delay)
 
-    async def _bring_up_to_date(self, upload: Upload) -> None:
-        """Upload what is stored here and not there, and delete what is not to be there."""
+    async def _bring_up_to_date(self, upload: VideoUpload) -> None:
+        """VideoUpload what is stored here and not there, and delete what is not to be there."""
         if upload.is_deleted:
             await self.objects.delete_folder(folder_name(upload.video_id))
             await asyncio.to_thread(self.uploads.forget, upload.video_id)
@@ -142,8 +142,8 @@ class Uploader:
                 await self._drop(job, upload)
         await asyncio.to_thread(self.uploads.rest, upload)
 
-    async def _put_segments(self, job: StoredJob, upload: Upload) -> None:
-        """Upload the segments that are not uploaded, and before the first one the header."""
+    async def _put_segments(self, job: StoredJob, upload: VideoUpload) -> None:
+        """VideoUpload the segments that are not uploaded, and before the first one the header."""
         stored = upload.next_chunk
         for chunk in range(max(stored, job.first_chunk), job.next_chunk):
             if stored <= job.first_chunk:
@@ -156,7 +156,7 @@ class Uploader:
             stored = chunk + 1
 
     async def _put_video(self, job: StoredJob) -> None:
-        """Upload the finished MP4, which is then not kept here: it can be made again."""
+        """VideoUpload the finished MP4, which is then not kept here: it can be made again."""
         path = await asyncio.to_thread(self.files.get, job, "video")
         await self._put(job, "video", path)
         await asyncio.to_thread(self.uploads.add_video, job.id)
@@ -167,14 +167,14 @@ class Uploader:
             size = await self.objects.put(name_of(job.id, part), data, media_type_of(part))
             self.metrics.bytes.inc(size)
 
-    async def _delete_old(self, job: StoredJob, upload: Upload) -> None:
+    async def _delete_old(self, job: StoredJob, upload: VideoUpload) -> None:
         """Delete the segments that have left the window of a video without an end."""
         if upload.first_chunk < job.first_chunk:
             for chunk in range(upload.first_chunk, job.first_chunk):
                 await self.objects.delete(name_of(job.id, chunk))
             await asyncio.to_thread(self.uploads.remove_before, job.id, job.first_chunk)
 
-    async def _drop(self, job: StoredJob, upload: Upload) -> None:
+    async def _drop(self, job: StoredJob, upload: VideoUpload) -> None:
         """Delete the local segments of a finished video after its objects were read back.
 
         If one is missing or damaged, all are uploaded again.

@@ -15,7 +15,7 @@ from helios_serve.errors import InvalidRequestError, StorageError
 from helios_serve.store.files import DamagedFileError
 
 if TYPE_CHECKING:
-    from obstore.store import S3Store
+    from obstore.store import S3Config, S3Store
 
 DIGEST = "sha256"
 """Name of the metadata in which an object's SHA-256 is kept."""
@@ -208,10 +208,13 @@ def open_store(url: str, endpoint: str) -> "S3Store":
             "got --object-store without the package obstore: pip install 'helios-serve[objects]'",
             param="object_store",
         ) from error
+    config: S3Config = {"checksum_algorithm": "SHA256"}
+    if endpoint:
+        config["endpoint"] = endpoint
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
-        config={"checksum_algorithm": "SHA256"} | ({"endpoint": endpoint} if endpoint else {}),
+        config=config,
         client_options={
             "allow_http": endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),

@@ -60,7 +60,7 @@ that is set aside because its row is damaged keeps its objects.
 """
 
 
-class Upload(msgspec.Struct, frozen=True):
+class VideoUpload(msgspec.Struct, frozen=True):
     """The objects of a video.
 
     - `first_chunk`, `next_chunk`: segments from `first_chunk` to `next_chunk - 1` exist, except
@@ -84,7 +84,7 @@ class Upload(msgspec.Struct, frozen=True):
     due_at: float | None
 
 
-class Backlog(NamedTuple):
+class PendingObjects(NamedTuple):
     """Number of videos with objects to upload, and of deleted ones with objects to delete."""
 
     uploads: int
@@ -140,11 +140,11 @@ class Uploads:
                 param="object_store",
             )
 
-    def get(self, video_id: str) -> Upload | None:
+    def get(self, video_id: str) -> VideoUpload | None:
         rows = self._database.run("SELECT * FROM uploads WHERE video_id = ?", video_id)
-        return Upload(**dict(rows[0])) if rows else None
+        return VideoUpload(**dict(rows[0])) if rows else None
 
-    def due(self, limit: int, *, exclude: Collection[str] = ()) -> list[Upload]:
+    def due(self, limit: int, *, exclude: Collection[str] = ()) -> list[VideoUpload]:
         """Return up to `limit` videos with work to do, the longest overdue first, except
         `exclude`.
         """
@@ -156,15 +156,15 @@ class Uploads:
             *exclude,
             limit,
         )
-        return [Upload(**dict(row)) for row in rows]
+        return [VideoUpload(**dict(row)) for row in rows]
 
-    def backlog(self) -> Backlog:
+    def backlog(self) -> PendingObjects:
         """Return how many videos have work to do, including those that wait for a retry."""
         ((uploads, deletions),) = self._database.run(
             "SELECT count(*) - coalesce(sum(is_deleted), 0), coalesce(sum(is_deleted), 0) "
             "FROM uploads WHERE due_at IS NOT NULL"
         )
-        return Backlog(uploads, deletions)
+        return PendingObjects(uploads, deletions)
 
     def add_chunk(self, video_id: str, chunk: int, *, before: int) -> None:
         """Record the upload of a chunk's segment, after that of the chunks before it.
@@ -199,7 +199,7 @@ class Uploads:
             "UPDATE uploads SET next_chunk = 0, has_video = 0 WHERE video_id = ?", video_id
         )
 
-    def rest(self, upload: Upload) -> None:
+    def rest(self, upload: VideoUpload) -> None:
         """Record that there is nothing to do, unless the job has changed since `upload` was
         read.
         """
@@ -209,7 +209,7 @@ class Uploads:
             upload.changes,
         )
 
-    def postpone(self, upload: Upload, until: float) -> None:
+    def postpone(self, upload: VideoUpload, until: float) -> None:
         """Count a failed attempt and schedule the next one at `until`, in Unix seconds.
 
         A deletion that was recorded meanwhile stays due.

@@ -7,7 +7,7 @@ from helios_serve.options.objects import ObjectOptions
 from helios_serve.store.job_files import HEADER, folder_name, fragment_name
 from helios_serve.store.jobs import StoredJob
 from helios_serve.store.objects.object_store import ObjectStore
-from helios_serve.store.objects.uploads import Upload, Uploads
+from helios_serve.store.objects.uploads import Uploads, VideoUpload
 from helios_serve.store.video_store import VideoStore
 
 Part = int | Literal["header", "video"]
@@ -93,7 +93,7 @@ def media_type_of(part: Part) -> str:
     return SEGMENT_TYPE if isinstance(part, int) else MP4_TYPE
 
 
-def is_uploaded(job: StoredJob, upload: Upload | None, part: Part) -> bool:
+def is_uploaded(job: StoredJob, upload: VideoUpload | None, part: Part) -> bool:
     """Return whether a part of a video is known to be in the object store."""
     if upload is None or upload.is_deleted:
         return False
