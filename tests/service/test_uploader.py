@@ -88,7 +88,7 @@ def run_until(uploader: Uploader, condition: Callable[[], bool]) -> None:
 
 def run_all(uploader: Uploader) -> None:
     """Run until there is nothing to do."""
-    run_until(uploader, lambda: sum(uploader.uploads.backlog()) == 0)
+    run_until(uploader, lambda: sum(uploader.uploads.pending()) == 0)
 
 
 def local_files(store: VideoStore, video_id: str) -> list[str]:
@@ -150,13 +150,13 @@ def test_an_outage_delays_uploads_and_deletions(
         async with asyncio.timeout(30), uploader:
             while uploader.last_error is None or len(caplog.records) < 2:
                 await asyncio.sleep(0.01)
-            assert await uploader.backlog() == (1, 1)
+            assert await uploader.pending() == (1, 1)
             assert uploader.last_error == (
                 "the object store cannot be used now: no connection to "
                 f"http://127.0.0.1:{gate.port}"
             )
             gate.open()
-            while sum(await uploader.backlog()):
+            while sum(await uploader.pending()):
                 await asyncio.sleep(0.01)
 
     asyncio.run(main())

@@ -50,11 +50,11 @@ def commit(store: VideoStore, chunk: int, video_id: str = "a") -> None:
 def test_a_chunk_makes_its_video_due(store: VideoStore, uploads: Uploads) -> None:
     accept(store)
     assert uploads.get("a") is None
-    assert uploads.backlog() == PendingObjects(0, 0)
+    assert uploads.pending() == PendingObjects(0, 0)
     commit(store, 0)
     assert uploads.due(10) == [found(uploads)]
     assert uploads.due(10, exclude=("a",)) == []
-    assert uploads.backlog() == PendingObjects(1, 0)
+    assert uploads.pending() == PendingObjects(1, 0)
 
 
 def test_a_job_that_changes_while_it_is_uploaded_stays_due(
@@ -80,7 +80,7 @@ def test_a_new_chunk_does_not_shorten_a_delay(store: VideoStore, uploads: Upload
     uploads.postpone(found(uploads), NOW + 10)
     commit(store, 1)
     assert uploads.due(10) == []
-    assert uploads.backlog() == PendingObjects(1, 0)
+    assert uploads.pending() == PendingObjects(1, 0)
     assert (found(uploads).attempts, found(uploads).due_at) == (1, NOW + 10)
 
 
@@ -90,7 +90,7 @@ def test_a_deletion_is_due_at_once_and_is_not_lost(store: VideoStore, uploads: U
     before = found(uploads)
     uploads.postpone(before, NOW + 10)
     store.delete("a")
-    assert uploads.backlog() == PendingObjects(0, 1)
+    assert uploads.pending() == PendingObjects(0, 1)
     uploads.rest(before)  # of an upload that was under way
     uploads.postpone(before, NOW + 99)
     (due,) = uploads.due(10)
@@ -177,7 +177,7 @@ def test_earlier_videos_are_due(store: VideoStore) -> None:
     uploads.use(URL)
     assert [upload.video_id for upload in uploads.due(10)] == ["a"]
     uploads.use(URL)
-    assert uploads.backlog() == PendingObjects(1, 0)
+    assert uploads.pending() == PendingObjects(1, 0)
 
 
 def test_a_deletion_is_recorded_while_there_is_no_object_store(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_deletion_is_recorded_while_there_is_no_object_store(tmp_path: Path) -
     with closing(VideoStore(tmp_path)) as store:
         Uploads(store.database).check_unused()
         store.delete("a")
-        assert Uploads(store.database).backlog() == PendingObjects(0, 1)
+        assert Uploads(store.database).pending() == PendingObjects(0, 1)
 
 
 def test_a_folder_belongs_to_one_object_store(store: VideoStore, uploads: Uploads) -> None:

@@ -108,8 +108,8 @@ class Probes:
             "errors": errors,
         }
         if self.uploader is not None:
-            backlog = await self.uploader.backlog()
-            body["object_store"] = backlog._asdict() | {"last_error": self.uploader.last_error}
+            pending = await self.uploader.pending()
+            body["object_store"] = pending._asdict() | {"last_error": self.uploader.last_error}
         return JSONResponse(body, 200 if status == "ok" else 503)
 
     async def load(self, request: Request) -> Response:  # noqa: ARG002
@@ -127,7 +127,7 @@ class Probes:
         metrics = self.engine.metrics
         metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
         if self.uploader is not None:
-            await self.uploader.backlog()  # sets its gauges
+            await self.uploader.pending()  # sets its gauges
         update_gauges(metrics, await self.engine.models.stats(), await self.engine.models.workers())
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

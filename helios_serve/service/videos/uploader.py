@@ -70,12 +70,12 @@ class Uploader:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def backlog(self) -> PendingObjects:
+    async def pending(self) -> PendingObjects:
         """Return how many videos wait for uploads and deletions, and set their gauges."""
-        backlog = await asyncio.to_thread(self.uploads.backlog)
-        self.metrics.pending.labels("upload").set(backlog.uploads)
-        self.metrics.pending.labels("delete").set(backlog.deletions)
-        return backlog
+        pending = await asyncio.to_thread(self.uploads.pending)
+        self.metrics.pending.labels("upload").set(pending.uploads)
+        self.metrics.pending.labels("delete").set(pending.deletions)
+        return pending
 
     async def _run(self) -> None:
         """Poll the table: jobs change in any thread."""

@@ -158,7 +158,7 @@ class Uploads:
         )
         return [VideoUpload(**dict(row)) for row in rows]
 
-    def backlog(self) -> PendingObjects:
+    def pending(self) -> PendingObjects:
         """Return how many videos have work to do, including those that wait for a retry."""
         ((uploads, deletions),) = self._database.run(
             "SELECT count(*) - coalesce(sum(is_deleted), 0), coalesce(sum(is_deleted), 0) "
