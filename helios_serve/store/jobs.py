@@ -15,6 +15,7 @@ from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.stage_seconds import StageSeconds
 from helios_serve.store.database import Database, Value
+from helios_serve.store.objects.uploads import UPLOAD_TABLES
 from helios_serve.store.usage import USAGE_TABLE, DayUsage, UsageTable
 from helios_serve.video_request import VideoRequest
 
@@ -27,7 +28,7 @@ CREATE TABLE deleted_jobs (id TEXT PRIMARY KEY NOT NULL);
 CREATE TABLE damaged_jobs AS SELECT * FROM jobs WHERE FALSE;
 """
 """Jobs whose files are still to be deleted, and rows that cannot be read any more."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = f"""
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY NOT NULL,
@@ -52,7 +53,7 @@ CREATE TABLE jobs (
     decode_seconds REAL
 );
 CREATE INDEX jobs_by_age ON jobs (tenant, created_at, id);
-{USAGE_TABLE}{SIDE_TABLES}"""
+{USAGE_TABLE}{SIDE_TABLES}{UPLOAD_TABLES}"""
 STAGE_COLUMNS = tuple(f"{stage}_seconds" for stage in StageSeconds._fields)
 MIGRATIONS = {
     2: f"""
@@ -64,6 +65,7 @@ ALTER TABLE jobs ADD COLUMN checksum INTEGER;
         for table in ("jobs", "damaged_jobs")
         for column in STAGE_COLUMNS
     ),
+    4: UPLOAD_TABLES,
 }
 """Scripts that convert the tables of a version to the next version, by version."""
 

@@ -51,12 +51,12 @@ class VideoStore:
             make_folder(folder)
             make_private(folder)
             opened.enter_context(locked(folder))
-            self._files = JobFiles(folder)
-            self._segments, self._snapshots = self._files.segments, self._files.snapshots
-            check_database(self.folder, self._files.stores)
+            self.files = JobFiles(folder)
+            self._segments, self._snapshots = self.files.segments, self.files.snapshots
+            check_database(self.folder, self.files.stores)
             self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
             sync_folder(folder)
-            self._repair = JobRepair(self._jobs, self._files)
+            self._repair = JobRepair(self._jobs, self.files)
             self._repair.reconcile(DATABASE)
             self._opened = opened.pop_all()
 
@@ -83,7 +83,7 @@ class VideoStore:
         parents = {job.extends for job in jobs if job.extends is not None}
         with ExitStack() as held:
             for job_id in (*sorted(parents), *sorted(job.request.request_id for job in jobs)):
-                held.enter_context(self._lock(job_id))
+                held.enter_context(self.lock(job_id))
             for job in jobs:
                 check_unused(self._jobs, job.request.request_id)
             written: list[str] = []
@@ -91,13 +91,13 @@ class VideoStore:
                 rows = []
                 for job in jobs:
                     written.append(job.request.request_id)
-                    self._files.delete(written[-1])  # left by a job whose deletion failed
+                    self.files.delete(written[-1])  # left by a job whose deletion failed
                     parent = None if job.extends is None else self._jobs.get(job.extends)
-                    rows.append(self._files.begin(job, parent))
+                    rows.append(self.files.begin(job, parent))
                 self._jobs.add_all(rows, frames_per_day)
             except HeliosError:
                 for job_id in written:
-                    self._files.delete(job_id)
+                    self.files.delete(job_id)
                 raise
 
     def update_request(self, request: VideoRequest) -> None:
@@ -119,7 +119,7 @@ class VideoStore:
         can be retried.
         """
         assert resume_point.snapshot.chunk == chunk + 1
-        with self._lock(job_id):
+        with self.lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.status in ("cancelled", "failed"):
                 return False
@@ -140,7 +140,7 @@ class VideoStore:
 
         Cancelling works on a full disk, too.
         """
-        with self._lock(job_id):
+        with self.lock(job_id):
             if status == "cancelled":
                 self.ballast.spend(lambda: self._jobs.finish(job_id, status, error))
             else:
@@ -154,15 +154,15 @@ class VideoStore:
         job = self._jobs.get(job_id)
         is_complete = job is not None and job.is_endless and job.next_chunk > job.first_chunk
         status: EndStatus = "completed" if is_complete else "cancelled"
-        with self._lock(job_id):
+        with self.lock(job_id):
             self.ballast.spend(lambda: self._jobs.finish(job_id, status))
         return status
 
     def delete(self, job_id: str) -> None:
         """Delete a job, if it exists, and its files. It works on a full disk, too."""
-        with self._lock(job_id):
+        with self.lock(job_id):
             self.ballast.spend(lambda: self._jobs.delete(job_id))
-            self._files.delete(job_id)
+            self.files.delete(job_id)
             self._jobs.forget_deleted(job_id)
 
     def job(self, job_id: str) -> StoredJob | None:
@@ -170,9 +170,9 @@ class VideoStore:
 
     def request(self, job_id: str) -> VideoRequest | None:
         """Return the request of a job with its reference, so that it can be generated again."""
-        with self._lock(job_id):
+        with self.lock(job_id):
             job = self._jobs.get(job_id)
-            return None if job is None else self._files.inputs.whole_request(job)
+            return None if job is None else self.files.inputs.whole_request(job)
 
     def jobs(self) -> list[StoredJob]:
         """Return all jobs, in the order in which they were accepted."""
@@ -202,7 +202,7 @@ class VideoStore:
 
     def resume_point(self, job_id: str) -> ResumePoint | None:
         """Return a job's current resume point; None before its first chunk if it had none."""
-        with self._lock(job_id):
+        with self.lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.kept_chunk is None:
                 return None
@@ -210,7 +210,7 @@ class VideoStore:
 
     def job_to_continue(self, job_id: str) -> tuple[StoredJob | None, ResumePoint | None]:
         """Return a job and its resume point, read at the same moment; None if missing."""
-        with self._lock(job_id):
+        with self.lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.kept_chunk is None:
                 return job, None
@@ -223,12 +223,12 @@ class VideoStore:
 
     def header(self, job_id: str) -> bytes | None:
         """Return the MP4 header of a video; None before its first chunk."""
-        with self._lock(job_id):
+        with self.lock(job_id):
             return self._segments.header(job_id) if self.segments(job_id) else None
 
     def fragment(self, job_id: str, chunk: int) -> bytes | None:
         """Return the MP4 fragment of a chunk; None if it is not committed."""
-        with self._lock(job_id):
+        with self.lock(job_id):
             if chunk not in self.segments(job_id):
                 return None
             return self._segments.fragment(job_id, chunk)
@@ -242,23 +242,23 @@ class VideoStore:
         """Close the store and release its folder."""
         self._opened.close()
 
-    def _lock(self, job_id: str) -> Lock:
+    def lock(self, job_id: str) -> Lock:
         """Return the job's lock, held while its row and files change. Jobs lock independently."""
         with self._locks_guard:
             return self._locks.setdefault(job_id, Lock())
 
     def _recover(self, job_id: str) -> Unfinished | None:
-        with self._lock(job_id):
+        with self.lock(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.is_finished:
                 return None
             try:
-                return self._files.load(job)
+                return self.files.load(job)
             except DamagedFileError:  # since the store was opened
                 if not self._repair.repair_or_fail(job):
                     return None
             repaired = self._jobs.get(job_id)
-            return None if repaired is None else self._files.load(repaired)
+            return None if repaired is None else self.files.load(repaired)
 
 
 def check_unused(jobs: JobStore, job_id: str) -> None:

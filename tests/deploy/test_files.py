@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +33,7 @@ from tests.support.balancers import (
 from tests.support.prometheus import BUILT as PROMETHEUS
 
 KUBERNETES = "1.31"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 VARIABLE = re.compile(r"\$\(\w+\)")
 
 
@@ -56,10 +58,36 @@ def output_of(*command: str, folder: Path = ROOT) -> str:
 def test_all_yaml_is_well_formed() -> None:
     rules = (
         "{extends: default, rules: {line-length: {max: 120}, document-start: disable, "
-        "comments: {min-spaces-from-content: 1}, braces: {max-spaces-inside: 0}}}"
+        "comments: {min-spaces-from-content: 1}, braces: {max-spaces-inside: 0}, "
+        "truthy: {check-keys: false}}}"
     )
-    files = [*DEPLOY.rglob("*.yml"), *DEPLOY.rglob("*.yaml"), ROOT / "mkdocs.yml"]
+    templates = DEPLOY / "helm" / "templates"
+    files = [*DEPLOY.rglob("*.yml"), *DEPLOY.rglob("*.yaml"), *WORKFLOWS, ROOT / "mkdocs.yml"]
+    files = [path for path in files if path.parent != templates]
     output_of(sys.executable, "-m", "yamllint", "-s", "-d", rules, *map(str, files))
+
+
+def test_workflows_are_valid_and_call_what_exists() -> None:
+    assert [path.name for path in WORKFLOWS] == ["release.yml", "tests.yml"]
+    program = str(Path(sys.executable).with_name("actionlint"))
+    # Without programs of the machine that it would call if they are there.
+    assert output_of(program, "-shellcheck=", "-pyflakes=", *map(str, WORKFLOWS)) == ""
+    tests, release = (yaml.safe_load(path.read_text()) for path in reversed(WORKFLOWS))
+    for name in " ".join(tests["jobs"]["checks"]["strategy"]["matrix"]["target"]).split():
+        output_of("make", "-n", name)
+    push = release["jobs"]["images"]["steps"][-1]["with"]
+    assert (ROOT / push["file"]).exists()
+    (argument,) = re.findall(r"^(\w+)=", push["build-args"], re.M)
+    assert f"ARG {argument}=" in (ROOT / push["file"]).read_text()
+
+
+def test_a_release_has_a_section_in_the_changelog() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(version)} - \d{{4}}-\d\d-\d\d", headings[1])
+    chart = yaml.safe_load((DEPLOY / "helm/Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == version
 
 
 def test_kubernetes_accepts_the_manifests() -> None:

@@ -32,6 +32,8 @@ FOREIGN = {
     "ray": {"head"},
     "curl": {"output"},
     "docker": {"rm"},
+    "helm": {"set"},
+    "kubectl": {"from-literal"},
     "pip": {"upgrade"},
     "sglang": {
         *("batching-delay-ms", "batching-max-size", "disagg-role", "dp-size", "model-path"),

@@ -18,10 +18,10 @@ from importlib.machinery import PathFinder
 
 find_spec = PathFinder.find_spec
 PathFinder.find_spec = lambda name, path=None, target=None: (
-    None if name.partition(".")[0] == "ray" else find_spec(name, path, target)
+    None if name.partition(".")[0] in ("ray", "obstore") else find_spec(name, path, target)
 )
 """
-"""Ray is not found, as where it is not installed, in a process and in its workers."""
+"""They are not found, as where they are not installed, in a process and in its workers."""
 
 
 def run(folder: Path, program: str) -> "subprocess.CompletedProcess[str]":
@@ -85,4 +85,13 @@ def test_ray_without_its_package_is_named_with_its_extra(
     assert done.stderr == (
         "helios-serve: error: got executor ray without the package ray: "
         "pip install 'helios-serve[ray]'\n"
+    )
+
+
+def test_an_object_store_without_its_package_is_named_with_its_extra(tmp_path: Path) -> None:
+    done = run(tmp_path, command("serve", "--port", "0", "--object-store", "s3://bucket"))
+    assert done.returncode == 2
+    assert done.stderr == (
+        "helios-serve: error: got --object-store without the package obstore: "
+        "pip install 'helios-serve[objects]'\n"
     )

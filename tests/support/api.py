@@ -29,9 +29,9 @@ def frames_of(data: bytes) -> np.ndarray:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 
-def played(url: str) -> np.ndarray:
+def played(url: str, headers: str = "") -> np.ndarray:
     """Return the frames that FFmpeg reads from a URL; their timestamps must be evenly spaced."""
-    with av.open(url, options={"live_start_index": "0"}) as container:
+    with av.open(url, options={"live_start_index": "0", "headers": headers}) as container:
         frames = list(container.decode(video=0))
     times = [frame.pts for frame in frames]
     assert times == [index * 512 for index in range(len(frames))]

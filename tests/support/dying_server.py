@@ -5,11 +5,8 @@
 SIGNAL, such as SIGKILL, is sent when POINT is reached for the COUNT-th time.
 """
 
-import os
 import signal
 import sys
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from helios_serve.engine.loop.decode_stage import ChunkAssembler
@@ -18,6 +15,7 @@ from helios_serve.entrypoints.cli.main import main
 from helios_serve.store.job_files import SegmentStore
 from helios_serve.store.jobs import JobStore
 from helios_serve.store.video_store import VideoStore
+from tests.support.deaths import OBJECT_POINTS, dying
 
 POINTS: dict[str, tuple[Any, str, bool]] = {
     "accepted": (VideoStore, "accept_all", True),
@@ -31,29 +29,9 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
 """The class and the method of each point, and whether the signal comes after the call."""
 
 
-def dying(
-    call: Callable[..., Any], count: int, number: signal.Signals, *, behind: bool
-) -> Callable[..., Any]:
-    calls = 0
-
-    @wraps(call)
-    def counted(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        is_time = calls == count
-        if is_time and not behind:
-            os.kill(os.getpid(), number)
-        result = call(*arguments, **named)
-        if is_time and behind:
-            os.kill(os.getpid(), number)
-        return result
-
-    return counted
-
-
 if __name__ == "__main__":
     point, count, kind, *arguments = sys.argv[1:]
-    owner, name, behind = POINTS[point]
+    owner, name, behind = (POINTS | OBJECT_POINTS)[point]
     number = signal.Signals[kind]
     setattr(owner, name, dying(getattr(owner, name), int(count), number, behind=behind))
     sys.exit(main(arguments))

@@ -12,6 +12,7 @@ from helios_serve.options.benchmarks import LoadOptions, ReportOptions, TargetOp
 from helios_serve.options.edge import EdgeOptions
 from helios_serve.options.fields import Option, options_of, without_metadata
 from helios_serve.options.host import HostOptions
+from helios_serve.options.objects import ObjectOptions
 from helios_serve.options.realtime import RealtimeOptions
 from helios_serve.options.sampling import SamplingOptions
 from helios_serve.options.scheduling import BatchLimits, SchedulingConfig
@@ -73,6 +74,12 @@ SECTIONS: tuple[tuple[str, str, type[msgspec.Struct], type[msgspec.Struct] | Non
         "Connections and requests",
         "Flags of `serve`. See [safety.md](safety.md).",
         EdgeOptions,
+        None,
+    ),
+    (
+        "Object storage",
+        "Flags of `serve`. See [objects.md](objects.md).",
+        ObjectOptions,
         None,
     ),
     (

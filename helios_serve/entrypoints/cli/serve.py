@@ -36,6 +36,7 @@ from helios_serve.entrypoints.cli.tls import address_of, check_tls
 from helios_serve.errors import HeliosError, InvalidRequestError
 from helios_serve.logger import logger, show_server_logs
 from helios_serve.options.edge import EdgeOptions
+from helios_serve.options.objects import ObjectOptions
 from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.disk import Ballast
@@ -90,6 +91,7 @@ def add_command(commands: Any) -> None:
     add_log_flags(parser)
     add_server_flags(parser)
     add_options(parser.add_argument_group("connections and requests"), EdgeOptions)
+    add_options(parser.add_argument_group("object storage"), ObjectOptions)
     add_outbound_flags(parser)
     add_device_flags(parser)
     add_worker_flags(parser)
@@ -195,6 +197,7 @@ def make_server(
     """Return the application that the flags configure. Its resources are closed with `opened`."""
     from helios_serve.service.tenants import TenantsFile
     from helios_serve.store.cell import claim_cell
+    from helios_serve.store.objects.video_objects import open_objects
     from helios_serve.store.video_store import VideoStore
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
@@ -202,6 +205,7 @@ def make_server(
     store = VideoStore(arguments.data_dir)
     opened.callback(store.close)
     cell = claim_cell(arguments.data_dir, arguments.cell)
+    objects = open_objects(store, read_flags(arguments, ObjectOptions))
     webhooks = make_webhooks(arguments, store)
     logger.info("loading %s", ", ".join(models.paths))
     # Imported last: torch takes seconds to import, and errors must be immediate.
@@ -238,6 +242,7 @@ def make_server(
         tenants=tenants,
         media=media,
         webhooks=webhooks,
+        objects=objects,
     )
 
 

@@ -47,10 +47,12 @@ from helios_serve.service.tenants import TenantsFile
 from helios_serve.service.videos.finished_files import FinishedFiles
 from helios_serve.service.videos.lora_modules import LoraModules
 from helios_serve.service.videos.request_builder import RequestBuilder
+from helios_serve.service.videos.uploader import Uploader
 from helios_serve.service.videos.videos import Videos
 from helios_serve.service.webhooks.webhooks import Webhooks
 from helios_serve.store.disk import Disk
 from helios_serve.store.keys import KeyStore
+from helios_serve.store.objects.video_objects import VideoObjects
 from helios_serve.store.service_tables import ServiceTables
 from helios_serve.store.video_store import VideoStore
 
@@ -91,6 +93,7 @@ def make_app(
     tenants: TenantsFile | None = None,
     media: Outbound | None = None,
     webhooks: Webhooks | None = None,
+    objects: VideoObjects | None = None,
 ) -> Starlette:
     """Return the application that serves one engine, and runs it during its lifespan.
 
@@ -105,8 +108,10 @@ def make_app(
     tables, loras = ServiceTables(folder), LoraModules(config.loras)
     disk, ids = Disk(folder, config.max_disk), Ids(config.cell)
     finished = FinishedFiles(folder / "finished", store)
-    videos = Videos(engine, store, finished, disk, lifecycle, config.retention, ids=ids)
-    keeper = Housekeeper(videos, tables, disk, config.retention, idle=config.idle)
+    keep = config.retention
+    videos = Videos(engine, store, finished, disk, lifecycle, keep, ids=ids, objects=objects)
+    uploader = None if objects is None else Uploader(objects, store, finished, engine.metrics)
+    keeper = Housekeeper(videos, tables, disk, keep, idle=config.idle)
     files = FileApi(tables.files, engine, disk, ids)
     references = References(
         folder / "incoming", outbound=media, find_file=files.path_of, reserve=disk.reserve
@@ -123,21 +128,18 @@ def make_app(
         BatchApi(runner, files, disk),
         UsageApi(engine, store, tables.files),
         ServerInfo(engine, builder.loras),
-        Probes(engine, lifecycle),
+        Probes(engine, lifecycle, uploader),
     )
     operations = [operation for part in parts for operation in part.operations]
     operations += OpenApi(operations, config.edge.root_path).operations
     realtime = RealtimeApi(videos, builder, sessions)
     reloading = None if tenants is None else tenants.reloading(engine)
-    inner = (ControlServer(engine, folder), reloading, sessions, runner, keeper)
+    inner = (uploader, ControlServer(engine, folder), reloading, sessions, runner, keeper)
     lifespan = lifespan_of((references, webhooks, engine, lifecycle, *inner), key_cache, tables)
     routes = [*routes_of(operations), *realtime.routes, *Playground().routes]
-    app = Starlette(
-        routes=routes,
-        middleware=middleware_of(routes, engine, key_cache, config, disk),
-        exception_handlers=dict.fromkeys(HANDLED, handle_error),
-        lifespan=lifespan,
-    )
+    layers = middleware_of(routes, engine, key_cache, config, disk)
+    caught = dict.fromkeys(HANDLED, handle_error)
+    app = Starlette(routes=routes, middleware=layers, exception_handlers=caught, lifespan=lifespan)
     app.router.redirect_slashes = False
     app.state.lifecycle = lifecycle
     return app

@@ -31,6 +31,7 @@ CREATION_ERRORS = (400, 403, 404, 409, 413, 415, 429, 503, 507)
 VIDEO = "/v1/videos/{video_id}"
 TEMPLATE = "#/components/schemas/{name}"
 FILE: Json = {"type": "string", "format": "binary"}
+REDIRECTION: Json = {"description": "The content is at the signed URL in `location`"}
 KEY: Json = {"type": "http", "scheme": "bearer"}
 SINGLE_KEY: Json = {"type": "object", "minProperties": 1, "maxProperties": 1}
 REFERENCES: Json = {
@@ -57,8 +58,8 @@ class RequestBody(NamedTuple):
 class Operation(NamedTuple):
     """One method of one path, in Starlette's path syntax.
 
-    `response` is a type that is sent as JSON, or a media type. `statuses` are the possible error
-    statuses.
+    `response` is a type that is sent as JSON, or a media type. `statuses` are the possible statuses
+    other than success: those of errors, and 307 if an object store may send the content.
     """
 
     method: str
@@ -145,7 +146,7 @@ def describe_operation(operation: Operation, schemas: dict[str, Any]) -> Json:
             for name, schema in operation.query.items()
         ],
         "responses": {"200": {"description": "Success", "content": content}}
-        | {str(status): error for status in operation.statuses},
+        | {str(status): REDIRECTION if status < 400 else error for status in operation.statuses},
     }
     if "{" in operation.path:  # it may name an object of another cell
         described["responses"]["421"] = error

@@ -17,14 +17,18 @@ from helios_serve.errors import without_paths
 from helios_serve.metrics import Metrics
 from helios_serve.service.lifecycle import Lifecycle
 from helios_serve.service.protocol import ServerLoad
+from helios_serve.service.videos.uploader import Uploader
 
 
 class Probes:
     """Handlers for the state of the server."""
 
-    def __init__(self, engine: AsyncEngine, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, engine: AsyncEngine, lifecycle: Lifecycle, uploader: Uploader | None = None
+    ) -> None:
         self.engine = engine
         self.lifecycle = lifecycle
+        self.uploader = uploader
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -79,7 +83,8 @@ class Probes:
 
         Return 503 with the reason while workers start, if a model has failed, if none of its
         workers can be started now, and during shutdown. `failed_workers` counts those that will be
-        started again.
+        started again. `object_store` says what is still to be uploaded and deleted; an object store
+        that fails does not make the server unhealthy.
         """
         failures = self.engine.models.failures
         stats = await self.engine.models.stats()
@@ -96,12 +101,15 @@ class Probes:
             )
             status = "ok" if is_ready else "starting"
         errors = {name: without_paths(text) for name, text in (outages | failures).items()}
-        body = {
+        body: dict[str, object] = {
             "status": status,
             "workers": {name: item.workers for name, item in stats.items()},
             "failed_workers": {name: item.failed_workers for name, item in stats.items()},
             "errors": errors,
         }
+        if self.uploader is not None:
+            pending = await self.uploader.pending()
+            body["object_store"] = pending._asdict() | {"last_error": self.uploader.last_error}
         return JSONResponse(body, 200 if status == "ok" else 503)
 
     async def load(self, request: Request) -> Response:  # noqa: ARG002
@@ -118,6 +126,8 @@ class Probes:
         """Return the current metrics in Prometheus' text format."""
         metrics = self.engine.metrics
         metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
+        if self.uploader is not None:
+            await self.uploader.pending()  # sets its gauges
         update_gauges(metrics, await self.engine.models.stats(), await self.engine.models.workers())
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -13,6 +13,25 @@ RANGE = re.compile(r"[ \t]*(?:([0-9]{1,18})-([0-9]{1,18})?|-([0-9]{1,18}))[ \t]*
 MAX_RANGES = 100
 
 
+def span_of(headers: Headers, size: int, e_tag: str | None) -> range | None:
+    """Return the positions of the bytes to send of `size` bytes.
+
+    It is empty if the range that is asked for lies beyond them. None means all bytes: without a
+    valid range, for several ranges, or if `if-range` names another version.
+    """
+    asked, condition = headers.get("range"), headers.get("if-range")
+    if asked is None or (condition is not None and condition != e_tag):
+        return None
+    kept = satisfiable(asked, size)
+    found = None if kept is None else RANGE.fullmatch(kept)
+    if found is None:
+        return None
+    first, last, suffix = found.groups()
+    if first is None:
+        return range(max(0, size - int(suffix)), size)
+    return range(int(first), size if last is None else min(size, int(last) + 1))
+
+
 class StoredFileResponse(FileResponse):
     """A file, or ranges of it.
 

@@ -16,6 +16,7 @@ from helios_serve.service.videos.requests import fork
 from helios_serve.service.videos.video_object import video_object, wire_status
 from helios_serve.store.disk import Disk
 from helios_serve.store.jobs import StoredJob
+from helios_serve.store.objects.video_objects import VideoObjects
 from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 
@@ -31,6 +32,7 @@ class Videos:
         lifecycle: Rejects new videos during shutdown.
         retention: Seconds for which finished videos are kept; None: forever.
         ids: Makes the ids of new videos, and knows those of other cells.
+        objects: The videos in an object store, if there is one.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Videos:
         retention: float | None = None,
         *,
         ids: Ids | None = None,
+        objects: VideoObjects | None = None,
     ) -> None:
         self.engine = engine
         self.store = store
@@ -51,6 +54,7 @@ class Videos:
         self.lifecycle = lifecycle
         self.retention = retention
         self.ids = ids or Ids()
+        self.objects = objects
 
     async def find(self, video_id: str, tenant: str) -> StoredJob:
         """Return a video of the tenant.

@@ -13,8 +13,8 @@ from tests.support.api import SHORT, openai
 
 ROOT = Path(__file__).parents[3]
 CPU = f"{platform.machine()} CPU"
-OF_SERVER = "helios:event_loop_tasks"
-"""Our only metric without the label of a model."""
+OF_SERVER = ("helios:event_loop_tasks", "helios:object_store_")
+"""Our only metrics without the label of a model."""
 Samples = dict[tuple[str, str], float]
 
 
@@ -26,7 +26,9 @@ def scrape(http: httpx.Client) -> Samples:
     for family in text_string_to_metric_families(answer.text):
         for sample in family.samples:
             labels = {name: value for name, value in sample.labels.items() if name != "model_name"}
-            is_of_model = sample.name.startswith("helios:") and sample.name != OF_SERVER
+            is_of_model = sample.name.startswith("helios:") and not sample.name.startswith(
+                OF_SERVER
+            )
             assert sample.labels.get("model_name") == ("nano" if is_of_model else None)
             samples[sample.name, ",".join(labels.values())] = sample.value
     return samples

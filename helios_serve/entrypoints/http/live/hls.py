@@ -9,15 +9,16 @@ from starlette.responses import Response
 
 from helios_serve.entrypoints.http.authentication import tenant_of
 from helios_serve.entrypoints.http.operations import VIDEO, Operation
+from helios_serve.entrypoints.http.videos.object_response import object_response
 from helios_serve.model_config import CHUNK_FRAMES, frames_of_chunk
 from helios_serve.service.errors import ApiError, not_found
 from helios_serve.service.videos.video_object import wire_status
 from helios_serve.service.videos.videos import Videos
 from helios_serve.store.jobs import StoredJob
+from helios_serve.store.objects.video_objects import media_type_of
 
 PLAYLIST_TYPE = "application/vnd.apple.mpegurl"
-INIT_TYPE = "video/mp4"
-SEGMENT_TYPE = "video/iso.segment"
+INIT_TYPE, SEGMENT_TYPE = media_type_of("header"), media_type_of(0)
 FRESH = {"cache-control": "no-cache"}
 IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
 """Cache headers of segments, which never change. They are private to the tenant, so no shared
@@ -52,7 +53,7 @@ class HlsApi:
                 self.header,
                 "Get the MP4 header of the segments",
                 INIT_TYPE,
-                statuses=(404,),
+                statuses=(307, 404, 503),
             ),
             Operation(
                 "GET",
@@ -60,7 +61,7 @@ class HlsApi:
                 self.segment,
                 "Get one chunk as a segment",
                 SEGMENT_TYPE,
-                statuses=(404,),
+                statuses=(307, 404, 503),
             ),
         )
 
@@ -84,6 +85,9 @@ class HlsApi:
     async def header(self, request: Request) -> Response:
         """Return the MP4 header (ftyp and moov), which players need before the first segment."""
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        sent = await object_response(self.videos.objects, job, "header", request)
+        if sent is not None:
+            return sent
         data = await asyncio.to_thread(self.videos.store.header, job.id)
         if data is None:
             raise segment_not_found(job, "init.mp4")
@@ -95,6 +99,9 @@ class HlsApi:
         chunk = request.path_params["chunk"]
         data = None
         if NUMBER.fullmatch(chunk):
+            sent = await object_response(self.videos.objects, job, int(chunk), request)
+            if sent is not None:
+                return sent
             data = await asyncio.to_thread(self.videos.store.fragment, job.id, int(chunk))
         if data is None:
             raise segment_not_found(job, f"{chunk}.m4s")

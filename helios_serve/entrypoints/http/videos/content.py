@@ -12,6 +12,7 @@ from helios_serve.entrypoints.http.operations import FROM_CHUNK, VIDEO, Operatio
 from helios_serve.entrypoints.http.queries import first_chunk_query
 from helios_serve.entrypoints.http.ranges import StoredFileResponse
 from helios_serve.entrypoints.http.responses import live_response, timing_headers
+from helios_serve.entrypoints.http.videos.object_response import object_response
 from helios_serve.errors import InvalidRequestError, RequestFailedError
 from helios_serve.service.protocol import Json
 from helios_serve.service.videos.finished_files import MEDIA_TYPES
@@ -38,7 +39,7 @@ class ContentApi:
                 "Download the finished video, or an image of it; supports range requests",
                 MEDIA_TYPES["video"],
                 query={"variant": VARIANT},
-                statuses=(400, 404, 409, 416),
+                statuses=(307, 400, 404, 409, 416, 503),
             ),
             Operation(
                 "GET",
@@ -47,6 +48,7 @@ class ContentApi:
                 "Stream the video as fragmented MP4 while it is generated",
                 MEDIA_TYPES["video"],
                 query=FROM_CHUNK,
+                statuses=(400, 404, 503),
             ),
         )
 
@@ -59,10 +61,13 @@ class ContentApi:
                 f"got variant {variant!r}, expected one of: {known}", param="variant"
             )
         job = await self.videos.find(request.path_params["video_id"], tenant_of(request))
+        headers = timing_headers(job)
+        if variant == "video" and job.is_finished:
+            sent = await object_response(self.videos.objects, job, "video", request, headers)
+            if sent is not None:
+                return sent
         path = await self.videos.finished(job, variant)
-        return StoredFileResponse(
-            path, media_type=MEDIA_TYPES[variant], headers=timing_headers(job)
-        )
+        return StoredFileResponse(path, media_type=MEDIA_TYPES[variant], headers=headers)
 
     async def stream(self, request: Request) -> Response:
         """Stream the video as fragmented MP4 while it is generated.
