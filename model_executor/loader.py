@@ -198,7 +198,7 @@ def optimize_vae(vae: Vae, options: WorkerOptions, compiled: Sequence[Geometry])
     if is_half and not options.offload:
         put_channels_last(vae.model.decoder)
     if compiled:
-        vae.compile(compiled)
+        vae.compile(compiled, is_continuous=options.continuous_decode)
 
 
 def fill(

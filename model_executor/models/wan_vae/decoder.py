@@ -81,6 +81,17 @@ class WanDecoder(nn.Module):
         frames = self.mid_block(frames, state)
         return torch.cat(self._climb(0, frames, state, self._room(latents)))
 
+    def begin_chunk(self, state: CausalState) -> None:
+        """Let the next latent frame make one frame, as the first one of a chunk does.
+
+        Upsampling in time begins anew; all other convolutions continue the video in `state`.
+        """
+        for block in self.up_blocks:
+            assert isinstance(block, UpBlock)
+            for upsample in block.upsamplers or ():
+                if upsample.time_conv is not None:
+                    state.forget(upsample.time_conv.name)
+
     def _room(self, latents: Tensor) -> int:
         """Return how many values an activation may have.
 
@@ -136,16 +147,20 @@ def conv_weights(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters() if weight.dim() > 2)
 
 
-def decode_video(decoder: WanDecoder, latents: Tensor) -> Tensor:
-    """Decode a whole video: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
+def decode_video(decoder: WanDecoder, latents: Tensor, state: CausalState | None = None) -> Tensor:
+    """Decode a chunk: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
 
-    The first latent frame is a group of its own, the others are the second group.
+    The first latent frame is a group of its own, the others are the second group. Without `state`
+    the chunk is a video of its own; otherwise it continues the one in `state`, which is extended.
     """
-    state = CausalState(kernels_of(latents).norm_silu)
+    goes_on = state is not None
+    if state is None:
+        state = CausalState(kernels_of(latents).norm_silu)
+    decoder.begin_chunk(state)
     first, rest = latents[:1], latents[1:]
-    state.keeps = len(rest) > 0
+    state.keeps = goes_on or len(rest) > 0
     video: Tensor = decoder(first, state)
     if len(rest) == 0:
         return video
-    state.keeps = False
+    state.keeps = goes_on
     return torch.cat([video, decoder(rest, state)])
