@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helios_serve.kernels import attention
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
-from helios_serve.model_executor.models.helios.transformer import log_parts
+from helios_serve.model_executor.models.helios.inputs import log_parts
 from tests.support.models import load_model, loaded
 from tests.support.videos import Case, diffusers_latents, our_latents
 
