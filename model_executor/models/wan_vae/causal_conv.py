@@ -33,10 +33,6 @@ class CausalState:
     def num_bytes(self) -> int:
         return sum(frames.nbytes for frames in self.frames.values())
 
-    def forget(self, name: str) -> None:
-        """Let the next group of a convolution begin a video."""
-        self.frames.pop(name, None)
-
     def past(self, name: str) -> Tensor | None:
         """Return the two frames before those of the next group; None at the start of a video."""
         return self.frames.get(name)

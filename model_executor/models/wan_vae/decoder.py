@@ -81,17 +81,6 @@ class WanDecoder(nn.Module):
         frames = self.mid_block(frames, state)
         return torch.cat(self._climb(0, frames, state, self._room(latents)))
 
-    def begin_chunk(self, state: CausalState) -> None:
-        """Let the next latent frame make one frame, as the first one of a chunk does.
-
-        Upsampling in time begins anew; all other convolutions continue the video in `state`.
-        """
-        for block in self.up_blocks:
-            assert isinstance(block, UpBlock)
-            for upsample in block.upsamplers or ():
-                if upsample.time_conv is not None:
-                    state.forget(upsample.time_conv.name)
-
     def _room(self, latents: Tensor) -> int:
         """Return how many values an activation may have.
 
@@ -151,12 +140,16 @@ def decode_video(decoder: WanDecoder, latents: Tensor, state: CausalState | None
     """Decode a chunk: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
 
     The first latent frame is a group of its own, the others are the second group. Without `state`
-    the chunk is a video of its own; otherwise it continues the one in `state`, which is extended.
+    the chunk is a video of its own. A state that has chunks before it is continued: the first
+    latent frame is then decoded as the others, to as many frames as they make, of which the last is
+    the one that it was encoded from. The state is extended.
     """
+    if state is not None and state.frames:
+        made: Tensor = decoder(latents, state)
+        return made[len(made) // len(latents) - 1 :]
     goes_on = state is not None
     if state is None:
         state = CausalState(kernels_of(latents).norm_silu)
-    decoder.begin_chunk(state)
     first, rest = latents[:1], latents[1:]
     state.keeps = goes_on or len(rest) > 0
     video: Tensor = decoder(first, state)
