@@ -123,7 +123,7 @@ def measure_seams(videos: int, chunks: int, device: torch.device) -> list[dict[s
     """
     helios = Helios(DEFAULT_MODEL, device=str(device))
     checkpoint = open_checkpoint(DEFAULT_MODEL, "auto")
-    vae = load_checkpoint(checkpoint, device, torch.float32, ("decode",)).vae
+    vae = load_checkpoint(checkpoint, device, torch.float32).vae
     assert vae is not None
     size, rng, rows = default_size(DEFAULT_MODEL), np.random.default_rng(0), []
     for number in range(videos):

@@ -13,13 +13,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from helios_serve.kernels.fp8 import Quantized
+from helios_serve.kernels.fp8 import Quantized, Rows
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, PackRows, Run, join, upload
 from helios_serve.model_executor.models.helios.exchange import Exchange, Ranks, share_rope
 from helios_serve.model_executor.models.helios.lora import AdapterRows, LoraAdapter
 
-RowsT = TypeVar("RowsT", Tensor, Quantized)
+RowsT = TypeVar("RowsT", Tensor, Quantized, Rows)
 
 HISTORY_TIMESTEP = 0.0
 """The timestep of all history tokens."""

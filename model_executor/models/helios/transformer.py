@@ -6,7 +6,7 @@ noise tokens attend to the text. Parameter names are those of the Hugging Face c
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -217,7 +217,8 @@ class Block(nn.Module):
 
     def takes_fp8(self, layout: PackLayout) -> bool:
         """Whether the layers after norms and GELU take float8: adapters need full precision."""
-        up, down = self.ffn.net[0].proj, self.ffn.net[2]
+        up: Any = self.ffn.net[0].proj
+        down: Any = self.ffn.net[2]
         layers = (self.attn1.to_q, self.attn1.to_k, self.attn1.to_v, self.attn2.to_q, up, down)
         return not layout.lora and all(layer.weight_scale is not None for layer in layers)
 
