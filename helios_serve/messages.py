@@ -98,7 +98,7 @@ class DecodeTask(msgspec.Struct, frozen=True, tag=True):
     `latents` is (1, 16, 9, height / 8, width / 8), or None for the worker that denoised the chunk,
     which has kept them; LatentsMissing asks for them. `output` selects pixels or an MP4 segment, at
     `fps` frames per second. Frames are scaled and cropped to `shown_size`; None keeps the sampled
-    size.
+    size. After the chunk that `is_last`, the decoder's state of the session is not needed.
     """
 
     session_id: str
@@ -108,6 +108,7 @@ class DecodeTask(msgspec.Struct, frozen=True, tag=True):
     fps: int
     output: OutputKind
     shown_size: Size | None = None
+    is_last: bool = False
 
 
 class NewSession(msgspec.Struct, frozen=True):

@@ -20,3 +20,7 @@ class Quantized(NamedTuple):
 
     values: Tensor
     scale: Tensor
+
+
+Rows = Tensor | Quantized
+"""Rows as they are, or in float8."""

@@ -157,6 +157,58 @@ def quantize_rows(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
     return Quantized(values, scale)
 
 
+def new_fp8(kernel: str, read: Sequence[Tensor], written: list[Tensor], rows: int) -> Quantized:
+    """Launch a kernel that also writes so many rows in float8, as wide as those of `read`."""
+    values = read[0].new_empty(rows, read[0].shape[1], dtype=FP8)
+    scale = read[0].new_empty(rows, 1, dtype=torch.float32)
+    launch(kernel, read, [*written, values, scale])
+    return Quantized(values, scale)
+
+
+def norm_modulate_fp8(
+    x: Tensor,
+    rows: PackRows,
+    norm: NormTable,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+    dtype: torch.dtype = FP8,  # noqa: ARG001
+) -> Quantized:
+    """See `registry.NormModulateFp8`."""
+    return new_fp8("norm_modulate_fp8", [x], [], len(rows))
+
+
+def gated_residual_norm_fp8_(
+    x: Tensor,
+    update: Tensor,
+    rows: PackRows,
+    gate: Tensor,  # noqa: ARG001
+    norm: NormTable,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+    *,
+    noise_only: bool = False,
+    dtype: torch.dtype = FP8,  # noqa: ARG001
+) -> Quantized:
+    """See `registry.GatedResidualNormFp8`."""
+    count = rows.num_noise if noise_only else len(x)
+    return new_fp8("gated_residual_norm_fp8_", [x, update], [x], count)
+
+
+def noise_residual_norm_fp8_(
+    x: Tensor,
+    update: Tensor,
+    rows: PackRows,  # noqa: ARG001
+    norm: NormTable,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+    dtype: torch.dtype = FP8,  # noqa: ARG001
+) -> Quantized:
+    """See `registry.NoiseResidualNormFp8`: only the noise rows of `x` are written."""
+    return new_fp8("noise_residual_norm_fp8_", [x, update], [update], len(x))
+
+
+def gelu_fp8(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:  # noqa: ARG001
+    """See `registry.GeluFp8`."""
+    return new_fp8("gelu_fp8", [rows], [], len(rows))
+
+
 def norm_silu(frames: Tensor, weight: Tensor, past: Tensor | None) -> Tensor:  # noqa: ARG001
     """See `registry.NormSilu`."""
     before = 0 if past is None else len(past)

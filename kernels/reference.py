@@ -159,6 +159,46 @@ def quantize_rows(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
     return Quantized((rows / scale).to(dtype), scale)
 
 
+def norm_modulate_fp8(
+    x: Tensor, rows: PackRows, norm: NormTable, eps: float, dtype: torch.dtype = FP8
+) -> Quantized:
+    """See `registry.NormModulateFp8`."""
+    return quantize_rows(norm_modulate(x, rows, norm, eps), dtype)
+
+
+def gated_residual_norm_fp8_(
+    x: Tensor,
+    update: Tensor,
+    rows: PackRows,
+    gate: Tensor,
+    norm: NormTable,
+    eps: float,
+    *,
+    noise_only: bool = False,
+    dtype: torch.dtype = FP8,
+) -> Quantized:
+    """See `registry.GatedResidualNormFp8`."""
+    normed = gated_residual_norm_(x, update, rows, gate, norm, eps, noise_only=noise_only)
+    return quantize_rows(normed, dtype)
+
+
+def noise_residual_norm_fp8_(
+    x: Tensor,
+    update: Tensor,
+    rows: PackRows,
+    norm: NormTable,
+    eps: float,
+    dtype: torch.dtype = FP8,
+) -> Quantized:
+    """See `registry.NoiseResidualNormFp8`."""
+    return quantize_rows(noise_residual_norm_(x, update, rows, norm, eps), dtype)
+
+
+def gelu_fp8(rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
+    """See `registry.GeluFp8`."""
+    return quantize_rows(F.gelu(rows, approximate="tanh"), dtype)
+
+
 def norm_silu(frames: Tensor, weight: Tensor, past: Tensor | None) -> Tensor:
     """See `registry.NormSilu`."""
     before = 0 if past is None else len(past)

@@ -196,6 +196,47 @@ class QuantizeRows(Protocol):
         """
 
 
+class NormModulateFp8(Protocol):
+    def __call__(
+        self, x: Tensor, rows: PackRows, norm: NormTable, eps: float, dtype: torch.dtype = FP8
+    ) -> Quantized:
+        """`quantize_rows` of `norm_modulate`: the rows in between are rounded and not written."""
+
+
+class GatedResidualNormFp8(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        update: Tensor,
+        rows: PackRows,
+        gate: Tensor,
+        norm: NormTable,
+        eps: float,
+        *,
+        noise_only: bool = False,
+        dtype: torch.dtype = FP8,
+    ) -> Quantized:
+        """`quantize_rows` of `gated_residual_norm_`, likewise."""
+
+
+class NoiseResidualNormFp8(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        update: Tensor,
+        rows: PackRows,
+        norm: NormTable,
+        eps: float,
+        dtype: torch.dtype = FP8,
+    ) -> Quantized:
+        """`quantize_rows` of `noise_residual_norm_`, likewise."""
+
+
+class GeluFp8(Protocol):
+    def __call__(self, rows: Tensor, dtype: torch.dtype = FP8) -> Quantized:
+        """`quantize_rows` of GELU, its tanh form, which is rounded in between as torch does."""
+
+
 class NormSilu(Protocol):
     def __call__(self, frames: Tensor, weight: Tensor, past: Tensor | None) -> Tensor:
         """RMS norm over the channels of each pixel, times `weight`, SiLU, after past frames.
@@ -207,6 +248,14 @@ class NormSilu(Protocol):
 
         Source: the blocks of Wan 2.1's VAE (arXiv 2503.20314), as in diffusers' AutoencoderKLWan.
         """
+
+
+class NormKernels(NamedTuple):
+    """The norms of a block, all of which return rows as they are, or all in float8."""
+
+    modulate: NormModulate | NormModulateFp8
+    gated_residual_: GatedResidualNorm | GatedResidualNormFp8
+    noise_residual_: NoiseResidualNorm | NoiseResidualNormFp8
 
 
 class Kernels(NamedTuple):
@@ -227,7 +276,19 @@ class Kernels(NamedTuple):
     enter_stage: EnterStage
     dmd_step: DmdStep
     quantize_rows: QuantizeRows
+    norm_modulate_fp8: NormModulateFp8
+    gated_residual_norm_fp8_: GatedResidualNormFp8
+    noise_residual_norm_fp8_: NoiseResidualNormFp8
+    gelu_fp8: GeluFp8
     norm_silu: NormSilu
+
+    def norms(self, *, in_fp8: bool) -> NormKernels:
+        """The norms whose results are in float8, or the others."""
+        if in_fp8:
+            return NormKernels(
+                self.norm_modulate_fp8, self.gated_residual_norm_fp8_, self.noise_residual_norm_fp8_
+            )
+        return NormKernels(self.norm_modulate, self.gated_residual_norm_, self.noise_residual_norm_)
 
 
 REFERENCE = Kernels(
@@ -242,6 +303,10 @@ REFERENCE = Kernels(
     enter_stage=reference.enter_stage,
     dmd_step=reference.dmd_step,
     quantize_rows=reference.quantize_rows,
+    norm_modulate_fp8=reference.norm_modulate_fp8,
+    gated_residual_norm_fp8_=reference.gated_residual_norm_fp8_,
+    noise_residual_norm_fp8_=reference.noise_residual_norm_fp8_,
+    gelu_fp8=reference.gelu_fp8,
     norm_silu=reference.norm_silu,
 )
 
@@ -258,6 +323,10 @@ META = Kernels(
     enter_stage=meta.enter_stage,
     dmd_step=meta.dmd_step,
     quantize_rows=meta.quantize_rows,
+    norm_modulate_fp8=meta.norm_modulate_fp8,
+    gated_residual_norm_fp8_=meta.gated_residual_norm_fp8_,
+    noise_residual_norm_fp8_=meta.noise_residual_norm_fp8_,
+    gelu_fp8=meta.gelu_fp8,
     norm_silu=meta.norm_silu,
 )
 
@@ -269,12 +338,15 @@ def triton_kernels() -> Kernels:
     from helios_serve.kernels.triton.gather_window import gather_window
     from helios_serve.kernels.triton.norm import (
         gated_residual_norm_,
+        gated_residual_norm_fp8_,
         noise_residual_norm_,
+        noise_residual_norm_fp8_,
         norm_modulate,
+        norm_modulate_fp8,
     )
     from helios_serve.kernels.triton.norm_rope import norm_rope_, qk_norm_rope_
     from helios_serve.kernels.triton.norm_silu import norm_silu
-    from helios_serve.kernels.triton.quantize_rows import quantize_rows
+    from helios_serve.kernels.triton.quantize_rows import gelu_fp8, quantize_rows
     from helios_serve.kernels.triton.sampler import dmd_step, enter_stage
 
     return Kernels(
@@ -289,6 +361,10 @@ def triton_kernels() -> Kernels:
         enter_stage=enter_stage,
         dmd_step=dmd_step,
         quantize_rows=quantize_rows,
+        norm_modulate_fp8=norm_modulate_fp8,
+        gated_residual_norm_fp8_=gated_residual_norm_fp8_,
+        noise_residual_norm_fp8_=noise_residual_norm_fp8_,
+        gelu_fp8=gelu_fp8,
         norm_silu=norm_silu,
     )
 

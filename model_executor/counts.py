@@ -93,7 +93,8 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
             flops_of = flop_registry.get(function.overloadpacket)
             flops = 0 if flops_of is None else flops_of(*args, **kwargs, out_val=out)
             name = function.name().partition(".")[0]
-            self._add(name, flops, tree_leaves((args, kwargs, out)))
+            given = {key: value for key, value in kwargs.items() if key != "out"}
+            self._add(name, flops, tree_leaves((args, given, out)))
         return out
 
     def total(self, *kinds: Kind) -> Work:

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from helios_serve.errors import CheckpointError, DeviceError
+from helios_serve.kernels.linear import fuses_gelu
 from helios_serve.logger import logger
 from helios_serve.model_config import Geometry, HeliosConfig
 from helios_serve.model_executor.checks import check_compilation
@@ -187,6 +188,8 @@ def optimize_transformer(transformer: HeliosTransformer, options: WorkerOptions)
     """Set the attention, and join each layer's projections where one large matmul is faster."""
     transformer.use_attention(options.attention_backend)
     logger.info("%s: %s", transformer.device, transformer.kernels)
+    if fuses_gelu(transformer.device, transformer.dtype):
+        logger.info("%s: GELU at the end of its matmul", transformer.device)
     # On a CPU three are faster; streamed layers cannot be joined.
     if transformer.device.type != "cpu" and not options.offload:
         transformer.join_weights()
@@ -198,7 +201,7 @@ def optimize_vae(vae: Vae, options: WorkerOptions, compiled: Sequence[Geometry])
     if is_half and not options.offload:
         put_channels_last(vae.model.decoder)
     if compiled:
-        vae.compile(compiled)
+        vae.compile(compiled, is_continuous=options.continuous_decode)
 
 
 def fill(

@@ -94,7 +94,7 @@ def latent_model() -> ModelLoader:
     @cache
     def load(folder: Path, **options: Any) -> "LoadedModel":
         model = load_model(str(folder), **options)
-        loaded(model.vae).render = blank_frames  # type: ignore[method-assign]
+        loaded(model.vae).render = blank_frames  # type: ignore[assignment, method-assign]
         return model
 
     return load

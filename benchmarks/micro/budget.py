@@ -4,7 +4,8 @@
 
 Counts FLOPs, bytes and launches of the modules as they are, on the meta device, and predicts from
 the rates of `helios_serve.core.gpus`, or from those that `rates.py` measured (--rates). The floor
-takes every rate in full and hides every gap. No number is a measurement of a forward.
+takes every rate in full and hides every gap. GELU is counted as a step of its own; what its matmul
+would save by doing it is printed apart. No number is a measurement of a forward.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Any
 
 from helios_serve.benchmarks.measure.sections import Sections
 from helios_serve.core.gpus import GPUS, Gpu
-from helios_serve.core.prediction import CHUNK_GAP, Amounts, predict
+from helios_serve.core.prediction import CHUNK_GAP, COPY_SHARE, Amounts, predict
 from helios_serve.engine.sizing import (
     GpuSet,
     amounts_of,
@@ -72,7 +73,7 @@ def budget(
     steps = ",".join(map(str, setup.params.steps))
     print(
         f"steps {steps}, predicted: {CHUNK_FRAMES / seconds['denoise']:.1f} frames/s denoised, "
-        f"{CHUNK_FRAMES / whole:.1f} with the decoder on the same GPU\n"
+        f"{CHUNK_FRAMES / whole:.1f} with the decoder on the same GPU"
     )
     return found
 
@@ -99,16 +100,22 @@ def main() -> None:
         source=machine.source,
     )
     setup = make_setup(MODEL, SamplingParams(width=width, height=height))
+    gelu = []
     for stage in range(setup.checkpoint.config.stages):
         count = count_forward(
             setup.checkpoint.config, setup.geometry, stage, arguments.quantization
         )
         print(count_lines(f"stage {stage}, counted", amounts_of(count)))
+        gelu.append(count.by_name["aten::gelu"].bytes)
     print(f"\n{machine.gpu.title}, {machine.source}")
     rows = []
     for steps in STEPS:
         params = SamplingParams(width=width, height=height, steps=steps)
-        rows.append(budget(machine, params, arguments.quantization, arguments.decode_dtype))
+        row = budget(machine, params, arguments.quantization, arguments.decode_dtype)
+        moved = sum(count * size for count, size in zip(steps, gelu, strict=True))
+        row["gelu_ms"] = 1e3 * moved / (COPY_SHARE * machine.gpu.copy)
+        print(f"of it GELU, {moved / 1e9:.1f} GB counted: {row['gelu_ms']:.0f} ms predicted\n")
+        rows.append(row)
         sections.add("budgets", rows)
 
 

@@ -107,6 +107,18 @@ def row_works(sizes: Sizes, device: torch.device) -> dict[str, Work]:
             4 * size_of(x),
         ),
         "quantize_rows": Work(lambda k: k.quantize_rows(x), size_of(x) + x.numel()),
+        "gelu_fp8": Work(lambda k: k.gelu_fp8(qkv), size_of(qkv) + qkv.numel()),
+        "norm_modulate_fp8": Work(
+            lambda k: k.norm_modulate_fp8(x, rows, norm, EPS), size_of(x) + x.numel()
+        ),
+        "gated_residual_norm_fp8": Work(
+            lambda k: k.gated_residual_norm_fp8_(x, update, rows, table[4], norm, EPS),
+            3 * size_of(x) + x.numel(),
+        ),
+        "noise_residual_norm_fp8": Work(
+            lambda k: k.noise_residual_norm_fp8_(x, noise, rows, norm, EPS),
+            size_of(x) + x.numel() + 2 * size_of(noise),
+        ),
     }
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/micro/vae.py --compile --output results.json
     python benchmarks/micro/vae.py --model nano --size 128x64
+    python benchmarks/micro/vae.py --seams 8    # of nano, chunks decoded alone and continuously
 
-Weights and latents are random. Frames are compared with those of fp32 without TF32, by PSNR; on
-NVIDIA GPUs "float32" means TF32 where torch is left as it is. Needs torch, diffusers, transformers,
-msgspec and safetensors.
+Weights and latents are random, but for --seams. Frames are compared with those of fp32 without
+TF32, by PSNR; on NVIDIA GPUs "float32" means TF32 where torch is left as it is. Needs torch,
+diffusers, transformers, msgspec and safetensors.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
@@ -25,10 +27,17 @@ from helios_serve.entrypoints.cli.arguments import size
 from helios_serve.model_config import CHUNK_FRAMES, Geometry
 from helios_serve.model_executor.components import build_vae
 from helios_serve.model_executor.device import resolve_device
-from helios_serve.model_executor.loader import open_checkpoint
+from helios_serve.model_executor.loader import load_checkpoint, open_checkpoint
 from helios_serve.model_executor.models.vae import Vae, put_channels_last
 from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
+from helios_serve.model_executor.training.world.captions import write_caption
+from helios_serve.model_executor.training.world.renderer import render
+from helios_serve.model_executor.training.world.scene import Clip, Grammar, draw_scene, draw_starts
 from helios_serve.model_executor.weights import fill_random
+from helios_serve.model_executor.worker.tensors import as_tensor
+from helios_serve.offline import Helios
+from helios_serve.options.sampling import default_size
+from helios_serve.options.workers import DEFAULT_MODEL
 
 MODEL = "BestWishYsh/Helios-Distilled"
 PRECISIONS = {
@@ -106,6 +115,64 @@ def measure(
     return rows
 
 
+def measure_seams(videos: int, chunks: int, device: torch.device) -> list[dict[str, Any]]:
+    """Decode videos of nano, and true ones, each chunk alone and as what continues the others.
+
+    A seam is the mean absolute difference of the frames at the edges of chunks, divided by that
+    of neighbouring frames inside chunks. PSNR is that of the frames to the true ones.
+    """
+    helios = Helios(DEFAULT_MODEL, device=str(device))
+    checkpoint = open_checkpoint(DEFAULT_MODEL, "auto")
+    vae = load_checkpoint(checkpoint, device, torch.float32).vae
+    assert vae is not None
+    size, rng, rows = default_size(DEFAULT_MODEL), np.random.default_rng(0), []
+    for number in range(videos):
+        scene = draw_scene(rng, Grammar(), held_out=True, things=1)
+        starts = draw_starts(rng, scene, (size.height, size.width))
+        clip = render(Clip((scene,), starts), chunks * CHUNK_FRAMES, (size.height, size.width))
+        truth = torch.from_numpy(clip)
+        made = helios.stream(
+            write_caption(rng, scene), num_frames=len(truth), seed=number, **size._asdict()
+        )
+        latents = {
+            "generated": [as_tensor(chunk.latents[0])[0] for chunk in made],
+            "true": [
+                vae.normalize(vae.encode(part).mean)[0].cpu()
+                for part in torch.split(truth, CHUNK_FRAMES)
+            ],
+        }
+        for kind, parts in latents.items():
+            state = vae.new_state()
+            for way, frames in (
+                ("alone", torch.cat([vae.decode(part) for part in parts])),
+                ("continuous", torch.cat([vae.render(part, state).cpu() for part in parts])),
+            ):
+                error = psnr(frames, truth) if kind == "true" else None
+                rows.append({"kind": kind, "way": way, "seam": seam_of(frames), "psnr": error})
+    return rows
+
+
+def seam_of(frames: Tensor) -> float:
+    """Return the mean step between chunks of a video, divided by the mean step inside them."""
+    steps = frames.float().diff(dim=0).abs().mean(dim=(1, 2, 3))
+    at_edge = torch.arange(1, len(frames)) % CHUNK_FRAMES == 0
+    return float(steps[at_edge].mean() / steps[~at_edge].mean())
+
+
+def print_seams(rows: list[dict[str, Any]]) -> None:
+    for kind in ("generated", "true"):
+        for way in ("alone", "continuous"):
+            own = [row for row in rows if (row["kind"], row["way"]) == (kind, way)]
+            error = (
+                "" if kind == "generated" else f", {np.mean([row['psnr'] for row in own]):.2f} dB"
+            )
+            seams = [row["seam"] for row in own]
+            print(
+                f"{kind} videos, {way}: seam {np.mean(seams):.2f} "
+                f"({min(seams):.2f} to {max(seams):.2f}){error}"
+            )
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,6 +184,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=size, default=(640, 384), metavar="WIDTHxHEIGHT")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also measure a compiled decoder")
+    parser.add_argument("--seams", type=int, metavar="VIDEOS", help="measure seams of so many")
+    parser.add_argument("--chunks", type=int, default=4, help="of each of these videos (4)")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     return parser.parse_args()
 
@@ -132,7 +201,12 @@ def main() -> None:
         else torch.cuda.get_device_name(device),
         versions={"torch": torch.__version__, "python": platform.python_version()},
     )
-    measure(arguments, device, sections)
+    if arguments.seams is None:
+        measure(arguments, device, sections)
+        return
+    rows = measure_seams(arguments.seams, arguments.chunks, device)
+    sections.add("seams", rows)
+    print_seams(rows)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,16 @@ class Device:
     the device while they do, and rates are measured in seconds of the whole device: what several
     stages need on it adds up. `steps` is the scheduler's account of the denoise steps on it, None
     for a worker that does not denoise. `tasks` run on it, one for each stage at most. `on_host` are
-    those that it is done with, and that the worker's host finishes, the oldest first.
+    those that it is done with, and that the worker's host finishes, the oldest first. With
+    `keeps_sessions` it decodes the chunks of a session best one after the other.
     """
 
-    def __init__(self, worker_id: str, roles: Iterable[Stage]) -> None:
+    def __init__(
+        self, worker_id: str, roles: Iterable[Stage], *, keeps_sessions: bool = False
+    ) -> None:
         self.worker_id = worker_id
         self.roles = frozenset(roles)
+        self.keeps_sessions = keeps_sessions
         self.is_draining = False
         self.step_queue: StageQueue | None = None
         self.step_rate = Rate()

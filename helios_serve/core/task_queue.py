@@ -58,7 +58,8 @@ class TaskQueue(Generic[Task]):
 
     Tasks of a session are first in, first out; between sessions the policy decides that orders
     their steps as well. A worker's device has one task of a kind at a time, and finishes it; those
-    that it is done with may still be on the worker's host. `rate` is in pixels per second of one
+    that it is done with may still be on the worker's host. A session stays with a device that keeps
+    decoded sessions, and waits for it while it is busy. `rate` is in pixels per second of one
     worker's device.
     """
 
@@ -70,6 +71,8 @@ class TaskQueue(Generic[Task]):
         self.queue = StageQueue(config, TaskOrder(self._tasks, self.rate))
         self._running: dict[str, deque[QueuedTask[Task]]] = {}
         """By worker, the oldest first."""
+        self._keepers: dict[str, str] = {}
+        """The worker that keeps a session, by session: the last one that decoded for it."""
 
     def __contains__(self, session_id: str) -> bool:
         """Whether a task of the session waits."""
@@ -110,15 +113,26 @@ class TaskQueue(Generic[Task]):
         """
         if not self._tasks:
             return
-        free = {item.worker_id: item for item in devices if self.stage not in item.tasks}
-        while free and (queued := self._next(free.values())) is not None:
+        known = {item.worker_id: item for item in devices}
+        free = {name: item for name, item in known.items() if self.stage not in item.tasks}
+        kept_back: list[Session] = []
+        while free and (session := self._next(free.values())) is not None:
+            keeper = self._keepers.get(session.session_id)
+            if keeper in known and keeper not in free:
+                kept_back.append(session)
+                continue
+            queued = self._take(session)
             device = self._choose(queued, free)
             del free[device.worker_id]
             queued.assigned_at = now
             device.tasks[self.stage] = queued
             self._running.setdefault(device.worker_id, deque()).append(queued)
             device.begin(self.stage, now)
+            if self.stage == "decode" and device.keeps_sessions:
+                self._keepers[session.session_id] = device.worker_id
             yield Assignment(device.worker_id, queued)
+        for session in reversed(kept_back):
+            self.queue.push(session, front=True)
 
     def hand_over(self, device: Device, now: float, seconds: float = 0.0) -> None:
         """Record that the device is done with its task, which the host finishes.
@@ -151,6 +165,8 @@ class TaskQueue(Generic[Task]):
         """The device's worker died; returns the tasks that it had, the oldest first."""
         if self.stage in device.tasks:
             self.hand_over(device, now)
+        for session_id in [name for name, own in self._keepers.items() if own == device.worker_id]:
+            del self._keepers[session_id]
         return [self._end(device).queued for _ in range(self._number(device))]
 
     def requeue(self, lost: QueuedTask[Task], *, was_alone: bool) -> str | None:
@@ -171,6 +187,7 @@ class TaskQueue(Generic[Task]):
 
     def forget(self, session_id: str) -> None:
         """Drop the waiting tasks of a session that has ended."""
+        self._keepers.pop(session_id, None)
         if (tasks := self._tasks.pop(session_id, None)) is not None:
             self._count(tasks.session, -len(tasks.waiting))
             self.queue.leave(tasks.session)
@@ -205,23 +222,26 @@ class TaskQueue(Generic[Task]):
         if session not in self.queue:
             self.queue.push(session, front=front)
 
-    def _next(self, free: Collection[Device]) -> QueuedTask[Task] | None:
-        """Take the next task that one of the `free` devices may begin."""
-        session = self.queue.pop(
+    def _next(self, free: Collection[Device]) -> Session | None:
+        """Remove the next session of whose tasks one of the `free` devices may begin one."""
+        return self.queue.pop(
             with_priority=all(self._step_claim(device).is_priority for device in free),
             only_owed=all(any(self._step_claim(device)) for device in free),
         )
-        return None if session is None else self._take(session)
 
     def _choose(self, queued: QueuedTask[Task], free: Mapping[str, Device]) -> Device:
-        """Its preferred device if that is free, and one whose steps have no claim on it."""
-        first, preferred = next(iter(free.values())), free.get(queued.preferred or "")
+        """Return the device that keeps its session, or its preferred one, if that is free and no
+        step has a claim on it; else the first one without a claim."""
+        keeper = self._keepers.get(queued.session.session_id)
+        names = (name for name in (keeper, queued.preferred) if name is not None)
+        wished = [free[name] for name in names if name in free]
+        first = next(iter(free.values()))
         if queued.session.is_priority or queued.is_owed:
-            return preferred or first
-        for device in (preferred, *free.values()):
-            if device is not None and not any(self._step_claim(device)):
+            return next(iter(wished), first)
+        for device in (*wished, *free.values()):
+            if not any(self._step_claim(device)):
                 return device
-        return preferred or first
+        return next(iter(wished), first)
 
     def _step_claim(self, device: Device) -> Claim:
         """The claim of a device's steps to which tasks of this kind give way."""

@@ -87,6 +87,7 @@ class InlineEngine:
                 emit,
                 history_blocks=HistoryManager.peak_blocks(geometry) + 1,
                 batch_invariant=self.options.batch_invariant,
+                continuous_decode=self.options.continuous_decode,
             )
         )
         config = EngineConfig(step_deadline=math.inf, start_deadline=math.inf)

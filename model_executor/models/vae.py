@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from helios_serve.errors import DeviceError
+from helios_serve.kernels.registry import kernels_of
 from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_LATENTS, LATENT_CHANNELS, Geometry
 from helios_serve.model_executor.models.helios.conditioning import Posterior
 from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
-from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d
+from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d, CausalState
 from helios_serve.model_executor.models.wan_vae.decoder import conv_weights, flops_per_pixel
 
 MAX_CACHED_BYTES = 256 << 20
@@ -30,11 +31,11 @@ STANCE = "eager_on_recompile"
 class Vae:
     """Encodes references to posteriors, and decodes latents to frames.
 
-    Each chunk is decoded independently, with an empty causal state. `model` is used on `device`,
-    and only within the context `on_device`, so its weights may be offloaded otherwise: `encode` and
-    `decode`, which two threads may call, exclude each other. Posteriors of references are cached by
-    shape and hash of the pixels. The decoder may have another dtype than fp32; latents are scaled
-    in fp32 in any case.
+    Each chunk is decoded independently, with an empty causal state, unless `render` is given one.
+    `model` is used on `device`, and only within the context `on_device`, so its weights may be
+    offloaded otherwise: `encode` and `decode`, which two threads may call, exclude each other.
+    Posteriors of references are cached by shape and hash of the pixels. The decoder may have
+    another dtype than fp32; latents are scaled in fp32 in any case.
     """
 
     def __init__(
@@ -85,18 +86,26 @@ class Vae:
         """`render`, on the CPU."""
         return self.render(latents).cpu()
 
+    def new_state(self) -> CausalState:
+        """Return the decoder's state before the first chunk of a video."""
+        return CausalState(kernels_of(self._mean).norm_silu)
+
     @torch.inference_mode()
-    def render(self, latents: Tensor) -> Tensor:
-        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the device."""
+    def render(self, latents: Tensor, state: CausalState | None = None) -> Tensor:
+        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the device.
+
+        With `state` they continue the chunk before, and extend it.
+        """
         raw = (latents[None].to(self.device, torch.float32) / self._scale + self._mean)[0]
         raw = raw.to(self.model.post_quant_conv.weight.dtype)
         with self._lock, self.on_device, self._stance():
-            video = self.model.decode(raw)
+            video = self.model.decode(raw, state)
         return (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
 
-    def compile(self, sizes: Sequence[Geometry]) -> None:
+    def compile(self, sizes: Sequence[Geometry], *, is_continuous: bool = False) -> None:
         """Compile the decoder for frames of `sizes`. Call it before serving.
 
+        With `is_continuous` chunks will have a state: the first one of a video, and later ones.
         Other sizes are decoded without compilation, and nothing is compiled later. Raises
         DeviceError if the decoder cannot be compiled for the device.
         """
@@ -111,7 +120,7 @@ class Vae:
             started = time.perf_counter()
             try:
                 with config.patch(recompile_limit=limit, fail_on_recompile_limit_hit=True):
-                    self.decode(torch.zeros(LATENT_CHANNELS, CHUNK_LATENTS, *size.latent_size))
+                    self._try(size, is_continuous=is_continuous)
             except TorchDynamoException as error:
                 reason = str(error).splitlines()[0]
                 raise DeviceError(
@@ -123,6 +132,13 @@ class Vae:
                 "compiled the VAE's decoder for %s in %.0f s", name, time.perf_counter() - started
             )
         self._is_compiled = True
+
+    def _try(self, size: Geometry, *, is_continuous: bool) -> None:
+        """Render what chunks of a size will be: alone, or the first and the second of a video."""
+        latents = torch.zeros(LATENT_CHANNELS, CHUNK_LATENTS, *size.latent_size)
+        state = self.new_state() if is_continuous else None
+        for _ in range(2 if is_continuous else 1):
+            self.render(latents, state)
 
     def _stance(self) -> AbstractContextManager[object]:
         """Return a context in which, after `compile`, other sizes run without compilation."""

@@ -14,8 +14,10 @@ from helios_serve.logger import logger
 from helios_serve.media.mp4 import encode_chunk, encode_rgb, encode_yuv
 from helios_serve.media.references import fit_frames
 from helios_serve.messages import ChunkDecoded, ChunkRendered, DecodeTask, LatentsMissing
+from helios_serve.model_executor.models.wan_vae.causal_conv import CausalState
 from helios_serve.model_executor.models.yuv import yuv420
 from helios_serve.model_executor.streams import DeviceStreams, HostCopy
+from helios_serve.model_executor.worker.decoder_states import DecoderStates
 from helios_serve.model_executor.worker.kept_latents import KeptLatents
 from helios_serve.model_executor.worker.side_thread import TaskSource, side_thread
 from helios_serve.model_executor.worker.tensors import as_bytes, as_tensor
@@ -32,8 +34,15 @@ Emit = Callable[[ChunkDecoded | ChunkRendered | LatentsMissing], None]
 class Renderer(Protocol):
     """The part of a VAE that makes frames."""
 
-    def render(self, latents: Tensor) -> Tensor:
-        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the device."""
+    def new_state(self) -> CausalState:
+        """Return the state before the first chunk of a video."""
+        ...
+
+    def render(self, latents: Tensor, state: CausalState | None = None) -> Tensor:
+        """Latents (16, 9, h, w) -> RGB frames (33, height, width, 3), uint8, on the device.
+
+        With `state` they continue the chunk before, and extend it.
+        """
         ...
 
 
@@ -61,16 +70,23 @@ class ChunkDecoder:
 
     One thread makes frames with `vae`, on an urgent stream. It says so with ChunkRendered, after
     which the engine sends the next task, and leaves the frames to a second thread, which encodes
-    and emits them. Latents that the engine did not send are in `kept`.
+    and emits them. Latents that the engine did not send are in `kept`. With `states` a chunk
+    continues the one before it, if that was decoded here.
     """
 
     def __init__(
-        self, vae: Renderer, emit: Emit, kept: KeptLatents, streams: DeviceStreams
+        self,
+        vae: Renderer,
+        emit: Emit,
+        kept: KeptLatents,
+        streams: DeviceStreams,
+        states: DecoderStates | None = None,
     ) -> None:
         self.vae = vae
         self.emit = emit
         self.kept = kept
         self.streams = streams
+        self.states = states
         self._rendered: queue.Queue[Rendered | None] = queue.Queue(WAITING)
 
     @contextlib.contextmanager
@@ -107,11 +123,21 @@ class ChunkDecoder:
     @torch.inference_mode()
     def _pixels(self, task: DecodeTask, latents: Tensor) -> Tensor:
         """Return the frames of the chunk that belong to the video, on the host."""
-        pixels = self.vae.render(latents)[: task.num_frames]
+        pixels = self._frames(task, latents)[: task.num_frames]
         if self._is_planar(task):
             pixels = yuv420(pixels)
         [host] = HostCopy(self.streams, [pixels]).wait()
         return host
+
+    def _frames(self, task: DecodeTask, latents: Tensor) -> Tensor:
+        """Return all frames of the chunk. A failure leaves no state, so that the next is alone."""
+        if self.states is None:
+            return self.vae.render(latents)
+        state = self.states.take(task.session_id, task.chunk) or self.vae.new_state()
+        frames = self.vae.render(latents, state)
+        if not task.is_last:
+            self.states.keep(task.session_id, task.chunk + 1, state)
+        return frames
 
     def _is_planar(self, task: DecodeTask) -> bool:
         """Whether frames are converted to YUV on the device: half the bytes to copy, and less work

@@ -100,15 +100,20 @@ def run_chunk(
 
 
 def side_tasks(
-    sizes: Sequence[Geometry], *, encodes: bool, decodes: bool
+    sizes: Sequence[Geometry], *, encodes: bool, decodes: bool, is_continuous: bool = False
 ) -> Iterator[EncodeTask | DecodeTask]:
-    """Yield tasks that warm up the threads which encode prompts and decode chunks of `sizes`."""
+    """Yield tasks that warm up the threads which encode prompts and decode chunks of `sizes`.
+
+    Where decoding `is_continuous`, a later chunk of a video is another task than its first one.
+    """
     if encodes and sizes:
         yield EncodeTask(WARM, (WARM,), max_sequence_length=512)
     for size in sizes if decodes else ():
         shape = 1, LATENT_CHANNELS, CHUNK_LATENTS, *size.latent_size
         latents = as_data(torch.zeros(shape))
-        yield DecodeTask(WARM, 0, latents, CHUNK_FRAMES, fps=24, output="segment")
+        for chunk in range(1 + is_continuous):
+            is_last = chunk == is_continuous
+            yield DecodeTask(WARM, chunk, latents, CHUNK_FRAMES, 24, "segment", is_last=is_last)
 
 
 def plans(

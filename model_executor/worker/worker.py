@@ -37,6 +37,7 @@ from helios_serve.model_executor.models.helios.transformer import HeliosTransfor
 from helios_serve.model_executor.streams import DeviceStreams, Passing
 from helios_serve.model_executor.worker.chunk_decoder import ChunkDecoder
 from helios_serve.model_executor.worker.commands import Commands
+from helios_serve.model_executor.worker.decoder_states import DecoderStates
 from helios_serve.model_executor.worker.group import (
     Followers,
     device_of,
@@ -61,6 +62,8 @@ TEXT_SHARE = 0.1
 cache those of other prompts."""
 TEXT_LIMIT = 16 << 30
 """Maximum bytes of either."""
+STATE_SHARE = 0.2
+"""Share of the free memory for the decoder's states with `continuous_decode`."""
 CPU_SIDE, GPU_SIDE, MEASUREMENTS = 512, 8192, 5
 """Sides of the matrices by which the speed of a device is measured, and the number of products."""
 POLL_SECONDS = 0.5
@@ -97,7 +100,8 @@ class Worker:
 
     Results are sent through `emit`, which is called from several threads. `followers` are the other
     ranks of a context-parallel worker. None for `history_blocks` sizes the pool by the free memory,
-    and None for `streams` takes those of the model's device.
+    and None for `streams` takes those of the model's device. With `continuous_decode` a chunk is
+    decoded as the continuation of the one before it.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Worker:
         *,
         history_blocks: int | None = None,
         batch_invariant: bool = False,
+        continuous_decode: bool = False,
         followers: Followers | None = None,
         streams: DeviceStreams | None = None,
         warm_up_sizes: Sequence[Geometry] = (),
@@ -118,6 +123,7 @@ class Worker:
         self.streams = streams or DeviceStreams(model.device)
         self.pace = Pace(self.streams)
         self.kept = KeptLatents(self.streams)
+        self.states: DecoderStates | None = None
         self.reports = PlanReports(emit, in_thread=self.streams.is_concurrent)
         self.runner: ModelRunner | None = None
         self.ready = WorkerReady(info=worker_info(model))
@@ -128,6 +134,9 @@ class Worker:
                 encode_pixels=flops / model.vae.encode_flops,
                 decode_pixels=flops / model.vae.decode_flops,
             )
+            if continuous_decode:
+                free = device_memory(model.device).free
+                self.states = DecoderStates(int(STATE_SHARE * free))
         if model.transformer is not None:
             num_blocks = history_blocks or default_blocks(model.transformer)
             text_bytes = default_text_bytes(model.transformer)
@@ -171,6 +180,7 @@ class Worker:
                 self.warm_up_sizes,
                 encodes=model.text_encoder is not None and model.vae is not None,
                 decodes=model.vae is not None,
+                is_continuous=self.states is not None,
             ):
                 commands.put(task)
                 check_task(await_result(results, commands), model.device)
@@ -194,7 +204,7 @@ class Worker:
                 )
             if model.vae is not None:
                 decoder = ChunkDecoder(
-                    model.vae, lambda event: self.emit(event), self.kept, streams
+                    model.vae, lambda event: self.emit(event), self.kept, streams, self.states
                 )
                 threads.enter_context(decoder.running(commands.decode))
             yield
@@ -252,6 +262,7 @@ def load_rank(
         emit,
         history_blocks=history_blocks,
         batch_invariant=config.batch_invariant,
+        continuous_decode=config.continuous_decode,
         followers=followers,
         warm_up_sizes=sizes,
     )

@@ -1,5 +1,6 @@
 """Encode and decode tasks: their order, their workers, and the loss of a worker."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from helios_serve.core.queued_task import MAX_LONE_LOSSES, MAX_LOSSES, SUSPECT_A
 from helios_serve.core.rate import Rate
 from helios_serve.core.session import Session
 from helios_serve.core.task_queue import TaskQueue
-from helios_serve.messages import EncodeTask
+from helios_serve.messages import DecodeTask, EncodeTask
 from helios_serve.options.scheduling import SchedulingConfig, TenantConfig
 from tests.support.scheduling import make_request, make_session
 
@@ -110,6 +111,72 @@ def test_of_free_workers_the_preferred_one_is_chosen() -> None:
     tasks.finish("v", "w")
     tasks.put("d0", preferred="gone")
     assert tasks.assign("v", "w") == [("v", "d0")]
+
+
+def decode_queue() -> tuple[TaskQueue[DecodeTask], Callable[..., None]]:
+    """A queue of decode tasks, and a function that puts chunk 0, 1 and so on of a session."""
+    queue: TaskQueue[DecodeTask] = TaskQueue("decode", CONFIG)
+    sessions: dict[str, Session] = {}
+
+    def put(name: str, chunk: int, preferred: str | None = None) -> None:
+        session = sessions.setdefault(name, make_session(make_request(name)))
+        task = DecodeTask(name, chunk, None, 33, 24, "frames")
+        queue.put(QueuedTask(task, session, 1.0, session.clock.deadline(chunk, 1.0), preferred))
+
+    return queue, put
+
+
+def given_out(queue: TaskQueue[DecodeTask], devices: Iterable[Device]) -> dict[str, str]:
+    """The tasks that devices get, such as "a1", by worker."""
+    given = queue.assign(devices, 0.0)
+    return {worker: f"{item.task.session_id}{item.task.chunk}" for worker, item in given}
+
+
+def test_a_session_stays_with_the_device_that_keeps_it_and_waits_for_it() -> None:
+    queue, put = decode_queue()
+    v, w = (Device(name, ("decode",), keeps_sessions=True) for name in "vw")
+    put("a", 0, preferred="w")
+    assert given_out(queue, [v, w]) == {"w": "a0"}
+    put("a", 1, preferred="v")  # it has moved meanwhile
+    put("b", 0, preferred="w")
+    assert given_out(queue, [v, w]) == {"v": "b0"}
+    put("b", 1)
+    assert given_out(queue, [v, w]) == {}
+    queue.check_integrity([v, w])
+    queue.finish(w, 1.0)
+    assert given_out(queue, [v, w]) == {"w": "a1"}
+    queue.finish(v, 1.0)
+    queue.finish(w, 1.0)
+    put("a", 2, preferred="v")
+    assert given_out(queue, [v, w]) == {"v": "b1", "w": "a2"}
+    queue.check_integrity([v, w])
+
+
+def test_a_session_whose_device_is_gone_goes_to_another_one() -> None:
+    queue, put = decode_queue()
+    v, w = (Device(name, ("decode",), keeps_sessions=True) for name in "vw")
+    put("a", 0, preferred="w")
+    assert given_out(queue, [v, w]) == {"w": "a0"}
+    put("a", 1, preferred="w")
+    for lost in queue.lose(w, 1.0):
+        assert queue.requeue(lost, was_alone=False) is None
+    assert given_out(queue, [v]) == {"v": "a0"}
+    queue.finish(v, 2.0)
+    assert given_out(queue, [v]) == {"v": "a1"}
+    queue.finish(v, 3.0)
+    put("a", 2)
+    assert given_out(queue, [w]) == {"w": "a2"}  # the other one drains
+    queue.check_integrity([v, w])
+
+
+def test_an_ended_session_is_kept_by_no_device() -> None:
+    queue, put = decode_queue()
+    v, w = (Device(name, ("decode",), keeps_sessions=True) for name in "vw")
+    put("a", 0, preferred="w")
+    given_out(queue, [v, w])
+    queue.forget("a")
+    put("a", 0)
+    assert given_out(queue, [v, w]) == {"v": "a0"}
 
 
 def test_what_a_worker_loses_is_put_back_before_the_rest_of_its_tenant() -> None:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from av.video.reformatter import Colorspace
 from torch import Tensor
 
+from helios_serve.kernels.registry import REFERENCE
 from helios_serve.messages import (
     ChunkDecoded,
     ChunkRendered,
@@ -21,10 +22,12 @@ from helios_serve.messages import (
     LatentsMissing,
     TensorData,
 )
+from helios_serve.model_executor.models.wan_vae.causal_conv import CausalState
 from helios_serve.model_executor.models.yuv import yuv420
 from helios_serve.model_executor.streams import DeviceStreams
 from helios_serve.model_executor.worker import chunk_decoder
 from helios_serve.model_executor.worker.chunk_decoder import WAITING, ChunkDecoder
+from helios_serve.model_executor.worker.decoder_states import IDLE_SECONDS, DecoderStates
 from helios_serve.model_executor.worker.kept_latents import KeptLatents
 from helios_serve.model_executor.worker.tensors import as_bytes, as_data
 from helios_serve.size import Size
@@ -36,14 +39,23 @@ PATIENCE = 20.0
 
 
 class GrayVae:
-    """Renders frames of one shade, that of the latents, and keeps the shades."""
+    """Renders frames of one shade, that of the latents, and keeps the shades.
+
+    With a state, the shades of the chunks before are added.
+    """
 
     def __init__(self) -> None:
         self.made: list[float] = []
 
-    def render(self, latents: Tensor) -> Tensor:
+    def new_state(self) -> CausalState:
+        return CausalState(REFERENCE.norm_silu)
+
+    def render(self, latents: Tensor, state: CausalState | None = None) -> Tensor:
         shade = float(latents.flatten()[0])
-        if shade < 0:
+        if state is not None:
+            shade += float(state.frames.get("shade", 0.0))
+            state.frames["shade"] = torch.tensor(shade)
+        if float(latents.flatten()[0]) < 0:
             raise RuntimeError("no frames")
         self.made.append(shade)
         return torch.full((33, 32, 32, 3), int(shade), dtype=torch.uint8)
@@ -52,11 +64,11 @@ class GrayVae:
 class Decoding:
     """A decoder and the events that it emits."""
 
-    def __init__(self, streams: DeviceStreams) -> None:
+    def __init__(self, streams: DeviceStreams, states: DecoderStates | None = None) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.vae = GrayVae()
         self.kept = KeptLatents(streams)
-        self.decoder = ChunkDecoder(self.vae, self.events.put, self.kept, streams)
+        self.decoder = ChunkDecoder(self.vae, self.events.put, self.kept, streams, states)
         self.tasks: queue.SimpleQueue[DecodeTask | None] = queue.SimpleQueue()
 
     @contextmanager
@@ -66,10 +78,16 @@ class Decoding:
             self.tasks.put(None)
 
     def put(
-        self, chunk: int, shade: float | None, output: OutputKind = "frames", **fields: Any
+        self,
+        chunk: int,
+        shade: float | None,
+        output: OutputKind = "frames",
+        *,
+        session: str = "a",
+        **fields: Any,
     ) -> None:
         latents = None if shade is None else latents_of(shade)
-        self.tasks.put(DecodeTask("a", chunk, latents, 33, 24, output, **fields))
+        self.tasks.put(DecodeTask(session, chunk, latents, 33, 24, output, **fields))
 
     def next(self) -> Event:
         return self.events.get(timeout=PATIENCE)
@@ -158,6 +176,70 @@ def test_latents_that_were_kept_are_used_and_others_asked_for(decoding: Decoding
         assert set(frame_bytes(decoding.decoded())) == {5}
         decoding.put(0, 3.0)
         assert set(frame_bytes(decoding.decoded())) == {3}
+
+
+def continuous(max_bytes: int = 1 << 20, clock: Callable[[], float] = lambda: 0.0) -> Decoding:
+    """Decodes chunks as what continues the chunk before. A state has four bytes."""
+    streams = DeviceStreams(torch.device("cpu"))
+    return Decoding(streams, DecoderStates(max_bytes, clock))
+
+
+def test_a_chunk_continues_the_one_before_it_and_no_other() -> None:
+    """A chunk that is not next, as after a restart or a move to this worker, is decoded alone."""
+    decoding = continuous()
+    with decoding.running():
+        for chunk in (0, 1, 2, 5, 6, 0, 1):
+            decoding.put(chunk, 1.0)
+        for chunk in (0, 1):
+            decoding.put(chunk, 10.0, session="b")
+        for _ in range(9):
+            decoding.decoded()
+    assert decoding.vae.made == [1, 2, 3, 1, 2, 1, 2, 10, 20]
+
+
+def test_the_chunk_after_one_that_failed_is_decoded_alone() -> None:
+    decoding = continuous()
+    with decoding.running():
+        for chunk, shade in enumerate((1.0, -1.0, 1.0, 1.0)):
+            decoding.put(chunk, shade)
+        errors = [decoding.decoded().error is not None for _ in range(4)]
+    assert errors == [False, True, False, False]
+    assert decoding.vae.made == [1, 1, 2]
+
+
+def test_nothing_is_kept_after_the_last_chunk() -> None:
+    decoding = continuous()
+    with decoding.running():
+        decoding.put(0, 1.0)
+        decoding.put(1, 1.0, is_last=True)
+        for _ in range(2):
+            decoding.decoded()
+    states = decoding.decoder.states
+    assert states is not None
+    assert states.num_bytes == 0
+
+
+def test_states_that_are_in_use_are_not_displaced_and_idle_ones_are() -> None:
+    now = [0.0]
+    decoding = continuous(max_bytes=8, clock=lambda: now[0])
+    with decoding.running():
+
+        def decode(chunk: int, sessions: str) -> list[float]:
+            for name in sessions:
+                decoding.put(chunk, 1.0, session=name)
+            for _ in sessions:
+                decoding.decoded()
+            return decoding.vae.made[-len(sessions) :]
+
+        assert decode(0, "abc") == [1, 1, 1]
+        now[0] += IDLE_SECONDS - 1
+        assert decode(1, "cba") == [1, 2, 2]
+        now[0] += IDLE_SECONDS - 1
+        assert decode(2, "b") == [3]
+        now[0] += 2
+        assert decode(2, "c") == [1]  # in place of that of a
+        assert decode(3, "cb") == [2, 4]
+        assert decode(2, "a") == [1]
 
 
 def frame_bytes(decoded: ChunkDecoded) -> bytes:

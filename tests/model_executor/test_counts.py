@@ -55,6 +55,20 @@ def test_operations_count_once_and_views_not_at_all() -> None:
     assert count.total("matmul") == count.by_name["aten::mm"]
 
 
+def test_what_is_written_into_a_given_tensor_counts_once() -> None:
+    x, weight, bias = (torch.empty(*shape, device=DEVICE) for shape in ((8, 16), (16, 4), (4,)))
+    with Count() as count:
+        torch.addmm(bias, x, weight, out=torch.empty(10, 4, device=DEVICE)[1:9])
+    assert count.by_name["aten::addmm"] == Work(1, 2 * 8 * 16 * 4, 4 * (4 + 128 + 64 + 32))
+
+
+def test_patches_are_embedded_without_a_copy(nano: Checkpoint) -> None:
+    """Each product is written to its place; what is joined are the waves of two timesteps."""
+    count = count_forward(nano.config, SIZE, 2)
+    assert count.by_name["aten::cat"] == Work(1, 0.0, 4 * 2 * 2 * 256)
+    assert "aten::copy_" not in count.by_name
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_flops_are_those_that_the_scheduler_charges(stage: int, nano: Checkpoint) -> None:
     """But for the embedding of timesteps, which depends on no token."""
@@ -67,10 +81,14 @@ def test_flops_are_those_that_the_scheduler_charges(stage: int, nano: Checkpoint
     assert count.total("matmul").flops > expected.linear
 
 
-def test_fp8_adds_a_kernel_for_each_quantized_input(nano: Checkpoint) -> None:
+def test_fp8_adds_a_kernel_only_for_the_results_of_attention(nano: Checkpoint) -> None:
+    """Norms and GELU quantize their results themselves."""
     plain, fp8 = (count_forward(nano.config, SIZE, 2, choice) for choice in (None, "fp8"))
+    layers = nano.config.transformer.num_layers
     quantized = fp8.by_name["quantize_rows"].launches
-    assert quantized == fp8.by_name["aten::_scaled_mm"].launches > 0
+    assert quantized == 2 * layers
+    assert fp8.by_name["gelu_fp8"].launches == layers
+    assert fp8.by_name["aten::_scaled_mm"].launches == 6 * layers + 1
     assert fp8.total().launches == plain.total().launches + quantized
     assert fp8.total("matmul").flops == plain.total("matmul").flops
     assert fp8.total("matmul").bytes < plain.total("matmul").bytes

@@ -1,6 +1,7 @@
 """FP8 linear layers: accuracy, memory and refusals."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from helios_serve.kernels.registry import REFERENCE
 from helios_serve.model_executor import loader
 from helios_serve.model_executor.components import build_parts, quantize_weight
 from helios_serve.model_executor.loader import LoadedModel, open_checkpoint
+from helios_serve.model_executor.models.helios.inputs import PackLayout
 from helios_serve.model_executor.models.helios.lora import (
     LoraAdapter,
     LoraLinear,
     LowRank,
     Projections,
 )
+from helios_serve.model_executor.models.helios.transformer import Block
 from helios_serve.model_executor.weights import set_tensors, weight_bytes
 from tests.support.fp8 import FP8_LACK, needs_fp8, with_fp8
 from tests.support.lora_files import write_lora
-from tests.support.models import load_model
+from tests.support.models import load_model, loaded
 from tests.support.videos import Case, run_sessions
 
 LATENT_ERROR = {"base": 0.03, "mid": 0.06, "distilled": 0.03}
@@ -215,6 +218,35 @@ def test_latents_stay_close(
     print(errors)
     assert all(1e-3 < error < LATENT_ERROR[variant] for error in errors.values()), errors
     assert sibling(got["adapted"], got["plain"]) > 0.05
+
+
+@needs_fp8
+def test_norms_and_gelu_quantise_as_steps_of_their_own_would(
+    checkpoints: dict[str, Path],
+    latent_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """But for packs with an adapter, whose terms need the rows in full precision."""
+    model: LoadedModel = latent_model(checkpoints["distilled"], quantization="fp8")
+    lora = write_lora(tmp_path / "adapter.safetensors", loaded(model.transformer))
+    case = Case("distilled", chunks=2, steps=(1, 1, 1)).with_defaults()
+    requests = [case.request("a"), replace(case, task="i2v", height=128).request("b")]
+    takes_fp8, taken = Block.takes_fp8, set[bool]()
+
+    def noting(block: Block, layout: PackLayout) -> bool:
+        taken.add(takes_fp8(block, layout))
+        return takes_fp8(block, layout)
+
+    monkeypatch.setattr(Block, "takes_fp8", noting)
+    expected = run_sessions(model, requests)
+    assert taken == {True}
+    taken.clear()
+    run_sessions(model, [case.request("c", lora=str(lora))])
+    assert taken == {False}
+    monkeypatch.setattr(Block, "takes_fp8", lambda *_: False)
+    for name, latents in run_sessions(model, requests).items():
+        assert torch.equal(latents, expected[name])
 
 
 @needs_fp8

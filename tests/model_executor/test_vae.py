@@ -143,6 +143,22 @@ def test_a_compiled_decoder_makes_the_same_pictures_and_compiles_nothing_later(
     assert counters["stats"]["unique_graphs"] == before
 
 
+@pytest.mark.slow
+def test_a_compiled_decoder_continues_videos_and_compiles_nothing_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch._dynamo.reset()
+    plain, compiled = small_vae(), small_vae()
+    compiled.compile([Geometry(64, 64)], is_continuous=True)
+    monkeypatch.setattr(vae_module, "STANCE", "fail_on_recompile")
+    generator = torch.Generator().manual_seed(0)
+    states = plain.new_state(), compiled.new_state()
+    for _ in range(3):
+        latents = torch.randn(16, 9, 8, 8, generator=generator)
+        expected, got = plain.render(latents, states[0]), compiled.render(latents, states[1])
+        assert (got.int() - expected.int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

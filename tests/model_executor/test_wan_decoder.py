@@ -10,8 +10,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from helios_serve.kernels.registry import META, REFERENCE
 from helios_serve.model_executor.models.vae import Vae
 from helios_serve.model_executor.models.wan_vae.autoencoder import WanVae
+from helios_serve.model_executor.models.wan_vae.causal_conv import CausalState
+from helios_serve.options.fields import options_of
+from helios_serve.options.workers import WorkerOptions
 from tests.support.wan_vaes import NANO, PUBLISHED, TOLERANCES, vae_pair
 
 
@@ -35,6 +39,46 @@ def test_videos_of_any_length_equal_those_of_diffusers(
     assert got.shape == expected.shape == (4 * count - 3, 48, 64, 3)
     assert expected.std() > 0.1
     assert (got - expected).abs().max() < TOLERANCES[dtype]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_chunks_that_continue_a_video_are_those_of_diffusers_cache(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache is kept from chunk to chunk; of a later chunk's first four frames one is shown."""
+    monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)
+    own, reference = vae_pair(NANO, dtype)
+    generator = torch.Generator().manual_seed(1)
+    state = CausalState(REFERENCE.norm_silu)
+    reference.clear_cache()
+    for number, count in enumerate((3, 1, 3)):
+        latents = torch.randn(16, count, 6, 8, generator=generator).to(dtype)
+        frames = [
+            reference.decoder(
+                latent.unsqueeze(2),
+                feat_cache=reference._feat_map,
+                feat_idx=[0],
+                first_chunk=number == place == 0,
+            )
+            for place, latent in enumerate(reference.post_quant_conv(latents[None]).unbind(2))
+        ]
+        expected = torch.cat(frames, 2)[0].permute(1, 2, 3, 0).clamp(-1, 1)
+        got = own.decode(latents, state)
+        assert len(got) == 4 * count - 3
+        assert (got - expected[-len(got) :]).abs().max() < TOLERANCES[dtype]
+        assert ((got - own.decode(latents)).abs().max() > 0.1) == (number > 0)
+    assert state.num_bytes == sum(kept.nbytes for kept in state.frames.values()) > 0
+
+
+@torch.inference_mode()
+def test_the_state_of_a_session_takes_the_memory_that_the_option_states() -> None:
+    with torch.device("meta"):
+        model = WanVae(PUBLISHED).to(torch.bfloat16)
+    state = CausalState(META.norm_silu)
+    model.decode(torch.empty(16, 9, 48, 80, dtype=torch.bfloat16, device="meta"), state)
+    description = options_of(WorkerOptions)["continuous_decode"].description
+    assert f"{state.num_bytes / 1e9:.1f} GB of memory" in description
 
 
 @pytest.mark.slow

@@ -135,6 +135,32 @@ def test_side_threads_are_warm_before_the_worker_is_ready(
     ]
 
 
+def test_a_decoder_that_continues_videos_is_warmed_up_for_their_later_chunks_too(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    had_state: list[bool] = []
+    render = Vae.render
+
+    def noting(vae: Vae, latents: Any, state: Any = None) -> Any:
+        had_state.append(bool(state.frames))
+        return render(vae, latents, state)
+
+    monkeypatch.setattr(Vae, "render", noting)
+    commands = Commands()
+    config = WorkerConfig(
+        model=str(checkpoints["distilled"]),
+        device="cpu",
+        roles=("decode",),
+        warm_up_sizes=("64x64",),
+        continuous_decode=True,
+    )
+    worker = load_rank(config, lambda _: commands.close())
+    worker.run(commands)
+    assert had_state == [False, True]
+    assert worker.states is not None
+    assert worker.states.num_bytes == 0
+
+
 def test_a_chunk_that_cannot_be_decoded_fails_the_worker(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

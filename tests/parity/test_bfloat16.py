@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helios_serve.kernels import attention
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
-from helios_serve.model_executor.models.helios.transformer import log_parts
+from helios_serve.model_executor.models.helios.inputs import log_parts
 from tests.support.models import load_model, loaded
 from tests.support.videos import Case, diffusers_latents, our_latents
 
@@ -26,7 +26,7 @@ def test_latents_stay_close_to_diffusers_in_bfloat16(
     case = Case(variant, chunks=2).with_defaults()
     exact = diffusers_latents(latent_pipeline(checkpoints[variant]), case)
     model = load_model(str(checkpoints[variant]), dtype="bfloat16")
-    loaded(model.vae).render = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[assignment, method-assign]
+    loaded(model.vae).render = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[assignment, method-assign, misc]
     got = our_latents(model, case)
     assert got.dtype == (torch.bfloat16 if variant == "distilled" else torch.float32)
     assert (got - exact).square().mean().sqrt() < TOLERANCE_RMS
@@ -45,7 +45,7 @@ def test_attention_gets_one_dtype_for_all_its_inputs(
         return attend(query, key, value, bias)
 
     model = load_model(str(checkpoints["distilled"]), dtype="bfloat16")
-    loaded(model.vae).render = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[assignment, method-assign]
+    loaded(model.vae).render = lambda _: torch.zeros(33, 8, 8, 3, dtype=torch.uint8)  # type: ignore[assignment, method-assign, misc]
     monkeypatch.setattr(attention, "cpu_attend", checked)
     our_latents(model, Case("distilled", chunks=1).with_defaults())
     assert set(masked) == {False, True}

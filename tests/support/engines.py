@@ -63,7 +63,7 @@ def quick_model(name: str = "nano") -> LoadedModel:
     """Return a model that shows latents as colours, because decoding would take most of a test."""
     model = load_model(name)
     assert model.vae is not None
-    model.vae.render = colours  # type: ignore[method-assign]
+    model.vae.render = colours  # type: ignore[assignment, method-assign]
     return model
 
 

@@ -6,7 +6,7 @@ A case takes the kernels to call, so both sides see the same inputs.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -211,6 +211,39 @@ def quantize_case(rows: int, dim: int, dtype: torch.dtype, *, spare: int = 3) ->
     return call
 
 
+def gelu_case(rows: int, dim: int, dtype: torch.dtype) -> Call:
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
+        activated = kernels.gelu_fp8(3 * make.values(rows, dim), dtype)
+        return [activated.values.float(), activated.scale]
+
+    return call
+
+
+def fp8_case(case: Call, dtype: torch.dtype) -> Call:
+    """The case with the norms whose results are in float8, or in `dtype`, and their scales."""
+
+    def call(kernels: Kernels, make: Make) -> list[Tensor]:
+        scales: list[Tensor] = []
+
+        def quantized(kernel: Any) -> Any:
+            def run(*arguments: Any, **options: Any) -> Tensor:
+                values, scale = kernel(*arguments, **options, dtype=dtype)
+                scales.append(scale)
+                made: Tensor = values.float()
+                return made
+
+            return run
+
+        chosen = kernels._replace(
+            norm_modulate=quantized(kernels.norm_modulate_fp8),
+            gated_residual_norm_=quantized(kernels.gated_residual_norm_fp8_),
+            noise_residual_norm_=quantized(kernels.noise_residual_norm_fp8_),
+        )
+        return [*case(chosen, make), *scales]
+
+    return call
+
+
 def norm_silu_case(shape: tuple[int, int, int, int], past: int) -> Call:
     """Norm frames after `past` ones. One pixel is zero."""
 
@@ -234,6 +267,10 @@ def small_cases() -> dict[str, Call]:
             cases[f"gated residual, {where}"] = gated_case(layout, dim, noise_only=False)
             cases[f"gated residual of noise, {where}"] = gated_case(layout, dim, noise_only=True)
             cases[f"noise residual, {where}"] = noise_residual_case(layout, dim)
+            for kernel in ("norm", "gated residual", "gated residual of noise", "noise residual"):
+                # Not to float8: the interpreter rounds towards zero there.
+                plain = cases[f"{kernel}, {where}"]
+                cases[f"{kernel} to FP8, {where}"] = fp8_case(plain, torch.float32)
             cases[f"qk, {where}"] = qk_case(layout, heads, scaled=False)
             cases[f"scaled qk, {where}"] = qk_case(layout, heads, scaled=True)
     for size in ("5 x 24", "40 x 128"):
@@ -259,8 +296,8 @@ def small_cases() -> dict[str, Call]:
     cases["stage of one patch"] = stage_case((1, 1))
     cases["stage with noise in float16"] = stage_case((1, 2), torch.float16)
     for dim in (24, 176, 1000):
-        # Not to float8: the interpreter rounds towards zero there.
         cases[f"quantize {dim}"] = quantize_case(5, dim, torch.float32)
+        cases[f"GELU to FP8, {dim}"] = gelu_case(5, dim, torch.float32)
     for channels in (8, 24, 96):
         for past in (0, 2):
             case = norm_silu_case((3, 5, 7, channels), past)
@@ -293,6 +330,11 @@ def large_cases() -> dict[str, Call]:
         "quantize": quantize_case(296, 5120, FP8),
         "quantize rows end to end": quantize_case(296, 5120, FP8, spare=0),
         "quantize wide rows": quantize_case(296, 13824, FP8),
+        "GELU to FP8": gelu_case(296, 13824, FP8),
+        "norm to FP8": fp8_case(norm_case(layout, 5120, 4), FP8),
+        "gated residual to FP8": fp8_case(gated_case(layout, 5120, noise_only=False), FP8),
+        "gated residual of noise to FP8": fp8_case(gated_case(layout, 5120, noise_only=True), FP8),
+        "noise residual to FP8": fp8_case(noise_residual_case(layout, 5120), FP8),
         "norm and SiLU of 96 channels": norm_silu_case((4, 24, 40, 96), 2),
         "norm and SiLU of 192 channels": norm_silu_case((4, 24, 40, 192), 2),
         "norm and SiLU of 384 channels": norm_silu_case((4, 24, 40, 384), 2),

@@ -241,7 +241,12 @@ class SteppedExecutor:
     """An executor of one worker that runs a plan at each poll, so that a test decides when."""
 
     def __init__(
-        self, model: LoadedModel, num_blocks: int, *, batch_invariant: bool = False
+        self,
+        model: LoadedModel,
+        num_blocks: int,
+        *,
+        batch_invariant: bool = False,
+        continuous_decode: bool = False,
     ) -> None:
         self._inbox = Inbox()
         self.commands = Commands()
@@ -250,6 +255,7 @@ class SteppedExecutor:
             lambda event: self._inbox.put("stepped", event),
             history_blocks=num_blocks,
             batch_invariant=batch_invariant,
+            continuous_decode=continuous_decode,
         )
         self._beside = ExitStack()
 

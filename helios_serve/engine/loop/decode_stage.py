@@ -82,6 +82,7 @@ class ChunkAssembler:
             fps=self.params.fps,
             output=self.output,
             shown_size=self.shown_size,
+            is_last=result.chunk + 1 == self.params.num_chunks,
         )
 
     def receive_decoded(self, decoded: ChunkDecoded) -> Iterator[ChunkReady]:

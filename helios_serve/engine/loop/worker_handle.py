@@ -84,7 +84,7 @@ class WorkerHandle:
         self.busy_since = now
         self.is_ready = False
         self.is_draining = False
-        self.device = Device(worker_id, config.roles)
+        self.device = Device(worker_id, config.roles, keeps_sessions=config.continuous_decode)
         self.speeds = Speeds()
         """The highest rate of each stage, as far as it is known."""
         self.scheduled: WorkerState | None = None

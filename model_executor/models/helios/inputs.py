@@ -4,18 +4,22 @@ A pack segment is one session with one prompt: its history tokens (long | mid | 
 noise tokens. Guidance adds a second segment with the negative prompt to the same pack.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from helios_serve.kernels.fp8 import Quantized, Rows
 from helios_serve.kernels.rope import PackedRope, Rope
 from helios_serve.kernels.rows import Lengths, PackRows, Run, join, upload
 from helios_serve.model_executor.models.helios.exchange import Exchange, Ranks, share_rope
 from helios_serve.model_executor.models.helios.lora import AdapterRows, LoraAdapter
+
+RowsT = TypeVar("RowsT", Tensor, Quantized, Rows)
 
 HISTORY_TIMESTEP = 0.0
 """The timestep of all history tokens."""
@@ -158,6 +162,16 @@ class PackLayout:
         return PackLayout(spans, self.table_rows, self.device, self.adapters, own, own)
 
 
+def take_noise(x: RowsT, layout: PackLayout) -> RowsT:
+    """Return the rows of the noise tokens, concatenated; a view if there is one segment."""
+    if all(span.start == span.noise for span in layout.spans):
+        return x
+    if isinstance(x, Quantized):
+        values, scale = (take_noise(part, layout) for part in (x.values.view(torch.uint8), x.scale))
+        return Quantized(values.view(x.values.dtype), scale)
+    return join([x[span.noise_rows] for span in layout.spans])
+
+
 class PackedText:
     """The prompts of a pack's segments, concatenated.
 
@@ -287,3 +301,21 @@ def time_adapter(segment: PackSegment) -> LoraAdapter | None:
     """Return the segment's adapter if it changes the embedding of timesteps."""
     adapter = segment.adapter
     return adapter if adapter is not None and adapter.changes_time else None
+
+
+def log_parts(count: int, dtype: torch.dtype) -> Tensor:
+    """Return numbers of `dtype` whose exponentials add up to `count` within a relative 1e-6.
+
+    Attention kernels require a bias in the dtype of the keys. In bfloat16, log(count) is rounded so
+    much that its exponential differs by up to 1 %, so the remainder gets a row of its own, and so
+    on.
+    """
+    parts: list[float] = []
+    rest = float(count)
+    while rest > 1e-6 * count:
+        part = torch.tensor(math.log(rest)).to(dtype)
+        if part.double().exp() > rest * (1 + 1e-6):
+            part = torch.nextafter(part, part.new_tensor(-torch.inf))
+        parts.append(part.item())
+        rest -= part.double().exp().item()
+    return torch.tensor(parts, dtype=dtype)

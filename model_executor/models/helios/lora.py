@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helios_serve.kernels.fp8 import Rows
 from helios_serve.kernels.linear import linear
 
 TIME_LAYERS = ("condition_embedder.time_embedder.", "condition_embedder.time_proj")
@@ -52,21 +53,29 @@ class LoraLinear(nn.Linear):
         super().__init__(in_features, out_features)
         self.register_buffer("weight_scale", None, persistent=False)
 
-    def forward(self, x: Tensor, lora: AdapterRows = (), *, gelu: bool = False) -> Tensor:
-        """x (rows, in) -> (rows, out).
+    def forward(
+        self,
+        x: Rows,
+        lora: AdapterRows = (),
+        *,
+        gelu: bool = False,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """x (rows, in) -> (rows, out), which are written to `out` if that is given.
 
-        `lora` lists rows and the adapter that applies to them. With `gelu` the activation is
-        applied to the sum of base and low-rank terms.
+        `lora` lists rows and the adapter that applies to them; they must not be in float8. With
+        `gelu` the activation is applied to the sum of base and low-rank terms.
         """
         is_fused = gelu and not any(self.name in adapter.layers for _, adapter in lora)
-        out = linear(x, self.weight, self.bias, scale=self.weight_scale, gelu=is_fused)
-        self.add_terms_(out, x, lora)
-        return F.gelu(out, approximate="tanh") if gelu and not is_fused else out
+        made = linear(x, self.weight, self.bias, scale=self.weight_scale, gelu=is_fused, out=out)
+        self.add_terms_(made, x, lora)
+        return F.gelu(made, approximate="tanh") if gelu and not is_fused else made
 
-    def add_terms_(self, out: Tensor, x: Tensor, lora: AdapterRows) -> None:
+    def add_terms_(self, out: Tensor, x: Rows, lora: AdapterRows) -> None:
         """Add each segment's low-rank term to its rows of `out`."""
         for rows, adapter in lora:
             if (term := adapter.layers.get(self.name)) is not None:
+                assert isinstance(x, Tensor), "an adapter needs rows in full precision"
                 out[rows] += F.linear(F.linear(x[rows], term.down), term.up)
 
 
@@ -101,7 +110,7 @@ class Projections:
             layer.weight.data, layer.bias.data = rows, entries
         self._joined = Joined(weight, bias, torch.cat(scales) if scales else None)
 
-    def __call__(self, x: Tensor, lora: AdapterRows, *, skip: int = 0) -> Sequence[Tensor]:
+    def __call__(self, x: Rows, lora: AdapterRows, *, skip: int = 0) -> Sequence[Tensor]:
         """x (rows, in) -> (rows, out) of each layer except the first `skip`."""
         layers = self.layers[skip:]
         if self._joined is None:

@@ -5,16 +5,16 @@ tokens share self-attention (unified history injection), but history always has 
 noise tokens attend to the text. Parameter names are those of the Hugging Face checkpoints.
 """
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from helios_serve.kernels.backend import AUTO, KernelChoice, choose_kernels
+from helios_serve.kernels.fp8 import Rows
 from helios_serve.kernels.registry import kernels_of
-from helios_serve.kernels.rows import NormTable, join
+from helios_serve.kernels.rows import NormTable
 from helios_serve.model_config import PATCH_DIM, TransformerConfig
 from helios_serve.model_executor.models.helios.embeddings import ConditionEmbedder
 from helios_serve.model_executor.models.helios.exchange import Ranks
@@ -24,7 +24,10 @@ from helios_serve.model_executor.models.helios.inputs import (
     PackLayout,
     PackSegment,
     TextContext,
+    kinds_of,
+    log_parts,
     make_pack,
+    take_noise,
 )
 from helios_serve.model_executor.models.helios.lora import (
     AdapterRows,
@@ -76,7 +79,7 @@ class SelfAttention(Attention):
         scale = 1 + self.history_key_scale.sigmoid() * (MAX_HISTORY_SCALE - 1)
         return scale.expand(self.heads)
 
-    def forward(self, x: Tensor, pack: Pack) -> Tensor:
+    def forward(self, x: Rows, pack: Pack) -> Tensor:
         """x (tokens, dim) -> (tokens, dim)."""
         layout = pack.layout
         query, key, value = self.projections(x, layout.lora)
@@ -92,12 +95,12 @@ class SelfAttention(Attention):
         )
         return self.attend(query, key, value, layout, layout)
 
-    def forward_noise(self, x: Tensor, pack: Pack) -> Tensor:
+    def forward_noise(self, x: Rows, pack: Pack) -> Tensor:
         """Like `forward`, with queries of the noise tokens only: (tokens, dim) -> (noise, dim)."""
         layout, noise = pack.layout, pack.layout.noise_only
         query = self.to_q(take_noise(x, layout), noise.lora)
         key, value = self.projections(x, layout.lora, skip=1)
-        kernels = kernels_of(x)
+        kernels = kernels_of(query)
         query = kernels.norm_rope_(query, self.norm_q.weight, pack.noise_rope, self.heads, self.eps)
         key = kernels.norm_rope_(
             key,
@@ -140,9 +143,10 @@ class CrossAttention(Attention):
         key = kernels.norm_rope_(projected, self.norm_k.weight, None, self.heads, self.eps)
         return key, self.to_v(text, lora).unflatten(-1, (self.heads, -1))
 
-    def forward(self, x: Tensor, layout: PackLayout, text: PackedText, layer: int) -> Tensor:
+    def forward(self, x: Rows, layout: PackLayout, text: PackedText, layer: int) -> Tensor:
         """x (noise tokens, dim) -> (noise tokens, dim); `layout` is the noise tokens' own."""
-        kernels, projected = kernels_of(x), self.to_q(x, layout.lora)
+        projected = self.to_q(x, layout.lora)
+        kernels = kernels_of(projected)
         query = kernels.norm_rope_(projected, self.norm_q.weight, None, self.heads, self.eps)
         key, value = text.layer(layer)
         mixed = kernels.text_attention(query, key, value, layout.lengths, text.lengths, text.bias)
@@ -157,9 +161,13 @@ class GeluProjection(nn.Module):
         super().__init__()
         self.proj = LoraLinear(dim, hidden)
 
-    def forward(self, x: Tensor, lora: AdapterRows) -> Tensor:
-        out: Tensor = self.proj(x, lora, gelu=True)
-        return out
+    def forward(self, x: Rows, lora: AdapterRows, *, in_fp8: bool) -> Rows:
+        """x (rows, dim) -> (rows, hidden), in float8 if `in_fp8`."""
+        if in_fp8:
+            hidden: Tensor = self.proj(x, lora)
+            return kernels_of(hidden).gelu_fp8(hidden)
+        activated: Tensor = self.proj(x, lora, gelu=True)
+        return activated
 
 
 class FeedForward(nn.Module):
@@ -171,8 +179,10 @@ class FeedForward(nn.Module):
             [GeluProjection(dim, hidden), nn.Identity(), LoraLinear(hidden, dim)]
         )
 
-    def forward(self, x: Tensor, layout: PackLayout) -> Tensor:
-        out: Tensor = self.net[2](self.net[0](x, layout.lora), layout.lora)
+    def forward(self, x: Rows, layout: PackLayout, *, in_fp8: bool) -> Tensor:
+        """x (rows, dim) -> (rows, dim); with `in_fp8` what is in between is in float8."""
+        hidden = self.net[0](x, layout.lora, in_fp8=in_fp8)
+        out: Tensor = self.net[2](hidden, layout.lora)
         return out
 
 
@@ -205,42 +215,53 @@ class Block(nn.Module):
         self.ffn = FeedForward(dim, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, dim))
 
+    def takes_fp8(self, layout: PackLayout) -> bool:
+        """Whether the layers after norms and GELU take float8: adapters need full precision."""
+        up: Any = self.ffn.net[0].proj
+        down: Any = self.ffn.net[2]
+        layers = (self.attn1.to_q, self.attn1.to_k, self.attn1.to_v, self.attn2.to_q, up, down)
+        return not layout.lora and all(layer.weight_scale is not None for layer in layers)
+
     def table(self, modulation: Tensor) -> BlockTable:
         """Modulation of the timesteps (rows, 6, dim) -> the block's table."""
         table = self.scale_shift_table + modulation.float()
-        table[:, SCALES] += 1
+        table[:, SCALES].add_(1)
         return BlockTable.of(table)
 
     def forward(
         self,
         x: Tensor,
-        normed: Tensor,
+        normed: Rows,
         pack: Pack,
         table: BlockTable,
         following: NormTable,
         *,
         noise_only: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Rows]:
         """Return the new x and its norm modulated by `following`, (tokens, dim) each.
 
-        `normed` is x after the norm `table.norm`; `following` is the norm of the next block. x is
-        updated in place. With `noise_only`, used in the last block, history tokens are keys and
-        values only, and the noise tokens alone are returned.
+        `normed` is x after the norm `table.norm`; `following` is the norm of the next block, which
+        takes float8 if this one does. x is updated in place. With `noise_only`, used in the last
+        block, history tokens are keys and values only, and the noise tokens alone are returned, for
+        the output projection.
         """
         kernels, layout, eps = kernels_of(x), pack.layout, self.eps
+        in_fp8 = self.takes_fp8(layout)
+        norms, last_norms = (
+            kernels.norms(in_fp8=in_fp8),
+            kernels.norms(in_fp8=in_fp8 and not noise_only),
+        )
         if noise_only:
             update = self.attn1.forward_noise(normed, pack)
             x, layout = take_noise(x, layout), layout.noise_only
         else:
             update = self.attn1(normed, pack)
         rows, text_norm = layout.rows, NormTable(self.norm2.weight[None], self.norm2.bias[None])
-        noise = kernels.gated_residual_norm_(
-            x, update, rows, table.gate, text_norm, eps, noise_only=True
-        )
+        noise = norms.gated_residual_(x, update, rows, table.gate, text_norm, eps, noise_only=True)
         update = self.attn2(noise, layout.noise_only, pack.text, self.layer)
-        normed = kernels.noise_residual_norm_(x, update, rows, table.ffn_norm, eps)
-        update = self.ffn(normed, layout)
-        normed = kernels.gated_residual_norm_(x, update, rows, table.ffn_gate, following, eps)
+        normed = norms.noise_residual_(x, update, rows, table.ffn_norm, eps)
+        update = self.ffn(normed, layout, in_fp8=in_fp8)
+        normed = last_norms.gated_residual_(x, update, rows, table.ffn_gate, following, eps)
         return x, normed
 
 
@@ -323,7 +344,7 @@ class HeliosTransformer(nn.Module):
         first = self.layers[0].scale_shift_table
         assert first.data_ptr() == self._joined_tables.data_ptr(), "weights moved: join again"
         joined = self._joined_tables.unsqueeze(1) + modulation.float()  # (layers, rows, 6, dim)
-        joined[:, :, SCALES] += 1
+        joined[:, :, SCALES].add_(1)
         return [BlockTable.of(table) for table in joined.unbind()]
 
     @torch.inference_mode()
@@ -334,28 +355,33 @@ class HeliosTransformer(nn.Module):
         blocks = self.layers
         tables = self.block_tables(modulation)
         following = [*(table.norm for table in tables[1:]), self.norm_out.table(embedded)]
-        x, rows = self.embed_patches(pack.segments), pack.layout.rows
-        normed = kernels_of(x).norm_modulate(x, rows, tables[0].norm, self.config.eps)
+        x, rows = self.embed_patches(pack), pack.layout.rows
+        norms = kernels_of(x).norms(in_fp8=blocks[0].takes_fp8(pack.layout))
+        normed = norms.modulate(x, rows, tables[0].norm, self.config.eps)
         for block, table, norm in zip(blocks, tables, following, strict=True):
             x, normed = block(x, normed, pack, table, norm, noise_only=block is blocks[-1])
         flow: Tensor = self.proj_out(normed, pack.layout.noise_only.lora)
         exchange = pack.layout.noise_exchange
         return flow if exchange is None else exchange.collect(flow)
 
-    def embed_patches(self, segments: Sequence[PackSegment]) -> Tensor:
-        """Embed history patches (multi-term memory patchification) and noise: (tokens, dim)."""
-        sources = (
-            (self.patch_long, [segment.history.long for segment in segments]),
-            (self.patch_mid, [segment.history.mid for segment in segments]),
-            (self.patch_short, [segment.history.short for segment in segments]),
-            (self.patch_embedding, [segment.noise.to(self.dtype) for segment in segments]),
+    def embed_patches(self, pack: Pack) -> Tensor:
+        """Embed history patches (multi-term memory patchification) and noise: (tokens, dim).
+
+        Each product is written to its place among the tokens.
+        """
+        layers = (self.patch_long, self.patch_mid, self.patch_short, self.patch_embedding)
+        x = torch.empty(
+            pack.layout.spans[-1].stop, self.config.inner_dim, dtype=self.dtype, device=self.device
         )
-        adapters = [segment.adapter for segment in segments]
-        embedded = [
-            layer(join(rows), adapter_rows(rows, adapters)).split([len(part) for part in rows])
-            for layer, rows in sources
-        ]
-        return torch.cat([part for parts in zip(*embedded, strict=True) for part in parts])
+        start = 0
+        for segment in pack.segments:
+            lora = [] if segment.adapter is None else [(slice(None), segment.adapter)]
+            for layer, patches in zip(layers, kinds_of(segment), strict=True):
+                if len(patches):
+                    rows = x[start : start + len(patches)]
+                    layer(patches.to(self.dtype), lora, out=rows)
+                    start += len(patches)
+        return x
 
     @torch.inference_mode()
     def read_text(
@@ -378,38 +404,3 @@ class HeliosTransformer(nn.Module):
         pairs = [block.attn2.keys_values(text, lora) for block in self.layers]
         keys, values = zip(*pairs, strict=True)
         return TextContext(keys, values, bias)
-
-
-def adapter_rows(parts: Sequence[Tensor], adapters: Sequence[LoraAdapter | None]) -> AdapterRows:
-    """Return the rows of each part that has an adapter, of all parts end to end."""
-    found, start = [], 0
-    for part, adapter in zip(parts, adapters, strict=True):
-        if adapter is not None and len(part):
-            found.append((slice(start, start + len(part)), adapter))
-        start += len(part)
-    return found
-
-
-def log_parts(count: int, dtype: torch.dtype) -> Tensor:
-    """Return numbers of `dtype` whose exponentials add up to `count` within a relative 1e-6.
-
-    Attention kernels require a bias in the dtype of the keys. In bfloat16, log(count) is rounded so
-    much that its exponential differs by up to 1 %, so the remainder gets a row of its own, and so
-    on.
-    """
-    parts: list[float] = []
-    rest = float(count)
-    while rest > 1e-6 * count:
-        part = torch.tensor(math.log(rest)).to(dtype)
-        if part.double().exp() > rest * (1 + 1e-6):
-            part = torch.nextafter(part, part.new_tensor(-torch.inf))
-        parts.append(part.item())
-        rest -= part.double().exp().item()
-    return torch.tensor(parts, dtype=dtype)
-
-
-def take_noise(x: Tensor, layout: PackLayout) -> Tensor:
-    """Return the rows of the noise tokens, concatenated; a view if there is one segment."""
-    if all(span.start == span.noise for span in layout.spans):
-        return x
-    return join([x[span.noise_rows] for span in layout.spans])

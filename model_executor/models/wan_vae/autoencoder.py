@@ -5,7 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helios_serve.model_executor.models.wan_vae.causal_conv import CausalConv3d, conv_frames
+from helios_serve.model_executor.models.wan_vae.causal_conv import (
+    CausalConv3d,
+    CausalState,
+    conv_frames,
+)
 from helios_serve.model_executor.models.wan_vae.config import read_vae_config
 from helios_serve.model_executor.models.wan_vae.decoder import WanDecoder, decode_video
 from helios_serve.model_executor.models.wan_vae.encoder import WanEncoder, encode_video
@@ -53,9 +57,12 @@ class WanVae(nn.Module):
         mean, log_variance = moments.permute(3, 0, 1, 2)[None].contiguous().chunk(2, dim=1)
         return Moments(mean, torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCES)))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (16, n, h, w) to RGB from -1 to 1, (1 + 4 * (n - 1), 8 * h, 8 * w, 3)."""
+    def decode(self, latents: Tensor, state: CausalState | None = None) -> Tensor:
+        """Decode latents (16, n, h, w) to RGB from -1 to 1, (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
+
+        With `state` they continue a video; see `decode_video`.
+        """
         conv = self.post_quant_conv
         frames = latents.permute(1, 2, 3, 0).contiguous()
         frames = conv_frames(frames, conv.weight[:, :, 0], conv.bias).contiguous()
-        return torch.clamp(decode_video(self.decoder, frames), -1, 1)
+        return torch.clamp(decode_video(self.decoder, frames, state), -1, 1)

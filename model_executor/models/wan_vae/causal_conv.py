@@ -29,6 +29,10 @@ class CausalState:
         self.keeps = True
         self.frames: dict[str, Tensor] = {}
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(frames.nbytes for frames in self.frames.values())
+
     def past(self, name: str) -> Tensor | None:
         """Return the two frames before those of the next group; None at the start of a video."""
         return self.frames.get(name)

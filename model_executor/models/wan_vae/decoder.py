@@ -136,16 +136,24 @@ def conv_weights(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters() if weight.dim() > 2)
 
 
-def decode_video(decoder: WanDecoder, latents: Tensor) -> Tensor:
-    """Decode a whole video: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
+def decode_video(decoder: WanDecoder, latents: Tensor, state: CausalState | None = None) -> Tensor:
+    """Decode a chunk: (n, h, w, z_dim) -> RGB (1 + 4 * (n - 1), 8 * h, 8 * w, 3).
 
-    The first latent frame is a group of its own, the others are the second group.
+    The first latent frame is a group of its own, the others are the second group. Without `state`
+    the chunk is a video of its own. A state that has chunks before it is continued: the first
+    latent frame is then decoded as the others, to as many frames as they make, of which the last is
+    the one that it was encoded from. The state is extended.
     """
-    state = CausalState(kernels_of(latents).norm_silu)
+    if state is not None and state.frames:
+        made: Tensor = decoder(latents, state)
+        return made[len(made) // len(latents) - 1 :]
+    goes_on = state is not None
+    if state is None:
+        state = CausalState(kernels_of(latents).norm_silu)
     first, rest = latents[:1], latents[1:]
-    state.keeps = len(rest) > 0
+    state.keeps = goes_on or len(rest) > 0
     video: Tensor = decoder(first, state)
     if len(rest) == 0:
         return video
-    state.keeps = False
+    state.keeps = goes_on
     return torch.cat([video, decoder(rest, state)])

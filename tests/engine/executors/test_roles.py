@@ -60,7 +60,7 @@ def without_decoding(config: WorkerConfig, emit: Emit) -> Worker:
     """A worker whose frames are blank."""
     loaded = load_worker(config, emit)
     if loaded.model.vae is not None:
-        loaded.model.vae.render = blank_frames  # type: ignore[method-assign]
+        loaded.model.vae.render = blank_frames  # type: ignore[assignment, method-assign]
     return loaded
 
 
