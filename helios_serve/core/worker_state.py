@@ -210,7 +210,7 @@ class WorkerState:
         """Remove the oldest plan, which took `seconds`, 0 if that was not measured."""
         plan, now = self.plans.popleft(), self.clock()
         self._next_plan_at = -math.inf
-        seconds *= self.device.end("denoise", now, seconds)
+        seconds *= self.device.end("denoise", now, plan.cost if seconds > 0 else 0.0)
         if self.plans:
             self.device.begin("denoise", now)
         self.device.step_rate.measure(plan.cost, seconds)
