@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from helios_serve.core.cost import NO_STEPS, StepLoad
 from helios_serve.core.queued_task import QueuedTask
-from helios_serve.core.rate import PlanTime, Rate
+from helios_serve.core.rate import PlanTime, Rate, RecentWork
 from helios_serve.core.stage_queue import Claim, StageQueue
 
 Stage = Literal["encode", "denoise", "decode"]
@@ -44,9 +44,7 @@ class Device:
         self.step_queue: StageQueue | None = None
         self.step_rate = Rate()
         self.plan_time = PlanTime()
-        self.use = Rate()
-        """Seconds of work that jobs report in a second that they are given: less than 1, since
-        messages take time, and the engine has more to do."""
+        self.recent = RecentWork()
         self.tasks: dict[Stage, QueuedTask[Any]] = {}
         self.on_host: deque[HostTask] = deque()
         self._busy: dict[Stage, float] = {}
@@ -73,18 +71,17 @@ class Device:
         self._advance(now)
         self._busy[stage], self._since[stage] = 0.0, now
 
-    def end(self, stage: Stage, now: float, seconds: float = 0.0) -> float:
+    def end(self, stage: Stage, now: float, work: float = 0.0) -> float:
         """The stage has ended; returns the part of the device that it had, at most 1.
 
-        Its job has reported that it took `seconds`, 0 if that was not measured.
+        `work` is the cost of its job, 0 if that was not done.
         """
         self._advance(now)
         busy, whole = self._busy.pop(stage), now - self._since.pop(stage)
-        part = busy / whole if whole > 0 else 1.0
-        if seconds > 0:
-            self.use.measure(min(part * seconds, busy), busy + self._gap)
+        if work:
+            self.recent.add(stage, work, busy + self._gap)
             self._gap = 0.0
-        return part
+        return busy / whole if whole > 0 else 1.0
 
     def busy(self, stage: Stage, now: float) -> float:
         """Seconds of the whole device that a running stage has had since it began."""

@@ -1,6 +1,7 @@
 """How fast stages are, as measured."""
 
 import math
+from typing import Literal
 
 RATE_SECONDS = 5.0
 """Seconds of work in which the weight of what was measured before falls by a factor of e."""
@@ -12,6 +13,11 @@ MIN_SPREAD = 0.02
 mean cost times the mean inverse cost, less 1. It is 0 if all costs are equal."""
 MAX_FIXED = 0.95
 """Part of the time of the average plan that is taken to be fixed, at most."""
+
+
+RECENT_SECONDS = 10.0
+"""Seconds in which the weight of what a device did before falls by a factor of e. Other load on its
+machine comes and goes within seconds; what a few jobs took by chance evens out."""
 
 
 def fading(seconds: float) -> float:
@@ -89,3 +95,40 @@ class PlanTime:
             ) / spread
         self.fixed = min(max(0.0, self.fixed), MAX_FIXED * self._seconds / self._plans)
         self.slope = (self._seconds - self._plans * self.fixed) / self._costs
+
+
+class RecentWork:
+    """What a device has done lately, and the `seconds` in which it did that.
+
+    `plans` are counted, `flops` are those of denoise steps, `encoded` and `decoded` are pixels. All
+    fade with the seconds. The first job of a stage does not count, as with a `Rate`.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = self.plans = self.flops = self.encoded = self.decoded = 0.0
+        self._stages: set[str] = set()
+
+    def add(
+        self, stage: Literal["encode", "denoise", "decode"], work: float, seconds: float
+    ) -> None:
+        """Add a job of a stage, in FLOPs or pixels, that took `seconds` of the device."""
+        if stage not in self._stages:
+            self._stages.add(stage)
+            return
+        self._fade(math.exp(-seconds / RECENT_SECONDS))
+        self.seconds += seconds
+        match stage:
+            case "encode":
+                self.encoded += work
+            case "denoise":
+                self.plans += 1
+                self.flops += work
+            case "decode":
+                self.decoded += work
+
+    def _fade(self, factor: float) -> None:
+        self.seconds *= factor
+        self.plans *= factor
+        self.flops *= factor
+        self.encoded *= factor
+        self.decoded *= factor

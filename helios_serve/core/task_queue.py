@@ -134,13 +134,13 @@ class TaskQueue(Generic[Task]):
         for session in reversed(kept_back):
             self.queue.push(session, front=True)
 
-    def hand_over(self, device: Device, now: float, seconds: float = 0.0) -> None:
+    def hand_over(self, device: Device, now: float) -> None:
         """Record that the device is done with its task, which the host finishes.
 
-        The device can begin another one. `seconds` are those that the worker measured, if it did.
+        The device can begin another one.
         """
         queued = device.tasks.pop(self.stage)
-        device.on_host.append(HostTask(queued, device.end(self.stage, now, seconds)))
+        device.on_host.append(HostTask(queued, device.end(self.stage, now, queued.cost)))
 
     def finish(self, device: Device, now: float, seconds: float = 0.0) -> QueuedTask[Task]:
         """The worker has done its oldest task in `seconds`, 0 if that was not measured.
@@ -149,7 +149,7 @@ class TaskQueue(Generic[Task]):
         """
         queued = self._running[device.worker_id][0]
         if device.tasks.get(self.stage) is queued:
-            self.hand_over(device, now, seconds)
+            self.hand_over(device, now)
         seconds *= self._end(device).share
         if seconds > 0:
             if self.rate.value:

@@ -217,7 +217,7 @@ class WorkerState:
         plan, now = self.plans.popleft(), self.clock()
         self._next_plan_at = -math.inf
         self.timetable.touch(self.worker_id)
-        seconds *= self.device.end("denoise", now, seconds)
+        seconds *= self.device.end("denoise", now, plan.cost if seconds > 0 else 0.0)
         if self.plans:
             self.device.begin("denoise", now)
         self.device.step_rate.measure(plan.cost, seconds)

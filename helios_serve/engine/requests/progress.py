@@ -70,11 +70,6 @@ def queue_position(session: Session, scheduler: Scheduler) -> int | None:
     return sum(other.clock.arrival <= arrival for other in scheduler.waiting)
 
 
-def used(device: Device) -> float:
-    """Return the fraction of time in which a device that has jobs works on them."""
-    return device.use.value or 1.0
-
-
 class Backlog(NamedTuple):
     """The total work of all requests, in order of arrival.
 
@@ -137,26 +132,26 @@ class RemainingTime:
         planned = sum(worker.device.plan_time.seconds(plan.cost) for plan in worker.plans)
         seconds = forecast.seconds(load, is_included=not assembler.session.clock.is_paused)
         busy = self._busy(worker.device)
-        return max(0.0, (seconds + planned) / used(worker.device) - busy)
+        return max(0.0, (seconds + planned) / self._pace(worker.device) - busy)
 
     def _in_decoders(self, assembler: ChunkAssembler) -> float:
         """Return the seconds until decode-only workers have finished all work of the request."""
         is_included = not assembler.session.clock.is_paused
         seconds = self._decoding.seconds(self._load(assembler, None), is_included=is_included)
-        uses = sum(map(used, self.decoders)) or 1.0
+        uses = sum(map(self._pace, self.decoders)) or 1.0
         busy = sum(map(self._busy, self.decoders)) / max(1, len(self.decoders))
         return max(0.0, seconds / uses - busy)
 
     def _in_queue(self, assembler: ChunkAssembler) -> float | None:
         """Return the seconds until a waiting request ends, if earlier ones are served first."""
         workers = self.scheduler.workers.values()
-        rate = sum(worker.rate * used(worker.device) for worker in workers)
+        rate = sum(worker.rate * self._pace(worker.device) for worker in workers)
         if not rate:
             return None
         last = bisect_right(self._backlog.arrivals, assembler.session.clock.arrival) - 1
         steps = self._backlog.steps[last] / rate
         pixels = self._backlog.pixels[last]
-        decode = self.decode_rate.seconds(pixels) / (sum(map(used, self.decoders)) or 1.0)
+        decode = self.decode_rate.seconds(pixels) / (sum(map(self._pace, self.decoders)) or 1.0)
         is_shared = any("decode" in worker.device.roles for worker in workers)
         return steps + decode if is_shared else max(steps, decode)
 
@@ -219,6 +214,22 @@ class RemainingTime:
                     active, worker.device.plan_time, self.scheduler.config, decode=decode
                 )
         return self._packings[key]
+
+    def _pace(self, device: Device) -> float:
+        """Return the seconds of work, at the measured rates, that a device does in a second.
+
+        It is less than 1 where messages take time between jobs, and more where jobs overlap. An
+        estimate divides by it. So what is left is compared with what was done in the last seconds,
+        both at the same rates, and counts in seconds of the clock: rates that are too high or too
+        low cancel out.
+        """
+        recent = device.recent
+        if not recent.seconds:
+            return 1.0
+        work = device.plan_time.seconds(recent.flops, recent.plans)
+        work += self.scheduler.encoding.rate.seconds(recent.encoded)
+        work += self.scheduler.decoding.rate.seconds(recent.decoded)
+        return work / recent.seconds
 
     def _busy(self, device: Device) -> float:
         """Return the seconds that the device has spent on its unfinished plans and tasks."""

@@ -389,11 +389,9 @@ def test_keys_come_and_go_while_the_server_runs(
     assert main(["keys", "create", "--tenant", "acme", *folder]) == 0
     told = capsys.readouterr()
     headers = {"authorization": f"Bearer {told.out.strip()}"}
-    began = time.monotonic()
     until(lambda: tenants.anonymous.get("/v1/models", headers=headers).status_code == 200)
     assert main(["keys", "revoke", told.err.split()[0], *folder]) == 0
     until(lambda: tenants.anonymous.get("/v1/models", headers=headers).status_code == 401)
-    assert time.monotonic() - began < 5
     capsys.readouterr()
 
 
