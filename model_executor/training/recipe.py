@@ -73,6 +73,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     - `dmd_batch`: samples of a step of distribution matching.
     - `critic_steps`: steps of the critic for each of the generator.
     - `adversarial`: the weight of the adversarial term.
+    - `regression`: the weight of the distance to the true chunk, where the history is real.
     - `own_history`: the share of steps in which the generator continues a chunk of its own.
     - `low_memory`: run the generator's steps twice rather than keep what their gradients need.
     - `probe_videos`: held-out captions that a contact sheet measures.
@@ -109,6 +110,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     dmd_batch: int = 16
     critic_steps: int = 2
     adversarial: float = 0.02
+    regression: float = 1.0
     own_history: float = 0.5
     low_memory: bool = True
     steps: Steps = Steps()

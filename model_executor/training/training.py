@@ -59,20 +59,28 @@ class Training:
             "vae": lambda: VaeStage(self.recipe, self.codec, start=self.start("vae")),
             "base": lambda: self.flow_stage("base", self.start("base")),
             "mid": lambda: self.flow_stage("mid", self.start("mid") or self.average("base")),
-            "ode": lambda: OdeStage(self.recipe, self.pairs, self.codec, self.average("mid")),
+            "ode": lambda: OdeStage(
+                self.recipe, self.pairs, self.codec, self.student("ode", after="mid")
+            ),
             "dmd": lambda: DmdStage(
                 self.recipe,
                 self.pool,
                 self.codec,
-                student=self.average("ode"),
+                student=self.student("dmd", after="ode"),
                 base=self.average("base"),
             ),
         }
 
     @cached_property
+    def origin(self) -> "Training | None":
+        """The training that this one starts from, if any."""
+        return Training(Path(self.recipe.start)) if self.recipe.start else None
+
+    @cached_property
     def codec(self) -> Codec:
-        folder = Path(self.recipe.start) if self.recipe.start else self.folder
-        return make_codec(self.recipe, folder / "codec.safetensors")
+        if self.origin is not None:
+            return self.origin.codec
+        return make_codec(self.recipe, self.folder / "codec.safetensors")
 
     @cached_property
     def pool(self) -> LatentPool:
@@ -91,11 +99,28 @@ class Training:
 
     def start(self, stage: str) -> dict[str, Tensor] | None:
         """Return the weights of a stage of the training that this one starts from, if any."""
-        return Training(Path(self.recipe.start)).average(stage) if self.recipe.start else None
+        return None if self.origin is None else self.origin.average(stage)
+
+    def student(self, stage: str, *, after: str) -> dict[str, Tensor]:
+        """Return the weights that a student starts from: those of the stage `after`.
+
+        Where that one has no steps, the student of the origin goes on.
+        """
+        if self.origin is not None and not self.steps(after):
+            return self.origin.average(stage)
+        return self.average(after)
 
     def average(self, stage: str) -> dict[str, Tensor]:
-        """Return the averaged weights of a stage. Raises CheckpointError if it has not run."""
+        """Return the averaged weights of a stage: the origin's if it has no steps here.
+
+        Raises CheckpointError if it has not run.
+        """
+        if self.origin is not None and not self.steps(stage):
+            return self.origin.average(stage)
         return part(load_state(self.folder / stage / "state.safetensors").tensors, "average")
+
+    def steps(self, stage: str) -> int:
+        return int(getattr(self.recipe.steps, stage))
 
     def export(self, variant: Variant, folder: Path) -> None:
         """Write the averaged weights of a variant, with the VAE, as a checkpoint folder."""
@@ -147,5 +172,7 @@ class Training:
 
     def run(self, stage: str, *, cpu_seconds: float | None = None) -> bool:
         """Run a stage, from its saved state on; return whether it is finished."""
+        if not self.steps(stage):
+            return True
         intervals = Intervals(self.recipe.save_every, self.recipe.sheet_every)
         return run_stage(self.makers[stage](), self.folder, intervals, cpu_seconds=cpu_seconds)

@@ -3,7 +3,8 @@
 The generator runs its six steps through the pyramid, with gradients through all of them. Base is
 the real score, as in Helios: its flow covers all noise levels at full resolution. The critic starts
 as Base and follows the generator's results; a head on its hidden tokens tells real latents from
-generated ones (arXiv 2405.14867).
+generated ones (arXiv 2405.14867). In nano's world a history and a caption determine the chunk that
+follows, so that the generator also regresses it where the history is real.
 """
 
 from pathlib import Path
@@ -20,7 +21,11 @@ from helios_serve.model_executor.models.helios.conditioning import draw_chunk_no
 from helios_serve.model_executor.models.helios.embeddings import make_rope
 from helios_serve.model_executor.training.codec import Codec
 from helios_serve.model_executor.training.dense import dense_forward, dense_tokens
-from helios_serve.model_executor.training.distillation.ode_stage import STUDENT_STEPS, student_sheet
+from helios_serve.model_executor.training.distillation.ode_stage import (
+    FEWEST_STEPS,
+    STUDENT_STEPS,
+    student_sheet,
+)
 from helios_serve.model_executor.training.flow_stage import FlowBatch, draw_batch
 from helios_serve.model_executor.training.latent_pool import LatentPool
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
@@ -39,6 +44,19 @@ from helios_serve.model_executor.training.windows import (
 CRITIC_LEVELS = (0.5, 1.2)
 RATE = 0.1
 """Learning rates of the generator, over those of the first training; the critic has twice these."""
+FEWEST_SHARE = 0.25
+"""The share of generated batches with one step per stage."""
+REGRESSION_KNEE = 0.2
+"""The error of a latent above which the regression is linear: far ones do not blur the rest."""
+
+
+class Generated(NamedTuple):
+    """Latents (batch, 16, 9, h, w) and what they follow. `known` (batch,) marks those whose true
+    chunk is the batch's target: their history is real, and not empty."""
+
+    batch: FlowBatch
+    latents: Tensor
+    known: Tensor
 
 
 class Scores(NamedTuple):
@@ -88,14 +106,17 @@ class DmdStage:
         self.critic_optimizer = Optimizer(
             self.critic, muon_rate=2 * rates[0], adam_rate=2 * rates[1]
         )
-        self.rollout = Rollout(
-            self.model,
-            variant_config("distilled", self.model.transformer.config),
-            recipe.geometry,
-            seeds=[0],
-            steps=STUDENT_STEPS,
-            recompute=recipe.low_memory,
-        )
+        self.rollouts = [
+            Rollout(
+                self.model,
+                variant_config("distilled", self.model.transformer.config),
+                recipe.geometry,
+                seeds=[0],
+                steps=steps,
+                recompute=recipe.low_memory,
+            )
+            for steps in (STUDENT_STEPS, FEWEST_STEPS)
+        ]
 
     def step(self, index: int) -> dict[str, float]:
         rng = np.random.default_rng([self.recipe.seed, 22, index])
@@ -109,12 +130,15 @@ class DmdStage:
     def train_generator(
         self, rng: np.random.Generator, index: int, scale: float
     ) -> dict[str, float]:
-        batch, latents = self.generate(rng, with_gradient=True)
+        batch, latents, known = self.generate(rng, with_gradient=True)
         # The gradient of the latents first, so that the graphs of the scores and of the generator
         # are never in memory together.
         leaf = latents.detach().requires_grad_()
         matching, adversarial = self.generator_losses(leaf, batch, torch_generator(rng))
-        torch.autograd.backward(matching + self.recipe.adversarial * adversarial)
+        regression = regression_loss(leaf, batch.target, known)
+        torch.autograd.backward(
+            matching + self.recipe.adversarial * adversarial + self.recipe.regression * regression
+        )
         assert leaf.grad is not None
         torch.autograd.backward(latents, leaf.grad)
         self.critic.zero_grad(set_to_none=True)
@@ -122,6 +146,7 @@ class DmdStage:
         return {
             "loss": float(matching.detach()),
             "adversarial": float(adversarial.detach()),
+            "regression": float(regression.detach()),
             "norm": norm,
         }
 
@@ -140,7 +165,7 @@ class DmdStage:
         return matching, adversarial
 
     def train_critic(self, rng: np.random.Generator, index: int, scale: float) -> dict[str, float]:
-        batch, latents = self.generate(rng, with_gradient=False)
+        batch, latents, _ = self.generate(rng, with_gradient=False)
         generator = torch_generator(rng)
         noisy, levels = self.noised(latents, generator)
         fake = self.scores(noisy, levels, batch)
@@ -153,27 +178,28 @@ class DmdStage:
         self.critic_optimizer.step(index, scale)
         return {"critic": float(following.detach()), "telling": float(telling.detach())}
 
-    def generate(
-        self, rng: np.random.Generator, *, with_gradient: bool
-    ) -> tuple[FlowBatch, Tensor]:
+    def generate(self, rng: np.random.Generator, *, with_gradient: bool) -> Generated:
         """Generate the chunk after real history or, every other time, after a generated one."""
         batch = draw_batch(rng, self.pool, self.recipe, always_captioned=True)
+        rollout = self.rollouts[int(rng.random() < FEWEST_SHARE)]
+        known = batch.window.abs().amax(dim=(1, 2, 3, 4)) > 0
         with torch.no_grad():
             if rng.random() < self.recipe.own_history:
-                latents = self.denoise(batch, rng)
+                known = torch.zeros_like(known)
+                latents = self.denoise(rollout, batch, rng)
                 past = torch.cat([batch.window[:, :, 1:], latents], dim=2)
                 anchor = batch.window[:, :, :1]
                 is_first = anchor.abs().amax(dim=(1, 2, 3, 4), keepdim=True) == 0
                 anchor = torch.where(is_first, latents[:, :, :1], anchor)
                 batch = batch._replace(window=full_window(past, anchor))
         with torch.set_grad_enabled(with_gradient):
-            return batch, self.denoise(batch, rng)
+            return Generated(batch, self.denoise(rollout, batch, rng), known)
 
-    def denoise(self, batch: FlowBatch, rng: np.random.Generator) -> Tensor:
+    def denoise(self, rollout: Rollout, batch: FlowBatch, rng: np.random.Generator) -> Tensor:
         noises = [
             draw_chunk_noise(torch_generator(rng), self.recipe.geometry, 3) for _ in batch.captions
         ]
-        return self.rollout.denoise(batch.window, self.model.encode(batch.captions), noises)
+        return rollout.denoise(batch.window, self.model.encode(batch.captions), noises)
 
     def noised(self, latents: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Return noisy latents and their levels (batch,), between 0.02 and 0.98."""
@@ -229,6 +255,12 @@ class DmdStage:
 
     def sheet(self, path: Path) -> dict[str, float]:
         return student_sheet(path, self.recipe, self.optimizer.average, self.codec)
+
+
+def regression_loss(latents: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Return the mean distance of latents to the true ones where these are `known`, else 0."""
+    error = F.smooth_l1_loss(latents, target, reduction="none", beta=REGRESSION_KNEE)
+    return (error.mean(dim=(1, 2, 3, 4)) * known).mean()
 
 
 def torch_generator(rng: np.random.Generator) -> Generator:

@@ -198,8 +198,9 @@ def switch_figure(subject: Subject, count: int) -> Figure:
 
 def rendered(subject: Subject, case: Case, frames: int) -> Tensor:
     rng = np.random.default_rng(case.seed)
-    clip = Clip((case.scene,), draw_starts(rng, case.scene, subject.recipe.size))
-    return torch.from_numpy(render(clip, frames, subject.recipe.size))
+    recipe = subject.recipe
+    clip = Clip((case.scene,), draw_starts(rng, recipe.grammar, case.scene, recipe.size))
+    return torch.from_numpy(render(clip, frames, recipe.size))
 
 
 def watch(subject: Subject, rollout: Rollout, cases: list[Case], chunks: int) -> list[Video]:

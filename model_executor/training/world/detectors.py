@@ -12,6 +12,7 @@ from helios_serve.model_executor.training.world.palette import (
     SIZES,
     background_rows,
 )
+from helios_serve.model_executor.training.world.renderer import coverage, offsets
 from helios_serve.model_executor.training.world.scene import Scene, Thing
 
 Floats = NDArray[np.float32]
@@ -22,12 +23,17 @@ BACKGROUND_TOLERANCE = 48.0
 COLOUR_TOLERANCE = 60.0
 """RGB distance from a colour that is looked for. The edge of another object may come near it, as
 blue over a field does to black, but only in a few pixels."""
-MIN_AREA, MAX_AREA = 60, 700
-"""Pixels of an object: a small triangle has about 100, a large ball 380."""
+MIN_AREA, MAX_AREA = 60, 900
+"""Pixels of an object: a small triangle has about 170, a large ball 530."""
 COMPACT = (0.13, 0.26)
 """Spread of an object's pixels (variance over area): 0.159 for a disc, 0.192 for a triangle."""
 FRAMES_APART = 8
 """Motion is measured over this many frames: the codec freezes it within groups of four."""
+FILLED = {"ball": np.pi / 4, "square": 0.88**2, "triangle": 0.64**2 * 3**1.5 / 4}
+"""The area of each shape over its squared side."""
+LEAST_OVERLAP = 0.7
+"""Overlap with the picture of a shape below which an object has none. True objects have 0.97 or
+more, and 0.77 or more once the VAE has encoded and decoded them; a square has 0.83 with a ball."""
 STILL_BELOW = 0.5
 """Pixels per frame below which an object counts as still."""
 
@@ -77,13 +83,15 @@ def detect(video: NDArray[np.uint8], *, colour: str | None = None) -> Detection:
     share = len(whole) / len(frames)
     if not seen:
         return Detection(background, None, None, None, None, 0.0, 0.0)
-    names = most_common([find_colour(frame, spot) for frame, spot in paired(frames, sightings)])
+    pairs = paired(frames, sightings)
+    name = most_common([find_colour(frame, spot) for frame, spot in pairs])
     if not whole:
-        return Detection(background, names, None, None, None, 0.0, share)
-    shapes = most_common([find_shape(spot.mask) for spot in whole])
-    sizes = find_size(shapes, float(np.median([spot.mask.sum() for spot in whole])))
+        return Detection(background, name, None, None, None, 0.0, share)
+    covers = [covered(frame, rows, name) * spot.mask for frame, spot in pairs if spot.is_one]
+    shape = most_common([find_shape(cover) for cover in covers]) or None
+    size = shape and find_size(shape, float(np.median([cover.sum() for cover in covers])))
     motion, speed = find_motion(sightings, frames.shape[1:3])
-    return Detection(background, names, shapes, sizes, motion, speed, share)
+    return Detection(background, name, shape, size, motion, speed, share)
 
 
 def paired(frames: Floats, sightings: list[Sighting | None]) -> list[tuple[Floats, Sighting]]:
@@ -118,13 +126,17 @@ def sight(frame: Floats, rows: Floats, colour: str | None) -> Sighting | None:
     return Sighting((x, y), mask, compact and area <= MAX_AREA)
 
 
-def circular(places: NDArray[np.int64], length: int) -> tuple[float, float]:
-    """Return the mean and variance of places on a circle."""
+def circular(
+    places: NDArray[np.int64], length: int, weights: Floats | None = None
+) -> tuple[float, float]:
+    """Return the mean and variance of places on a circle, each with its weight."""
     angles = places * (2 * np.pi / length)
-    mean = float(np.angle(np.exp(1j * angles).sum()) * length / (2 * np.pi)) % length
+    turns = np.exp(1j * angles) * (1.0 if weights is None else weights)
+    mean = float(np.angle(turns.sum()) * length / (2 * np.pi)) % length
     away = (places - mean + length / 2) % length - length / 2
     # The circular mean of a lopsided shape is slightly off its centroid.
-    return (mean + float(away.mean())) % length, float(away.var())
+    shift = float(np.average(away, weights=weights))
+    return (mean + shift) % length, float(np.average(np.square(away - shift), weights=weights))
 
 
 def find_colour(frame: Floats, sighting: Sighting) -> str:
@@ -135,28 +147,38 @@ def find_colour(frame: Floats, sighting: Sighting) -> str:
     return list(COLOURS)[int(np.bincount(nearest).argmax())]
 
 
-def find_shape(mask: Mask) -> str:
-    """Tell shapes apart by their widths: those of a triangle grow downwards, a ball's vary."""
-    ys, xs = np.nonzero(mask)
-    height, width = mask.shape
-    centred = np.roll(
-        mask,
-        (height // 2 - round(circular(ys, height)[0]), width // 2 - round(circular(xs, width)[0])),
-        axis=(0, 1),
+def covered(frame: Floats, rows: Floats, colour: str) -> Floats:
+    """Return how much of each pixel an object of a colour covers, 0 to 1."""
+    away = np.array(COLOURS[colour], dtype=np.float32) - rows[:, None]
+    share = ((frame - rows[:, None]) * away).sum(axis=2) / np.square(away).sum(axis=2)
+    cover: Floats = np.clip(share, 0, 1)
+    return cover
+
+
+def find_shape(cover: Floats) -> str:
+    """Return the shape whose picture, of the same area and centre, overlaps most with an object.
+
+    `cover` is how much of each pixel it covers. Returns "" if no shape overlaps enough.
+    """
+    ys, xs = np.indices(cover.shape)
+    x, y = (
+        circular(places.ravel(), length, cover.ravel())[0]
+        for places, length in ((xs, cover.shape[1]), (ys, cover.shape[0]))
     )
-    widths = centred.sum(axis=1).astype(np.float32)
-    widths = widths[widths >= 2]
-    quarter = max(1, len(widths) // 4)
-    top, bottom = widths[:quarter].mean(), widths[-quarter:].mean()
-    if bottom > 1.8 * top:
-        return "triangle"
-    return "square" if (top + bottom) / 2 > 0.84 * widths.max() else "ball"
+    right = offsets(np.array([x], dtype=np.float32), cover.shape[1])
+    down = offsets(np.array([y], dtype=np.float32), cover.shape[0])[0][:, None]
+    overlaps = {}
+    for shape, filled in FILLED.items():
+        picture = coverage(shape, float(np.sqrt(cover.sum() / filled)), right, down)
+        common, either = np.minimum(cover, picture), np.maximum(cover, picture)
+        overlaps[shape] = float(common.sum() / max(either.sum(), 1.0))
+    best = max(overlaps, key=lambda shape: overlaps[shape])
+    return best if overlaps[best] >= LEAST_OVERLAP else ""
 
 
 def find_size(shape: str, area: float) -> str:
     """Return the size whose object of that shape has the nearest area."""
-    factor = {"ball": np.pi / 4, "square": 0.88**2, "triangle": 0.64**2 * 3**1.5 / 4}[shape]
-    side = np.sqrt(area / factor)
+    side = np.sqrt(area / FILLED[shape])
     return min(SIZES, key=lambda name: abs(SIZES[name] - side))
 
 

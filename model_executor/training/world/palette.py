@@ -26,8 +26,9 @@ BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 }
 """The colours of the first and the last row of each background, RGB. Rows between are blended."""
 
-SIZES: dict[str, int] = {"small": 14, "medium": 18, "large": 22}
-"""Sides of objects in pixels. Captions leave "medium" out."""
+SIZES: dict[str, int] = {"small": 18, "medium": 22, "large": 26}
+"""Sides of objects in pixels. Captions leave "medium" out. At 14 pixels the codec loses what tells
+a square from a ball."""
 
 MOTIONS: dict[str, tuple[int, int]] = {
     "right": (1, 0),

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helios_serve.model_executor.training.world.palette import COLOURS, SIZES, background_rows
-from helios_serve.model_executor.training.world.scene import Clip, Thing
+from helios_serve.model_executor.training.world.scene import Clip
 
 Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]
@@ -22,7 +22,8 @@ def render(clip: Clip, frames: int, size: tuple[int, int]) -> Frames:
         down = offsets(centres[:, index, 1], height)[:, :, None]
         for thing in dict.fromkeys(scene.things[index] for scene in clip.scenes):
             shown = [clip.scene_at(frame).things[index] == thing for frame in range(frames)]
-            cover = coverage(thing, right[shown], down[shown])[..., None]
+            side = SIZES[thing.size]
+            cover = coverage(thing.shape, side, right[shown], down[shown])[..., None]
             colour = np.array(COLOURS[thing.colour], dtype=np.float32)
             video[shown] += cover * (colour - video[shown])
     return np.round(video).astype(np.uint8)
@@ -34,19 +35,18 @@ def offsets(centres: Floats, length: int) -> Floats:
     return (distance + length / 2) % length - length / 2
 
 
-def coverage(thing: Thing, right: Floats, down: Floats) -> Floats:
+def coverage(shape: str, side: float, right: Floats, down: Floats) -> Floats:
     """Return how much of each pixel an object covers, 0 to 1."""
-    covered: Floats = np.clip(0.5 - distance(thing, right, down), 0, 1)
+    covered: Floats = np.clip(0.5 - distance(shape, side, right, down), 0, 1)
     return covered
 
 
-def distance(thing: Thing, right: Floats, down: Floats) -> Floats:
+def distance(shape: str, side: float, right: Floats, down: Floats) -> Floats:
     """Return the signed distance to the object's edge in pixels, negative inside."""
-    side = SIZES[thing.size]
     across = np.abs(right)
-    if thing.shape == "ball":
+    if shape == "ball":
         return np.hypot(right, down) - np.float32(side / 2)
-    if thing.shape == "square":
+    if shape == "square":
         return np.maximum(across, np.abs(down)) - np.float32(0.44 * side)
     # An equilateral triangle that points up, with its corners on a circle.
     radius = np.float32(0.64 * side)

@@ -52,12 +52,15 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     - `sizes`: the sizes that occur.
     - `two_things`: the share of scenes with two objects.
     - `switches`: the share of clips whose scene changes at a chunk edge.
+    - `grid`: objects start at multiples of so many pixels. With 8, the distance of latent pixels,
+      there are few ways in which an object and the latent pixels meet, and few to learn.
     """
 
     still: float = 0.1
     sizes: tuple[str, ...] = ("small", "medium", "large")
     two_things: float = 0.0
     switches: float = 0.15
+    grid: int = 1
 
 
 class Clip(msgspec.Struct, frozen=True):
@@ -131,7 +134,7 @@ def draw_clip(
         at = int(rng.integers(1, chunks))
         other = switched(rng, grammar, first, held_out=held_out)
         scenes[at:] = [other] * (chunks - at)
-    return Clip(tuple(scenes), draw_starts(rng, first, size))
+    return Clip(tuple(scenes), draw_starts(rng, grammar, first, size))
 
 
 def switched(rng: Generator, grammar: Grammar, scene: Scene, *, held_out: bool) -> Scene:
@@ -148,17 +151,19 @@ def moves_along_x(*scenes: Scene) -> bool:
 
 
 def draw_starts(
-    rng: Generator, scene: Scene, size: tuple[int, int]
+    rng: Generator, grammar: Grammar, scene: Scene, size: tuple[int, int]
 ) -> tuple[tuple[float, float], ...]:
     """Draw a start position for one object; two objects start in the middle of their own lanes."""
     height, width = size
+
+    def place(length: int) -> float:
+        return float(grammar.grid * rng.integers(length // grammar.grid))
+
     if len(scene.things) == 1:
-        return ((float(rng.integers(width)), float(rng.integers(height))),)
+        return ((place(width), place(height)),)
     if moves_along_x(scene):
-        return tuple(
-            (float(rng.integers(width)), height * (0.25 + 0.5 * lane)) for lane in range(2)
-        )
-    return tuple((width * (0.25 + 0.5 * lane), float(rng.integers(height))) for lane in range(2))
+        return tuple((place(width), height * (0.25 + 0.5 * lane)) for lane in range(2))
+    return tuple((width * (0.25 + 0.5 * lane), place(height)) for lane in range(2))
 
 
 def pick(rng: Generator, names: tuple[str, ...]) -> str:

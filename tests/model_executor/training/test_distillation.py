@@ -13,9 +13,14 @@ from torch import Tensor
 from helios_serve.errors import CheckpointError
 from helios_serve.model_executor.models.helios.samplers import SamplerState, advance
 from helios_serve.model_executor.models.helios.schedule import denoise_schedule
-from helios_serve.model_executor.training.distillation.dmd_stage import DmdStage
+from helios_serve.model_executor.training.distillation.dmd_stage import (
+    REGRESSION_KNEE,
+    DmdStage,
+    regression_loss,
+)
 from helios_serve.model_executor.training.distillation.ode_stage import OdeStage
 from helios_serve.model_executor.training.distillation.teacher_pairs import make_pairs
+from helios_serve.model_executor.training.flow_stage import draw_batch
 from helios_serve.model_executor.training.nano_model import NanoModel
 from helios_serve.model_executor.training.training import Training
 from helios_serve.model_executor.training.windows import full_window
@@ -135,7 +140,7 @@ def test_little_memory_gives_the_same_gradients(training: Training) -> None:
 def test_matching_pulls_towards_the_real_score(training: Training) -> None:
     """Without an adversary, the gradient of the latents is fake minus real, over their distance."""
     stage = dmd_stage(training)
-    batch, latents = stage.generate(np.random.default_rng(0), with_gradient=False)
+    batch, latents, _ = stage.generate(np.random.default_rng(0), with_gradient=False)
     leaf = latents.clone().requires_grad_()
     matching, _ = stage.generator_losses(leaf, batch, torch.Generator().manual_seed(0))
     torch.autograd.backward(matching)
@@ -161,3 +166,37 @@ def test_the_critic_learns_and_leaves_the_generator_alone(training: Training) ->
     )
     assert np.mean(told[-3:]) < np.mean(told[:3])
     assert all(not parameter.requires_grad for parameter in stage.real.parameters())
+
+
+def test_a_chunk_is_known_after_a_real_history_only(training: Training) -> None:
+    """Then the batch's target is what follows; after an empty or a generated one it is not."""
+    rng = np.random.default_rng(0)
+    own = dmd_stage(training, own_history=1.0, dmd_batch=12).generate(rng, with_gradient=False)
+    assert not own.known.any()
+    assert (own.batch.window != 0).flatten(1).any(dim=1).all()
+    real = dmd_stage(training, own_history=0.0, dmd_batch=12).generate(rng, with_gradient=False)
+    present = (real.batch.window != 0).flatten(1).any(dim=1)
+    assert torch.equal(real.known, present)
+    assert 0 < int(present.sum()) < len(present)
+
+
+def test_regression_pulls_towards_the_true_chunk() -> None:
+    latents = torch.randn(3, 16, 9, 8, 8, requires_grad=True)
+    target = latents.detach() + torch.tensor([5.0, -5.0, 5.0]).view(-1, 1, 1, 1, 1)
+    loss = regression_loss(latents, target, torch.tensor([True, True, False]))
+    assert float(loss.detach()) == pytest.approx((5 - REGRESSION_KNEE / 2) * 2 / 3, rel=1e-4)
+    (gradient,) = torch.autograd.grad(loss, latents)
+    assert (gradient[0] < 0).all()
+    assert (gradient[1] > 0).all()
+    assert not gradient[2].any()
+
+
+def test_the_student_is_trained_at_two_steps_and_at_one(training: Training) -> None:
+    stage = dmd_stage(training)
+    counts = [[len(served.steps) for served in rollout.schedule] for rollout in stage.rollouts]
+    assert counts == [[2, 2, 2], [1, 1, 1]]
+    first, second = (
+        stage.denoise(rollout, draw_batch(rng, training.pool, stage.recipe), rng)
+        for rollout, rng in ((item, np.random.default_rng(0)) for item in stage.rollouts)
+    )
+    assert not torch.equal(first, second)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from helios_serve.errors import CheckpointError
+from helios_serve.model_executor.training.distillation.dmd_stage import DmdStage
 from helios_serve.model_executor.training.flow_stage import FlowStage
-from helios_serve.model_executor.training.recipe import Recipe, tiny_recipe, write_recipe
+from helios_serve.model_executor.training.recipe import Recipe, Steps, tiny_recipe, write_recipe
 from helios_serve.model_executor.training.training import Training
 
 STAGES = ("vae", "base", "mid", "ode", "dmd")
@@ -128,3 +129,32 @@ def test_a_training_starts_from_another_at_a_larger_size(
     assert torch.equal(larger.codec.components, training.codec.components)
     assert stage.pool.latents.shape[-2:] == (8, 16)
     assert not (tmp_path / "codec.safetensors").exists()
+
+
+def test_a_continued_training_keeps_the_stages_that_it_does_not_run(
+    training: Training, tmp_path: Path
+) -> None:
+    """Their weights are those of its origin, and a student goes on where the origin's stopped."""
+    steps = Steps(vae=0, base=2, mid=0, ode=0, dmd=1)
+    recipe = msgspec.structs.replace(training.recipe, start=str(training.folder), steps=steps)
+    continued = Training(tmp_path / "second", recipe)
+    for stage in STAGES:
+        assert continued.run(stage)
+    assert {path.name for path in continued.folder.iterdir() if path.is_dir()} == {
+        "base",
+        "dmd",
+        "pool",
+    }
+    for stage in STAGES:
+        own, old = continued.average(stage), training.average(stage)
+        same = all(torch.equal(own[name], old[name]) for name in old)
+        assert same == (stage not in ("base", "dmd"))
+    recipe = msgspec.structs.replace(
+        recipe, start=str(continued.folder), steps=Steps(vae=0, base=0, mid=0, ode=0, dmd=1)
+    )
+    third = Training(tmp_path / "third", recipe)
+    stage = third.makers["dmd"]()
+    assert isinstance(stage, DmdStage)
+    student = dict(stage.model.named_parameters())
+    assert all(torch.equal(student[name], item) for name, item in continued.average("dmd").items())
+    assert torch.equal(third.codec.components, training.codec.components)

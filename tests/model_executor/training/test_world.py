@@ -8,6 +8,7 @@ import pytest
 from helios_serve.model_executor.training.world.captions import read_caption, write_caption
 from helios_serve.model_executor.training.world.detectors import detect
 from helios_serve.model_executor.training.world.palette import (
+    COLOURS,
     MOTIONS,
     SHAPE_WORDS,
     SIZES,
@@ -113,3 +114,36 @@ def test_a_clip_depends_on_its_seed_alone() -> None:
     assert clips[0] == clips[1]
     other = draw_clip(np.random.default_rng(8), Grammar(), chunks=4, size=SIZE)
     assert other != clips[0]
+
+
+@pytest.mark.parametrize("things", [0.0, 1.0])
+def test_objects_start_on_the_grid(things: float) -> None:
+    rng = np.random.default_rng(4)
+    grammar = Grammar(grid=8, two_things=things)
+    starts = {
+        place
+        for _ in range(60)
+        for start in draw_clip(rng, grammar, chunks=1, size=SIZE).starts
+        for place in start
+    }
+    assert starts == set(range(0, 64, 8))
+
+
+@pytest.mark.parametrize("shape", SHAPE_WORDS)
+def test_a_shape_is_recognized_through_blur(shape: str) -> None:
+    """As a codec leaves it: corners are rounded, edges soft."""
+    scene = Scene((Thing("purple", shape, "small", "right"),), "field")
+    video = render(Clip((scene,), ((16.0, 60.0),)), 9, SIZE).astype(np.float32)
+    for axis in (1, 2, 1, 2):
+        video = (np.roll(video, 1, axis) + 2 * video + np.roll(video, -1, axis)) / 4
+    assert detect(video.round().astype(np.uint8)).shape == shape
+
+
+def test_an_object_without_one_of_the_shapes_has_none() -> None:
+    """A cross is as compact as a triangle is."""
+    video = np.repeat(background_rows("field", 64)[None, :, None], 9, axis=0).repeat(64, axis=2)
+    video[:, 20:44, 28:36] = video[:, 28:36, 20:44] = COLOURS["red"]
+    found = detect(video.round().astype(np.uint8))
+    assert (found.colour, found.motion, found.one_object) == ("red", "still", 1.0)
+    assert found.shape is None
+    assert found.size is None
