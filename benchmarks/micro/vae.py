@@ -127,8 +127,9 @@ def measure_seams(videos: int, chunks: int, device: torch.device) -> list[dict[s
     assert vae is not None
     size, rng, rows = default_size(DEFAULT_MODEL), np.random.default_rng(0), []
     for number in range(videos):
-        scene = draw_scene(rng, Grammar(), held_out=True, things=1)
-        starts = draw_starts(rng, scene, (size.height, size.width))
+        grammar = Grammar()
+        scene = draw_scene(rng, grammar, held_out=True, things=1)
+        starts = draw_starts(rng, grammar, scene, (size.height, size.width))
         clip = render(Clip((scene,), starts), chunks * CHUNK_FRAMES, (size.height, size.width))
         truth = torch.from_numpy(clip)
         made = helios.stream(

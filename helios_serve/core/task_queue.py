@@ -233,8 +233,8 @@ class TaskQueue(Generic[Task]):
         """Return the device that keeps its session, or its preferred one, if that is free and no
         step has a claim on it; else the first one without a claim."""
         keeper = self._keepers.get(queued.session.session_id)
-        names = (name for name in (keeper, queued.preferred) if name is not None)
-        wished = [free[name] for name in names if name in free]
+        names = [name for name in (keeper, queued.preferred) if name is not None]
+        wished: list[Device] = [free[name] for name in names if name in free]
         first = next(iter(free.values()))
         if queued.session.is_priority or queued.is_owed:
             return next(iter(wished), first)

@@ -133,7 +133,7 @@ def test_objects_start_on_the_grid(things: float) -> None:
 def test_a_shape_is_recognized_through_blur(shape: str) -> None:
     """As a codec leaves it: corners are rounded, edges soft."""
     scene = Scene((Thing("purple", shape, "small", "right"),), "field")
-    video = render(Clip((scene,), ((16.0, 60.0),)), 9, SIZE).astype(np.float32)
+    video = render(Clip((scene,), ((16.0, 60.0),)), 9, SIZE).astype(float)
     for axis in (1, 2, 1, 2):
         video = (np.roll(video, 1, axis) + 2 * video + np.roll(video, -1, axis)) / 4
     assert detect(video.round().astype(np.uint8)).shape == shape
