@@ -103,8 +103,7 @@ def is_tanh_gelu(activate: Callable[..., Tensor], device: torch.device, dtype: t
     powers = (2.0 ** -(torch.arange(PROBE_WIDTH) % 8)).to(dtype)
     x, weight = torch.zeros(PROBE_ROWS, PROBE_WIDTH), torch.zeros(PROBE_WIDTH, PROBE_WIDTH)
     x[:, 0], weight[:, 0] = steps, powers
-    bias = torch.zeros(PROBE_WIDTH)
-    given = [tensor.to(device, dtype) for tensor in (bias, x, weight)]
+    given = [tensor.to(device, dtype) for tensor in (torch.zeros(PROBE_WIDTH), x, weight)]
     got = activate(given[0], given[1], given[2].t(), use_gelu=True).cpu().double()
     exact = F.gelu(torch.outer(steps.double(), powers.double()), approximate="tanh")
     rounding = exact.abs() * (torch.finfo(dtype).eps / 2)

@@ -36,8 +36,7 @@ class Codec(NamedTuple):
 
     def encode(self, frames: Tensor) -> Tensor:
         """RGB frames (..., 33, height, width, 3), uint8 -> latents (..., 16, 9, h, w)."""
-        latents = (blocks_of(frames) - self.mean) @ self.components.T * self.scale
-        return latents.movedim(-1, -4)
+        return ((blocks_of(frames) - self.mean) @ self.components.T * self.scale).movedim(-1, -4)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (..., 16, 9, h, w) -> RGB frames (..., 33, height, width, 3), uint8."""

@@ -30,8 +30,13 @@ def frames_of(data: bytes) -> np.ndarray:
 
 
 def played(url: str, headers: str = "") -> np.ndarray:
-    """Return the frames that FFmpeg reads from a URL; their timestamps must be evenly spaced."""
-    with av.open(url, options={"live_start_index": "0", "headers": headers}) as container:
+    """Return the frames that FFmpeg reads from a URL; their timestamps must be evenly spaced.
+
+    `headers` are lines of requests, each with its CRLF.
+    """
+    # FFmpeg ends headers that lack a CRLF with one, also none at all, which begins another request.
+    given = {"headers": headers} if headers else {}
+    with av.open(url, options={"live_start_index": "0"} | given) as container:
         frames = list(container.decode(video=0))
     times = [frame.pts for frame in frames]
     assert times == [index * 512 for index in range(len(frames))]

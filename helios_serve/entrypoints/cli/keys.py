@@ -45,8 +45,7 @@ def add_command(commands: Any) -> None:
     listing = actions.add_parser("list", help="list all keys, without the secrets")
     revoking = actions.add_parser("revoke", help="revoke a key")
     revoking.add_argument("id", help="id of the key, as listed")
-    runs = ((creating, create), (adding, add), (listing, show), (revoking, revoke))
-    for action, run in runs:
+    for action, run in ((creating, create), (adding, add), (listing, show), (revoking, revoke)):
         action.set_defaults(run=run)
         add_data_dir(action, "data folder of the server, which may be running")
 

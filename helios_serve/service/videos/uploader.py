@@ -124,7 +124,7 @@ class Uploader:
         await asyncio.to_thread(self.uploads.postpone, upload, self.clock() + delay)
 
     async def _bring_up_to_date(self, upload: VideoUpload) -> None:
-        """VideoUpload what is stored here and not there, and delete what is not to be there."""
+        """Upload what is stored here and not there, and delete what is not to be there."""
         if upload.is_deleted:
             await self.objects.delete_folder(folder_name(upload.video_id))
             await asyncio.to_thread(self.uploads.forget, upload.video_id)
@@ -143,7 +143,7 @@ class Uploader:
         await asyncio.to_thread(self.uploads.rest, upload)
 
     async def _put_segments(self, job: StoredJob, upload: VideoUpload) -> None:
-        """VideoUpload the segments that are not uploaded, and before the first one the header."""
+        """Upload the segments that are not uploaded, and before the first one the header."""
         stored = upload.next_chunk
         for chunk in range(max(stored, job.first_chunk), job.next_chunk):
             if stored <= job.first_chunk:
@@ -156,7 +156,7 @@ class Uploader:
             stored = chunk + 1
 
     async def _put_video(self, job: StoredJob) -> None:
-        """VideoUpload the finished MP4, which is then not kept here: it can be made again."""
+        """Upload the finished MP4, which is then not kept here: it can be made again."""
         path = await asyncio.to_thread(self.files.get, job, "video")
         await self._put(job, "video", path)
         await asyncio.to_thread(self.uploads.add_video, job.id)

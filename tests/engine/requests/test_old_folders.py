@@ -115,7 +115,7 @@ def test_a_folder_is_migrated_once(old: Path) -> None:
     for _ in range(2):
         VideoStore(old).close()
     with closing(sqlite3.connect(old / "jobs.sqlite3")) as rows:
-        assert rows.execute("PRAGMA user_version").fetchone() == (4,)
+        assert rows.execute("PRAGMA user_version").fetchone() == (5,)
         for column in ("checksum", "queue_seconds", "decode_seconds"):
             assert rows.execute(f"SELECT DISTINCT {column} FROM jobs").fetchall() == [(None,)]
 
