@@ -223,7 +223,7 @@ class TaskQueue(Generic[Task]):
             self.queue.push(session, front=front)
 
     def _next(self, free: Collection[Device]) -> Session | None:
-        """Remove the next session of whose tasks one of the `free` devices may begin one."""
+        """Remove and return the next session that has a task for one of the `free` devices."""
         return self.queue.pop(
             with_priority=all(self._step_claim(device).is_priority for device in free),
             only_owed=all(any(self._step_claim(device)) for device in free),

@@ -4,13 +4,16 @@ r"""Compares our server with vLLM-Omni's and SGLang's own Helios, under the same
         [--sessions 4 8] [--timing poll] [--model FOLDER] [--result-dir results/peers]
     python benchmarks/micro/peers/vs_servers.py --timing media --servers vllm-omni \
         helios-in-vllm-omni
+    python benchmarks/micro/peers/vs_servers.py --capacity
 
 Sessions start half a second apart and have 2 to 8 chunks. Each round starts each server alone,
 runs `helios-serve bench serve` with the same trace for each number of sessions, and stops the
 server; every other round has the opposite order. Polls time all three servers alike, and
 see whole videos only. `--timing media` times the chunks of live sessions, which SGLang lacks for
 Helios. The checkpoint is nano unless --model names another distilled one. Writes the results, a
-table (summary.json) and a report (report.html).
+table (summary.json) and a report (report.html). With `--capacity`, `bench sweep` searches for the
+number of users with which nine of ten videos of 132 frames are good: by polls, those that are
+whole after the time that they play.
 """
 
 import argparse
@@ -35,6 +38,9 @@ OWN = ("helios", "vllm-omni", "sglang")
 CHUNK_FRAMES = 33
 STEPS = [2, 2, 2]
 FPS = 24
+CAPACITY_FRAMES = 132
+NO_GUIDANCE = '{"guidance_scale": 1.0}'
+"""vLLM-Omni guides distilled models too unless it is told not to."""
 ENDPOINTS = {"poll": "/v1/videos", "media": "/v1/realtime/video"}
 GOALS = {"poll": ("e2el:10000",), "media": ("ttfc:4000", "stall:0")}
 
@@ -122,13 +128,32 @@ def bench(url: str, backend: str, trace: Path, file: str, arguments: argparse.Na
         *(sys.executable, "-P", "-m", "helios_serve", "bench", "serve"),
         *("--backend", backend, "--base-url", url, "--endpoint", ENDPOINTS[timing]),
         *("--timing", timing, "--poll-interval", "0.1", "--disable-tqdm"),
-        # vLLM-Omni guides distilled models too unless it is told not to.
-        *("--extra-body", '{"guidance_scale": 1.0}'),
+        *("--extra-body", NO_GUIDANCE),
         *("--dataset-name", "trace", "--dataset-path", str(trace), "--goodput", *GOALS[timing]),
         *("--result-dir", str(arguments.result_dir), "--result-filename", file),
         *("--percentile-metrics", "ttfc,icl,e2el", "--metric-percentiles", "50,99"),
     ]
     return subprocess.run(command, check=False).returncode
+
+
+def find_capacity(name: str, model: Path, arguments: argparse.Namespace) -> int:
+    """Start a server, run `bench sweep`, and stop it. Returns the exit status."""
+    peer, timing, (width, height) = SERVERS[name], arguments.timing, arguments.size
+    goals = GOALS[timing] if timing == "media" else (f"e2el:{1000 * CAPACITY_FRAMES / FPS:g}",)
+    results = arguments.result_dir / f"{name}-capacity-{timing}"
+    with tempfile.TemporaryDirectory() as folder, peer.run(model, Path(folder)) as url:
+        command = [
+            *(sys.executable, "-P", "-m", "helios_serve", "bench", "sweep"),
+            *("--backend", peer.backend, "--base-url", url, "--endpoint", ENDPOINTS[timing]),
+            *("--timing", timing, "--poll-interval", "0.1", "--disable-tqdm"),
+            *("--extra-body", NO_GUIDANCE, "--steps", ",".join(map(str, STEPS))),
+            *("--width", str(width), "--height", str(height), "--fps", str(FPS)),
+            *("--num-frames", str(CAPACITY_FRAMES), "--num-prompts", "25"),
+            *("--search", "users", "--search-limit", "16", "--max-runs", "2", "--target", "0.9"),
+            *("--goodput", *goals, "--result-dir", str(results)),
+            *("--report", str(results.with_suffix(".html"))),
+        ]
+        return subprocess.run(command, check=False).returncode
 
 
 def measure(name: str, model: Path, traces: dict[int, Path], number: int, arguments: Any) -> int:
@@ -193,6 +218,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--sessions", type=int, nargs="+", default=(4, 8), metavar="N")
     parser.add_argument("--timing", choices=tuple(ENDPOINTS), default="poll")
+    parser.add_argument("--capacity", action="store_true", help="search for the number of users")
     parser.add_argument("--size", type=size, default=(64, 64), metavar="WIDTHxHEIGHT")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="a distilled checkpoint")
     parser.add_argument("--result-dir", type=Path, default=Path("results/peers"), metavar="FOLDER")
@@ -208,6 +234,8 @@ def main() -> None:
         given = arguments.model or nano_checkpoint("nano")
         assert given is not None
         model = with_smaller_gamma(given, Path(scratch))
+        if arguments.capacity:
+            sys.exit(max(find_capacity(name, model, arguments) for name in arguments.servers))
         statuses = [
             measure(name, model, traces, number, arguments)
             for number in range(arguments.rounds)
