@@ -251,7 +251,7 @@ class NormSilu(Protocol):
 
 
 class NormKernels(NamedTuple):
-    """The norms of a block, all of which return rows as they are, or all in float8."""
+    """The norms of a block. All of them return rows in the dtype of x, or all in float8."""
 
     modulate: NormModulate | NormModulateFp8
     gated_residual_: GatedResidualNorm | GatedResidualNormFp8

@@ -5,7 +5,7 @@ Nothing here imports torch before a test needs it, because tests of plain Python
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tests.support.tries import FULL, USUAL
 
 if TYPE_CHECKING:
     from helios_serve.model_executor.loader import LoadedModel
+    from tests.support.objects import Bucket
 
 # Read when huggingface_hub is imported: no test leaves this machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -98,3 +99,22 @@ def latent_model() -> ModelLoader:
         return model
 
     return load
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a real S3 server, in which each test has a prefix of its own."""
+    from tests.support.objects import running_s3
+
+    with running_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> "Bucket":
+    """A prefix of the S3 server. Its credentials are in the environment."""
+    from tests.support.objects import CREDENTIALS, new_bucket
+
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return new_bucket(s3)

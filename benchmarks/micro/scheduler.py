@@ -49,7 +49,7 @@ PER_WORKER = 4
 MEMORY_AIM_MB = 200
 ENGINE_WORKERS, ENGINE_AIM = 32, 6e3
 SPREAD = tuple(0.8 + 0.4 * index / 64 for index in range(65))
-"""Factors, one of which is drawn for the time of each plan and task of a simulated worker."""
+"""The time of each plan and task of a simulated worker is multiplied by one of these at random."""
 
 
 class Case(NamedTuple):

@@ -1,4 +1,4 @@
-"""When a worker is given its next plan, and when it is to be looked at for that."""
+"""When a worker gets its next plan, and which workers may need one now."""
 
 import heapq
 import math
@@ -72,7 +72,7 @@ class Timetable:
         """All of `_times`, and entries that do not count any more."""
 
     def __contains__(self, worker_id: str) -> bool:
-        """Whether a worker is to be looked at."""
+        """Whether a worker is due, or has a time at which it will be."""
         return worker_id in self._changed or worker_id in self._times
 
     @property

@@ -76,8 +76,8 @@ class WorkerState:
     """The scheduler's account of one worker that denoises.
 
     `plans` are those in flight, the oldest first. `device` is what the steps run on, with other
-    stages if it has their roles. `clock` returns seconds. `timetable` is told when the worker may
-    need a plan.
+    stages if it has their roles. `clock` returns seconds. The worker reports to
+    `timetable` when it may need a plan.
     """
 
     def __init__(

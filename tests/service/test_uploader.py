@@ -20,32 +20,20 @@ from helios_serve.store.video_store import VideoStore
 from helios_serve.video_request import VideoRequest
 from tests.support.api import frames_of
 from tests.support.objects import (
-    CREDENTIALS,
     Bucket,
     Gate,
     begin_video,
     files_of,
     make_video,
-    new_bucket,
     resume_point,
-    running_s3,
     segment,
 )
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with running_s3() as url:
-        yield url
-
-
-@pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(autouse=True)
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(module, "FIRST_DELAY", 0.1)
-    return new_bucket(s3)
 
 
 @pytest.fixture

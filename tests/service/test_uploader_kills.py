@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,14 +13,8 @@ from helios_serve.store.objects.uploads import PendingObjects, Uploads
 from helios_serve.store.video_store import VideoStore
 from tests.support.deaths import OBJECT_POINTS
 from tests.support.dying_uploader import VIDEOS
-from tests.support.objects import CREDENTIALS, files_of, new_bucket, running_s3, segment
+from tests.support.objects import CREDENTIALS, files_of, new_bucket, segment
 from tests.support.scripts import with_tests
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with running_s3() as url:
-        yield url
 
 
 def run(*arguments: str) -> int:

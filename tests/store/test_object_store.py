@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
@@ -18,21 +17,8 @@ from helios_serve.store.objects.object_store import (
     ObjectStoreError,
     digest_of,
 )
-from tests.support.objects import CREDENTIALS, Bucket, Gate, new_bucket, running_s3
+from tests.support.objects import CREDENTIALS, Bucket, Gate, running_s3
 from tests.support.scripts import with_tests
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with running_s3() as url:
-        yield url
-
-
-@pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    return new_bucket(s3)
 
 
 @pytest.fixture

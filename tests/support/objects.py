@@ -5,8 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 from uuid import uuid4
@@ -33,7 +32,6 @@ SIGNED = {
 }
 """Moto checks that there is a signature, and by default not which."""
 URL = re.compile(r"Running on (http://\S+)")
-PATIENCE = 60.0
 
 
 class Bucket(NamedTuple):
@@ -178,10 +176,3 @@ def files_of(video_id: str, chunks: int, *, is_finished: bool = True) -> list[st
     parts = [f"{chunk:05d}.m4s" for chunk in range(chunks)]
     names = [*parts, "init.mp4", *(["video.mp4"] if is_finished else [])]
     return [f"{video_id}/{name}" for name in names]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)

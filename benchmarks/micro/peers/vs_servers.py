@@ -28,6 +28,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from helios_serve.benchmarks.load.request import SessionRequest
+from helios_serve.benchmarks.load.trace_file import encode_trace
+from helios_serve.benchmarks.measure.record import SessionRecord
+from helios_serve.benchmarks.measure.result_files import json_of, read_result, read_sessions
 from helios_serve.benchmarks.micro.peers.servers import SERVERS, tests_on_path
 from helios_serve.benchmarks.reports import page
 from helios_serve.entrypoints.cli.arguments import size
@@ -36,31 +40,54 @@ from helios_serve.model_executor.models.nano.checkpoint import nano_checkpoint
 OWN = ("helios", "vllm-omni", "sglang")
 """Each with its own Helios."""
 CHUNK_FRAMES = 33
-STEPS = [2, 2, 2]
+STEPS = (2, 2, 2)
 FPS = 24
 CAPACITY_FRAMES = 132
 NO_GUIDANCE = '{"guidance_scale": 1.0}'
-"""vLLM-Omni guides distilled models too unless it is told not to."""
+"""vLLM-Omni also guides distilled models by default."""
 ENDPOINTS = {"poll": "/v1/videos", "media": "/v1/realtime/video"}
 GOALS = {"poll": ("e2el:10000",), "media": ("ttfc:4000", "stall:0")}
+
+
+class Measured(NamedTuple):
+    """The block `helios` of a result, and its sessions."""
+
+    block: dict[str, Any]
+    sessions: list[SessionRecord]
 
 
 class Column(NamedTuple):
     """A figure of a result, and how it is printed."""
 
     name: str
-    value: Callable[[dict[str, Any]], float | None]
+    value: Callable[["Measured"], float | None]
     form: str = "{:.2f}"
 
 
-def percentile(key: str, share: str) -> Callable[[dict[str, Any]], float | None]:
+def percentile(key: str, share: str) -> Callable[[Measured], float | None]:
     """Return a function that reads a percentile, in seconds."""
 
-    def read(result: dict[str, Any]) -> float | None:
-        found = result["helios"]["metrics"].get(key)
+    def read(result: Measured) -> float | None:
+        found = result.block["metrics"].get(key)
         return None if found is None else found["percentiles"][share]["value"] / 1000
 
     return read
+
+
+def stall_free(result: Measured) -> float | None:
+    player = result.block["player"]
+    return None if player is None else player["stall_free"]["value"]
+
+
+def good(result: Measured) -> float:
+    return float(result.block["slo_attainment"]["value"])
+
+
+def frames_per_second(result: Measured) -> float:
+    """Return the frames of completed videos over the time until the last one."""
+    done = [session for session in result.sessions if session.outcome == "completed"]
+    end = max((session.ended or 0.0 for session in done), default=1.0)
+    return sum(session.num_frames for session in done) / end
 
 
 COLUMNS = (
@@ -68,43 +95,29 @@ COLUMNS = (
     Column("first chunk max, s", percentile("ttfc", "99")),
     Column("whole video p50, s", percentile("e2el", "50")),
     Column("whole video max, s", percentile("e2el", "99")),
-    Column("stall-free", lambda result: stall_free(result["helios"]), "{:.0%}"),
-    Column("good", lambda result: result["helios"]["slo_attainment"]["value"], "{:.0%}"),
-    Column("frames/s", lambda result: frames_per_second(result), "{:.1f}"),
+    Column("stall-free", stall_free, "{:.0%}"),
+    Column("good", good, "{:.0%}"),
+    Column("frames/s", frames_per_second, "{:.1f}"),
 )
-
-
-def stall_free(block: dict[str, Any]) -> float | None:
-    player = block.get("player")
-    return None if player is None else player["stall_free"]["value"]
-
-
-def frames_per_second(result: dict[str, Any]) -> float:
-    """Return the frames of completed videos over the time until the last one."""
-    done = [session for session in result["sessions"] if session["outcome"] == "completed"]
-    frames: int = sum(session["num_frames"] for session in done)
-    return frames / max((session["ended"] for session in done), default=1.0)
 
 
 def write_trace(path: Path, sessions: int, frame: tuple[int, int]) -> None:
     """Write a trace of sessions that start half a second apart, with 2, 4, 6 and 8 chunks."""
     width, height = frame
-    lines = [
-        msgspec.json.encode(
-            {
-                "timestamp": 500 * index,
-                "prompt": "a red ball moves right over a green field",
-                "width": width,
-                "height": height,
-                "num_frames": CHUNK_FRAMES * (2 + 2 * (index % 4)),
-                "fps": FPS,
-                "steps": STEPS,
-                "seed": index,
-            }
+    requests = (
+        SessionRequest(
+            timestamp=500 * index,
+            prompt="a red ball moves right over a green field",
+            width=width,
+            height=height,
+            num_frames=CHUNK_FRAMES * (2 + 2 * (index % 4)),
+            fps=FPS,
+            steps=STEPS,
+            seed=index,
         )
         for index in range(sessions)
-    ]
-    path.write_bytes(b"\n".join(lines) + b"\n")
+    )
+    path.write_bytes(encode_trace(requests))
 
 
 def with_smaller_gamma(model: Path, folder: Path) -> Path:
@@ -121,49 +134,49 @@ def with_smaller_gamma(model: Path, folder: Path) -> Path:
     return copy
 
 
-def bench(url: str, backend: str, trace: Path, file: str, arguments: argparse.Namespace) -> int:
-    """Run `bench serve`. Returns its exit status."""
-    timing = arguments.timing
+def bench(action: str, url: str, backend: str, timing: str, *flags: str) -> int:
+    """Run `bench serve` or `bench sweep` on a server. Returns its exit status."""
     command = [
-        *(sys.executable, "-P", "-m", "helios_serve", "bench", "serve"),
+        *(sys.executable, "-P", "-m", "helios_serve", "bench", action),
         *("--backend", backend, "--base-url", url, "--endpoint", ENDPOINTS[timing]),
         *("--timing", timing, "--poll-interval", "0.1", "--disable-tqdm"),
         *("--extra-body", NO_GUIDANCE),
-        *("--dataset-name", "trace", "--dataset-path", str(trace), "--goodput", *GOALS[timing]),
-        *("--result-dir", str(arguments.result_dir), "--result-filename", file),
-        *("--percentile-metrics", "ttfc,icl,e2el", "--metric-percentiles", "50,99"),
+        *flags,
     ]
     return subprocess.run(command, check=False).returncode
 
 
 def find_capacity(name: str, model: Path, arguments: argparse.Namespace) -> int:
-    """Start a server, run `bench sweep`, and stop it. Returns the exit status."""
+    """Start a server, search for the number of users, and stop it. Returns the exit status."""
     peer, timing, (width, height) = SERVERS[name], arguments.timing, arguments.size
     goals = GOALS[timing] if timing == "media" else (f"e2el:{1000 * CAPACITY_FRAMES / FPS:g}",)
     results = arguments.result_dir / f"{name}-capacity-{timing}"
+    flags = (
+        *("--steps", ",".join(map(str, STEPS)), "--fps", str(FPS)),
+        *("--width", str(width), "--height", str(height)),
+        *("--num-frames", str(CAPACITY_FRAMES), "--num-prompts", "25", "--goodput", *goals),
+        *("--search", "users", "--search-limit", "16", "--max-runs", "2", "--target", "0.9"),
+        *("--result-dir", str(results), "--report", str(results.with_suffix(".html"))),
+    )
     with tempfile.TemporaryDirectory() as folder, peer.run(model, Path(folder)) as url:
-        command = [
-            *(sys.executable, "-P", "-m", "helios_serve", "bench", "sweep"),
-            *("--backend", peer.backend, "--base-url", url, "--endpoint", ENDPOINTS[timing]),
-            *("--timing", timing, "--poll-interval", "0.1", "--disable-tqdm"),
-            *("--extra-body", NO_GUIDANCE, "--steps", ",".join(map(str, STEPS))),
-            *("--width", str(width), "--height", str(height), "--fps", str(FPS)),
-            *("--num-frames", str(CAPACITY_FRAMES), "--num-prompts", "25"),
-            *("--search", "users", "--search-limit", "16", "--max-runs", "2", "--target", "0.9"),
-            *("--goodput", *goals, "--result-dir", str(results)),
-            *("--report", str(results.with_suffix(".html"))),
-        ]
-        return subprocess.run(command, check=False).returncode
+        return bench("sweep", url, peer.backend, timing, *flags)
 
 
 def measure(name: str, model: Path, traces: dict[int, Path], number: int, arguments: Any) -> int:
     """Start a server, put each load on it, and stop it. Returns the largest exit status."""
-    peer = SERVERS[name]
+    peer, timing = SERVERS[name], arguments.timing
+    flags = (
+        *("--goodput", *GOALS[timing], "--result-dir", str(arguments.result_dir)),
+        *("--percentile-metrics", "ttfc,icl,e2el", "--metric-percentiles", "50,99"),
+        *("--dataset-name", "trace"),
+    )
     with tempfile.TemporaryDirectory() as folder, peer.run(model, Path(folder)) as url:
-        return max(
-            bench(url, peer.backend, trace, f"{name}-{sessions}-{number + 1}.json", arguments)
-            for sessions, trace in traces.items()
-        )
+        statuses = []
+        for sessions, trace in traces.items():
+            own = ("--dataset-path", str(trace), "--result-filename")
+            file = f"{name}-{sessions}-{number + 1}.json"
+            statuses.append(bench("serve", url, peer.backend, timing, *flags, *own, file))
+    return max(statuses)
 
 
 def summarize(folder: Path, servers: Sequence[str], sessions: int, rounds: int) -> dict[str, Any]:
@@ -171,7 +184,11 @@ def summarize(folder: Path, servers: Sequence[str], sessions: int, rounds: int) 
     rows: dict[str, Any] = {}
     for name in servers:
         files = [folder / f"{name}-{sessions}-{number + 1}.json" for number in range(rounds)]
-        results = [read_result(file) for file in files if file.exists()]
+        results = [
+            Measured(read_result(file)["helios"], read_sessions(file))
+            for file in files
+            if file.exists()
+        ]
         rows[name] = {"rounds": len(results)}
         for column in COLUMNS:
             seen = [value for value in map(column.value, results) if value is not None]
@@ -179,15 +196,8 @@ def summarize(folder: Path, servers: Sequence[str], sessions: int, rounds: int) 
     return rows
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """Read a result, with its sessions as `sessions`."""
-    lines = path.with_suffix(".sessions.jsonl").read_bytes().splitlines()
-    result: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-    return result | {"sessions": [msgspec.json.decode(line) for line in lines]}
-
-
 def shown(rows: dict[str, Any]) -> list[Column]:
-    """Return the columns of which any server has a figure."""
+    """Return the columns with a figure of at least one server."""
     return [column for column in COLUMNS if any(row[column.name] for row in rows.values())]
 
 
@@ -245,13 +255,11 @@ def main() -> None:
         str(sessions): summarize(folder, arguments.servers, sessions, arguments.rounds)
         for sessions in arguments.sessions
     }
-    (folder / "summary.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
-    )
+    (folder / "summary.json").write_bytes(json_of(summary))
     width, height = arguments.size
     setting = (
-        f"{model.name}, {width}x{height}, steps {STEPS}, timed by {arguments.timing}; median of "
-        f"{arguments.rounds} rounds, and their range. A good session meets "
+        f"{model.name}, {width}x{height}, steps {list(STEPS)}, timed by {arguments.timing}; median "
+        f"of {arguments.rounds} rounds, and their range. A good session meets "
         f"{' and '.join(GOALS[arguments.timing])} (ms)."
     )
     (folder / "report.html").write_text(report(summary, setting))

@@ -1,6 +1,5 @@
 """A server with an object store is killed: nothing is lost, and nothing stays that was deleted."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -9,18 +8,13 @@ import httpx2 as httpx
 import pytest
 
 from tests.support.api import frames_of
-from tests.support.objects import CREDENTIALS, Bucket, files_of, new_bucket, running_s3, wait_for
+from tests.support.edge_server import wait_for
+from tests.support.objects import Bucket, files_of
 from tests.support.server import Server, running_server, start_server
 
 PATIENCE = 240.0
 FLAGS = ("nano", "--device", "cpu", "--object-store-drop-local")
 BODY = {"prompt": "waves", "num_frames": 99, "size": "64x64", "seed": 1, "steps": [1, 1, 1]}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with running_s3() as url:
-        yield url
 
 
 def flags_of(bucket: Bucket) -> tuple[str, ...]:
@@ -57,12 +51,10 @@ def delete(server: Server, videos: list[str]) -> list[str]:
     ("point", "count"), [("before record", 2), ("after drop", 1), ("during deletion", 2)]
 )
 def test_a_kill_loses_no_object_and_leaves_none(
-    point: str, count: int, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+    point: str, count: int, tmp_path: Path, bucket: Bucket
 ) -> None:
     """Other points: tests/service/test_uploader_kills.py."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    bucket, folder = new_bucket(s3), tmp_path / "data"
+    folder = tmp_path / "data"
     is_deletion = "deletion" in point
     with start_server(folder, *flags_of(bucket), dying=(point, str(count))) as server:
         videos = [create(server)]

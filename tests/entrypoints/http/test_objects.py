@@ -18,7 +18,7 @@ from helios_serve.store.keys import KeyStore
 from helios_serve.store.objects.video_objects import open_objects
 from helios_serve.store.video_store import VideoStore
 from tests.support.api import error_of, frames_of, openai, played
-from tests.support.edge_server import serving
+from tests.support.edge_server import serving, wait_for
 from tests.support.objects import (
     CREDENTIALS,
     Bucket,
@@ -27,10 +27,10 @@ from tests.support.objects import (
     files_of,
     make_video,
     new_bucket,
-    running_s3,
     segment,
-    wait_for,
 )
+
+PATIENCE = 60.0
 
 
 class Api(NamedTuple):
@@ -46,7 +46,7 @@ class Api(NamedTuple):
 
     def wait(self) -> None:
         """Wait until everything is uploaded and deleted."""
-        wait_for(lambda: sum(self.backlog()) == 0)
+        wait_for(lambda: sum(self.backlog()) == 0, PATIENCE)
 
     def last_error(self) -> str | None:
         found: str | None = self.http.get("/health").json()["object_store"]["last_error"]
@@ -57,12 +57,12 @@ class Api(NamedTuple):
         return state["uploads"], state["deletions"]
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with running_s3() as url, pytest.MonkeyPatch.context() as patch:
+@pytest.fixture(autouse=True, scope="module")
+def credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
-        yield url
+        yield
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def test_what_is_not_uploaded_yet_comes_from_here(redirecting: Api) -> None:
         assert (answer.status_code, len(frames_of(answer.content))) == (200, 66)
         part = redirecting.http.get("/v1/videos/b/hls/0.m4s")
         assert (part.status_code, part.content) == (200, segment(0).fragment)
-        wait_for(lambda: redirecting.last_error() is not None)
+        wait_for(lambda: redirecting.last_error() is not None, PATIENCE)
         assert redirecting.backlog() == (1, 0)
     finally:
         redirecting.gate.open()
