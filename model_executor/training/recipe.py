@@ -73,6 +73,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     - `guidance`: the scale at which the teacher of the distillation is guided.
     - `teacher_steps`, `pair_batches`: the teacher's steps, and batches of pairs that it makes.
     - `dmd_start`: the stage whose weights distribution matching starts from. Mid's need no pairs.
+    - `teacher`: whose score distribution matching follows.
     - `dmd_batch`: samples of a step of distribution matching.
     - `critic_steps`: steps of the critic for each of the generator.
     - `adversarial`: the weight of the adversarial term.
@@ -112,6 +113,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     teacher_steps: tuple[int, int, int] = (8, 8, 8)
     pair_batches: int = 100
     dmd_start: Literal["ode", "mid"] = "ode"
+    teacher: Literal["base", "mid"] = "base"
     dmd_batch: int = 16
     critic_steps: int = 2
     adversarial: float = 0.02

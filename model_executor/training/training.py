@@ -67,7 +67,7 @@ class Training:
                 self.pool,
                 self.codec,
                 student=self.student("dmd", after=self.recipe.dmd_start),
-                base=self.average("base"),
+                teacher=self.average(self.recipe.teacher),
             ),
         }
 
