@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from contextlib import ExitStack, closing
+from importlib import import_module
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from helios_serve.service.tenants import TenantsFile
     from helios_serve.spans import Spans
 
+LOADED_FIRST = ("helios_serve.entrypoints.http.app", "helios_serve.engine.requests.async_engine")
+"""Modules that take seconds to load, which a server that waits for a lease does meanwhile."""
 EPILOG = """\
 examples:
   helios-serve serve
@@ -200,9 +203,9 @@ def hold_lease(arguments: argparse.Namespace, opened: ExitStack) -> Lease | None
     """
     if arguments.data_lease is None:
         return None
-    # Loaded first: it takes seconds, in which a stand-by would serve nothing, and the thread that
-    # renews a lease would hardly run.
-
+    # While modules load, the thread that renews a lease would hardly run.
+    for module in LOADED_FIRST:
+        import_module(module)
     lease = wait_for_lease(arguments.data_dir, arguments.data_lease)
     opened.enter_context(kept(lease, end_process))
     logger.info("holding lease %d of %s", lease.token, arguments.data_dir)
