@@ -221,10 +221,14 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepsDone(msgspec.Struct, frozen=True, tag=True):
-    """The worker finished its oldest plan, which took `seconds`."""
+    """The worker finished its oldest plan, which took `seconds`.
+
+    `cpu_seconds` is the CPU time of the worker's process since it started, 0 if it does not say.
+    """
 
     output: RunnerOutput
     seconds: float
+    cpu_seconds: float = 0.0
 
 
 class InputsEncoded(msgspec.Struct, frozen=True, tag=True):

@@ -27,7 +27,7 @@ from helios_serve.model_executor.device import (
     resolve_dtype,
     resolve_kernels,
 )
-from helios_serve.model_executor.memory import MemoryCheck, is_out_of_memory
+from helios_serve.model_executor.memory import MemoryCheck, is_out_of_memory, size_text
 from helios_serve.model_executor.models.architectures import NANO
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.helios.transformer import HeliosTransformer
@@ -124,7 +124,7 @@ def load_checkpoint(
         for name, part in parts.items()
     }
     sizes = {name: placement.device_bytes for name, placement in placements.items()}
-    summary = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
+    summary = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
     logger.info("%s: %s of weights on %s", checkpoint.name, summary, device)
     with allocation_errors(device, summary):
         fill(parts, placements, device, dummy=checkpoint.load_format == "dummy")

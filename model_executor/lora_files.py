@@ -138,17 +138,32 @@ def low_rank(
     down, up = flatten_patch_weight(f"{layer.name}.weight", down), up.flatten(1)
     up = up * (scale * strength_of(file, parts, layer, len(down)))
     bias = layer.bias  # has the model's dtype even if the weight is quantized
-    return LowRank(down.to(bias.device, bias.dtype), up.to(bias.device, bias.dtype))
+    term = LowRank(down.to(bias.device, bias.dtype), up.to(bias.device, bias.dtype))
+    if not (bias.is_meta or (term.down.isfinite().all() and term.up.isfinite().all())):
+        raise CheckpointError(
+            f"{file.path}: {parts['down'].key}: got values times the strength that exceed the "
+            f"range of {bias.dtype}"
+        )
+    return term
 
 
 def read_part(file: LoraFile, parts: Mapping[Part, TensorName], part: Part) -> Tensor:
-    """Return a matrix of a layer in fp32."""
+    """Return a matrix of a layer in fp32.
+
+    Raises CheckpointError for integers, which are codes of a quantization.
+    """
     if part not in parts:
         given = next(iter(parts.values()))
         name = "lora_A" if part == "down" else "lora_B"
         raise CheckpointError(f"{file.path}: {given.key}: the layer lacks its {name}.weight")
     key = parts[part].key
-    tensor = file.tensors[key].float()
+    stored = file.tensors[key]
+    if not stored.is_floating_point():
+        raise CheckpointError(
+            f"{file.path}: {key}: got {stored.dtype}, expected floating point: quantized adapters "
+            "are not supported, so use the original file"
+        )
+    tensor = stored.float()
     if not tensor.isfinite().all():
         raise CheckpointError(f"{file.path}: {key}: contains NaN or infinity")
     return tensor

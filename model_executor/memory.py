@@ -27,6 +27,8 @@ from helios_serve.options.workers import WorkerConfig, WorkerGroup
 PATIENCE_SECONDS = 10.0
 """Time for which a worker waits until the system has freed the memory of an ended process."""
 POLL_SECONDS = 0.25
+MEGABYTES_BELOW = 100_000_000
+"""Sizes below this many bytes are shown in megabytes."""
 HISTORY, LOADING = "history", "loading"
 """Names of what takes memory besides the parts of a checkpoint."""
 SAVINGS: tuple[dict[str, object], ...] = (
@@ -127,7 +129,7 @@ class MemoryCheck:
         free = wait_for(amounts.total(), measure, patience)
         if amounts.total() <= free:
             return
-        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in amounts.items() if size)
+        parts = ", ".join(f"{name} {size_text(size)}" for name, size in amounts.items() if size)
         count = sum(group.count for group in groups)
         workers = f"{count} workers with " if count > 1 else ""
         hints = [*fewer(amounts, count, free), *savings(groups, amounts_of, free)]
@@ -135,8 +137,8 @@ class MemoryCheck:
         if hints:
             advice = f"{', or '.join(hints)}; or "
         raise DeviceError(
-            f"got {gigabytes(free)} of free memory on {where}, expected "
-            f"{gigabytes(amounts.total())} for {workers}{self.model} ({parts}): {advice}use a "
+            f"got {size_text(free)} of free memory on {where}, expected "
+            f"{size_text(amounts.total())} for {workers}{self.model} ({parts}): {advice}use a "
             "machine with more memory, or a smaller model such as nano"
         )
 
@@ -193,7 +195,7 @@ def savings(
             names = " and ".join(
                 name if value is True else f"{name} {value}" for name, value in options.items()
             )
-            yield f"use {names}, which takes {gigabytes(needed)}"
+            yield f"use {names}, which takes {size_text(needed)}"
 
 
 def is_possible(worker: WorkerConfig) -> bool:
@@ -236,5 +238,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def size_text(size: int) -> str:
+    """Return a number of bytes for people, such as 57.2 GB or 3.9 MB."""
+    return f"{size / 1e9:.1f} GB" if size >= MEGABYTES_BELOW else f"{size / 1e6:.1f} MB"

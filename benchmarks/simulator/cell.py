@@ -1,6 +1,7 @@
 """A cell: one engine with its workers, and the sessions that it makes."""
 
 import asyncio
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ class Cell:
         deliver_seconds: float = 0.0,
         observers: tuple[Observer, ...] = (),
         jitter: random.Random | None = None,
+        host_cores: float | None = None,
+        host_workers: int = 1,
     ) -> None:
         self.model = model
         self.config = config
@@ -93,7 +96,13 @@ class Cell:
         self._now = now
         self._deliver_seconds = deliver_seconds
         self._observers = observers
-        self._jitter = jitter
+        self._start_executor = functools.partial(
+            SimulatedExecutor,
+            model,
+            jitter=jitter,
+            host_cores=host_cores,
+            host_workers=host_workers,
+        )
         self._loop = asyncio.get_running_loop()
         self._time = LoopTime()
         self._timer: asyncio.Handle | None = None
@@ -176,7 +185,7 @@ class Cell:
         self.core.scheduler.check_integrity()
 
     def _open(self) -> None:
-        self.executor = SimulatedExecutor(self.model, self._time, jitter=self._jitter)
+        self.executor = self._start_executor(clock=self._time)
         self.core = EngineCore(
             self.executor,
             self.model.config,

@@ -1,6 +1,6 @@
 """How long plans and tasks take on a device: a few rates, which are fitted or assumed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -12,11 +12,16 @@ from helios_serve.benchmarks.load.json_file import read_json
 from helios_serve.core.cost import Flops, encode_cost, forward_flops
 from helios_serve.messages import EncodeTask
 from helios_serve.model_config import CHUNK_FRAMES, Geometry, HeliosConfig
-from helios_serve.options.workers import Role
+from helios_serve.options.workers import ROLES, Role
 
 Seconds = Annotated[float, Meta(ge=0)]
 Source = Literal["measured", "roofline"]
 """Fitted to a trace of a real server, or computed from a datasheet and never measured."""
+
+
+Lane = Role | Literal["segment"]
+"""What a worker does at the same time: a stage of its device each, and its host encodes frames."""
+LANES: tuple[Lane, ...] = (*ROLES, "segment")
 
 
 class PlanCosts(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +62,10 @@ class DeviceCosts(msgspec.Struct, frozen=True, kw_only=True):
     - `origin`: where they come from, for people.
     - `sharing`: how much stages that run at the same time slow each other down: 0 not at all, 1 so
       that each of k gets a k-th of the device.
+    - `slowdowns`: where it was measured, in place of `sharing`: how much longer a lane takes while
+      another one is busy. 0.5 is half as long again. Those of several others add up.
+    - `cores`: cores of the host that a lane keeps busy. When the lanes of all workers of a host ask
+      for more than it has, those with a share of it slow down alike.
     - `start_seconds`: from the start of a worker until it is ready.
     - `num_blocks`, `text_rows`: its history blocks, and its room for keys and values of prompts.
     - `residuals`: measured time over predicted time of plans and tasks that were held out.
@@ -74,9 +83,18 @@ class DeviceCosts(msgspec.Struct, frozen=True, kw_only=True):
     start_seconds: Seconds = 60.0
     num_blocks: Annotated[int, Meta(ge=2)]
     text_rows: Annotated[int, Meta(ge=1)]
-    errors: dict[Role, FitError] = {}
-    residuals: dict[Role, tuple[float, ...]] = {}
+    errors: dict[Lane, FitError] = {}
+    residuals: dict[Lane, tuple[float, ...]] = {}
     segment: TaskCosts = TaskCosts()
+    slowdowns: dict[Lane, dict[Lane, Annotated[float, Meta(ge=0)]]] = {}
+    cores: dict[Lane, Annotated[float, Meta(ge=0)]] = {}
+
+    def slowdown(self, lane: Lane, others: Iterable[Lane]) -> float:
+        """Return how many times as long a lane takes while others are busy."""
+        own = self.slowdowns.get(lane, {})
+        return 1.0 + sum(
+            own.get(other, 0.0 if "segment" in (lane, other) else self.sharing) for other in others
+        )
 
     @classmethod
     def read(cls, path: Path) -> "DeviceCosts":
@@ -143,3 +161,15 @@ class CostModel:
     def _step(self, size: StepSize) -> float:
         flops, costs = step_flops(self.config, size), self.costs.plan
         return costs.session + costs.linear * flops.linear + costs.attention * flops.attention
+
+
+def slowdown_lines(costs: DeviceCosts) -> Iterator[str]:
+    """Yield how lanes slow each other down, and how many cores they need, for people."""
+    yield f"stages that run at the same time slow each other down by {costs.sharing:.0%}"
+    for lane, own in costs.slowdowns.items():
+        if own:
+            parts = ", ".join(f"{value:.0%} beside {other}" for other, value in own.items())
+            yield f"{lane} takes longer: {parts}"
+    if costs.cores:
+        parts = ", ".join(f"{lane} {value:.2f}" for lane, value in costs.cores.items())
+        yield f"cores of the host that each keeps busy: {parts}"

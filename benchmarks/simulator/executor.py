@@ -5,10 +5,16 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from helios_serve.benchmarks.simulator.costs import CostModel
-from helios_serve.benchmarks.simulator.lanes import LaneJob, OpenSession, SimulatedWorker
+from helios_serve.benchmarks.simulator.costs import LANES, CostModel, Lane
+from helios_serve.benchmarks.simulator.host import Host, Places
+from helios_serve.benchmarks.simulator.lanes import (
+    Contention,
+    LaneJob,
+    OpenSession,
+    SimulatedWorker,
+)
 from helios_serve.benchmarks.simulator.virtual_time import VirtualClock
 from helios_serve.messages import (
     ChunkDecoded,
@@ -38,7 +44,7 @@ from helios_serve.model_config import (
     LATENT_STRIDE,
 )
 from helios_serve.model_executor.executor.abstract import Received
-from helios_serve.options.workers import ROLES, Role, WorkerConfig
+from helios_serve.options.workers import WorkerConfig
 
 WORD_TOKENS = 1.3
 """Tokens of a word of a prompt, about."""
@@ -54,21 +60,32 @@ class SimulatedExecutor:
 
     Workers that are started at the beginning are ready at once, later ones after the seconds that
     the costs say. With `jitter`, durations are multiplied by residuals of the fit, drawn by it.
-    `workers` are those that live, in the order of their starts.
+    `workers` are those that live, in the order of their starts. Each `host_workers` of them share a
+    host with `host_cores`; None: hosts have as many as they need.
     """
 
     def __init__(
-        self, model: CostModel, clock: VirtualClock, *, jitter: random.Random | None = None
+        self,
+        model: CostModel,
+        clock: VirtualClock,
+        *,
+        jitter: random.Random | None = None,
+        host_cores: float | None = None,
+        host_workers: int = 1,
     ) -> None:
         self.model = model
         self.clock = clock
         self.workers: dict[str, SimulatedWorker] = {}
-        self.done: Counter[Role] = Counter()
+        self.done: Counter[Lane] = Counter()
         """Plans and tasks that were finished."""
-        self.ended_busy: dict[Role, float] = dict.fromkeys(ROLES, 0.0)
+        self.ended_busy: dict[Lane, float] = dict.fromkeys(LANES, 0.0)
         """Seconds in which lanes of workers that are gone were busy."""
         self.last_received = 0
         """Events that the last `poll` returned."""
+        self._contention = Contention(model.costs)
+        self._host_cores = host_cores
+        self._hosts: dict[int, Host] = {}
+        self._places = Places(host_workers)
         self._areas: dict[tuple[str, int], tuple[int, int]] = {}
         """Height and width of the latents of chunks that are still to be decoded."""
         self._jitter = jitter
@@ -80,7 +97,9 @@ class SimulatedExecutor:
 
     def start_worker(self, config: WorkerConfig) -> str:
         worker_id, costs = f"worker-{next(self._numbers)}", self.model.costs
-        self.workers[worker_id] = SimulatedWorker(worker_id, config, costs.sharing)
+        self.workers[worker_id] = SimulatedWorker(
+            worker_id, config, self._contention, self._enter_host(worker_id)
+        )
         now = self.clock.now()
         ready = WorkerReady()
         if "denoise" in config.roles:
@@ -90,23 +109,23 @@ class SimulatedExecutor:
         return worker_id
 
     def submit(self, worker_id: str, command: WorkerCommand) -> None:
-        worker, now, host_seconds = self.workers.get(worker_id), self.clock.now(), 0.0
+        worker, now, segment_seconds = self.workers.get(worker_id), self.clock.now(), 0.0
         if worker is None:  # it has died, which the engine will see
             return
         match command:
             case SchedulerOutput():
-                lane: Role = "denoise"
+                lane: Lane = "denoise"
                 seconds = self._plan_seconds(worker, command)
             case EncodeTask():
                 lane, seconds = "encode", self.model.encode(command)
             case DecodeTask():
                 lane, (height, width) = "decode", self._take_size(command)
                 seconds = self.model.decode(height, width)
-                host_seconds = self.model.segment(height, width)
+                segment_seconds = self.model.segment(height, width)
         residuals = self.model.costs.residuals.get(lane)
         if self._jitter is not None and residuals:
             seconds *= self._jitter.choice(residuals)
-        worker.put(lane, LaneJob(command, seconds, host_seconds), now)
+        worker.put(lane, LaneJob(command, seconds, segment_seconds), now)
         self._await(worker, now)
 
     def poll(self, timeout: float) -> list[Received]:
@@ -147,9 +166,9 @@ class SimulatedExecutor:
         for worker_id in list(self.workers):
             self._forget(worker_id)
 
-    def busy_seconds(self, role: Role) -> float:
+    def busy_seconds(self, lane: Lane) -> float:
         """Return the seconds in which a lane of any worker was busy, without jobs under way."""
-        return self.ended_busy[role] + sum(item.busy[role] for item in self.workers.values())
+        return self.ended_busy[lane] + sum(item.busy[lane] for item in self.workers.values())
 
     def _due(self) -> list[Received]:
         """Take the events whose time has come, in order of time."""
@@ -167,24 +186,17 @@ class SimulatedExecutor:
                 worker = heapq.heappop(self._ends)[2]
                 lane, job = worker.finish(now)
                 self.done[lane] += 1
-                event = self._result(worker, job, now)
-                found.append(Received(worker.worker_id, event))
-                if isinstance(event, ChunkRendered):
-                    seconds, at = job.host_seconds, worker.encode(job.host_seconds, now)
-                    decoded = ChunkDecoded(
-                        event.session_id, event.chunk, seconds=event.seconds + seconds
-                    )
-                    if at > now:
-                        self._put(at, worker.worker_id, decoded)
-                    else:
-                        found.append(Received(worker.worker_id, decoded))
+                name = worker.worker_id
+                found += [Received(name, event) for event in self._results(worker, lane, job, now)]
                 self._await(worker, now)
         return found
 
     def _await(self, worker: SimulatedWorker, now: float) -> None:
         """Note when the worker's next job ends, as things stand."""
-        if (end := worker.next_end(now)) is not None:
-            heapq.heappush(self._ends, (end, next(self._tie), worker, worker.version))
+        changed = () if worker.host is None else worker.host.take_changed()
+        for each in (worker, *(self.workers[name] for name in changed if name != worker.worker_id)):
+            if (end := each.next_end(now)) is not None:
+                heapq.heappush(self._ends, (end, next(self._tie), each, each.version))
 
     def _is_stale(self, item: tuple[float, int, SimulatedWorker, int]) -> bool:
         _, _, worker, version = item
@@ -195,10 +207,24 @@ class SimulatedExecutor:
 
     def _forget(self, worker_id: str) -> bool:
         worker = self.workers.pop(worker_id, None)
-        if worker is not None:
-            for role in ROLES:
-                self.ended_busy[role] += worker.busy[role]
-        return worker is not None
+        if worker is None:
+            return False
+        for lane in LANES:
+            self.ended_busy[lane] += worker.busy[lane]
+        if worker.host is not None:
+            now = self.clock.now()
+            self._places.free(worker_id)
+            worker.host.leave(worker_id, worker.cores, now)
+            for name in worker.host.take_changed():
+                self._await(self.workers[name], now)
+        return True
+
+    def _enter_host(self, worker_id: str) -> Host | None:
+        """Return the host of a new worker; None if hosts have as many cores as they need."""
+        if self._host_cores is None:
+            return None
+        number = self._places.take(worker_id)
+        return self._hosts.setdefault(number, Host(self._host_cores))
 
     def _plan_seconds(self, worker: SimulatedWorker, plan: SchedulerOutput) -> float:
         for name in plan.finished:
@@ -222,7 +248,9 @@ class SimulatedExecutor:
             0 if new.snapshot is None else new.snapshot.num_frames,
         )
 
-    def _result(self, worker: SimulatedWorker, job: LaneJob, now: float) -> WorkerEvent:
+    def _results(
+        self, worker: SimulatedWorker, lane: Lane, job: LaneJob, now: float
+    ) -> Iterator[WorkerEvent]:
         seconds = now - job.begun
         match job.command:
             case SchedulerOutput():
@@ -231,11 +259,15 @@ class SimulatedExecutor:
                     for step in job.command.scheduled_steps
                     if (chunk := self._chunk(worker, step)) is not None
                 )
-                return StepsDone(RunnerOutput(chunks), seconds)
+                yield StepsDone(RunnerOutput(chunks), seconds, worker.cpu_seconds)
             case EncodeTask():
-                return self._encoded(job.command, seconds)
+                yield self._encoded(job.command, seconds)
             case DecodeTask():
-                return ChunkRendered(job.command.session_id, job.command.chunk, seconds)
+                name, number = job.command.session_id, job.command.chunk
+                if lane == "decode":
+                    yield ChunkRendered(name, number, seconds)
+                if lane == "segment" or not job.segment_seconds:
+                    yield ChunkDecoded(name, number, seconds=job.rendered + seconds)
 
     def _chunk(self, worker: SimulatedWorker, step: ScheduledStep) -> ChunkResult | None:
         """Return the chunk that a step ends, if it ends one."""

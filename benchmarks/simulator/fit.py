@@ -1,24 +1,26 @@
 """Fits the costs of a device to a trace of a real server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from helios_serve.benchmarks.simulator.costs import (
+    LANES,
     DeviceCosts,
     FitError,
+    Lane,
     PlanCosts,
     TaskCosts,
     step_flops,
 )
 from helios_serve.benchmarks.simulator.least_squares import nonnegative_least_squares
-from helios_serve.benchmarks.simulator.observations import Observation, TraceFacts
+from helios_serve.benchmarks.simulator.observations import CpuUse, Observation, TraceFacts
 from helios_serve.core.cost import PROMPT_PIXELS
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import CHUNK_FRAMES, HeliosConfig
-from helios_serve.options.workers import ROLES, Role
+from helios_serve.options.workers import ROLES
 
 HELD_OUT = 5
 """Every fifth plan, and every fifth task, is held out of the fit."""
@@ -28,18 +30,32 @@ LEAST = 10
 """Observations of a stage, at least."""
 MAX_RESIDUALS = 500
 ROUNDS = 6
-SHARING = tuple(step / 20 for step in range(21))
-"""Values that are tried for how much stages slow each other down."""
+LEAST_SHARED = 0.02
+"""Share of a lane's time in which another one must have been busy to tell how that slows it."""
+MOST_LOST = 0.95
+"""Part of its speed that a lane loses at most to another one."""
+CPU_SECONDS = 0.5
+"""Seconds between two looks at the CPU time of a worker, at least: it is counted in ticks."""
 
 Array = NDArray[np.float64]
+Features = Callable[[Observation], list[float]]
 
 
 class Fit(NamedTuple):
-    """Coefficients of the features, and how well they predict what was held out."""
+    """Coefficients of the features, and how well they predict what was held out.
+
+    `losses` is the part of its speed that the lane loses while another one is busy.
+    """
 
     coefficients: Array
+    losses: dict[Lane, float]
     error: FitError
     residuals: tuple[float, ...]
+
+    @property
+    def slowdowns(self) -> dict[Lane, float]:
+        """By how much longer the lane takes while another one is busy."""
+        return {lane: loss / (1 - loss) for lane, loss in self.losses.items()}
 
 
 def fit_costs(
@@ -47,23 +63,25 @@ def fit_costs(
 ) -> DeviceCosts:
     """Return the costs that predict the observations best, by their relative errors.
 
-    How much stages that run at the same time slow each other down is the value with which the
-    plans, without those held out, are predicted best. Raises InvalidRequestError if a stage was
-    observed too rarely.
+    How much lanes that run at the same time slow each other down is fitted with them. Stages of
+    which that was not seen, and encode tasks, which are few and short, share the device as the
+    others do on average. Raises InvalidRequestError if a stage was observed too rarely.
     """
-    lanes = {role: lane_of(facts.observations, role) for role in ROLES}
-    features: dict[Role, Callable[[Observation], list[float]]] = {
+    features: dict[Lane, Features] = {
         "denoise": lambda each: plan_features(each, config),
-        "encode": encode_features,
         "decode": decode_features,
     }
-    sharing = min(
-        SHARING,
-        key=lambda value: sum(
-            training_error(lanes[role], features[role], value) for role in ("denoise", "decode")
-        ),
-    )
-    fits = {role: fit(lanes[role], features[role], sharing) for role in ROLES}
+    fits = {
+        lane: fit(lane_of(facts.observations, lane), own, lane) for lane, own in features.items()
+    }
+    segments = segments_of(facts.observations)
+    if segments:
+        fits["segment"] = fit(segments, decode_features, "segment")
+    slowdowns = {lane: found.slowdowns for lane, found in fits.items()}
+    sharing = mean_sharing(slowdowns)
+    shared: dict[Lane, float] = dict.fromkeys(ROLES, sharing / (1 + sharing))
+    encodes = lane_of(facts.observations, "encode")
+    fits["encode"] = fit(encodes, encode_features, "encode", known=shared)
     overhead, session, linear, attention, *stages = fits["denoise"].coefficients.tolist()
     return DeviceCosts(
         name=name,
@@ -76,18 +94,36 @@ def fit_costs(
             linear=linear,
             attention=attention,
         ),
-        encode=TaskCosts(**dict(zip(("overhead", "pixel"), numbers(fits["encode"]), strict=True))),
-        decode=TaskCosts(**dict(zip(("overhead", "pixel"), numbers(fits["decode"]), strict=True))),
+        encode=task_costs(fits["encode"]),
+        decode=task_costs(fits["decode"]),
+        segment=task_costs(fits["segment"]) if segments else TaskCosts(),
         sharing=sharing,
+        slowdowns=slowdowns,
+        cores=cores_of(facts, fits),
         num_blocks=facts.num_blocks,
         text_rows=text_rows,
-        errors={role: each.error for role, each in fits.items()},
-        residuals={role: each.residuals for role, each in fits.items()},
-        segment=segment_costs(facts.observations),
+        errors={lane: each.error for lane, each in fits.items()},
+        residuals={lane: each.residuals for lane, each in fits.items()},
     )
 
 
-def lane_of(observations: Sequence[Observation], role: Role) -> list[Observation]:
+def task_costs(found: Fit) -> TaskCosts:
+    overhead, pixel = found.coefficients.tolist()
+    return TaskCosts(overhead=overhead, pixel=pixel)
+
+
+def mean_sharing(slowdowns: Mapping[Lane, Mapping[Lane, float]]) -> float:
+    """Return how much stages slow each other down on average; 1 if that was never seen."""
+    seen = [
+        min(1.0, value)
+        for lane, own in slowdowns.items()
+        for other, value in own.items()
+        if "segment" not in (lane, other)
+    ]
+    return sum(seen) / len(seen) if seen else 1.0
+
+
+def lane_of(observations: Sequence[Observation], role: Lane) -> list[Observation]:
     """Return the observations of a stage, without each worker's first ones."""
     seen: dict[str, int] = {}
     found = []
@@ -105,15 +141,12 @@ def lane_of(observations: Sequence[Observation], role: Role) -> list[Observation
     return found
 
 
-def segment_costs(observations: Sequence[Observation]) -> TaskCosts:
-    """Return what encoding takes the host: nothing if it was hardly observed, as in a trace of jobs
-    that deliver frames.
+def segments_of(observations: Sequence[Observation]) -> list[Observation]:
+    """Return how long chunks were encoded: nothing if that was hardly observed, as in a trace of
+    jobs that deliver frames.
     """
     shown = [each for each in observations if each.lane == "segment" and each.seconds > 0]
-    if len(shown) < LEAST:
-        return TaskCosts()
-    overhead, pixel = numbers(fit(shown, decode_features, 0.0))
-    return TaskCosts(overhead=overhead, pixel=pixel)
+    return shown if len(shown) >= LEAST else []
 
 
 def plan_features(each: Observation, config: HeliosConfig) -> list[float]:
@@ -143,31 +176,22 @@ def decode_features(each: Observation) -> list[float]:
     return [1.0, float(CHUNK_FRAMES * each.geometry.height * each.geometry.width)]
 
 
-def training_error(
-    observations: Sequence[Observation],
-    features: Callable[[Observation], list[float]],
-    sharing: float,
-) -> float:
-    """Return the mean squared relative error of the fit where it was fitted."""
-    chosen, _ = split(observations)
-    rows, seconds = matrix(chosen, features), alone(chosen, sharing)
-    found = rows @ coefficients(rows, seconds)
-    stretched = stretch(chosen, found, sharing)
-    measured = np.array([each.seconds for each in chosen])
-    return float(np.mean((measured / stretched - 1) ** 2))
-
-
 def fit(
     observations: Sequence[Observation],
-    features: Callable[[Observation], list[float]],
-    sharing: float,
+    features: Features,
+    lane: Lane,
+    known: Mapping[Lane, float] | None = None,
 ) -> Fit:
-    """Fit the times alone, and compare with what was held out as it ran, together with others."""
+    """Fit the times alone, and what other lanes take of the lane's speed unless that is `known`.
+
+    The fit is compared with what was held out, as that ran, together with others.
+    """
     chosen, held = split(observations)
-    rows = matrix(chosen, features)
-    found = coefficients(rows, alone(chosen, sharing))
-    predicted = stretch(held, matrix(held, features) @ found, sharing)
+    found, losses = coefficients(chosen, features, lane, known)
+    alone = matrix(held, features) @ found
     measured = np.array([each.seconds for each in held])
+    left = np.array([1 - lost_seconds(each, losses) / each.seconds for each in held])
+    predicted = alone / np.maximum(left, 1 - MOST_LOST)
     residuals = measured / np.maximum(predicted, 1e-9)
     error = FitError(
         len(held),
@@ -175,7 +199,7 @@ def fit(
         float(predicted.sum() / measured.sum() - 1),
     )
     step = max(1, len(residuals) // MAX_RESIDUALS)
-    return Fit(found, error, tuple(round(float(each), 4) for each in residuals[::step]))
+    return Fit(found, losses, error, tuple(round(float(each), 4) for each in residuals[::step]))
 
 
 def split(observations: Sequence[Observation]) -> tuple[list[Observation], list[Observation]]:
@@ -184,35 +208,113 @@ def split(observations: Sequence[Observation]) -> tuple[list[Observation], list[
     return chosen, list(observations[::HELD_OUT])
 
 
-def coefficients(rows: Array, seconds: Array) -> Array:
-    """Minimize relative errors, so that short plans count as much as long ones.
+def coefficients(
+    observations: Sequence[Observation],
+    features: Features,
+    lane: Lane,
+    known: Mapping[Lane, float] | None,
+) -> tuple[Array, dict[Lane, float]]:
+    """Return the coefficients of the features, and the losses to other lanes.
 
-    Errors are taken relative to what is predicted, in a few rounds: relative to what was measured,
-    a plan that something else delayed would count less than one in time, and the sum be too low.
+    Minimizes relative errors, so that short plans count as much as long ones. Errors are taken
+    relative to what is predicted, in a few rounds: relative to what was measured, a plan that
+    something else delayed would count less than one in time, and the sum be too low.
     """
+    seconds = np.array([each.seconds for each in observations])
+    rows = matrix(observations, features)
+    others: list[Lane] = []
+    losses: dict[Lane, float] = dict(known or {})
+    if known is None:
+        others = [other for other in LANES if other != lane and is_seen(observations, other)]
+        losses = dict.fromkeys(others, 0.0)
+    else:
+        seconds = seconds - np.array([lost_seconds(each, losses) for each in observations])
     scale = seconds
     for _ in range(ROUNDS):
-        found = nonnegative_least_squares(rows / scale[:, None], seconds / scale)
-        scale = np.maximum(rows @ found, 0.01 * seconds)
+        shared = [
+            [beside_seconds(each, other, losses) for other in others] for each in observations
+        ]
+        columns = np.hstack([rows, np.array(shared).reshape(len(rows), len(others))])
+        found = nonnegative_least_squares(columns / scale[:, None], seconds / scale)
+        own = found[rows.shape[1] :]
+        scale = np.maximum(columns @ found, 0.01 * seconds)
+        losses |= {
+            other: min(MOST_LOST, float(loss)) for other, loss in zip(others, own, strict=True)
+        }
+    return found[: rows.shape[1]], losses
+
+
+def is_seen(observations: Sequence[Observation], other: Lane) -> bool:
+    """Whether another lane was busy long enough beside the observations."""
+    shared = sum(seconds for each in observations for busy, seconds in each.beside if other in busy)
+    return shared >= LEAST_SHARED * sum(each.seconds for each in observations)
+
+
+def lost_part(busy: Collection[Lane], losses: Mapping[Lane, float]) -> float:
+    """Return the part of its speed that a lane loses to several others: slowdowns add up."""
+    slower = sum(losses[other] / (1 - losses[other]) for other in busy if other in losses)
+    return slower / (1 + slower)
+
+
+def lost_seconds(each: Observation, losses: Mapping[Lane, float]) -> float:
+    return sum(seconds * lost_part(busy, losses) for busy, seconds in each.beside)
+
+
+def beside_seconds(each: Observation, other: Lane, losses: Mapping[Lane, float]) -> float:
+    """Return what the loss to `other` is multiplied by: the seconds beside it, less where it shares
+    them with further lanes. `losses` are those of the round before.
+    """
+    found = 0.0
+    for busy, seconds in each.beside:
+        if other in busy:
+            single = sum(losses[lane] for lane in busy if lane in losses)
+            found += seconds * (lost_part(busy, losses) / single if single > 0 else 1.0)
     return found
 
 
-def matrix(
-    observations: Sequence[Observation], features: Callable[[Observation], list[float]]
-) -> Array:
+def cores_of(facts: TraceFacts, fits: Mapping[Lane, Fit]) -> dict[Lane, float]:
+    """Return how many cores of its host each lane keeps busy while nothing slows it down.
+
+    They are fitted to the CPU time of the workers, which older traces do not have.
+    """
+    rows, used = [], []
+    for worker in sorted({each.worker for each in facts.observations}):
+        own = [each for each in facts.observations if each.worker == worker]
+        for first, last in spaced([each for each in facts.cpu if each.worker == worker]):
+            rows.append([work_within(own, lane, fits, first.time, last.time) for lane in fits])
+            used.append(last.seconds - first.seconds)
+    if len(rows) < LEAST:
+        return {}
+    found = nonnegative_least_squares(np.array(rows), np.array(used))
+    return {lane: float(each) for lane, each in zip(fits, found, strict=True) if each > 0}
+
+
+def spaced(uses: Sequence[CpuUse]) -> Iterator[tuple[CpuUse, CpuUse]]:
+    """Yield the ends of intervals of at least CPU_SECONDS."""
+    first = None
+    for use in uses:
+        if first is None:
+            first = use
+        elif use.time - first.time >= CPU_SECONDS:
+            yield first, use
+            first = use
+
+
+def work_within(
+    observations: Sequence[Observation],
+    lane: Lane,
+    fits: Mapping[Lane, Fit],
+    start: float,
+    end: float,
+) -> float:
+    """Return the seconds of work of a lane in an interval: those that it would have taken alone."""
+    found = 0.0
+    for each in observations:
+        within = min(end, each.end) - max(start, each.start)
+        if each.lane == lane and within > 0:
+            found += within * (1 - lost_seconds(each, fits[lane].losses) / each.seconds)
+    return found
+
+
+def matrix(observations: Sequence[Observation], features: Features) -> Array:
     return np.array([features(each) for each in observations])
-
-
-def alone(observations: Sequence[Observation], sharing: float) -> Array:
-    """Return the seconds that jobs would have taken without other lanes."""
-    return np.array([each.seconds - each.lost(sharing) for each in observations])
-
-
-def stretch(observations: Sequence[Observation], seconds: Array, sharing: float) -> Array:
-    """Return the seconds that jobs of `seconds` alone take with what ran at the same time."""
-    lost: Array = np.array([each.lost(sharing) for each in observations])
-    return np.add(seconds, lost)
-
-
-def numbers(found: Fit) -> list[float]:
-    return [float(each) for each in found.coefficients]

@@ -1,22 +1,19 @@
 """What a trace of `helios-serve serve --trace` says of the time of plans and tasks."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from helios_serve.benchmarks.simulator.costs import StepSize
+from helios_serve.benchmarks.simulator.costs import Lane, StepSize
 from helios_serve.errors import InvalidRequestError
 from helios_serve.model_config import Geometry
-from helios_serve.options.workers import Role
 
 Event = dict[str, Any]
-Lane = Role | Literal["segment"]
-"""What was observed: a stage of the device, or the host as it encodes frames, which takes nothing
-of the device."""
-LANES: tuple[tuple[str, Lane], ...] = (
+ENDINGS: tuple[tuple[str, Lane], ...] = (
     (" encode", "encode"),
     (" decode", "decode"),
     (" segments", "segment"),
@@ -27,8 +24,7 @@ class Observation(NamedTuple):
     """A plan or a task that took `seconds`, from `start` on, on a worker.
 
     `steps` are those of a plan. A task has the size of its video and the number of its prompts.
-    `with_one` and `with_two` are the seconds in which one or two other lanes of the worker were
-    busy as well.
+    `beside` has the seconds in which each set of other lanes of the worker was busy as well.
     """
 
     worker: str
@@ -39,21 +35,29 @@ class Observation(NamedTuple):
     geometry: Geometry | None = None
     prompts: int = 0
     has_reference: bool = False
-    with_one: float = 0.0
-    with_two: float = 0.0
+    beside: tuple[tuple[frozenset[Lane], float], ...] = ()
 
-    def lost(self, sharing: float) -> float:
-        """Return the seconds that other lanes took of it: each of k lanes runs at
-        1 / (1 + sharing (k - 1)) of its speed.
-        """
-        return self.with_one * (1 - 1 / (1 + sharing)) + self.with_two * (1 - 1 / (1 + 2 * sharing))
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+
+class CpuUse(NamedTuple):
+    """CPU seconds that a process had used at `time`. The server is the worker `server`."""
+
+    worker: str
+    time: float
+    seconds: float
 
 
 class TraceFacts(NamedTuple):
-    """A trace's observations in the order of time, and the history blocks of a worker."""
+    """A trace's observations in the order of time, the history blocks of a worker, and the CPU time
+    of its processes, which older servers do not trace.
+    """
 
     observations: list[Observation]
     num_blocks: int
+    cpu: list[CpuUse] = []
 
 
 def read_observations(path: Path) -> TraceFacts:
@@ -84,7 +88,7 @@ def read_observations(path: Path) -> TraceFacts:
             param="trace",
         )
     found.sort(key=lambda each: each.start)
-    return TraceFacts(list(with_overlap(found)), max(totals) // len(workers) + 1)
+    return TraceFacts(list(with_overlap(found)), max(totals) // len(workers) + 1, cpu_of(events))
 
 
 def read_events(path: Path) -> list[Event]:
@@ -112,7 +116,7 @@ def sizes_of(slices: Iterable[Event]) -> Iterator[tuple[str, Geometry]]:
 def observe(event: Event, lane: str, sizes: dict[str, Geometry]) -> Observation | None:
     """Return what a slice says; None if it says nothing of costs."""
     details, start, seconds = event["args"], event["ts"] / 1e6, event["dur"] / 1e6
-    for ending, role in LANES:
+    for ending, role in ENDINGS:
         if not lane.endswith(ending):
             continue
         size = sizes.get(details["session"])
@@ -141,30 +145,37 @@ def with_overlap(observations: Sequence[Observation]) -> Iterator[Observation]:
         longest = max(each.seconds for each in own)
         for each in own:
             first = bisect_left(starts, each.start - longest)
-            near = own[first : bisect_left(starts, each.start + each.seconds)]
-            once, twice = busy_with(each, near)
-            yield each._replace(with_one=once, with_two=twice)
+            near = own[first : bisect_left(starts, each.end)]
+            yield each._replace(beside=tuple(busy_beside(each, near).items()))
 
 
-def busy_with(each: Observation, near: Sequence[Observation]) -> tuple[float, float]:
-    """Return the seconds in which one, and two, other lanes were busy during an observation.
+def busy_beside(each: Observation, near: Sequence[Observation]) -> dict[frozenset[Lane], float]:
+    """Return the seconds of an observation in which each set of other lanes was busy."""
+    changes = []
+    for other in near:
+        start, end = max(each.start, other.start), min(each.end, other.end)
+        if other.lane != each.lane and end > start:
+            changes += [(start, 1, other.lane), (end, -1, other.lane)]
+    found: dict[frozenset[Lane], float] = {}
+    busy: Counter[Lane] = Counter()
+    since = each.start
+    for time, change, lane in sorted(changes):
+        others = frozenset(name for name, count in busy.items() if count > 0)
+        if others and time > since:
+            found[others] = found.get(others, 0.0) + time - since
+        busy[lane] += change
+        since = time
+    return found
 
-    A lane has one job at a time, so that at most two others are busy.
-    """
-    others = [
-        (max(each.start, other.start), min(each.start + each.seconds, other.start + other.seconds))
-        for other in near
-        if other.lane not in (each.lane, "segment")
+
+def cpu_of(events: Iterable[Event]) -> list[CpuUse]:
+    """Return the CPU seconds of workers and server over time."""
+    return [
+        CpuUse(worker, event["ts"] / 1e6, seconds)
+        for event in events
+        if event.get("name") == "CPU seconds"
+        for worker, seconds in event["args"].items()
     ]
-    spans = [(start, end) for start, end in others if end > start]
-    twice = sum(
-        max(0.0, min(end, later_end) - later)
-        for index, (start, end) in enumerate(spans)
-        for later, later_end in spans[index + 1 :]
-        if later >= start
-    )
-    once = sum(end - start for start, end in spans) - 2 * twice
-    return max(0.0, once), twice
 
 
 def blocks_of(events: Iterable[Event]) -> list[int]:

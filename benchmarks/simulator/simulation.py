@@ -155,7 +155,7 @@ def cells_of(
     trace = None
     if options.trace is not None:
         loop = asyncio.get_running_loop()
-        trace = files.enter_context(Trace(Path(options.trace), loop.time))
+        trace = files.enter_context(Trace(Path(options.trace), loop.time, None))
     costs = plan.costs
     if options.start_seconds is not None:
         costs = msgspec.structs.replace(costs, start_seconds=options.start_seconds)
@@ -168,6 +168,8 @@ def cells_of(
             deliver_seconds=options.deliver_seconds,
             observers=() if trace is None else (trace.of(f"cell {number}"),),
             jitter=random.Random(jitter) if options.jitter else None,
+            host_cores=options.host_cores,
+            host_workers=options.host_workers,
         )
 
 

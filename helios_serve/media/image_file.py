@@ -50,7 +50,14 @@ def open_image(path: Path, param: str) -> Image.Image:
     # A damaged EXIF block makes Pillow warn. Only its orientation matters here.
     with refusing(path, EXPECTED, param), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=formats_for(path, param)) as image:
+        formats = formats_for(path, param)
+        try:
+            image = Image.open(path, formats=formats)
+        except UnidentifiedImageError as error:
+            if formats == FORMATS:
+                raise
+            raise invalid(path, f"a damaged {formats[0]} image", EXPECTED, param) from error
+        with image:
             check_size(path, *image.size, param)
             return upright(image)
 
@@ -78,13 +85,14 @@ def is_image(path: Path) -> bool:
 
     Raises InvalidRequestError for an image whose format needs a library that is not installed.
     """
+    formats = formats_for(path, "image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path, formats=formats_for(path, "image")):
+            with Image.open(path, formats=formats):
                 return True
         except UnidentifiedImageError:
-            return False
+            return formats != FORMATS  # brands are those of an image
         except Exception:  # a damaged image
             return True
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from helios_serve.media import image_file, video_file
 from helios_serve.media.decode_job import MediaKind
 from helios_serve.media.image_file import SUFFIXES, is_image, open_image
 from helios_serve.media.refusals import check_exists, invalid, refusing
-from helios_serve.media.video_file import FrameLimit, constant_rate, read_pictures
+from helios_serve.media.video_file import FrameLimit, constant_rate, is_video, read_pictures
 from helios_serve.media.video_frame import Picture
 from helios_serve.model_config import CHUNK_FRAMES, CHUNK_LATENTS, HISTORY_FRAMES
 from helios_serve.size import Size
@@ -46,6 +47,9 @@ def load_reference(
     check_exists(path, kind or "image")
     if kind is None:
         kind = "image" if is_image(path) else "video"
+        if kind == "video" and not is_video(path):
+            expected = f"{image_file.EXPECTED}, or {video_file.EXPECTED}"
+            raise invalid(path, video_file.UNREADABLE, expected, "image")
     if kind == "image":
         return Reference(kind, load_image(path, width=width, height=height))
     return Reference(kind, load_video_ends(path, width=width, height=height))

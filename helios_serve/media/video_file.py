@@ -9,6 +9,7 @@ from typing import NamedTuple
 import av
 from av.stream import Disposition
 
+from helios_serve.errors import HeliosError
 from helios_serve.media.refusals import check_size, invalid, refusing
 from helios_serve.media.truncation import check_complete
 from helios_serve.media.video_frame import Picture, as_picture
@@ -25,7 +26,8 @@ OPEN_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 STILLS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 """Tracks that hold cover art or thumbnails."""
 IMAGE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")
-EXPECTED = "a video file that FFmpeg reads"
+EXPECTED = "a video such as MP4, MOV, WebM, MKV or AVI"
+UNREADABLE = "an unsupported or damaged file"
 JITTER = (Fraction(1, 2), Fraction(3, 2))
 """Intervals between frames, relative to the median, that count as a constant rate."""
 
@@ -45,18 +47,37 @@ def read_frames(path: Path, limit: FrameLimit | None = None) -> Iterator[av.Vide
     """
     with refusing(path, EXPECTED, "video"):
         check_complete(path)
-        with av.open(str(path), container_options=OPEN_OPTIONS) as container:
+        with opened(path) as container:
             stream = video_track(path, container)
             check_size(path, stream.width, stream.height, "video")
             if limit is not None:
                 check_duration(path, container.duration)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = MAX_THREADS
-            for count, frame in enumerate(deinterlaced(container.decode(stream))):
+            for count, frame in enumerate(deinterlaced(decoded(container, stream))):
                 check_size(path, frame.width, frame.height, "video")
                 if limit is not None and count == limit.frames:
                     raise invalid(path, f"more than {count} frames", limit.expected, "video")
                 yield frame
+
+
+def opened(path: Path) -> av.container.InputContainer:
+    """Open a video file. Raises HeliosError for other files, and for containers not accepted."""
+    try:
+        return av.open(str(path), container_options=OPEN_OPTIONS)
+    except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+        raise HeliosError(UNREADABLE) from error
+
+
+def is_video(path: Path) -> bool:
+    """Return whether the file is a video, or only has sound. One that was cut off is refused."""
+    with refusing(path, EXPECTED, "video"):
+        check_complete(path)
+        try:
+            opened(path).close()
+        except HeliosError:
+            return False
+    return True
 
 
 def read_pictures(path: Path, shown: Sequence[int], size: Size) -> Iterator[Picture]:
@@ -100,7 +121,7 @@ def video_track(path: Path, container: av.container.InputContainer) -> av.VideoS
 
 def pixel_aspect(path: Path) -> float:
     """Return the width of a pixel of the video track, relative to its height."""
-    with av.open(str(path), container_options=OPEN_OPTIONS) as container:
+    with opened(path) as container:
         ratio = video_track(path, container).sample_aspect_ratio
     if not ratio:
         return 1.0
@@ -153,17 +174,48 @@ def resampled(times: Sequence[Fraction | None], max_count: int) -> list[int]:
     return shown
 
 
+def decoded(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """Yield the decoded frames of a track.
+
+    PyAV raises IndexError after the last frame if a track has appeared since the file was opened,
+    such as sound that starts late in a recording of a broadcast.
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):
+            return
+        yield from packet.decode()
+
+
 def deinterlaced(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Yield one progressive frame for each frame, from the first interlaced one on."""
+    """Yield one progressive frame for each frame, from the first interlaced one on.
+
+    A filter is made for frames of one size and format. Both may change within a broadcast.
+    """
     graph: av.filter.Graph | None = None
+    shape: tuple[int, int, str] | None = None
     for frame in frames:
         if graph is None and not frame.interlaced_frame:
             yield frame
             continue
-        if graph is None:
-            graph = deinterlacer(frame)
+        if graph is None or shape != shape_of(frame):
+            yield from finished(graph)
+            graph, shape = deinterlacer(frame), shape_of(frame)
         graph.vpush(frame)
         yield from drained(graph)
+    yield from finished(graph)
+
+
+def shape_of(frame: av.VideoFrame) -> tuple[int, int, str]:
+    return frame.width, frame.height, frame.format.name
+
+
+def finished(graph: av.filter.Graph | None) -> Iterator[av.VideoFrame]:
+    """Yield the frames that a filter has kept."""
     if graph is not None:
         graph.vpush(None)
         yield from drained(graph)

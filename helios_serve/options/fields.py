@@ -5,7 +5,7 @@ field. Command-line flags, range checks and the tables of docs/options.md are ge
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +20,7 @@ Options = TypeVar("Options", bound=msgspec.Struct)
 FIELD = re.compile(r"field `([^`]+)`")
 PLACE = re.compile(r"`\$\.([^`]+)`")
 """Match the unknown or missing field, and the path of the error, in msgspec's messages."""
+INTEGER = re.compile(r"[+-]?[0-9]+")
 MAX_SHOWN = 80
 """Maximum number of characters of an invalid value in a message."""
 
@@ -119,14 +120,22 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise InvalidRequestError(f"got {name} {value}, expected {low} to {high}", param=name)
 
 
-def read_options(kind: type[Options], values: Mapping[str, Any], *, strict: bool = True) -> Options:
+def read_options(
+    kind: type[Options],
+    values: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    other_names: Collection[str] = (),
+) -> Options:
     """Build options from plain values by name.
 
-    Raises InvalidRequestError, which names the unknown or invalid field.
+    Raises InvalidRequestError, which names the unknown or invalid field. `other_names` are names
+    that the caller has already replaced by those of options.
     """
     for name in values:
         if name not in options_of(kind):
-            raise InvalidRequestError(unknown_option(name, kind), param=name)
+            message = unknown_option(name, kind, other_names=other_names)
+            raise InvalidRequestError(message, param=name)
     try:
         return msgspec.convert(dict(values), kind, strict=strict)
     except msgspec.ValidationError as error:
@@ -134,9 +143,11 @@ def read_options(kind: type[Options], values: Mapping[str, Any], *, strict: bool
         raise InvalidRequestError(message, param=field_at_fault(error) or "options") from error
 
 
-def unknown_option(name: str, *kinds: type[msgspec.Struct]) -> str:
+def unknown_option(
+    name: str, *kinds: type[msgspec.Struct], other_names: Collection[str] = ()
+) -> str:
     """Return the error message for an option that none of `kinds` has."""
-    expected = [known for kind in kinds for known in options_of(kind)]
+    expected = [*(known for kind in kinds for known in options_of(kind)), *other_names]
     hint = did_you_mean(name, expected)
     return f"got unknown option {name!r}, expected one of: {', '.join(expected)}{hint}"
 
@@ -161,13 +172,33 @@ def explain(
     name = re.split(r"[.\[]", path or "")[0]
     if name not in values:
         return message
-    got, option = f"got {name} {value_text(values[name])}", options_of(kind).get(name)
-    is_other_type = (
-        option and isinstance(option.kind, inspect.StrType) and not isinstance(values[name], str)
-    )
-    if option is not None and option.allowed is not None and not is_other_type:
-        return f"{got}, expected {option.allowed}"
+    got, options = f"got {name} {value_text(values[name])}", options_of(kind)
+    option = options.get(name)
+    if option is None:
+        return f"{got}: {message[:1].lower()}{message[1:]}{did_you_mean(name, options)}"
+    is_other_type = isinstance(option.kind, inspect.StrType) and not isinstance(values[name], str)
+    if option.allowed is not None and not is_other_type:
+        return f"{got}, expected {allowed_for(values[name], option)}"
     return f"{got}: {message[:1].lower()}{message[1:]}"
+
+
+def allowed_for(value: object, option: Option) -> str:
+    """Return the allowed values of an option, with their type if `value` is of another one.
+
+    "got fps 29.97, expected 1 to 120" would not say what is wrong.
+    """
+    if isinstance(option.kind, inspect.VarTupleType) and not isinstance(value, list | tuple):
+        return f"a list of numbers ({option.allowed})"
+    if isinstance(option.kind, inspect.IntType) and not is_integer(value):
+        return f"an integer ({option.allowed})"
+    return str(option.allowed)
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value is an integer, or the text of one."""
+    if isinstance(value, str):
+        return INTEGER.fullmatch(value) is not None
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def value_text(value: object) -> str:

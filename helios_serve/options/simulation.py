@@ -26,6 +26,17 @@ class FleetOptions(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "FILE.json"},
         ),
     ] = None
+    host_cores: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description="CPU cores of a host. The costs say how many each worker keeps busy.",
+            extra={"metavar": "N", "default": "as many as its workers need"},
+        ),
+    ] = None
+    host_workers: Annotated[
+        int,
+        Meta(ge=1, description="Workers on each host.", extra={"metavar": "N"}),
+    ] = 8
     cells: Annotated[
         int,
         Meta(

@@ -27,6 +27,12 @@ DECIDED_BY_CHECKPOINT = frozenset(
 )
 """Parameters of vLLM-Omni's own Helios pipeline that our engine reads from the checkpoint."""
 MEDIA = ("image", "video")
+NAMES = (
+    *RENAMED,
+    *(f"{kind}_noise_sigma_{end}" for kind in MEDIA for end in ("min", "max")),
+    *(f"add_noise_to_{kind}_latents" for kind in MEDIA),
+)
+"""Names in `extra_params` that become options of ours, see `named_as_ours`."""
 
 
 def renamed(options: Mapping[str, Any]) -> dict[str, Any]:

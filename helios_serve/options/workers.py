@@ -16,6 +16,10 @@ RANDOM_MODEL = "nano-random"
 Role = Literal["encode", "denoise", "decode"]
 """What a worker does: encode prompts and references, run denoise steps, or decode latents."""
 ROLES: tuple[Role, ...] = ("encode", "denoise", "decode")
+CHUNKS_WAITING = 1
+"""Chunks of a worker that may wait to be encoded as segments. While one does, the next one is
+rendered; then that waits too. So four tasks of a worker are in flight at most: one is encoded, one
+waits, one is rendered, and one more was sent as soon as that one's frames were there."""
 Quantization = Literal["fp8"]
 """Quantization of the transformer's large linear layers. fp8: float8_e4m3fn, a scale per row."""
 DecodeDtype = Literal["auto", "bfloat16", "float32"]

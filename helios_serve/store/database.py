@@ -14,6 +14,12 @@ from helios_serve.store.files import open_private, storage_errors
 Value = str | bytes | float | None
 Run = Callable[..., list[sqlite3.Row]]
 """Executes a statement with the values of its placeholders and returns the rows."""
+Guard = Callable[[], None]
+"""Raises StorageError if this process may not write."""
+
+
+def allow() -> None:
+    """The guard of a database that no other process can take."""
 
 
 class Database:
@@ -22,14 +28,22 @@ class Database:
     `version` is stored in the file and must be changed with the schema. `migrations` maps a version
     to the script that converts its tables to the next version. They are run in order, each in its
     own transaction. The tables are always in the file itself, not only in its write-ahead log.
-    Thread-safe. Raises StorageError if the file is damaged, has a version without a migration, or
-    cannot be written.
+    `guard` is called before each statement and each commit, and raises StorageError if nothing may
+    be written any more. Thread-safe. Raises StorageError if the file is damaged, has a version
+    without a migration, or cannot be written.
     """
 
     def __init__(
-        self, path: Path, schema: str, version: int, migrations: Mapping[int, str] | None = None
+        self,
+        path: Path,
+        schema: str,
+        version: int,
+        migrations: Mapping[int, str] | None = None,
+        *,
+        guard: Guard = allow,
     ) -> None:
         self.path = path
+        self._guard = guard
         self._lock = Lock()
         with storage_errors("open", path):
             # SQLite gives the permissions of the database to its journal files, too.
@@ -46,6 +60,7 @@ class Database:
     def run(self, statement: str, *values: Value) -> list[sqlite3.Row]:
         """Execute a statement as a transaction of its own and return its rows."""
         with self._lock, self._errors():
+            self._guard()
             return self._connection.execute(statement, values).fetchall()
 
     def insert(self, table: str, columns: dict[str, Value]) -> None:
@@ -86,8 +101,10 @@ class Database:
     def transaction(self) -> Iterator[Run]:
         """Execute the block's statements in one transaction, rolled back if the block raises."""
         with self._lock, self._errors(), self._connection:
+            self._guard()
             self._connection.execute("BEGIN IMMEDIATE")
             yield lambda statement, *values: self._connection.execute(statement, values).fetchall()
+            self._guard()
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log to the file, so that little is lost if the log is lost."""

@@ -146,16 +146,21 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, is_needed: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on `folder` until the block or this process ends.
 
-    Raises StorageError at once if another process holds it.
+    Raises StorageError at once if another process holds it, unless it is not needed.
     """
     with storage_errors("lock", folder):
         descriptor = open_private(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         with storage_errors("lock", folder):
-            take_lock(descriptor, folder)
+            try:
+                take_lock(descriptor, folder)
+            except StorageError:
+                if is_needed:
+                    raise
+                logger.warning("%s is still locked by the process that lost its lease", folder)
         yield
     finally:
         os.close(descriptor)

@@ -14,7 +14,7 @@ from helios_serve.errors import StorageError
 from helios_serve.logger import logger
 from helios_serve.model_config import CHUNK_FRAMES
 from helios_serve.stage_seconds import StageSeconds
-from helios_serve.store.database import Database, Value
+from helios_serve.store.database import Database, Guard, Value, allow
 from helios_serve.store.objects.uploads import UPLOAD_TABLES
 from helios_serve.store.usage import USAGE_TABLE, DayUsage, UsageTable
 from helios_serve.video_request import VideoRequest
@@ -168,9 +168,11 @@ class JobStore:
     does.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = time.time, *, guard: Guard = allow
+    ) -> None:
         self._clock = clock
-        self._table = Database(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS)
+        self._table = Database(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS, guard=guard)
 
     @property
     def database(self) -> Database:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from helios_serve.store.batches import BatchStore
-from helios_serve.store.database import Database
+from helios_serve.store.database import Database, Guard, allow
 from helios_serve.store.lost_and_found import LostAndFound
 from helios_serve.store.user_files import UserFileStore
 
@@ -46,9 +46,11 @@ class ServiceTables:
     The caller must hold the lock of `folder`: the files are not safe for use by two processes.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, *, guard: Guard = allow
+    ) -> None:
         with ExitStack() as opened:
-            database = Database(folder / DATABASE, SCHEMA, SCHEMA_VERSION)
+            database = Database(folder / DATABASE, SCHEMA, SCHEMA_VERSION, guard=guard)
             opened.enter_context(closing(database))
             self.files = UserFileStore(database, folder / "files", LostAndFound(folder), clock)
             self.batches = BatchStore(database)

@@ -12,7 +12,7 @@ from helios_serve.errors import HeliosError, InvalidRequestError, StorageError
 from helios_serve.messages import Segment
 from helios_serve.stage_seconds import NOTHING_SPENT, StageSeconds
 from helios_serve.store.all_files import JobFiles, NewJob, Unfinished
-from helios_serve.store.database import Database
+from helios_serve.store.database import Database, Guard, allow
 from helios_serve.store.disk import Ballast
 from helios_serve.store.files import (
     DamagedFileError,
@@ -24,6 +24,7 @@ from helios_serve.store.files import (
 from helios_serve.store.job_files import JobFolders, list_folder
 from helios_serve.store.job_repair import JobRepair
 from helios_serve.store.jobs import EndStatus, JobStore, StoredJob
+from helios_serve.store.lease import Lease, check_not_leased
 from helios_serve.store.snapshots import ResumePoint
 from helios_serve.store.usage import DayUsage
 from helios_serve.video_request import VideoRequest
@@ -39,22 +40,35 @@ class VideoStore:
     the store deletes what a crash leaves behind, and moves other files that no row refers to to
     `lost+found`.
 
-    Thread-safe. Methods raise StorageError if the disk fails.
+    Thread-safe. Methods raise StorageError if the disk fails. With a `lease` the folder's lock may
+    be held by a process that lost its own, and methods raise LeaseLostError once this one is lost.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        *,
+        lease: Lease | None = None,
+    ) -> None:
         self.folder = folder
         self.ballast = Ballast(folder)
+        self.guard: Guard = allow if lease is None else lease.check
         self._locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
         self._locks_guard = Lock()
         with ExitStack() as opened:
             make_folder(folder)
             make_private(folder)
-            opened.enter_context(locked(folder))
+            if lease is None:
+                check_not_leased(folder)
+            after_lost_one = lease is not None and lease.predecessor is not None
+            opened.enter_context(locked(folder, is_needed=not after_lost_one))
             self.files = JobFiles(folder)
             self._segments, self._snapshots = self.files.segments, self.files.snapshots
             check_database(self.folder, self.files.stores)
-            self._jobs = opened.enter_context(closing(JobStore(folder / DATABASE, clock)))
+            self._jobs = opened.enter_context(
+                closing(JobStore(folder / DATABASE, clock, guard=self.guard))
+            )
             sync_folder(folder)
             self._repair = JobRepair(self._jobs, self.files)
             self._repair.reconcile(DATABASE)
@@ -120,6 +134,7 @@ class VideoStore:
         """
         assert resume_point.snapshot.chunk == chunk + 1
         with self.lock(job_id):
+            self.guard()  # before files are written
             job = self._jobs.get(job_id)
             if job is None or job.status in ("cancelled", "failed"):
                 return False

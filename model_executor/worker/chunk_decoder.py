@@ -21,12 +21,8 @@ from helios_serve.model_executor.worker.decoder_states import DecoderStates
 from helios_serve.model_executor.worker.kept_latents import KeptLatents
 from helios_serve.model_executor.worker.side_thread import TaskSource, side_thread
 from helios_serve.model_executor.worker.tensors import as_bytes, as_tensor
+from helios_serve.options.workers import CHUNKS_WAITING
 from helios_serve.video_request import Frames
-
-WAITING = 1
-"""Chunks that may wait for the thread that encodes. While one does, the next one is rendered; then
-that waits too. So four tasks of a worker are in flight at most: one is encoded, one waits, one is
-rendered, and one more was sent as soon as that one's frames were there."""
 
 Emit = Callable[[ChunkDecoded | ChunkRendered | LatentsMissing], None]
 
@@ -87,7 +83,7 @@ class ChunkDecoder:
         self.kept = kept
         self.streams = streams
         self.states = states
-        self._rendered: queue.Queue[Rendered | None] = queue.Queue(WAITING)
+        self._rendered: queue.Queue[Rendered | None] = queue.Queue(CHUNKS_WAITING)
 
     @contextlib.contextmanager
     def running(self, tasks: TaskSource[DecodeTask | None]) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class PlanReports:
         if self._in_thread:
             self._reports.put(Report(plan, seconds))
         else:
-            self._emit(StepsDone(plan.wait(), seconds))
+            self._emit(done(plan, seconds))
 
     @contextmanager
     def running(self, interrupt: Callable[[], None]) -> Iterator[None]:
@@ -56,7 +57,12 @@ class PlanReports:
     def _run(self, interrupt: Callable[[], None]) -> None:
         try:
             while (report := self._reports.get()) is not None:
-                self._emit(StepsDone(report.plan.wait(), report.seconds))
+                self._emit(done(report.plan, report.seconds))
         except Exception as error:  # raised again where the context is left
             self._error = error
             interrupt()
+
+
+def done(plan: LaunchedPlan, seconds: float) -> StepsDone:
+    """Return the report of a plan, when its results are on the host."""
+    return StepsDone(plan.wait(), seconds, time.process_time())

@@ -34,6 +34,8 @@ TRUE = DeviceCosts(
     decode=TaskCosts(overhead=0.05, pixel=2e-8),
     segment=TaskCosts(overhead=0.02, pixel=3e-8),
     sharing=0.6,
+    slowdowns={"segment": {"denoise": 2.0}},
+    cores={"denoise": 1.5, "decode": 0.5, "segment": 1.0},
     num_blocks=60_000,
     text_rows=10_000,
 )
@@ -55,11 +57,15 @@ def test_the_costs_of_a_trace_are_found_again(tmp_path: Path) -> None:
     facts = read_observations(traced(tmp_path / "trace.json"))
     assert facts.num_blocks == TRUE.num_blocks
     found = fit_costs(facts, CONFIG, name="found", origin="a test", text_rows=10_000)
-    assert found.sharing == pytest.approx(TRUE.sharing)
+    assert found.slowdowns["denoise"]["decode"] == pytest.approx(0.6, rel=0.05)
+    # Encode tasks beside the decoder are too rare to be told apart.
+    assert found.slowdowns["decode"]["denoise"] == pytest.approx(0.6, rel=0.15)
+    assert found.slowdowns["segment"]["denoise"] == pytest.approx(2.0, rel=0.05)
+    assert found.cores == pytest.approx(TRUE.cores, rel=0.05)
     assert found.plan.linear == pytest.approx(TRUE.plan.linear, rel=0.02)
     assert found.plan.attention == pytest.approx(TRUE.plan.attention, rel=0.02)
     assert found.plan.session == pytest.approx(TRUE.plan.session, rel=0.05)
-    assert found.decode.pixel == pytest.approx(TRUE.decode.pixel, rel=0.02)
+    assert found.decode.pixel == pytest.approx(TRUE.decode.pixel, rel=0.05)
     assert found.encode.pixel == pytest.approx(TRUE.encode.pixel, rel=0.05)
     assert found.segment.pixel == pytest.approx(TRUE.segment.pixel, rel=0.02)
     assert all(error.mape < 0.02 and abs(error.bias) < 0.01 for error in found.errors.values())

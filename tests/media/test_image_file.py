@@ -247,6 +247,14 @@ def test_heic_without_its_library_is_named(tmp_path: Path, monkeypatch: pytest.M
             load(path, width=128, height=64)
 
 
+def test_a_cut_avif_is_a_damaged_image(tmp_path: Path) -> None:
+    data = encoded(quarters(), "AVIF")
+    path = write(tmp_path / "a.avif", data[: len(data) // 2])
+    for load in (load_image, load_reference):
+        with pytest.raises(InvalidRequestError, match="got a damaged AVIF image, expected an im"):
+            load(path, width=128, height=64)
+
+
 def test_avif_without_its_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF")

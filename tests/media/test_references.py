@@ -11,7 +11,12 @@ from PIL import Image
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media import references, video_file
 from helios_serve.media.mp4 import Mp4Writer, as_array
-from helios_serve.media.references import load_image, load_video, load_video_ends
+from helios_serve.media.references import (
+    load_image,
+    load_reference,
+    load_video,
+    load_video_ends,
+)
 from helios_serve.video_request import Frames
 
 
@@ -90,6 +95,19 @@ def test_unreadable_media_is_refused(content: bytes, tmp_path: Path) -> None:
     for load in (load_image, load_video):
         with pytest.raises(InvalidRequestError, match=r"media: got .*, expected "):
             load(path, width=128, height=64)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>404</html>", b"RIFF\x24\0\0\0WAVEfmt ", b"<svg/>"]
+)
+def test_a_file_that_is_neither_image_nor_video_is_told_both(
+    content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    both = r"photo\.png: got an unsupported .*, expected an image such as PNG.*, or a video such as"
+    with pytest.raises(InvalidRequestError, match=both):
+        load_reference(path, width=128, height=64)
 
 
 def test_missing_and_empty_references_are_refused(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ from helios_serve.media.references import (
     load_video,
     load_video_ends,
 )
-from helios_serve.media.video_file import resampled
+from helios_serve.media.video_file import decoded, read_frames, resampled
 from tests.support.broken_media import sound
 from tests.support.picture_files import encoded, quarters, write
 from tests.support.video_files import (
@@ -297,6 +298,41 @@ def test_interlaced_videos_have_no_combs(first_field: str, path: Path) -> None:
     assert combed < 4
     stored = np.stack(pictures)[..., 0].astype(int)
     assert np.abs(2 * stored[:, 1:-1] - stored[:, :-2] - stored[:, 2:]).mean() > 7
+
+
+def interlaced_part(width: int, height: int) -> bytes:
+    return video(
+        counted(20, width, height),
+        container="mpegts",
+        codec="mpeg2video",
+        options={"flags": "+ildct+ilme", "b": "8M"},
+    )
+
+
+@pytest.mark.parametrize("sizes", [((128, 64), (256, 160)), ((256, 160), (64, 48))])
+def test_interlaced_broadcasts_may_change_their_size(
+    sizes: tuple[tuple[int, int], tuple[int, int]], path: Path
+) -> None:
+    write(path, b"".join(interlaced_part(*size) for size in sizes))
+    shapes = [(frame.width, frame.height) for frame in read_frames(path)]
+    assert set(shapes) == set(sizes)
+    assert len(shapes) > COUNT
+    assert load_video(path, width=128, height=64).count == len(shapes)
+
+
+def test_a_track_that_appears_late_does_not_end_the_video(path: Path) -> None:
+    write(path, video(counted()))
+    with av.open(str(path)) as container:
+
+        class LateTrack:
+            """A container as PyAV has it after a track has appeared: the last step fails."""
+
+            def demux(self, stream: av.VideoStream) -> Iterator[av.Packet[av.VideoStream]]:
+                yield from container.demux(stream)
+                raise IndexError("list index out of range")
+
+        late = cast(av.container.InputContainer, LateTrack())
+        assert len(list(decoded(late, container.streams.video[0]))) == COUNT
 
 
 def test_progressive_frames_stay_as_they_are(path: Path) -> None:

@@ -26,10 +26,11 @@ from helios_serve.model_executor.models.wan_vae.causal_conv import CausalState
 from helios_serve.model_executor.models.yuv import yuv420
 from helios_serve.model_executor.streams import DeviceStreams
 from helios_serve.model_executor.worker import chunk_decoder
-from helios_serve.model_executor.worker.chunk_decoder import WAITING, ChunkDecoder
+from helios_serve.model_executor.worker.chunk_decoder import ChunkDecoder
 from helios_serve.model_executor.worker.decoder_states import IDLE_SECONDS, DecoderStates
 from helios_serve.model_executor.worker.kept_latents import KeptLatents
 from helios_serve.model_executor.worker.tensors import as_bytes, as_data
+from helios_serve.options.workers import CHUNKS_WAITING
 from helios_serve.size import Size
 from helios_serve.video_request import OutputKind
 from tests.support.late_device import LateDevice
@@ -145,7 +146,7 @@ def test_the_device_renders_while_the_host_encodes_and_no_further_than_that(
     with decoding.running():
         for chunk in range(6):
             decoding.put(chunk, float(chunk))
-        most = 1 + WAITING + 1  # encoded, waiting, rendered
+        most = 1 + CHUNKS_WAITING + 1  # encoded, waiting, rendered
         assert [decoding.next().chunk for _ in range(most)] == [0, 1, 2]
         with pytest.raises(queue.Empty):
             decoding.events.get(timeout=0.1)

@@ -277,6 +277,11 @@ def spoiled(value: float) -> torch.Tensor:
         (changed("lora_B.weight", torch.ones(128, 5)), {}, r"got shapes \[4, 128\] and \[128, 5\]"),
         (changed("lora_B.weight", torch.ones(4)), {}, r"got shapes \[4, 128\] and \[4\]"),
         (changed("lora_A.weight", torch.tensor(1.0)), {}, "got rank 0, expected 1 or more"),
+        *(
+            (changed("lora_A.weight", torch.ones(4, 128, dtype=kind)), {}, f"got {kind}, expected")
+            for kind in (torch.int8, torch.uint8, torch.bool, torch.complex64)
+        ),
+        (changed("lora_B.weight", torch.full((128, 4), 3e38)), {"lora_alpha": "8"}, "exceed the r"),
         (ones("patch_long"), {}, r"expected \[4, 16, 4, 8, 8\] and \[128, 4, 1, 1, 1\]"),
         (
             changed("alpha", torch.tensor(2.0)),

@@ -93,3 +93,14 @@ def test_a_line_may_have_a_data_url(path: Path) -> None:
     spans, errors = check_file(path)
     assert errors == []
     assert read_line(path, spans[0]).body == body
+
+
+def test_long_ids_are_refused_and_not_repeated(path: Path) -> None:
+    ids = ("x" * 513, "y" * 512, "y" * 512)
+    lines = [json.dumps({"custom_id": name, "body": {"prompt": "waves"}}) for name in ids]
+    path.write_text("\n".join(lines))
+    too_long, repeated = check_file(path).errors
+    assert (too_long.code, too_long.line) == ("custom_id_too_long", 1)
+    assert "513 characters, expected at most 512" in too_long.message
+    assert (repeated.code, repeated.line) == ("duplicate_custom_id", 3)
+    assert len(repeated.message) < 200

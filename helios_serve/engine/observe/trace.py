@@ -86,10 +86,17 @@ class Trace:
 
     A decode task is shown in two lanes: while its frames are decoded, and while they are encoded.
     A slice ends when the engine receives the result. The engines of several models share a file;
-    each has a group of lanes.
+    each has a group of lanes. `cpu_clock` returns the CPU seconds of this process; None leaves them
+    out.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu_clock: Callable[[], float] | None = time.process_time,
+    ) -> None:
+        self._cpu_clock = cpu_clock
         self._file = EventFile(path, clock)
         self._processes = itertools.count(1)
         self._begin()
@@ -134,6 +141,11 @@ class Trace:
         self._write({"ph": "C", "name": "sessions", "args": sessions})
         blocks = {"used": stats.used_blocks, "free": stats.total_blocks - stats.used_blocks}
         self._write({"ph": "C", "name": "history blocks", "args": blocks})
+        if event.cpu_seconds:
+            used = {worker_id: event.cpu_seconds}
+            if self._cpu_clock is not None:
+                used["server"] = self._cpu_clock()
+            self._write({"ph": "C", "name": "CPU seconds", "args": used})
 
     def task(self, worker_id: str, event: InputsEncoded | ChunkDecoded) -> None:
         """An encode or decode task is done."""

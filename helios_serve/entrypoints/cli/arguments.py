@@ -113,6 +113,13 @@ def _chunk_count(text: str) -> int:
     return count
 
 
+def _lease_seconds(text: str) -> float:
+    lease = float(text)
+    if not 1 <= lease <= 600:
+        raise ValueError("out of range")
+    return lease
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds <= 3600:
@@ -153,6 +160,7 @@ chunk_count = value_parser("an integer from 4 to 100000", _chunk_count)
 cell_name = value_parser(
     "1 to 31 lower-case letters, digits or dashes, without a dash at an end", _cell_name
 )
+lease_seconds = value_parser("a number of seconds from 1 to 600", _lease_seconds)
 seconds = value_parser("a number of seconds greater than 0 and at most 3600", _seconds)
 duration = value_parser("a number with a unit (s, m, h, d or w), such as 7d", _duration)
 byte_count = value_parser("a number with a unit (KB, MB, GB or TB), such as 500GB", _bytes)

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -24,7 +26,7 @@ from helios_serve.entrypoints.cli.parser import PROGRAM, CommandParser, unknown_
 from helios_serve.errors import HeliosError, describe_error
 from helios_serve.logger import logger, show_logs
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, READER_LEFT = 2, 130, 141
 EXIT_CODES = """\
 exit status:
   0    success
@@ -32,6 +34,7 @@ exit status:
   2    an error, which one line on standard error describes
   3    `bench compare` needs more sessions to decide
   130  interrupted by Ctrl-C
+  141  the reader of standard output has left, as `| head` does
 """
 OTHER_VARIABLES = ("HELIOS_WEBHOOK_SECRET", "HELIOS_KERNELS", "HELIOS_ATTENTION")
 """Environment variables that belong to no flag."""
@@ -45,20 +48,44 @@ example:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status, which EXIT_CODES describes."""
     parser = make_parser()
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    finally:
+        has_reader_left()  # of a help text
     show_logs(level_of(arguments))
     for warning in unknown_variables(parser, OTHER_VARIABLES):
         logger.warning(warning)
     try:
         status: int = arguments.run(arguments)
     except (HeliosError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and has_reader_left():
+            return READER_LEFT
         logger.debug("the command failed", exc_info=error)
         print(f"{PROGRAM}: error: {describe_error(error)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    has_reader_left()
     return status
+
+
+def has_reader_left() -> bool:
+    """Return whether nobody reads standard output any more; what is left of it is dropped."""
+    if sys.stdout is None:  # closed by the shell
+        return False
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # reports errors only
+        is_open = not poll.poll(0)
+    except BrokenPipeError:
+        is_open = False
+    except (OSError, ValueError):  # not a file
+        return False
+    if not is_open:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return not is_open
 
 
 def make_parser() -> CommandParser:

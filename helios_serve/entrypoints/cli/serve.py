@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from contextlib import ExitStack, closing
+from importlib import import_module
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from helios_serve.options.server import ServerConfig
 from helios_serve.options.workers import DEFAULT_MODEL
 from helios_serve.store.disk import Ballast
 from helios_serve.store.keys import KeyStore
+from helios_serve.store.lease import Lease, end_process, kept, wait_for_lease
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from helios_serve.service.tenants import TenantsFile
     from helios_serve.spans import Spans
 
+LOADED_FIRST = ("helios_serve.entrypoints.http.app", "helios_serve.engine.requests.async_engine")
+"""Modules that take seconds to load, which a server that waits for a lease does meanwhile."""
 EPILOG = """\
 examples:
   helios-serve serve
@@ -113,15 +117,16 @@ def run(arguments: argparse.Namespace) -> int:
     parse_allowed(edge.allowed_hosts, edge.allowed_origins)
     most_connections(edge.max_connections)
     show_server_logs(arguments.log_format)
-    listener = listen(arguments.host, arguments.port)
     with ExitStack() as opened:
+        lease = hold_lease(arguments, opened)  # before clients can connect
+        listener = listen(arguments.host, arguments.port)
         opened.callback(listener.close)
         Ballast(arguments.data_dir).release_if_full()
         keys = KeyStore(arguments.data_dir, fixed=arguments.api_key)
         opened.enter_context(closing(keys))
         keys.check()
         check_exposure(listener, keys, is_allowed=arguments.without_keys)
-        app = make_server(arguments, models, opened, keys)
+        app = make_server(arguments, models, opened, keys, lease)
         lifecycle = app.state.lifecycle
         lifecycle.address = address_of(listener, is_secure=arguments.ssl_certfile is not None)
         print(f"helios-serve: {lifecycle.address}/v1/videos", flush=True)
@@ -191,8 +196,28 @@ def check_exposure(listener: socket.socket, keys: KeyStore, *, is_allowed: bool)
         )
 
 
+def hold_lease(arguments: argparse.Namespace, opened: ExitStack) -> Lease | None:
+    """Return a lease on the data folder, if one is asked for, when nobody else holds the folder.
+
+    It is renewed until `opened` is closed. This process ends if it is lost.
+    """
+    if arguments.data_lease is None:
+        return None
+    # While modules load, the thread that renews a lease would hardly run.
+    for module in LOADED_FIRST:
+        import_module(module)
+    lease = wait_for_lease(arguments.data_dir, arguments.data_lease)
+    opened.enter_context(kept(lease, end_process))
+    logger.info("holding lease %d of %s", lease.token, arguments.data_dir)
+    return lease
+
+
 def make_server(
-    arguments: argparse.Namespace, models: ServedModels, opened: ExitStack, keys: KeyStore
+    arguments: argparse.Namespace,
+    models: ServedModels,
+    opened: ExitStack,
+    keys: KeyStore,
+    lease: Lease | None = None,
 ) -> "Starlette":
     """Return the application that the flags configure. Its resources are closed with `opened`."""
     from helios_serve.service.tenants import TenantsFile
@@ -202,7 +227,7 @@ def make_server(
 
     tenants = None if arguments.tenants is None else TenantsFile(arguments.tenants)
     media = make_media(arguments)
-    store = VideoStore(arguments.data_dir)
+    store = VideoStore(arguments.data_dir, lease=lease)
     opened.callback(store.close)
     cell = claim_cell(arguments.data_dir, arguments.cell)
     objects = open_objects(store, read_flags(arguments, ObjectOptions))

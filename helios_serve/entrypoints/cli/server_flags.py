@@ -11,6 +11,7 @@ from helios_serve.entrypoints.cli.arguments import (
     cell_name,
     chunk_count,
     duration,
+    lease_seconds,
     lora_module,
     port,
     seconds,
@@ -121,6 +122,14 @@ def add_storage_flags(server: Any) -> None:
         metavar="NAME",
         help="name of this server among several behind one balancer; new ids contain it (default: "
         "that of the data folder, if it was ever given)",
+    )
+    server.add_argument(
+        "--data-lease",
+        type=lease_seconds,
+        metavar="SECONDS",
+        help="hold the data folder with a lease that is renewed, for storage that several machines "
+        "mount: a server waits until nobody has renewed it for this time, and one that cannot "
+        "renew it ends (default: a lock of the file system only)",
     )
     server.add_argument(
         "--retention",

@@ -183,6 +183,7 @@ def fit_device(arguments: argparse.Namespace) -> int:
     """Fit, print the costs and their errors, and write them. Returns the exit status."""
     from helios_serve.benchmarks.measure.machine import cpu_name
     from helios_serve.benchmarks.measure.result_files import json_of, write
+    from helios_serve.benchmarks.simulator.costs import slowdown_lines
     from helios_serve.benchmarks.simulator.fit import fit_costs
     from helios_serve.benchmarks.simulator.observations import read_observations
     from helios_serve.engine.launch import read_model_config
@@ -197,7 +198,7 @@ def fit_device(arguments: argparse.Namespace) -> int:
     )
     for lane, error in costs.errors.items():
         print(f"{lane}: error {error.mape:.1%} of {error.n} held out, bias {error.bias:+.1%}")
-    print(f"stages that run at the same time slow each other down by {costs.sharing:.0%}")
+    print(*slowdown_lines(costs), sep="\n")
     write(arguments.output, json_of(msgspec.to_builtins(costs)))
     print(f"{arguments.output}: costs of {costs.name}")
     return 0

@@ -105,7 +105,7 @@ def make_app(
     lifecycle = Lifecycle(engine, config.exit_without_workers)
     sessions = RealtimeSessions(engine, store, RealtimeConfig(grace=config.session_grace))
     key_cache = KeyCache(keys)
-    tables, loras = ServiceTables(folder), LoraModules(config.loras)
+    tables, loras = ServiceTables(folder, guard=store.guard), LoraModules(config.loras)
     disk, ids = Disk(folder, config.max_disk), Ids(config.cell)
     finished = FinishedFiles(folder / "finished", store)
     keep = config.retention

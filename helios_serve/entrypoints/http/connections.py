@@ -136,7 +136,11 @@ def most_connections(asked: int) -> int:
 
 
 class BoundedConnection(h11.Connection):
-    """A connection that refuses requests of too many header lines or too small chunks."""
+    """A connection that refuses requests of too many header lines or too small chunks.
+
+    It also refuses a request that states its length twice, as Content-Length and as chunks: a proxy
+    that reads the other one would take part of the body for a request (RFC 9112, section 6.1).
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(h11.SERVER, **options)
@@ -150,6 +154,9 @@ class BoundedConnection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.pieces = self.size = 0
+            names = {name for name, _ in event.headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                raise h11.RemoteProtocolError("got both Content-Length and Transfer-Encoding")
         elif isinstance(event, h11.Data):
             self.pieces += 1
             self.size += len(event.data)

@@ -1,10 +1,11 @@
-"""Range requests (RFC 9110, section 14)."""
+"""Range requests and conditional requests (RFC 9110, sections 13 and 14)."""
 
 import asyncio
 import os
 import re
+from email.utils import parsedate_to_datetime
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
@@ -36,19 +37,54 @@ class StoredFileResponse(FileResponse):
     """A file, or ranges of it.
 
     A header `range` with another unit, or that is not valid, is ignored, as RFC 9110 demands. The
-    status is 416 only if no range lies in the file.
+    status is 416 only if no range lies in the file. It is 304, without the file, for a client that
+    has this version of it.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = Headers(scope=scope).get("range")
+        asked = Headers(scope=scope)
+        found = asked.get("range")
+        is_conditional = scope["method"] in ("GET", "HEAD") and (
+            "if-none-match" in asked or "if-modified-since" in asked
+        )
+        if found is not None or is_conditional:
+            stat = await asyncio.to_thread(os.stat, self.path)
+            if is_conditional:
+                self.set_stat_headers(stat)
+                if is_current(asked, self.headers):
+                    await self._send_not_modified(send)
+                    return
         if found is not None:
-            size = (await asyncio.to_thread(os.stat, self.path)).st_size
+            size = stat.st_size
             rest = [item for item in scope["headers"] if item[0] != b"range"]
             ranges = satisfiable(found, size)
             if ranges is not None:
                 rest.append((b"range", f"bytes={ranges}".encode()))
             scope = {**scope, "headers": rest}
         await super().__call__(scope, receive, send)
+
+    async def _send_not_modified(self, send: Send) -> None:
+        headers = MutableHeaders(raw=list(self.raw_headers))
+        for name in ("content-length", "content-type"):
+            del headers[name]
+        start = {"type": "http.response.start", "status": 304, "headers": headers.raw}
+        await send(start)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def is_current(asked: Headers, stored: Headers) -> bool:
+    """Return whether a client already has the stored version of a file.
+
+    `if-none-match` takes precedence over `if-modified-since`, which is ignored if it is not a date.
+    """
+    if (tags := asked.get("if-none-match")) is not None:
+        known = {tag.strip().removeprefix("W/") for tag in tags.split(",")}
+        return "*" in known or stored["etag"] in known
+    try:
+        since = parsedate_to_datetime(asked["if-modified-since"])
+        return parsedate_to_datetime(stored["last-modified"]) <= since
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def satisfiable(header: str, size: int) -> str | None:

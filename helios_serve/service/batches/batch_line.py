@@ -10,7 +10,7 @@ from msgspec import Meta
 from helios_serve.errors import InvalidRequestError
 from helios_serve.media.references import load_image, load_video
 from helios_serve.model_config import HeliosConfig
-from helios_serve.options.fields import read_options
+from helios_serve.options.fields import read_options, value_text
 from helios_serve.service.errors import ApiError
 from helios_serve.service.json_text import UTF8_MARK, Buffer, check_shape, is_wide, without_mark
 from helios_serve.service.protocol import CreateVideo
@@ -28,6 +28,8 @@ URL = "/v1/videos"
 MAX_LINES = 50_000
 MAX_LINE = 66 << 20
 """Maximum length of a line in bytes. It may contain a data: URL."""
+MAX_CUSTOM_ID = 512
+"""Maximum length of a custom_id, in characters: all of a file are compared in memory."""
 MAX_ERRORS = 100
 """Maximum number of errors reported for one file."""
 
@@ -133,9 +135,15 @@ def line_errors(number: int, text: bytes, seen: dict[str, int]) -> list[LineErro
     line = parse_line(text, number)
     if isinstance(line, LineError):
         return [line]
+    if len(line.custom_id) > MAX_CUSTOM_ID:
+        message = (
+            f"got a custom_id of {len(line.custom_id)} characters, expected at most {MAX_CUSTOM_ID}"
+        )
+        return [LineError("custom_id_too_long", message, number, "custom_id")]
     if line.custom_id in seen:
         message = (
-            f"got duplicate custom_id {line.custom_id!r}, first used in line {seen[line.custom_id]}"
+            f"got duplicate custom_id {value_text(line.custom_id)}, first used in line "
+            f"{seen[line.custom_id]}"
         )
         return [LineError("duplicate_custom_id", message, number, "custom_id")]
     seen[line.custom_id] = number

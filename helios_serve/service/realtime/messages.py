@@ -3,11 +3,11 @@
 The fields of `session.start` are those of POST /v1/videos; see `session_request`.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
-from helios_serve.options.fields import field_at_fault
+from helios_serve.options.fields import did_you_mean, field_at_fault, value_text
 from helios_serve.service.errors import ApiError
 from helios_serve.service.json_text import decode_json
 from helios_serve.service.protocol import Json
@@ -88,6 +88,11 @@ class QueueRequest(
 
 
 ClientMessage = InteractMessage | StopSession | PingMessage | ResumeSession | QueueRequest
+TYPES = (
+    START,
+    *sorted(str(part.__struct_config__.tag) for part in get_args(ClientMessage)),
+)
+"""Values of `type` in messages of clients."""
 
 
 class SessionStarted(msgspec.Struct, tag_field="type", tag="video.start"):
@@ -205,6 +210,10 @@ def parse_message(text: str) -> ClientMessage | Json:
         return {name: value for name, value in fields.items() if name != "type"}
     if size > MAX_MESSAGE_BYTES:
         raise too_large(size, MAX_MESSAGE_BYTES)
+    if (found := fields.get("type")) not in TYPES:
+        hint = did_you_mean(found, TYPES) if isinstance(found, str) else ""
+        message = f"got type {value_text(found)}, expected one of: {', '.join(TYPES)}{hint}"
+        raise ApiError(400, message, code="invalid_message", param="type")
     try:
         return check_message(msgspec.convert(fields, ClientMessage))
     except msgspec.ValidationError as error:

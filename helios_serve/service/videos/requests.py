@@ -16,7 +16,7 @@ from helios_serve.options.sampling import (
     SamplingParams,
     default_size,
 )
-from helios_serve.options.vllm_omni import check_pyramid, named_as_ours
+from helios_serve.options.vllm_omni import NAMES, check_pyramid, named_as_ours
 from helios_serve.service.protocol import CreateVideo, ExtendVideo, Json, LoraChoice
 from helios_serve.size import Size, check_shown_size, nearest_size, parse_size
 from helios_serve.video_request import Relation, VideoRequest
@@ -37,7 +37,7 @@ def with_plain_options(body: Body, config: HeliosConfig) -> Body:
     check_pyramid(extra, config.stages)
     given = named_as_ours(extra)
     try:
-        options = read_options(SamplingOptions, given, strict=False)
+        options = read_options(SamplingOptions, given, strict=False, other_names=NAMES)
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param=f"extra_params.{error.param}") from error
     changes |= {name: getattr(options, name) for name in given}

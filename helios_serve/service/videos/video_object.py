@@ -47,9 +47,16 @@ def video_object(
         parent_video_id=job.request.parent,
         relation=job.request.relation,
         queue_position=None if progress is None else progress.queue_position,
-        eta_seconds=None if progress is None else progress.eta_seconds,
+        eta_seconds=rounded_eta(progress),
         inference_time_s=inference_seconds(job),
     )
+
+
+def rounded_eta(progress: Progress | None) -> float | None:
+    """Return the estimated seconds to the end, in tenths; None if there is no estimate."""
+    if progress is None or progress.eta_seconds is None:
+        return None
+    return round(progress.eta_seconds, 1)
 
 
 def inference_seconds(job: StoredJob) -> float | None:

@@ -191,3 +191,15 @@ def test_a_disk_that_fails_ends_the_trace_and_nothing_else(
         trace.steps("one", done(0.25), scheduler)
     message = "the trace ends here: cannot write /dev/full: [Errno 28] No space left on device"
     assert caplog.messages == [message]
+
+
+def test_cpu_time_is_counted_for_workers_and_server(
+    path: Path, clock: Clock, scheduler: Scheduler
+) -> None:
+    with Trace(path, clock, cpu_clock=lambda: 2.5) as trace:
+        for report in (StepsDone(RunnerOutput(), 0.25, 7.0), done(0.25)):
+            trace.plan("one", plan(("a", 0)), scheduler)
+            trace.steps("one", report, scheduler)
+    events = json.loads(path.read_text())
+    counts = [event["args"] for event in events if event["name"] == "CPU seconds"]
+    assert counts == [{"one": 7.0, "server": 2.5}]

@@ -401,3 +401,21 @@ def test_what_can_be_refused_without_torch_is(
     (line,) = refusal.said.splitlines()
     assert line.startswith(f"helios-serve: error: {error}")
     assert {*refusal.left} - {"helios-data"} == {"notes.txt", "lines.jsonl", "stderr"}
+
+
+@pytest.mark.parametrize(
+    "words", [("completion", "bash"), ("serve", "--help"), ("version",), ("serve", "--prot")]
+)
+def test_a_reader_that_has_left_is_no_error(words: tuple[str, ...]) -> None:
+    """As in `helios-serve completion bash | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "helios_serve", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    if "--prot" in words:
+        assert done.returncode == 2
+        assert done.stderr.startswith("helios-serve: error: got unknown flag --prot")
+    else:
+        assert done.returncode in (0, 141)  # 141 if the output is larger than the buffer
+        assert done.stderr == ""

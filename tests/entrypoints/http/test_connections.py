@@ -191,6 +191,19 @@ def test_what_is_not_http_is_refused_in_the_api_s_envelope(
     assert error_in(body)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_request_with_two_lengths_is_refused_and_what_follows_not_read(
+    edge: Edge, order: int
+) -> None:
+    """A proxy that counts bytes takes the second request for a part of the body."""
+    lengths = [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"][::order]
+    inner = b"0\r\n\r\nGET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+    answer = edge.exchange(LINE + JSON + b"".join(lengths) + b"\r\n" + inner)
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"HTTP/1.1 400" in answer
+    assert b"both Content-Length and Transfer-Encoding" in answer
+
+
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip"])
 def test_a_compressed_body_is_named(edge: Edge, coding: str) -> None:
     head = LINE + JSON + f"Content-Encoding: {coding}\r\nContent-Length: 2\r\n\r\n{{}}".encode()

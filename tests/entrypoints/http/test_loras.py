@@ -60,6 +60,16 @@ def test_options_are_accepted_by_the_names_of_vllm_omni(http: httpx.Client) -> N
         ({"model": "style", "lora": "other"}, "lora", "send only one of them"),
         ({"lora": {"name": "style", "scale": 2}, "lora_scale": 3}, "lora_scale", "3.0 and 2.0"),
         ({"extra_params": {"other": 1}}, "extra_params.other", "unknown option 'other'"),
+        (
+            {"extra_params": {"pyramid_num_inference_step_list": [1]}},
+            "extra_params.pyramid_num_inference_step_list",
+            "did you mean pyramid_num_inference_steps_list?",
+        ),
+        (
+            {"extra_params": {"is_amplify_first_chunks": True}},
+            "extra_params.is_amplify_first_chunks",
+            "did you mean is_amplify_first_chunk?",
+        ),
         ({"extra_params": {"prompt": "x"}}, "extra_params.prompt", "unknown option 'prompt'"),
         ({"extra_params": {"zero_steps": "x"}}, "extra_params.zero_steps", "got zero_steps 'x'"),
         (

@@ -208,6 +208,7 @@ def test_pages_of_allowed_origins_read_everything(with_origins: Edge) -> None:
             assert answer.headers["access-control-allow-origin"] == APP
             exposed = answer.headers["access-control-expose-headers"]
             assert {"content-range", "x-request-id", "retry-after"} <= set(exposed.split(", "))
+            assert "x-ratelimit-remaining-requests" in exposed
             assert "origin" in answer.headers["vary"].lower()
         other = page | {"origin": "https://evil.example"}
         assert client.get("/v1/models", headers=other).status_code == 403

@@ -22,7 +22,7 @@ def client(tmp_path: Path) -> TestClient:
     async def file(request: Request) -> Response:  # noqa: ARG001
         return StoredFileResponse(path, media_type="video/mp4")
 
-    return TestClient(Starlette(routes=[Route("/", file)]))
+    return TestClient(Starlette(routes=[Route("/", file, methods=["GET", "POST"])]))
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,30 @@ def test_several_ranges_come_in_parts(client: TestClient) -> None:
     assert answer.headers["content-type"].startswith("multipart/byteranges")
     assert b"bytes 0-1/100" in answer.content
     assert b"bytes 98-99/100" in answer.content
+
+
+def test_a_client_that_has_the_file_gets_its_headers_only(client: TestClient) -> None:
+    whole = client.get("/")
+    tag, date = whole.headers["etag"], whole.headers["last-modified"]
+    future = "Sat, 28 Nov 2099 00:00:00 GMT"
+    for have in (
+        {"if-none-match": tag},
+        {"if-none-match": f'"x", W/{tag}'},
+        {"if-none-match": "*"},
+        {"if-modified-since": date},
+        {"if-modified-since": future, "range": "bytes=0-9"},
+    ):
+        for method in ("GET", "HEAD"):
+            answer = client.request(method, "/", headers=have)
+            assert (answer.status_code, answer.content) == (304, b""), have
+            assert answer.headers["etag"] == tag
+            assert "content-length" not in answer.headers
+    for other in (
+        {"if-none-match": '"x"'},
+        {"if-none-match": '"x"', "if-modified-since": future},
+        {"if-modified-since": "Thu, 01 Jan 1970 00:00:00 GMT"},
+        {"if-modified-since": "yesterday"},
+    ):
+        answer = client.get("/", headers=other)
+        assert (answer.status_code, answer.content) == (200, DATA), other
+    assert client.post("/", headers={"if-none-match": tag}).content == DATA

@@ -4,7 +4,7 @@ import random
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +128,26 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
     latents = last_latents(folder, jobs.ids)
     for index, (_, right) in expected.items():
         assert np.abs(latents[index] - right).max() <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_stand_by_goes_on_when_the_lease_of_a_dead_server_has_run_out(tmp_path: Path) -> None:
+    """It waits without listening while the other lives, and then finishes the other's video."""
+    flags = (*FLAGS, "--data-lease", "2")
+    with ExitStack() as opened, ThreadPoolExecutor(1) as pool:
+        first = opened.enter_context(running_server(tmp_path, *flags))
+        video = httpx.post(f"{first.url}/v1/videos", json=body(3), timeout=30).json()["id"]
+        stand_by = pool.submit(lambda: opened.enter_context(running_server(tmp_path, *flags)))
+        time.sleep(3.0)
+        assert not stand_by.done()
+        first.kill()
+        second = stand_by.result(60)
+        deadline = time.monotonic() + 120
+        while (status := status_of(second, video)) != "completed":
+            assert status in ("queued", "in_progress")
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def status_of(server: Server, video: str) -> str:
+    return str(httpx.get(f"{server.url}/v1/videos/{video}", timeout=30).json()["status"])

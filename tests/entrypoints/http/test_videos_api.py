@@ -300,6 +300,19 @@ def test_an_adapter_is_named_by_the_request(http: httpx.Client, style: Path) -> 
             "fps",
             "got fps 500, expected 1 to 120",
         ),
+        *(
+            ({"prompt": "x", "fps": fps}, 400, "invalid_value", "fps", "an integer (1 to 120)")
+            for fps in (29.97, "23.976", True, [24])
+        ),
+        (
+            {"prompt": "x", "steps": "1,1,1"},
+            400,
+            "invalid_value",
+            "steps",
+            "got steps '1,1,1', expected a list of numbers (1 to 1000)",
+        ),
+        ({"prompt": "x", "fps": "500"}, 400, "invalid_value", "fps", "'500', expected 1 to 120"),
+        ({"prompt": "x", "modle": 1}, 400, "invalid_value", "modle", "did you mean model?"),
         (
             {"prompt": "x", "zero_steps": -1},
             400,
