@@ -327,7 +327,7 @@ def test_a_track_that_appears_late_does_not_end_the_video(path: Path) -> None:
         class LateTrack:
             """A container as PyAV has it after a track has appeared: the last step fails."""
 
-            def demux(self, stream: av.VideoStream) -> Iterator[av.Packet[av.VideoStream]]:
+            def demux(self, stream: av.VideoStream) -> "Iterator[av.Packet[av.VideoStream]]":
                 yield from container.demux(stream)
                 raise IndexError("list index out of range")
 
