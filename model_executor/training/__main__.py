@@ -14,6 +14,7 @@ from helios_serve.model_executor.models.nano.checkpoint import WEIGHTS
 from helios_serve.model_executor.training.gates.figure import as_table
 from helios_serve.model_executor.training.recipe import read_recipe
 from helios_serve.model_executor.training.training import STUDENT_STAGES, Training
+from helios_serve.model_executor.training.unpack import unpack_weights
 
 STAGES = ("vae", "base", "mid", "ode", "dmd")
 
@@ -23,6 +24,9 @@ def main() -> int:
     show_logs()
     torch.set_num_threads(arguments.threads)
     try:
+        if arguments.command == "unpack":
+            unpack_weights(arguments.folder)
+            return 0
         recipe = None if arguments.recipe is None else read_recipe(arguments.recipe)
         student = getattr(arguments, "student", STUDENT_STAGES[0])
         training = Training(arguments.folder, recipe, student=student)
@@ -87,6 +91,10 @@ def parse_arguments() -> argparse.Namespace:
         "package", parents=[common, trained], help="write the weights of the built-in models"
     )
     package.add_argument("--output", type=Path, default=WEIGHTS, help="the folder of the files")
+    unpack = commands.add_parser(
+        "unpack", help="write the package's weights as a folder that trainings can start from"
+    )
+    unpack.add_argument("--folder", type=Path, required=True, help="the folder to write")
     return parser.parse_args()
 
 

@@ -15,10 +15,13 @@ from helios_serve.model_executor.models.nano.checkpoint import VAE_WEIGHTS, writ
 from helios_serve.model_executor.models.nano.tokenizer import save_tokenizer
 from helios_serve.model_executor.models.nano.vocabulary import trained_tokenizer
 from helios_serve.model_executor.models.published import write_json
+from helios_serve.model_executor.training.codec import Codec
 from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe
 from helios_serve.model_executor.weights import weight_files
 
+CODEC_FILE = "codec.safetensors"
+"""The codec that the packaged weights were trained with. Only later trainings need it."""
 READABLE = 0o644
 """Mode of the package's files: whoever installs it is not the only one to use it."""
 
@@ -46,18 +49,26 @@ def export_checkpoint(
         write_weights(built.component.folder, stored_tensors(built, sources[name]))
 
 
-def package_weights(folder: Path, checkpoints: Mapping[str, Path]) -> None:
+def package_weights(folder: Path, checkpoints: Mapping[str, Path], codec: Codec) -> None:
     """Write the weights of exported `checkpoints`, by built-in model, as the package has them.
 
-    They share a VAE. Equal checkpoints give equal bytes.
+    They share a VAE, and the codec that they were trained with. Equal checkpoints give equal bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for model, checkpoint in checkpoints.items():
-        own = {model: ("transformer", "text_encoder"), VAE_WEIGHTS: (VAE_WEIGHTS,)}
-        for name, components in own.items():
-            path = folder / f"{name}.safetensors"
-            save_file(joined_weights(checkpoint, components), path, metadata={"format": "pt"})
-            path.chmod(READABLE)
+        write_package_file(
+            folder / f"{model}.safetensors",
+            joined_weights(checkpoint, ("transformer", "text_encoder")),
+        )
+        write_package_file(
+            folder / f"{VAE_WEIGHTS}.safetensors", joined_weights(checkpoint, (VAE_WEIGHTS,))
+        )
+    write_package_file(folder / CODEC_FILE, codec._asdict())
+
+
+def write_package_file(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(READABLE)
 
 
 def joined_weights(checkpoint: Path, components: Sequence[str]) -> dict[str, Tensor]:

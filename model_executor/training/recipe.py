@@ -68,8 +68,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     - `transformer`, `text`, `vae`: widths, as in the JSON files of a checkpoint.
     - `vae_batch`, `vae_latents`: chunks of a step of the VAE, and latent frames of each.
     - `batch`: samples of a step (for a pyramid: of each pyramid stage).
+    - `object_weight`: how much more latent pixels near objects count in the loss of Base and Mid,
+      at low noise: 1 + object_weight times as much as others.
     - `guidance`: the scale at which the teacher of the distillation is guided.
     - `teacher_steps`, `pair_batches`: the teacher's steps, and batches of pairs that it makes.
+    - `dmd_start`: the stage whose weights distribution matching starts from. Mid's need no pairs.
+    - `teacher`: whose score distribution matching follows.
     - `dmd_batch`: samples of a step of distribution matching.
     - `critic_steps`: steps of the critic for each of the generator.
     - `adversarial`: the weight of the adversarial term.
@@ -98,6 +102,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     vae_batch: int = 4
     vae_latents: int = 5
     no_caption: float = 0.1
+    object_weight: float = 0.0
     history: HistoryMix = HistoryMix()
     corruption: Corruption = Corruption()
     muon_rate: float = 4e-3
@@ -107,6 +112,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     guidance: float = 2.0
     teacher_steps: tuple[int, int, int] = (8, 8, 8)
     pair_batches: int = 100
+    dmd_start: Literal["ode", "mid"] = "ode"
+    teacher: Literal["base", "mid"] = "base"
     dmd_batch: int = 16
     critic_steps: int = 2
     adversarial: float = 0.02

@@ -66,8 +66,8 @@ class Training:
                 self.recipe,
                 self.pool,
                 self.codec,
-                student=self.student("dmd", after="ode"),
-                base=self.average("base"),
+                student=self.student("dmd", after=self.recipe.dmd_start),
+                teacher=self.average(self.recipe.teacher),
             ),
         }
 
@@ -135,7 +135,7 @@ class Training:
                 if model != RANDOM_MODEL:
                     checkpoints[model] = Path(scratch) / model
                     self.export(variant, checkpoints[model])
-            package_weights(folder, checkpoints)
+            package_weights(folder, checkpoints, self.codec)
 
     def check(self, gates: str, videos: int, *, drifting: Variant = "distilled") -> list[Figure]:
         """Measure the gates whose letters `gates` names, with up to `videos` captions each.

@@ -1,10 +1,12 @@
-"""Distribution matching with an adversarial term, after ODE regression.
+"""Distribution matching with an adversarial term, after ODE regression or from Mid.
 
-The generator runs its six steps through the pyramid, with gradients through all of them. Base is
-the real score, as in Helios: its flow covers all noise levels at full resolution. The critic starts
-as Base and follows the generator's results; a head on its hidden tokens tells real latents from
-generated ones (arXiv 2405.14867). In nano's world a history and a caption determine the chunk that
-follows, so that the generator also regresses it where the history is real.
+The generator runs its six steps through the pyramid, with gradients through all of them. The
+teacher is the real score: Base, as in Helios, whose flow covers all noise levels at full
+resolution, or Mid, whose stages cover them at three resolutions; then each step matches the
+distributions at one of them. The critic starts as the teacher and follows the generator's results;
+a head on its hidden tokens tells real latents from generated ones (arXiv 2405.14867). In nano's
+world a history and a caption determine the chunk that follows, so that the generator also regresses
+it where the history is real.
 """
 
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from helios_serve.kernels.rope import Rope
+from helios_serve.model_config import Grid
 from helios_serve.model_executor.models.helios.conditioning import draw_chunk_noise
 from helios_serve.model_executor.models.helios.embeddings import make_rope
 from helios_serve.model_executor.training.codec import Codec
@@ -29,7 +32,14 @@ from helios_serve.model_executor.training.distillation.ode_stage import (
 from helios_serve.model_executor.training.flow_stage import FlowBatch, draw_batch
 from helios_serve.model_executor.training.latent_pool import LatentPool
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
-from helios_serve.model_executor.training.noising import draw_levels
+from helios_serve.model_executor.training.noising import (
+    Noised,
+    draw_levels,
+    halved,
+    noised,
+    stage_endpoints,
+    stage_ranges,
+)
 from helios_serve.model_executor.training.optimizer import Optimizer, part, rate_scale
 from helios_serve.model_executor.training.recipe import Recipe
 from helios_serve.model_executor.training.rollout import Rollout
@@ -46,6 +56,8 @@ RATE = 0.1
 """Learning rates of the generator, over those of the first training; the critic has twice these."""
 FEWEST_SHARE = 0.25
 """The share of generated batches with one step per stage."""
+LAST_STAGE_SHARE = 0.5
+"""The share of steps that compare at the last stage of a teacher with a pyramid."""
 REGRESSION_KNEE = 0.2
 """The error of a latent above which the regression is linear: far ones do not blur the rest."""
 
@@ -59,15 +71,34 @@ class Generated(NamedTuple):
     known: Tensor
 
 
-class Scores(NamedTuple):
-    """Predictions of clean latents and logits of the adversary, for noisy latents."""
+class View(NamedTuple):
+    """Latents at a stage of the teacher: as they are, (batch, 16, 9, h, w), and noisy.
 
+    `kept` is the noise that they still have at the end of the stage, times its level `end`.
+    """
+
+    stage: int
     clean: Tensor
+    noisy: Noised
+    levels: Tensor
+    kept: Tensor
+    end: float
+
+    def predicted(self, flow: Tensor) -> Tensor:
+        """Return the clean latents that a predicted flow, of the same shape, leads to."""
+        at_end = self.noisy.latents - self.levels.view(-1, 1, 1, 1, 1) * flow
+        return (at_end - self.kept) / (1 - self.end)
+
+
+class Scores(NamedTuple):
+    """Predictions of the flow of noisy latents, and logits of the adversary."""
+
+    flow: Tensor
     logits: Tensor
 
 
 class Critic(nn.Module):
-    """A copy of Base that follows the generator, with the adversary's head."""
+    """A copy of the teacher that follows the generator, with the adversary's head."""
 
     def __init__(self, recipe: Recipe, start: dict[str, Tensor]) -> None:
         super().__init__()
@@ -90,7 +121,7 @@ class DmdStage:
         codec: Codec,
         *,
         student: dict[str, Tensor],
-        base: dict[str, Tensor],
+        teacher: dict[str, Tensor],
     ) -> None:
         self.recipe = recipe = msgspec.structs.replace(recipe, batch=recipe.dmd_batch)
         self.steps = recipe.steps.dmd
@@ -99,8 +130,10 @@ class DmdStage:
         self.model = NanoModel(recipe)
         self.model.load_state_dict(student, strict=False)
         self.real = NanoModel(recipe).requires_grad_(False)
-        self.real.load_state_dict(base, strict=False)
-        self.critic = Critic(recipe, base)
+        self.real.load_state_dict(teacher, strict=False)
+        self.critic = Critic(recipe, teacher)
+        config = variant_config(recipe.teacher, self.model.transformer.config)
+        self.ranges = stage_ranges(config.scheduler)
         rates = (recipe.muon_rate * RATE, recipe.adam_rate * RATE)
         self.optimizer = Optimizer(self.model, muon_rate=rates[0], adam_rate=rates[1])
         self.critic_optimizer = Optimizer(
@@ -134,7 +167,8 @@ class DmdStage:
         # The gradient of the latents first, so that the graphs of the scores and of the generator
         # are never in memory together.
         leaf = latents.detach().requires_grad_()
-        matching, adversarial = self.generator_losses(leaf, batch, torch_generator(rng))
+        view = self.view(leaf, self.draw_stage(rng), torch_generator(rng))
+        matching, adversarial = self.generator_losses(view, batch)
         regression = regression_loss(leaf, batch.target, known)
         torch.autograd.backward(
             matching + self.recipe.adversarial * adversarial + self.recipe.regression * regression
@@ -150,33 +184,33 @@ class DmdStage:
             "norm": norm,
         }
 
-    def generator_losses(
-        self, latents: Tensor, batch: FlowBatch, generator: Generator
-    ) -> tuple[Tensor, Tensor]:
+    def generator_losses(self, view: View, batch: FlowBatch) -> tuple[Tensor, Tensor]:
         """Return the loss of distribution matching and the adversarial one."""
-        noisy, levels = self.noised(latents, generator)
         with torch.no_grad():
-            real = self.real_clean(noisy, levels, batch)
-            fake = self.scores(noisy, levels, batch).clean
-            size = (latents - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-3)
+            real = view.predicted(self.real_flow(view, batch))
+            fake = view.predicted(self.scores(view, batch).flow)
+            size = (view.clean - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1e-3)
             direction = (fake - real) / size
-        matching = 0.5 * (latents - (latents - direction).detach()).square().mean()
-        adversarial = F.softplus(-self.scores(noisy, levels, batch).logits).mean()
+        matching = 0.5 * (view.clean - (view.clean - direction).detach()).square().mean()
+        adversarial = F.softplus(-self.scores(view, batch).logits).mean()
         return matching, adversarial
 
     def train_critic(self, rng: np.random.Generator, index: int, scale: float) -> dict[str, float]:
         batch, latents, _ = self.generate(rng, with_gradient=False)
-        generator = torch_generator(rng)
-        noisy, levels = self.noised(latents, generator)
-        fake = self.scores(noisy, levels, batch)
-        flow_error = (fake.clean - latents) / levels.view(-1, 1, 1, 1, 1)
-        following = flow_error.square().mean()
-        real_noisy, real_levels = self.noised(batch.target, generator)
-        real = self.scores(real_noisy, real_levels, batch)
+        stage, generator = self.draw_stage(rng), torch_generator(rng)
+        generated = self.view(latents, stage, generator)
+        fake = self.scores(generated, batch)
+        following = (fake.flow - generated.noisy.flow).square().mean()
+        real = self.scores(self.view(batch.target, stage, generator), batch)
         telling = F.softplus(fake.logits).mean() + F.softplus(-real.logits).mean()
         torch.autograd.backward(following + telling)
         self.critic_optimizer.step(index, scale)
         return {"critic": float(following.detach()), "telling": float(telling.detach())}
+
+    def draw_stage(self, rng: np.random.Generator) -> int:
+        """Draw the stage of the teacher at which a step compares."""
+        last = len(self.ranges) - 1
+        return last if not last or rng.random() < LAST_STAGE_SHARE else int(rng.integers(last))
 
     def generate(self, rng: np.random.Generator, *, with_gradient: bool) -> Generated:
         """Generate the chunk after real history or, every other time, after a generated one."""
@@ -201,47 +235,53 @@ class DmdStage:
         ]
         return rollout.denoise(batch.window, self.model.encode(batch.captions), noises)
 
-    def noised(self, latents: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Return noisy latents and their levels (batch,), between 0.02 and 0.98."""
+    def view(self, latents: Tensor, stage: int, generator: Generator) -> View:
+        """Return latents (batch, 16, 9, h, w) at a stage, with levels between 0.02 and 0.98."""
         levels = draw_levels(generator, len(latents), *CRITIC_LEVELS).clamp(0.02, 0.98)
-        share = levels.view(-1, 1, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=generator)
-        return (1 - share) * latents + share * noise, levels
+        own = self.ranges[stage]
+        made = noised(stage_endpoints(latents, noise, stage, self.ranges), levels, own)
+        clean = latents
+        for _ in range(len(self.ranges) - 1 - stage):
+            clean, noise = halved(clean), halved(noise) * 2
+        return View(stage, clean, made, levels, own.end * noise, own.end)
 
-    def scores(self, noisy: Tensor, levels: Tensor, batch: FlowBatch) -> Scores:
-        """Let the critic predict clean latents and judge whether they are real."""
+    def scores(self, view: View, batch: FlowBatch) -> Scores:
+        """Let the critic predict the flow and judge whether the latents are real."""
         base = self.critic.base
         tokens = dense_tokens(
             base.transformer,
             window_patches(batch.window),
-            patch_rows(noisy).flatten(1, 3),
-            1000 * levels,
+            patch_rows(view.noisy.latents).flatten(1, 3),
+            view.noisy.timesteps,
             base.encode(batch.captions),
-            self.rope(noisy),
+            self.rope(view.stage),
         )
         logits = self.critic.logit(self.critic.head(tokens.hidden).mean(dim=1))
-        return Scores(self.clean(noisy, levels, tokens.flow), logits)
+        return Scores(unpatch_rows(tokens.flow, self.grid(view.stage)), logits)
 
-    def real_clean(self, noisy: Tensor, levels: Tensor, batch: FlowBatch) -> Tensor:
-        """Return the clean latents that Base predicts, with guidance."""
-        rows, rope = patch_rows(noisy).flatten(1, 3), self.rope(noisy)
-        history = window_patches(batch.window)
+    def real_flow(self, view: View, batch: FlowBatch) -> Tensor:
+        """Return the flow that the teacher predicts, with guidance."""
+        rows, rope = patch_rows(view.noisy.latents).flatten(1, 3), self.rope(view.stage)
+        history, times = window_patches(batch.window), view.noisy.timesteps
 
         def flow(text: TextRows) -> Tensor:
-            return dense_forward(self.real.transformer, history, rows, 1000 * levels, text, rope)
+            return dense_forward(self.real.transformer, history, rows, times, text, rope)
 
         with_text = flow(self.real.encode(batch.captions))
-        without = flow(self.real.encode([""] * len(noisy)))
+        without = flow(self.real.encode([""] * len(batch.captions)))
         guided = without + self.recipe.guidance * (with_text - without)
-        return self.clean(noisy, levels, guided)
+        return unpatch_rows(guided, self.grid(view.stage))
 
-    def rope(self, noisy: Tensor) -> Rope:
-        config = self.model.transformer.config
-        return make_rope(config, self.recipe.geometry, 0, 1, noisy.device)
+    def rope(self, stage: int) -> Rope:
+        config, device = self.model.transformer.config, torch.device("cpu")
+        return make_rope(config, self.recipe.geometry, stage, len(self.ranges), device)
 
-    def clean(self, noisy: Tensor, levels: Tensor, flow: Tensor) -> Tensor:
-        rows = unpatch_rows(flow, self.recipe.geometry.patches)
-        return noisy - levels.view(-1, 1, 1, 1, 1) * rows
+    def grid(self, stage: int) -> Grid:
+        """Return the patches of a latent frame at a stage."""
+        full = self.recipe.geometry.patches
+        scale = 2 ** (len(self.ranges) - 1 - stage)
+        return Grid(full.rows // scale, full.cols // scale)
 
     def tensors(self) -> dict[str, Tensor]:
         own = self.optimizer.tensors()

@@ -23,8 +23,8 @@ BACKGROUND_TOLERANCE = 48.0
 COLOUR_TOLERANCE = 60.0
 """RGB distance from a colour that is looked for. The edge of another object may come near it, as
 blue over a field does to black, but only in a few pixels."""
-MIN_AREA, MAX_AREA = 60, 900
-"""Pixels of an object: a small triangle has about 170, a large ball 530."""
+MIN_AREA, MAX_AREA = 60, 1150
+"""Pixels of an object: a small triangle has about 260, a large ball 800."""
 COMPACT = (0.13, 0.26)
 """Spread of an object's pixels (variance over area): 0.159 for a disc, 0.192 for a triangle."""
 FRAMES_APART = 8

@@ -26,9 +26,13 @@ BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 }
 """The colours of the first and the last row of each background, RGB. Rows between are blended."""
 
-SIZES: dict[str, int] = {"small": 18, "medium": 22, "large": 26}
-"""Sides of objects in pixels. Captions leave "medium" out. At 14 pixels the codec loses what tells
-a square from a ball."""
+SIZES: dict[str, int] = {"small": 22, "medium": 27, "large": 32}
+"""Sides of objects in pixels. Captions leave "medium" out.
+
+Corners are what tells a square from a ball. At 14 pixels the codec loses them, and at 18 to 26 they
+are too small a part of the loss to be learned. At more than 32, half a row of 64 pixels, the rows'
+median colour would be the object's.
+"""
 
 MOTIONS: dict[str, tuple[int, int]] = {
     "right": (1, 0),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -30,7 +31,11 @@ def dmd_stage(training: Training, **changes: object) -> DmdStage:
     recipe = msgspec.structs.replace(training.recipe, **changes)
     weights = training.average("mid")
     return DmdStage(
-        recipe, training.pool, training.codec, student=weights, base=training.average("base")
+        recipe,
+        training.pool,
+        training.codec,
+        student=weights,
+        teacher=training.average(recipe.teacher),
     )
 
 
@@ -137,23 +142,41 @@ def test_little_memory_gives_the_same_gradients(training: Training) -> None:
     assert most[1] < 0.5 * most[0]
 
 
-def test_matching_pulls_towards_the_real_score(training: Training) -> None:
+@pytest.mark.parametrize(("teacher", "at"), [("base", 0), ("mid", 0), ("mid", 1), ("mid", 2)])
+def test_matching_pulls_towards_the_real_score(
+    training: Training, teacher: Literal["base", "mid"], at: int
+) -> None:
     """Without an adversary, the gradient of the latents is fake minus real, over their distance."""
-    stage = dmd_stage(training)
+    stage = dmd_stage(training, teacher=teacher)
     batch, latents, _ = stage.generate(np.random.default_rng(0), with_gradient=False)
     leaf = latents.clone().requires_grad_()
-    matching, _ = stage.generator_losses(leaf, batch, torch.Generator().manual_seed(0))
+    view = stage.view(leaf, at, torch.Generator().manual_seed(0))
+    matching, _ = stage.generator_losses(view, batch)
     torch.autograd.backward(matching)
-    noisy, levels = stage.noised(latents, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        real, fake = (
-            stage.real_clean(noisy, levels, batch),
-            stage.scores(noisy, levels, batch).clean,
-        )
-    size = (latents - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
-    expected = (fake - real) / size / latents.numel()
+        real = view.predicted(stage.real_flow(view, batch))
+        fake = view.predicted(stage.scores(view, batch).flow)
+    scale = 2 ** (len(stage.ranges) - 1 - at)  # a pixel of the view is the mean of scale x scale
+    assert view.clean.shape[-2:] == (8 // scale, 8 // scale)
+    size = (view.clean - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+    expected = (fake - real) / size / view.clean.numel() / scale**2
+    for axis in (-1, -2):
+        expected = expected.repeat_interleave(scale, dim=axis)
     assert leaf.grad is not None
-    assert torch.allclose(leaf.grad, expected, atol=1e-9, rtol=1e-4)
+    assert torch.allclose(leaf.grad, expected.detach(), atol=1e-9, rtol=1e-4)
+
+
+@pytest.mark.parametrize("teacher", ["base", "mid"])
+def test_the_true_flow_leads_to_the_clean_latents(
+    training: Training, teacher: Literal["base", "mid"]
+) -> None:
+    stage = dmd_stage(training, teacher=teacher)
+    latents = torch.randn(2, 16, 9, 8, 8)
+    for at in range(len(stage.ranges)):
+        view = stage.view(latents, at, torch.Generator().manual_seed(0))
+        assert torch.allclose(view.predicted(view.noisy.flow), view.clean, atol=1e-4)
+    drawn = {stage.draw_stage(np.random.default_rng(seed)) for seed in range(20)}
+    assert drawn == set(range(len(stage.ranges)))
 
 
 def test_the_critic_learns_and_leaves_the_generator_alone(training: Training) -> None:

@@ -9,21 +9,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from helios_serve import Helios
+from helios_serve.errors import CheckpointError
 from helios_serve.model_config import Variant
 from helios_serve.model_executor.components import flatten_patch_weight
 from helios_serve.model_executor.models.helios.config import read_config
 from helios_serve.model_executor.models.nano import checkpoint
+from helios_serve.model_executor.training.codec import Codec
 from helios_serve.model_executor.training.export import (
+    CODEC_FILE,
     export_checkpoint,
     package_weights,
     stored_patch_weight,
 )
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
-from helios_serve.model_executor.training.recipe import tiny_recipe
+from helios_serve.model_executor.training.recipe import Recipe, tiny_recipe
 from helios_serve.model_executor.training.rollout import Rollout
+from helios_serve.model_executor.training.training import Training
+from helios_serve.model_executor.training.unpack import unpack_weights
 from helios_serve.model_executor.training.vae_stage import as_frames, build_vae
 from helios_serve.model_executor.worker.tensors import as_tensor
 
+PACKAGED = ["codec.safetensors", "nano-base.safetensors", "nano-mid.safetensors"]
+PACKAGED += ["nano.safetensors", "vae.safetensors"]
+CODEC = Codec(torch.zeros(768), torch.zeros(16, 768), torch.ones(16))
 RECIPE = msgspec.structs.replace(tiny_recipe(), width=128)
 PROMPT = "a red ball moves right over a green field"
 STEPS: dict[Variant, tuple[int, ...]] = {
@@ -97,7 +105,7 @@ def test_the_package_has_the_weights_of_an_export(
     exported, weights = tmp_path / "exported", tmp_path / "weights"
     model, vae = random_model(), build_vae(RECIPE)
     export_checkpoint(exported, "mid", RECIPE, model.state_dict(), vae.state_dict())
-    package_weights(weights, {"nano-mid": exported})
+    package_weights(weights, {"nano-mid": exported}, CODEC)
     monkeypatch.setattr(checkpoint, "WEIGHTS", weights)
     stored = checkpoint.packaged_weights("nano-mid")
     for component, tensors in stored.items():
@@ -106,6 +114,19 @@ def test_the_package_has_the_weights_of_an_export(
         assert tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert {path.stat().st_mode & 0o777 for path in weights.iterdir()} == {0o644}
+
+
+def test_a_training_starts_from_the_packages_weights(tmp_path: Path) -> None:
+    unpack_weights(tmp_path / "unpacked")
+    training = Training(tmp_path / "next", Recipe(start=str(tmp_path / "unpacked")))
+    again = tmp_path / "again"
+    training.origin.package(again)  # type: ignore[union-attr]
+    assert sorted(path.name for path in again.iterdir()) == PACKAGED
+    for path in again.iterdir():
+        assert path.read_bytes() == (checkpoint.WEIGHTS / path.name).read_bytes()
+    assert torch.equal(training.codec.mean, load_file(checkpoint.WEIGHTS / CODEC_FILE)["mean"])
+    with pytest.raises(CheckpointError, match="has a training already"):
+        unpack_weights(tmp_path / "unpacked")
 
 
 @pytest.mark.parametrize("variant", STEPS)

@@ -124,7 +124,8 @@ def test_the_package_has_the_student_that_is_named(training: Training, tmp_path:
     for student in ("dmd", "ode"):
         Training(training.folder, student=student).package(tmp_path / student)
     files = {path.name for path in (tmp_path / "dmd").iterdir()}
-    assert files == {f"{name}.safetensors" for name in ("nano", "nano-mid", "nano-base", "vae")}
+    names = ("nano", "nano-mid", "nano-base", "vae", "codec")
+    assert files == {f"{name}.safetensors" for name in names}
     same = {
         name: (tmp_path / "dmd" / name).read_bytes() == (tmp_path / "ode" / name).read_bytes()
         for name in files

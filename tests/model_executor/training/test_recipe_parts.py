@@ -4,13 +4,22 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from helios_serve.model_config import Geometry
+from helios_serve.model_config import CHUNK_FRAMES, Geometry
 from helios_serve.model_executor.models.helios.conditioning import block_noise_factor
 from helios_serve.model_executor.models.helios.embeddings import make_rope, rotary_axis
 from helios_serve.model_executor.models.helios.schedule import stage_transition
+from helios_serve.model_executor.models.nano.checkpoint import WEIGHTS
+from helios_serve.model_executor.training.codec import Codec
 from helios_serve.model_executor.training.dense import shifted_entries
+from helios_serve.model_executor.training.export import CODEC_FILE
+from helios_serve.model_executor.training.flow_stage import (
+    encoded_backgrounds,
+    near_objects,
+    object_weights,
+)
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.noising import (
     doubled,
@@ -40,6 +49,8 @@ from helios_serve.model_executor.training.windows import (
     full_window,
     window_patches,
 )
+from helios_serve.model_executor.training.world.renderer import render
+from helios_serve.model_executor.training.world.scene import Clip, Scene, Thing
 
 
 def numbered_clip(frames: int = 36) -> Tensor:
@@ -315,6 +326,37 @@ def test_the_average_spans_the_last_tenth_of_the_steps() -> None:
     assert average_decay(0) == average_decay(8) == 0
     assert 1 / (1 - average_decay(999)) == pytest.approx(100)
     assert average_decay(10**6) == 0.999
+
+
+def marks_of(shape: str, motion: str) -> Tensor:
+    """Return what is near a large object in the middle of a frame, after one chunk."""
+    scene = Scene((Thing("red", shape, "large", motion),), "field")
+    frames = render(Clip((scene,), ((32.0, 32.0),)), CHUNK_FRAMES, (64, 64))
+    codec = Codec(**load_file(WEIGHTS / CODEC_FILE))
+    background = encoded_backgrounds(codec, 64)["field"]
+    return near_objects(codec.encode(torch.from_numpy(frames))[None], background[None])
+
+
+@pytest.mark.parametrize("motion", ["right", "up", "still"])
+def test_objects_and_what_is_around_them_are_marked(motion: str) -> None:
+    """The mark says where an object is and not which: it would draw one shape for another."""
+    marks = marks_of("square", motion)
+    assert marks.shape == (1, 1, 9, 8, 8)
+    expected = torch.zeros(8, 8)
+    expected[1:7, 1:7] = 1  # 28 pixels in the middle touch 4 x 4 latent pixels
+    assert torch.equal(marks[0, 0, 0], expected)
+    assert torch.equal(marks_of("ball", motion)[0, 0, 0], expected)
+
+
+def test_objects_count_more_where_noise_is_low() -> None:
+    marks = torch.zeros(2, 1, 9, 8, 8)
+    marks[..., :4] = 1
+    weights = object_weights(marks, 3.0, torch.tensor([0.0, 1.0]), 2, 3)
+    assert weights.shape == (2, 16, 9, 8, 8)
+    assert float(weights.mean()) == pytest.approx(1)
+    assert float(weights[0, 0, 0, 0, 0] / weights[0, 0, 0, 0, 7]) == pytest.approx(4)
+    assert float(weights[1, 0, 0, 0, 0] / weights[1, 0, 0, 0, 7]) == pytest.approx(1)
+    assert object_weights(marks, 3.0, torch.zeros(2), 0, 3).shape == (2, 16, 9, 2, 2)
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:
