@@ -13,8 +13,11 @@ from helios_serve.model_config import Variant
 from helios_serve.model_executor.models.nano.checkpoint import WEIGHTS
 from helios_serve.model_executor.training.gates.figure import as_table
 from helios_serve.model_executor.training.recipe import read_recipe
-from helios_serve.model_executor.training.training import STUDENT_STAGES, Training
-from helios_serve.model_executor.training.unpack import unpack_weights
+from helios_serve.model_executor.training.training import (
+    STUDENT_STAGES,
+    Training,
+    unpack_weights,
+)
 
 STAGES = ("vae", "base", "mid", "ode", "dmd")
 

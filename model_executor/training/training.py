@@ -6,16 +6,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from helios_serve.errors import CheckpointError
 from helios_serve.model_config import Variant
+from helios_serve.model_executor.components import flatten_patch_weight
 from helios_serve.model_executor.models.architectures import NANO
+from helios_serve.model_executor.models.nano.checkpoint import (
+    VAE_WEIGHTS,
+    WEIGHTS,
+    packaged_weights,
+)
 from helios_serve.model_executor.training.codec import Codec, make_codec
 from helios_serve.model_executor.training.distillation.dmd_stage import DmdStage
 from helios_serve.model_executor.training.distillation.ode_stage import OdeStage
 from helios_serve.model_executor.training.distillation.teacher_pairs import PairPool, make_pairs
-from helios_serve.model_executor.training.export import export_checkpoint, package_weights
+from helios_serve.model_executor.training.export import (
+    CODEC_FILE,
+    export_checkpoint,
+    package_weights,
+)
 from helios_serve.model_executor.training.flow_stage import FlowStage
 from helios_serve.model_executor.training.gates.drift import gate_d
 from helios_serve.model_executor.training.gates.figure import Figure
@@ -26,7 +37,7 @@ from helios_serve.model_executor.training.loop import Intervals, Stage, run_stag
 from helios_serve.model_executor.training.nano_model import NanoModel
 from helios_serve.model_executor.training.optimizer import part
 from helios_serve.model_executor.training.recipe import Recipe, read_recipe, write_recipe
-from helios_serve.model_executor.training.state_file import load_state
+from helios_serve.model_executor.training.state_file import load_state, save_state
 from helios_serve.model_executor.training.vae_stage import VaeStage, build_vae
 from helios_serve.options.workers import RANDOM_MODEL
 
@@ -176,3 +187,30 @@ class Training:
             return True
         intervals = Intervals(self.recipe.save_every, self.recipe.sheet_every)
         return run_stage(self.makers[stage](), self.folder, intervals, cpu_seconds=cpu_seconds)
+
+
+def unpack_weights(folder: Path) -> None:
+    """Write the packaged weights to `folder` as a training whose stages have run.
+
+    Its weights have the precision of bfloat16, and it has no optimizer states: a recipe can name it
+    as its start, but its own stages cannot go on. Raises CheckpointError if the folder has a
+    training.
+    """
+    recipe = folder / "recipe.json"
+    if recipe.exists():
+        raise CheckpointError(f"{folder} has a training already: use another folder")
+    averages: dict[str, dict[str, Tensor]] = {}
+    for model, variant in NANO.items():
+        if model != RANDOM_MODEL:
+            parts = packaged_weights(model)
+            averages["vae"] = parts.pop(VAE_WEIGHTS)
+            averages[LAST_STAGE[variant]] = {
+                f"{component}.{name}": flatten_patch_weight(name, tensor)
+                for component, tensors in parts.items()
+                for name, tensor in tensors.items()
+            }
+    for stage, average in averages.items():
+        tensors = {f"average.{name}": tensor.float() for name, tensor in average.items()}
+        save_state(folder / stage / "state.safetensors", tensors, {})
+    save_state(folder / CODEC_FILE, load_file(WEIGHTS / CODEC_FILE), {})
+    write_recipe(recipe, Recipe())

@@ -44,7 +44,7 @@ def test_references_are_brought_to_the_size() -> None:
     ("options", "fields", "message"),
     [
         ({"colour": 1}, {}, "got unknown option 'colour', expected one of: .*width, height"),
-        ({"seed": "x"}, {}, "got seed 'x', expected 0 to"),
+        ({"seed": "x"}, {}, "got seed 'x', expected an integer"),
         ({"width": 100}, {}, "got size 100x64, expected"),
         ({"steps": [1]}, {}, "got 1 step counts"),
         (

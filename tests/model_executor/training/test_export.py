@@ -24,8 +24,7 @@ from helios_serve.model_executor.training.export import (
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.recipe import Recipe, tiny_recipe
 from helios_serve.model_executor.training.rollout import Rollout
-from helios_serve.model_executor.training.training import Training
-from helios_serve.model_executor.training.unpack import unpack_weights
+from helios_serve.model_executor.training.training import Training, unpack_weights
 from helios_serve.model_executor.training.vae_stage import as_frames, build_vae
 from helios_serve.model_executor.worker.tensors import as_tensor
 
