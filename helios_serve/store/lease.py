@@ -157,7 +157,11 @@ def wait_for_lease(folder: Path, seconds: float) -> Lease:
 def claim(
     folder: Path, token: int, seconds: float, predecessor: LeaseRecord | None
 ) -> Lease | None:
-    """Take the folder after the holder `token`. None if another server was faster."""
+    """Take the folder after the holder `token`.
+
+    None if another server was faster, or if the storage took so long that the lease has run out:
+    the caller then waits for this lease as for any other.
+    """
     record = LeaseRecord(
         owner=secrets.token_hex(8),
         host=platform.node(),
@@ -177,7 +181,11 @@ def claim(
             file.flush()
             os.fsync(file.fileno())
     sync_folder(folder / FOLDER)
-    lease.check()
+    try:
+        lease.check()
+    except LeaseLostError as error:
+        logger.warning("%s; trying again", error)
+        return None
     for old in tokens(folder):
         if old <= lease.token - KEPT:
             name_of(folder, old).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from threading import Event
 import pytest
 
 from helios_serve.errors import StorageError
+from helios_serve.store import lease as lease_module
 from helios_serve.store.database import Database
 from helios_serve.store.lease import (
     FOLDER,
@@ -27,7 +28,7 @@ from helios_serve.store.video_store import VideoStore
 from tests.support.leaseholder import JOB
 from tests.support.scripts import with_tests
 
-SECONDS = 1.5
+SECONDS = 4.0
 
 
 @contextmanager
@@ -160,3 +161,21 @@ def test_a_lease_does_not_replace_the_lock_of_a_server_without_one(tmp_path: Pat
     with pytest.raises(StorageError, match="in use by another server"):
         VideoStore(tmp_path, lease=lease)
     plain.close()
+
+
+def test_a_lease_that_runs_out_while_it_is_created_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage may take longer to create the file than the lease lasts."""
+    sync, slow = lease_module.sync_folder, [True]
+
+    def slow_once(folder: Path) -> None:
+        if slow:
+            slow.pop()
+            time.sleep(1.0)
+        sync(folder)
+
+    monkeypatch.setattr(lease_module, "sync_folder", slow_once)
+    lease = wait_for_lease(tmp_path, 1.2)
+    assert lease.token == 2
+    lease.check()
