@@ -13,8 +13,8 @@ from threading import Event
 import pytest
 
 from helios_serve.errors import StorageError
-from helios_serve.store import lease as lease_module
 from helios_serve.store.database import Database
+from helios_serve.store.files import sync_folder
 from helios_serve.store.lease import (
     FOLDER,
     HOLD,
@@ -167,15 +167,15 @@ def test_a_lease_that_runs_out_while_it_is_created_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Storage may take longer to create the file than the lease lasts."""
-    sync, slow = lease_module.sync_folder, [True]
+    slow = [True]
 
     def slow_once(folder: Path) -> None:
         if slow:
             slow.pop()
             time.sleep(1.0)
-        sync(folder)
+        sync_folder(folder)
 
-    monkeypatch.setattr(lease_module, "sync_folder", slow_once)
+    monkeypatch.setattr("helios_serve.store.lease.sync_folder", slow_once)
     lease = wait_for_lease(tmp_path, 1.2)
     assert lease.token == 2
     lease.check()
