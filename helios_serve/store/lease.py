@@ -149,8 +149,7 @@ def wait_for_lease(folder: Path, seconds: float) -> Lease:
             continue
         if not has_said:
             has_said = True
-            holder = "a server" if last is None else f"{last.host}, process {last.pid}"
-            logger.info("%s is held by %s: waiting until it is free", folder, holder)
+            logger.info("%s is held by %s: waiting until it is free", folder, holder_of(last))
         time.sleep(min(MOST_POLL, seconds / POLLS, max(0.01, since + lasts - now)))
 
 
@@ -201,25 +200,24 @@ def kept(lease: Lease, end: Callable[[str], None]) -> Iterator[None]:
     """
     stopped = Event()
 
+    def holds(step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except LeaseLostError as error:
+            if not stopped.is_set():
+                end(str(error))
+            return False
+        except StorageError as error:
+            logger.warning("%s; the server ends in %.1f s without it", error, lease.left)
+        return True
+
     def renew() -> None:
-        while not stopped.wait(lease.seconds / RENEWALS):
-            try:
-                lease.renew()
-            except LeaseLostError as error:
-                if not stopped.is_set():
-                    end(str(error))
-                return
-            except StorageError as error:
-                logger.warning("%s; the server ends in %.1f s without it", error, lease.left)
+        while not stopped.wait(lease.seconds / RENEWALS) and holds(lease.renew):
+            pass
 
     def watch() -> None:
-        while not stopped.wait(max(0.0, lease.left)):
-            try:
-                lease.check()
-            except LeaseLostError as error:
-                if not stopped.is_set():
-                    end(str(error))
-                return
+        while not stopped.wait(max(0.0, lease.left)) and holds(lease.check):
+            pass
 
     threads = [
         Thread(target=work, name=f"lease {work.__name__}", daemon=True) for work in (renew, watch)
@@ -247,10 +245,9 @@ def check_not_leased(folder: Path) -> None:
     token, content = read_newest(folder)
     last = record_of(content)
     if token and (last is None or not last.is_released):
-        holder = "a server" if last is None else f"{last.host}, process {last.pid}"
         raise StorageError(
-            f"{folder} is in use with a lease, by {holder}: add --data-lease, which waits until it "
-            "is free, or stop that server"
+            f"{folder} is in use with a lease, by {holder_of(last)}: add --data-lease, which waits "
+            "until it is free, or stop that server"
         )
 
 
@@ -274,6 +271,11 @@ def record_of(content: bytes) -> LeaseRecord | None:
         return msgspec.json.decode(content.partition(b" ")[2], type=LeaseRecord)
     except msgspec.DecodeError:
         return None
+
+
+def holder_of(record: LeaseRecord | None) -> str:
+    """Return who holds a lease, for a message."""
+    return "a server" if record is None else f"{record.host}, process {record.pid}"
 
 
 def newest(folder: Path) -> int:

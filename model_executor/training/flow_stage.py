@@ -22,8 +22,8 @@ from helios_serve.model_executor.training.dense import dense_forward
 from helios_serve.model_executor.training.latent_pool import LatentPool
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.noising import (
+    at_stage,
     draw_levels,
-    halved,
     noised,
     stage_endpoints,
     stage_ranges,
@@ -195,8 +195,7 @@ def object_weights(marks: Tensor, extra: float, noise: Tensor, stage: int, stage
     It is 1 + `extra` * (1 - noise)^2 near objects. At high `noise` (batch,) their places are not
     known, and a higher weight would draw objects everywhere.
     """
-    for _ in range(stages - 1 - stage):
-        marks = halved(marks)
+    marks = at_stage(marks, stage, stages)
     weights = 1 + extra * (1 - noise.view(-1, 1, 1, 1, 1)).square() * marks
     return (weights / weights.mean()).expand(-1, LATENT_CHANNELS, -1, -1, -1)
 

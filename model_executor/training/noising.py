@@ -65,6 +65,19 @@ def doubled(latents: Tensor) -> Tensor:
     return latents.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
 
 
+def at_stage(latents: Tensor, stage: int, stages: int) -> Tensor:
+    """Return latents of full resolution at that of a stage, the last of which is the full one."""
+    for _ in range(stages - 1 - stage):
+        latents = halved(latents)
+    return latents
+
+
+def noise_at_stage(noise: Tensor, stage: int, stages: int) -> Tensor:
+    """Return noise at the resolution of a stage, with the same variance."""
+    scale: int = 2 ** (stages - 1 - stage)
+    return at_stage(noise, stage, stages) * scale
+
+
 def stage_endpoints(
     clean: Tensor, noise: Tensor, stage: int, stages: list[StageRange]
 ) -> Endpoints:
@@ -74,8 +87,8 @@ def stage_endpoints(
     upsampled clean latents of the stage before and ends with its own, both with the same noise
     (Pyramid Flow, arXiv 2410.05954, as Helios trains it).
     """
-    for _ in range(len(stages) - 1 - stage):
-        clean, noise = halved(clean), halved(noise) * 2
+    clean = at_stage(clean, stage, len(stages))
+    noise = noise_at_stage(noise, stage, len(stages))
     coarse = doubled(halved(clean)) if stage else clean
     own = stages[stage]
     return Endpoints(

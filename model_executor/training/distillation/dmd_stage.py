@@ -34,8 +34,9 @@ from helios_serve.model_executor.training.latent_pool import LatentPool
 from helios_serve.model_executor.training.nano_model import NanoModel, variant_config
 from helios_serve.model_executor.training.noising import (
     Noised,
+    at_stage,
     draw_levels,
-    halved,
+    noise_at_stage,
     noised,
     stage_endpoints,
     stage_ranges,
@@ -241,10 +242,9 @@ class DmdStage:
         noise = torch.randn(latents.shape, generator=generator)
         own = self.ranges[stage]
         made = noised(stage_endpoints(latents, noise, stage, self.ranges), levels, own)
-        clean = latents
-        for _ in range(len(self.ranges) - 1 - stage):
-            clean, noise = halved(clean), halved(noise) * 2
-        return View(stage, clean, made, levels, own.end * noise, own.end)
+        clean = at_stage(latents, stage, len(self.ranges))
+        kept = own.end * noise_at_stage(noise, stage, len(self.ranges))
+        return View(stage, clean, made, levels, kept, own.end)
 
     def scores(self, view: View, batch: FlowBatch) -> Scores:
         """Let the critic predict the flow and judge whether the latents are real."""
